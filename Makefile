@@ -1,0 +1,70 @@
+# Every target works from a fresh clone: the first one run makes .venv and installs into it.
+# ARGS is handed to the program: make train ARGS="--outer sign_maml --seed 1"
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+PACKAGES := metarl envs agents experiments
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install train benchmark tensorboard check lint types unit test test-slow wheel-test format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The first interpreter that is new enough and can make a virtual environment.
+$(PY):
+	@for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "$$python -m venv $(VENV)"; exec $$python -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "error: Python 3.11 or newer, with the venv module, was not found; 'python3 --version' says:" \
+		"$$(python3 --version 2>&1)" >&2; \
+	exit 1
+
+# setuptools first and no build isolation: what builds the package is pinned like everything else.
+$(READY): pyproject.toml constraints.txt | $(PY)
+	$(PY) -m pip install --quiet --constraint constraints.txt setuptools
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+install: $(READY)  ## make .venv with the pinned dependencies (every other target does so by itself)
+
+train: $(READY)  ## meta-train MAML on the 2D navigation tasks
+	$(PY) -m experiments.train --env navigation --outer maml --iterations 150 --seed 0 --log-dir runs $(ARGS)
+
+benchmark: $(READY)  ## measure the speed of the parts
+	$(PY) -m experiments.benchmark $(ARGS)
+
+tensorboard: $(READY)  ## show the curves of runs/
+	$(PY) -m tensorboard.main --logdir runs $(ARGS)
+
+check: lint types unit  ## format, lint, types, fast tests and doctests: before every commit
+
+lint: $(READY)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+types: $(READY)
+	$(PY) -m mypy
+
+unit: $(READY)
+	$(PY) -m pytest -q --doctest-modules $(PACKAGES) tests
+
+test: unit wheel-test  ## all tests but the slow ones
+
+test-slow: $(READY)  ## the learning tests, minutes each
+	$(PY) -m pytest -m slow $(ARGS)
+
+wheel-test: $(READY)  ## build the wheel, install it elsewhere, train with it
+	$(PY) -m pytest -q -m wheel tests/test_wheel.py
+
+format: $(READY)  ## let ruff rewrite the sources
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+clean:  ## remove .venv, caches and build products, but not runs/
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,178 @@
+"""Stable-Baselines3's actor as a pure function of its parameters.
+
+The network *is* SB3's: the same `policy_kwargs`, the same initialisation, the same parameter names. Only the way out
+differs: `forward` returns the parameters of the action distribution instead of sampling, so that it can be batched over
+tasks, differentiated twice and traced.
+"""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium.spaces import Box, Discrete
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import VecTransposeImage
+from torch import Tensor, nn
+
+from metarl.errors import did_you_mean
+
+CRITIC = [32, 32]
+"""The critic's hidden layers where `net_arch` says nothing about them: it is not meta-trained, so it is kept small."""
+
+GSDE = {"use_sde", "full_std", "use_expln", "squash_output"}
+OWN = {"self", "observation_space", "action_space", "lr_schedule"}
+POLICY_KWARGS = set(inspect.signature(ActorCriticPolicy.__init__).parameters) - OWN - GSDE
+
+
+class PolicyModule(nn.Module):
+    """The actor of an SB3 `ActorCriticPolicy`, fit for `torch.func`.
+
+    `forward` is a function of the observations and the parameters alone: it keeps no state and builds no distribution,
+    and it computes in the dtype of the parameters. So `vmap(functional_call)`, `vmap(vjp(grad))`, `make_fx` and
+    `.double()` work on it. The critic comes along for the day the policy is fine-tuned with SB3 (`to_sb3`); `forward`
+    does not use it, hence it is not meta-trained.
+    """
+
+    def __init__(
+        self, policy: ActorCriticPolicy, policy_kwargs: Mapping[str, Any] | None = None, channels_last: bool = False
+    ) -> None:
+        """Wrap `policy`, which was built with `policy_kwargs`; prefer `make_policy` and `from_sb3`.
+
+        `channels_last` says that observations come as `[B, H, W, C]`; SB3's networks want the channels first.
+        """
+        super().__init__()
+        self.policy = policy
+        self.policy_kwargs = dict(policy_kwargs or {})
+        self.channels_last = channels_last
+        self.action_space: gymnasium.Space[Any] = policy.action_space
+        self._classes = int(policy.observation_space.n) if isinstance(policy.observation_space, Discrete) else None
+        self._divisor = 255.0 if policy.normalize_images and is_image_space(policy.observation_space) else 1.0
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, ...]:
+        """The parameters of the action distribution.
+
+        Args:
+            obs: `[B, *obs_shape]`, as the environment gives them.
+
+        Returns:
+            `(loc, scale)`, each `[B, A]`, of an independent normal distribution for a Box;
+            `(logits,)`, `[B, A]`, not normalised, for a Discrete action space.
+        """
+        policy = self.policy
+        features = policy.pi_features_extractor(self._preprocess(obs))
+        out = policy.action_net(policy.mlp_extractor.forward_actor(features))  # [B, A]
+        if isinstance(self.action_space, Discrete):
+            return (out,)
+        return out, policy.log_std.exp().expand_as(out)
+
+    def _preprocess(self, obs: Tensor) -> Tensor:
+        """SB3's `preprocess_obs`, but in the dtype of the parameters instead of always float32."""
+        dtype = next(self.policy.action_net.parameters()).dtype
+        if self._classes is not None:
+            # nn.functional.one_hot looks at its values, which vmap over grad forbids
+            return (obs.unsqueeze(-1) == torch.arange(self._classes, device=obs.device)).to(dtype)
+        if self.channels_last:
+            obs = obs.permute(0, 3, 1, 2)
+        return obs.to(dtype) if self._divisor == 1.0 else obs.to(dtype) / self._divisor
+
+
+def make_policy(
+    observation_space: gymnasium.Space[Any],
+    action_space: gymnasium.Space[Any],
+    *,
+    policy_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> PolicyModule:
+    """A freshly initialised policy on the CPU; the global random generators are neither read nor changed.
+
+    Args:
+        observation_space: Box or Discrete. A `uint8` image in [0, 255] gets SB3's CNN, channels first or last.
+        action_space: a one-dimensional Box or a Discrete.
+        policy_kwargs: as in `PPO(..., policy_kwargs=...)`: `net_arch`, `activation_fn`, `log_std_init`, `ortho_init`,
+            `features_extractor_class`, `features_extractor_kwargs`, `normalize_images` and so on. Where `net_arch` does
+            not say otherwise the critic has two layers of 32 units: it is not meta-trained.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: for other spaces, for gSDE or squashed outputs, and for unknown `policy_kwargs`.
+
+    Example:
+        >>> import gymnasium, torch
+        >>> env = gymnasium.make("Pendulum-v1")
+        >>> policy = make_policy(env.observation_space, env.action_space, policy_kwargs={"net_arch": [100, 100]})
+        >>> loc, scale = policy(torch.zeros(5, 3))
+        >>> loc.shape, scale.shape
+        (torch.Size([5, 1]), torch.Size([5, 1]))
+    """
+    check_spaces(observation_space, action_space)
+    kwargs = _with_small_critic(check_policy_kwargs(policy_kwargs or {}))
+    is_image = is_image_space(observation_space)
+    channels_last = is_image and not is_image_space_channels_first(observation_space)  # type: ignore[arg-type]
+    if channels_last:
+        observation_space = VecTransposeImage.transpose_space(observation_space)  # type: ignore[arg-type]
+    policy_class = ActorCriticCnnPolicy if is_image else ActorCriticPolicy
+    policy = build(policy_class, observation_space, action_space, kwargs, seed)
+    return PolicyModule(policy, kwargs, channels_last)
+
+
+def build(
+    policy_class: type[ActorCriticPolicy],
+    observation_space: gymnasium.Space[Any],
+    action_space: gymnasium.Space[Any],
+    policy_kwargs: Mapping[str, Any],
+    seed: int,
+) -> ActorCriticPolicy:
+    """SB3's policy, its weights drawn from `seed` and nothing else."""
+    # copies: SB3 writes into these dictionaries, and its CNN draws a sample from the space
+    spaces = copy.deepcopy((observation_space, action_space))
+    kwargs = copy.deepcopy(dict(policy_kwargs))
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        try:
+            return policy_class(*spaces, lambda _: 0.0, **kwargs)
+        except RuntimeError as error:  # a convolution larger than the image
+            raise ValueError(
+                f"the features extractor does not fit observation_space {observation_space} ({error}); SB3's CNN wants"
+                " at least 36 x 36 pixels, pass a features_extractor_class for smaller ones"
+            ) from error
+
+
+def check_spaces(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
+    """Only spaces that `PolicyModule` handles.
+
+    Raises:
+        ValueError: for any other, naming it.
+    """
+    for name, space in [("observation_space", observation_space), ("action_space", action_space)]:
+        if not isinstance(space, Box | Discrete):
+            raise ValueError(f"{name} must be a Box or a Discrete, got {space}")
+        if isinstance(space, Discrete) and space.start != 0:
+            raise ValueError(f"{name} must be a Discrete that starts at 0, got {space}")
+    if isinstance(action_space, Box) and len(action_space.shape) != 1:
+        raise ValueError(f"action_space must be a Box of one dimension, got shape {action_space.shape}")
+
+
+def check_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `policy_kwargs` without gSDE's switches.
+
+    Raises:
+        ValueError: if one of these is on, or a name is unknown.
+    """
+    for name in policy_kwargs:
+        if name in {"use_sde", "squash_output"} and policy_kwargs[name]:
+            raise ValueError(f"policy_kwargs[{name!r}] must be False: its distribution is not a plain normal one")
+        if name not in POLICY_KWARGS | GSDE:
+            hint = did_you_mean(name, POLICY_KWARGS)
+            raise ValueError(f"policy_kwargs must have names among {sorted(POLICY_KWARGS)}, got {name!r}{hint}")
+    return {name: value for name, value in policy_kwargs.items() if name not in GSDE}
+
+
+def _with_small_critic(kwargs: dict[str, Any]) -> dict[str, Any]:
+    net_arch = kwargs.get("net_arch")
+    if isinstance(net_arch, Mapping):
+        return kwargs | {"net_arch": {"vf": CRITIC, **net_arch}}
+    return kwargs if net_arch is None else kwargs | {"net_arch": {"pi": list(net_arch), "vf": CRITIC}}

@@ -1,0 +1,119 @@
+"""The bridge to Stable-Baselines3 and back: a meta-trained or adapted policy becomes a PPO model that learns on."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from stable_baselines3 import PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage, is_vecenv_wrapped
+from torch import Tensor
+
+from agents.policy import PolicyModule, build, check_policy_kwargs, check_spaces
+from metarl.errors import did_you_mean
+
+PREFIX = "policy."  # of a PolicyModule's parameters, which SB3's own names lack
+
+
+def to_sb3(
+    policy: PolicyModule,
+    params: Mapping[str, Tensor] | None,
+    env: gymnasium.Env[Any, Any] | VecEnv,
+    **ppo_kwargs: Any,
+) -> PPO:
+    """A PPO model on `env` with the architecture of `policy`.
+
+    Its deterministic `predict` is the mode of `policy` at `params`, clipped to the bounds of a Box; it can `learn`,
+    `save` and `load`. The critic is the one in `policy`: it was not meta-trained.
+
+    Args:
+        policy: the architecture, and the values of all parameters that `params` does not have.
+        params: the parameters of ONE task, keys as in `policy.named_parameters()`, the actor's only if one likes.
+        env: one environment or SB3's vector environment, with the spaces of `policy`.
+        **ppo_kwargs: what else `PPO` takes: `learning_rate`, `n_steps`, `seed`, `device` and so on.
+
+    Raises:
+        ValueError: for unknown keys or other shapes in `params`, for spaces other than the policy's, for action bounds
+            that are not finite, and for `ppo_kwargs` that would change the architecture.
+
+    Example:
+        >>> from agents import make_policy
+        >>> env = gymnasium.make("CartPole-v1")
+        >>> policy = make_policy(env.observation_space, env.action_space)
+        >>> model = to_sb3(policy, None, env, n_steps=64, device="cpu")
+        >>> obs, _ = env.reset(seed=0)
+        >>> action, _ = model.predict(obs, deterministic=True)
+    """
+    params = params or {}
+    _check_params(policy, params)
+    _check_env(policy, env)
+    for name in ("policy_kwargs", "use_sde"):
+        if name in ppo_kwargs:
+            raise ValueError(f"ppo_kwargs must not have {name!r}: the policy decides it")
+    with torch.random.fork_rng(devices=[]):  # SB3's initial weights are overwritten at once
+        model = PPO(type(policy.policy), env, policy_kwargs=copy.deepcopy(policy.policy_kwargs), **ppo_kwargs)
+    model.policy.load_state_dict(policy.policy.state_dict())
+    weights = dict(model.policy.named_parameters())
+    with torch.no_grad():
+        for name, value in params.items():
+            weights[name.removeprefix(PREFIX)].copy_(value)
+    return model
+
+
+def from_sb3(model: OnPolicyAlgorithm) -> PolicyModule:
+    """The policy of a PPO or A2C model as a `PolicyModule`; the parameters are copies.
+
+    Raises:
+        ValueError: for a policy that is not an `ActorCriticPolicy` with plain normal or categorical actions over a Box
+            or Discrete observation space, or one that computes its distribution in its own way.
+    """
+    source = model.policy
+    if not isinstance(source, ActorCriticPolicy):
+        raise ValueError(f"model must have an ActorCriticPolicy (PPO, A2C), got {type(source).__name__}")
+    if source.use_sde:
+        raise ValueError("model must not use gSDE: its distribution is not a plain normal one")
+    for name in ("get_distribution", "extract_features", "_get_action_dist_from_latent"):
+        if getattr(type(source), name) is not getattr(ActorCriticPolicy, name):
+            raise ValueError(f"model's policy must not override {name}, {type(source).__name__} does")
+    check_spaces(source.observation_space, source.action_space)
+    kwargs = check_policy_kwargs(model.policy_kwargs)
+    policy = build(type(source), source.observation_space, source.action_space, kwargs, seed=0).to(model.device)
+    policy.load_state_dict(source.state_dict())
+    channels_last = model.env is not None and is_vecenv_wrapped(model.env, VecTransposeImage)
+    return PolicyModule(policy, kwargs, channels_last)
+
+
+def _check_params(policy: PolicyModule, params: Mapping[str, Tensor]) -> None:
+    shapes = {name: parameter.shape for name, parameter in policy.named_parameters()}
+    for name, value in params.items():
+        if name not in shapes:
+            raise ValueError(
+                f"params must have keys of policy.named_parameters(), got {name!r}{did_you_mean(name, shapes)}"
+            )
+        if value.shape == shapes[name]:
+            continue
+        stacked = value.shape[1:] == shapes[name]
+        hint = "; it looks stacked [T, ...], pick one task: {k: v[i] for k, v in params.items()}" if stacked else ""
+        raise ValueError(f"params[{name!r}] must have shape {tuple(shapes[name])}, got {tuple(value.shape)}{hint}")
+
+
+def _check_env(policy: PolicyModule, env: gymnasium.Env[Any, Any] | VecEnv) -> None:
+    space = env.observation_space
+    if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
+        # PPO will do the same
+        space = VecTransposeImage.transpose_space(space)  # type: ignore[arg-type]
+    for name, wanted, found in [
+        ("observation_space", policy.policy.observation_space, space),
+        ("action_space", policy.action_space, env.action_space),
+    ]:
+        if wanted != found:
+            raise ValueError(f"env must have the policy's {name}, {wanted}, got {found}")
+    action_space = env.action_space
+    if isinstance(action_space, Box) and not np.isfinite([action_space.low, action_space.high]).all():
+        raise ValueError(f"env must have an action_space with finite bounds for PPO, got {action_space}")

@@ -1,0 +1,32 @@
+"""Gradient-based meta-reinforcement learning: meta-gradients over task oracles, adaptation and evaluation."""
+
+from metarl.errors import NonFiniteError
+from metarl.evaluation import Evaluation, evaluate
+from metarl.inner import Path, adapt
+from metarl.learner import MetaLearner
+from metarl.outer import OUTER, Method, make_method, register
+from metarl.types import Batch, Inner, MetaGrad, OuterUpdate, Params, Task, TaskDistribution, Tasks, TaskSource
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "OUTER",
+    "Batch",
+    "Evaluation",
+    "Inner",
+    "MetaGrad",
+    "MetaLearner",
+    "Method",
+    "NonFiniteError",
+    "OuterUpdate",
+    "Params",
+    "Path",
+    "Task",
+    "TaskDistribution",
+    "TaskSource",
+    "Tasks",
+    "adapt",
+    "evaluate",
+    "make_method",
+    "register",
+]

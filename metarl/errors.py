@@ -1,0 +1,58 @@
+"""Errors with enough in them to mend their cause, and the checks that raise them early."""
+
+import difflib
+import math
+from collections.abc import Collection, Iterable
+from numbers import Integral, Real
+
+
+class NonFiniteError(ArithmeticError):
+    """A NaN or an infinity where a number was needed: names the quantity, the task and, in training, the iteration."""
+
+    def __init__(self, quantity: str, task: int | None = None, iteration: int | None = None) -> None:
+        self.quantity, self.task, self.iteration = quantity, task, iteration
+        where = "" if iteration is None else f" in iteration {iteration}"
+        where += "" if task is None else f", task {task}"
+        super().__init__(f"NaN or infinity in {quantity}{where}; the usual cure is a smaller inner or outer step size")
+
+
+def check_int(name: str, value: object, minimum: int = 1) -> int:
+    """`value` as an integer of at least `minimum`.
+
+    Raises:
+        ValueError: otherwise, naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    return int(value)
+
+
+def check_real(name: str, value: object, low: float = 0.0, high: float = math.inf, *, open_low: bool = True) -> float:
+    """`value` as a finite number above `low` (or equal to it, unless `open_low`) and at most `high`.
+
+    Raises:
+        ValueError: otherwise, naming the argument.
+    """
+    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not (low < value if open_low else low <= value) or value > high:  # type: ignore[operator]
+        wanted = f"{'above' if open_low else 'at least'} {low:g}"
+        wanted += f" and at most {high:g}" if high < math.inf else ""
+        raise ValueError(f"{name} must be a finite number {wanted}, got {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> str:
+    """`value` if it is one of `choices`.
+
+    Raises:
+        ValueError: otherwise, naming the argument, the choices and the nearest of them.
+    """
+    if isinstance(value, str) and value in choices:
+        return value
+    raise ValueError(f"{name} must be one of {sorted(choices)}, got {value!r}{did_you_mean(value, choices)}")
+
+
+def did_you_mean(value: object, choices: Iterable[str]) -> str:
+    """A closing half sentence with the nearest valid choice, or nothing."""
+    near = difflib.get_close_matches(str(value), list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

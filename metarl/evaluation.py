@@ -1,0 +1,66 @@
+"""How good is a policy after 0, 1, 2, ... gradient steps on tasks it has never seen?"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarl.derivatives import gradients, scores
+from metarl.inner import inner_step
+from metarl.oracles import Checking, Counting
+from metarl.statistics import bootstrap_ci
+from metarl.tree import stack
+from metarl.types import Params, Rule, Tasks
+
+
+class Evaluation(NamedTuple):
+    """An adaptation curve: a score per task after every number of steps."""
+
+    scores: Tensor  # [K + 1, T]
+    costs: list[dict[str, int]]  # K + 1: what adaptation up to each step took, all tasks together
+
+    @property
+    def mean(self) -> list[float]:
+        """The mean over tasks after each step."""
+        return [float(row) for row in self.scores.double().mean(1)]
+
+    @property
+    def ci95(self) -> list[tuple[float, float]]:
+        """A 95 % bootstrap interval of each mean, over tasks."""
+        return [bootstrap_ci(row.numpy()) for row in self.scores]
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        steps, tasks = self.scores.shape
+        units = sorted(set().union(*self.costs))
+        return {
+            "steps": list(range(steps)),
+            "mean": self.mean,
+            "ci95": [list(interval) for interval in self.ci95],
+            "num_tasks": tasks,
+            **{unit: [cost.get(unit, 0) for cost in self.costs] for unit in units},
+        }
+
+
+def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule]) -> Evaluation:
+    """Adapt to every task with one rule per step; score before the first step and after each, on data of its own.
+
+    No graph is built, and `params` are not changed. Only the data that adaptation used is counted as its cost.
+
+    Args:
+        params: where adaptation starts, not stacked.
+        tasks: held-out tasks.
+        rules: the inner rule of each step, so that step sizes may change.
+    """
+    scoring, counting = Checking(tasks), Counting(Checking(tasks))
+    w = anchor = stack(params, tasks.num_tasks)
+    curve = [scores(tasks, w, scoring.draw(w, "outer"))]
+    costs: list[Counter[str]] = [Counter()]
+    for rule in rules:
+        grads = gradients(counting, w, counting.draw(w, "inner"))
+        w = inner_step(rule, w, grads, anchor)
+        curve.append(scores(tasks, w, scoring.draw(w, "outer")))
+        costs.append(Counter(counting.counts))
+    return Evaluation(torch.stack(curve).cpu(), [dict(cost) for cost in costs])

@@ -1,0 +1,326 @@
+"""The loop: sample tasks, let the outer update make a meta-gradient, step; with everything needed to go on later."""
+
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from metarl import checkpoint, tree
+from metarl.callbacks import Callback, Metrics
+from metarl.derivatives import scores
+from metarl.errors import NonFiniteError, check_int
+from metarl.evaluation import Evaluation, evaluate
+from metarl.inner import adapt
+from metarl.oracles import Checking, Counting, Wrapped, check_finite
+from metarl.outer import Method, make_method
+from metarl.step import OptimizerFactory, OptimizerStep, Schedule, spread
+from metarl.types import Batch, MetaGrad, Params, Role, Rule, Tasks, TaskSource
+
+
+class MetaLearner:
+    """Meta-trains initial parameters so that a few inner steps adapt them to a task.
+
+    Args:
+        source: where tasks come from, for example `metarl.rl.ReinforcementLearning`.
+        outer: the name of a registered method, or a `Method` of your own.
+        inner_lr: alpha, the inner step size (of a named method).
+        inner_steps: N; `None` takes the method's default (of a named method).
+        outer_options: options of a named method, such as `{"hessian_data": "inner"}`.
+        meta_batch_size: T, tasks per iteration.
+        learning_rate: beta, the outer step size.
+        optimizer: a class of `torch.optim`, or any factory `(leaves, lr=...)`.
+        max_grad_norm: clips the mean meta-gradient.
+        schedule: from the number of finished iterations to a factor of `learning_rate`.
+        seed: everything random in training follows from it.
+
+    Raises:
+        ValueError: for arguments that cannot work, before anything starts.
+
+    Example:
+        >>> from agents import make_policy
+        >>> from envs import Navigation
+        >>> from metarl.rl import ReinforcementLearning
+        >>> tasks = Navigation(horizon=10)
+        >>> policy = make_policy(tasks.observation_space, tasks.action_space)
+        >>> learner = MetaLearner(ReinforcementLearning(tasks, policy, episodes=4), "maml", meta_batch_size=2)
+        >>> learner.learn(2).iterations
+        2
+        >>> len(learner.evaluate(num_tasks=3, steps=1).mean)
+        2
+    """
+
+    def __init__(
+        self,
+        source: TaskSource,
+        outer: str | Method = "maml",
+        *,
+        inner_lr: float = 0.1,
+        inner_steps: int | None = None,
+        outer_options: Mapping[str, Any] | None = None,
+        meta_batch_size: int = 20,
+        learning_rate: float = 1e-3,
+        optimizer: OptimizerFactory = torch.optim.Adam,
+        max_grad_norm: float | None = None,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.source = source
+        self.outer = outer
+        self.inner_lr = inner_lr
+        self.outer_options = dict(outer_options or {})
+        self.method = self._make_method(inner_lr, inner_steps)
+        self.meta_batch_size = check_int("meta_batch_size", meta_batch_size)
+        self.seed = check_int("seed", seed, minimum=0)
+        self.params: Params = source.initial_params()
+        self.outer_step = OptimizerStep(self.params, optimizer, learning_rate, max_grad_norm, schedule)
+        self.counts: Counter[str] = Counter()
+        self.iterations = 0
+        self.stopped_by: str | None = None
+        self._rng = np.random.default_rng(seed)
+        self._callbacks: list[Callback] = []
+        self._saved_callbacks: list[tuple[str, dict[str, Any]]] = []
+        self._stop_requested: str | None = None
+
+    def learn(self, iterations: int, callbacks: Iterable[Callback] = ()) -> Self:
+        """Train for `iterations` more iterations.
+
+        The first SIGINT (Ctrl-C) or SIGTERM lets the running iteration finish and ends training in good order, with
+        the callbacks' `on_end` (so a checkpoint is written); `stopped_by` then names the signal.
+
+        Raises:
+            NonFiniteError: at the first NaN or infinity; the parameters are those of the last good iteration.
+        """
+        check_int("iterations", iterations)
+        active = self._callbacks = list(callbacks)
+        self._restore_callbacks()
+        self._stop_requested = self.stopped_by = None
+        with self._finish_iteration_on_signals():
+            try:
+                for callback in active:
+                    callback.on_start(self, self.iterations + iterations)
+                for _ in range(iterations):
+                    metrics = self._iterate()
+                    for callback in active:
+                        callback.on_iteration(self, metrics)
+                    if self._stop_requested:
+                        break
+                self.stopped_by = self._stop_requested
+                for callback in active:
+                    callback.on_end(self)
+            finally:
+                for callback in active:
+                    callback.close()
+        return self
+
+    def stop(self, reason: str = "stop()") -> None:
+        """End `learn` after the running iteration; for callbacks."""
+        self._stop_requested = reason
+
+    def adapt(self, tasks: Tasks, steps: int | None = None) -> Params:
+        """The parameters adapted to each of `tasks`, stacked `[T, ...]`, after `steps` (default: as in training)."""
+        inner = self.method.inner
+        if steps is not None:
+            inner = inner._replace(steps=check_int("steps", steps, minimum=0))
+        return adapt(self.params, Checking(tasks), inner).params[-1]
+
+    def evaluate(
+        self,
+        source: TaskSource | None = None,
+        *,
+        num_tasks: int = 40,
+        steps: int = 3,
+        step_sizes: Sequence[float] | None = None,
+        seed: int = 1000,
+    ) -> Evaluation:
+        """The score after 0, 1, ..., `steps` inner steps on held-out tasks.
+
+        Args:
+            source: of the held-out tasks; default: the training source, whose tasks are drawn anew from `seed`.
+            num_tasks: how many.
+            steps: inner steps.
+            step_sizes: an inner step size for each step; default: as in training.
+            seed: of the tasks and of everything random in them; training is not disturbed.
+        """
+        rules = self.rules(check_int("steps", steps, minimum=0), step_sizes)
+        rng = np.random.default_rng([check_int("seed", seed, minimum=0), 1])  # never a training seed's stream
+        return evaluate(self.params, (source or self.source).sample(check_int("num_tasks", num_tasks), rng), rules)
+
+    def rules(self, steps: int, step_sizes: Sequence[float] | None = None) -> list[Rule]:
+        """The inner rule of each of `steps` adaptation steps."""
+        if step_sizes is None:
+            return [self.method.inner.rule] * steps
+        if len(step_sizes) != steps:
+            raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(step_sizes)}")
+        if not isinstance(self.outer, str):
+            raise ValueError("step_sizes need a method given by its name, which knows how to make its rule")
+        return [self._make_method(size, None).inner.rule for size in step_sizes]
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint: everything the next iteration depends on."""
+        checkpoint.save(Path(path), self.state_dict())
+
+    @classmethod
+    def load(cls, path: str | Path, source: TaskSource, **arguments: Any) -> Self:
+        """The learner saved at `path`, ready to go on exactly where it was.
+
+        Args:
+            path: a checkpoint.
+            source: the same kind of source it was trained with.
+            arguments: of the constructor that a file cannot hold: an `outer` given as a `Method`, an `optimizer` other
+                than a class of `torch.optim`, a `schedule`.
+
+        Raises:
+            ValueError: when the file is not a whole checkpoint, or does not fit the source.
+        """
+        state = checkpoint.load(Path(path))
+        learner = cls(source, **_constructor_arguments(state["config"], arguments))
+        learner.load_state_dict(state)
+        return learner
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `save` saves."""
+        return {
+            "config": self._config(),
+            "params": self.params,
+            "outer_step": self.outer_step.state_dict(),
+            "counts": dict(self.counts),
+            "iterations": self.iterations,
+            "rng": checkpoint.generator_state(self._rng),
+            "callbacks": [(type(callback).__name__, callback.state_dict()) for callback in self._callbacks],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`.
+
+        Raises:
+            ValueError: when the parameters do not fit.
+        """
+        shapes, found = ({k: tuple(v.shape) for k, v in p.items()} for p in (self.params, state["params"]))
+        if shapes != found:
+            raise ValueError(f"the checkpoint's parameters must have the shapes {shapes}, found {found}")
+        self.params = {k: state["params"][k].to(leaf.device, leaf.dtype) for k, leaf in self.params.items()}
+        self.outer_step.load_state_dict(state["outer_step"])
+        self.counts = Counter(state["counts"])
+        self.iterations = int(state["iterations"])
+        checkpoint.restore_generator(self._rng, state["rng"])
+        self._saved_callbacks = list(state["callbacks"])
+
+    def _iterate(self) -> Metrics:
+        start, steps_before = time.perf_counter(), self.counts["env_steps"]
+        tasks = self.source.sample(self.meta_batch_size, self._rng)
+        first = _ScoreBefore(Checking(Counting(tasks, self.counts)))
+        try:
+            stepped = self.outer_step(self.params, first, lambda w, t: self.method.update(w, t, self.method.inner))
+            check_finite(stepped.meta_grad.grads, "meta-gradient")
+            check_finite(tree.stack(stepped.params, 1), "parameters after the outer step")
+        except NonFiniteError as error:
+            raise NonFiniteError(error.quantity, error.task, self.iterations + 1) from error
+        self.params = stepped.params
+        self.iterations += 1
+        return self._metrics(stepped.meta_grad, first.mean_score, start, steps_before)
+
+    def _metrics(self, meta_grad: MetaGrad, score_before: float, start: float, steps_before: int) -> Metrics:
+        name = self.source.score_name
+        metrics: Metrics = {
+            "iteration": self.iterations,
+            f"rollout/{name}_before": score_before,
+            f"rollout/{name}_after": float(meta_grad.score.mean()),
+            "train/meta_grad_norm": float(tree.norm(tree.mean(meta_grad.grads))),
+            "train/meta_grad_spread": float(spread(meta_grad.grads)),
+            **{f"train/{key}": float(value.mean()) for key, value in meta_grad.info.items()},
+            **{f"oracle/{key}": value for key, value in sorted(self.counts.items())},
+        }
+        seconds = metrics["time/iteration_seconds"] = time.perf_counter() - start
+        if "env_steps" in self.counts:
+            metrics["time/env_steps_per_second"] = (self.counts["env_steps"] - steps_before) / seconds
+        return metrics
+
+    def _make_method(self, inner_lr: float, inner_steps: int | None) -> Method:
+        if isinstance(self.outer, str):
+            return make_method(self.outer, inner_lr, inner_steps, **self.outer_options)
+        if self.outer_options or inner_steps is not None:
+            raise ValueError("inner_steps and outer_options go with the name of a method; a Method has its own")
+        return self.outer
+
+    def _restore_callbacks(self) -> None:
+        """Give each callback the state of the first saved one of its kind."""
+        for callback in self._callbacks:
+            for i, (kind, state) in enumerate(self._saved_callbacks):
+                if kind == type(callback).__name__:
+                    callback.load_state_dict(state)
+                    del self._saved_callbacks[i]
+                    break
+
+    def _config(self) -> dict[str, Any]:
+        step = self.outer_step
+        return {
+            "outer": self.outer if isinstance(self.outer, str) else None,
+            "inner_lr": self.inner_lr,
+            "inner_steps": self.method.inner.steps if isinstance(self.outer, str) else None,
+            "outer_options": self.outer_options,
+            "meta_batch_size": self.meta_batch_size,
+            "learning_rate": step.learning_rate,
+            "optimizer": step.optimizer_name,
+            "max_grad_norm": step.max_grad_norm,
+            "scheduled": step.schedule is not None,
+            "seed": self.seed,
+        }
+
+    @contextmanager
+    def _finish_iteration_on_signals(self) -> Iterator[None]:
+        """Turn the first SIGINT or SIGTERM into a request to stop; a second one acts as usual."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set handlers
+            return
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def request(number: int, frame: FrameType | None) -> None:
+            self.stop(signal.Signals(number).name)
+            signal.signal(number, previous[signal.Signals(number)])
+
+        for number in previous:
+            signal.signal(number, request)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+class _ScoreBefore(Wrapped):
+    """Notes the score of the first inner batch: how good the initial parameters are before adaptation."""
+
+    mean_score = float("nan")
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        batch = super().draw(params, role)
+        if role == "inner" and self.mean_score != self.mean_score:
+            self.mean_score = float(scores(self, params, batch).mean())
+        return batch
+
+
+def _constructor_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's configuration says of the constructor's arguments, completed by what was given.
+
+    Raises:
+        ValueError: when something a file cannot hold is missing.
+    """
+    arguments = {key: value for key, value in config.items() if key != "scheduled"}
+    arguments["optimizer"] = getattr(torch.optim, config["optimizer"] or "", None)
+    missing = {
+        "outer": config["outer"] is None,
+        "optimizer": arguments["optimizer"] is None,
+        "schedule": config["scheduled"],
+    }
+    for argument, is_missing in missing.items():
+        if is_missing and argument not in given:
+            raise ValueError(f"{argument} must be given to load this checkpoint: a file cannot hold it")
+    return {**arguments, **given}

@@ -1,0 +1,143 @@
+"""Oracles that wrap another one.
+
+`draw` is the only impure door to a batch of tasks, so recording, replaying, counting and checking are each a few lines,
+and no outer update knows about them.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from metarl.errors import NonFiniteError
+from metarl.types import Batch, Params, Role, Tasks
+
+Derivative: TypeAlias = Literal["gradients", "hessian_vector_products"]
+
+
+class Wrapped:
+    """An oracle that passes everything on to `tasks`; the base of the ones below."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.tasks = tasks
+
+    @property
+    def num_tasks(self) -> int:
+        return self.tasks.num_tasks
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        return self.tasks.draw(params, role)
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        return self.tasks.loss(params, batch)
+
+    def score(self, params: Params, batch: Batch) -> Tensor:
+        return self.tasks.score(params, batch)
+
+    def cost(self, batch: Batch) -> Mapping[str, int]:
+        return self.tasks.cost(batch)
+
+    def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
+        """Called once for every derivative that was taken of all tasks."""
+
+
+def report(tasks: Tasks, kind: Derivative, result: Params, losses: Tensor | None = None) -> None:
+    """Tell every wrapper around `tasks` that a derivative was taken."""
+    while isinstance(tasks, Wrapped):
+        tasks.on_derivative(kind, result, losses)
+        tasks = tasks.tasks
+
+
+class Draw(NamedTuple):
+    """One draw as it was recorded."""
+
+    role: Role
+    params: Params
+    batch: Batch
+
+
+class Recording(Wrapped):
+    """Keeps what was drawn, in order, in `draws`."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        super().__init__(tasks)
+        self.draws: list[Draw] = []
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        batch = super().draw(params, role)
+        self.draws.append(Draw(role, params, batch))
+        return batch
+
+
+class Replaying(Wrapped):
+    """Gives recorded batches back in the same order, at whatever parameters it is asked.
+
+    Raises:
+        LookupError: when a draw is asked for that was not recorded at this place.
+    """
+
+    def __init__(self, tasks: Tasks, draws: Iterable[Draw]) -> None:
+        super().__init__(tasks)
+        self._draws = deque(draws)
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        if not self._draws:
+            raise LookupError(f"the recording has ended, but another {role!r} batch was asked for")
+        if self._draws[0].role != role:
+            raise LookupError(f"the next recorded batch is {self._draws[0].role!r}, but {role!r} was asked for")
+        return self._draws.popleft().batch
+
+
+class Counting(Wrapped):
+    """Counts gradients, Hessian-vector products and what draws cost: the x-axes of the convergence theorems.
+
+    A gradient of T tasks counts T. `counts` may be shared by many oracles, so that a run adds up.
+    """
+
+    def __init__(self, tasks: Tasks, counts: Counter[str] | None = None) -> None:
+        super().__init__(tasks)
+        self.counts: Counter[str] = Counter() if counts is None else counts
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        batch = super().draw(params, role)
+        self.counts.update(self.tasks.cost(batch))
+        return batch
+
+    def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
+        self.counts[kind] += self.num_tasks
+
+
+class Checking(Wrapped):
+    """Stops at the first NaN or infinity in parameters, data, losses or derivatives.
+
+    Raises:
+        NonFiniteError: naming the quantity and the first task it was seen in.
+    """
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        check_finite(params, f"parameters the {role!r} batch is drawn at")
+        batch = super().draw(params, role)
+        check_finite(batch, f"{role!r} batch")
+        return batch
+
+    def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
+        if losses is not None:
+            check_finite({"": losses}, "loss")
+        check_finite(result, kind.replace("_", " ").removesuffix("s"))
+
+
+def check_finite(stacked: Mapping[str, Tensor], quantity: str) -> None:
+    """Raise `NonFiniteError` naming the first leaf and task of `stacked` that is not finite."""
+    for key, leaf in _not_finite(stacked):
+        bad = ~torch.isfinite(leaf).flatten(1).all(1) if leaf.ndim > 1 else ~torch.isfinite(leaf)
+        raise NonFiniteError(f"{quantity} {key}".rstrip(), task=int(bad.nonzero()[0]))
+
+
+def _not_finite(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    leaves = {key: leaf for key, leaf in stacked.items() if leaf.is_floating_point()}
+    if not leaves:
+        return
+    finite = torch.stack([torch.isfinite(leaf).all() for leaf in leaves.values()]).tolist()  # one synchronisation
+    yield from ((key, leaf) for (key, leaf), good in zip(leaves.items(), finite, strict=True) if not good)

@@ -1,0 +1,78 @@
+"""Hessian-free MAML (Fallah et al., 2020, eq. 1.7-1.10): H v by a central difference along v, on D_h.
+
+    H(w; D_h) v  ~  [grad f(w + delta v; D_h) - grad f(w - delta v; D_h)] / (2 delta)
+
+Both gradients use the same D_h, so their noise cancels. The default probe length delta |v| is r (1 + |w|), relative to
+the parameters: r = 1e-2 in float32, 1e-4 in float64. The published rule delta = 1 / (6 rho alpha |v|) has the constant
+probe length 1 / (6 rho alpha), so its error is a constant fraction of |v| that no batch size removes; it is an option.
+"""
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from metarl import tree
+from metarl.derivatives import gradients
+from metarl.errors import check_choice, check_real
+from metarl.inner import sgd
+from metarl.outer.maml import adapt_and_pull_back
+from metarl.outer.pull_back import HessianData, Multiply
+from metarl.outer.registry import Method, register
+from metarl.types import Batch, Inner, Params, Tasks
+
+Delta: TypeAlias = Literal["relative", "published"]
+
+ProbeLength: TypeAlias = Callable[[Params], Tensor]
+"""The length of one task's probe, delta |v|, from its parameters; a scalar."""
+
+
+def relative_length(w: Params) -> Tensor:
+    """r (1 + |w|), with r from the precision of `w`."""
+    size = tree.norm(w)
+    return (1e-4 if size.dtype == torch.float64 else 1e-2) * (1 + size)
+
+
+def published_length(rho: float, inner_lr: float) -> ProbeLength:
+    """1 / (6 rho alpha), infinite on a quadratic (rho = 0), where the clamp makes it finite."""
+    length = 1 / (6 * rho * inner_lr) if rho > 0 else torch.inf
+    return lambda w: torch.full_like(tree.norm(w), length)
+
+
+def central_difference(probe_length: ProbeLength) -> Multiply:
+    """A Hessian-vector product from two gradients; exactly zero where the vector is zero."""
+
+    def delta(w: Params, u: Params) -> Tensor:
+        size = tree.norm(u)
+        # below, rounding drowns the difference; above, it is no derivative
+        shortest = 1e-7 if size.dtype == torch.float64 else 1e-4
+        return probe_length(w).clamp(shortest, 10.0) / torch.where(size > 0, size, 1.0)
+
+    def multiply(tasks: Tasks, w: Params, batch: Batch, u: Params) -> Params:
+        d = vmap(delta)(w, u)  # [T]
+        above = gradients(tasks, vmap(tree.add_scaled)(w, d, u), batch)
+        below = gradients(tasks, vmap(tree.add_scaled)(w, -d, u), batch)  # same D_h on both sides: the noise cancels
+        return vmap(lambda a, b, d: tree.tree_map(lambda x, y: (x - y) / (2 * d), a, b))(above, below, d)
+
+    return multiply
+
+
+@register("hf_maml")
+def hf_maml(
+    inner_lr: float,
+    inner_steps: int = 1,
+    *,
+    hessian_data: HessianData = "fresh",
+    delta: Delta = "relative",
+    rho: float = 1.0,
+) -> Method:
+    """Hessian-free MAML: two more gradients for each inner step, no second derivative and no graph.
+
+    `delta` picks the rule for the probe; `rho`, the Lipschitz constant of the Hessian, is used by `published` only.
+    """
+    check_choice("delta", delta, ("relative", "published"))
+    check_real("rho", rho, open_low=False)
+    multiply = central_difference(relative_length if delta == "relative" else published_length(rho, inner_lr))
+    return Method(adapt_and_pull_back(multiply, hessian_data), Inner(sgd(inner_lr), inner_steps))

@@ -1,0 +1,74 @@
+"""iMAML (Rajeswaran et al., 2019): the implicit gradient at the end of proximal adaptation.
+
+    phi = argmin f(phi') + lam/2 |phi' - w|^2,    (I + H(phi; D_h) / lam) d = grad f(phi; D_o),    G(w) = d
+
+The system is solved by conjugate gradients for all tasks at once; the path to phi is not needed. How well it was solved
+is logged as `cg_residual`, |residual| / |right-hand side|: 1 means not at all. The matrix is positive definite where
+lam exceeds the most negative curvature; a task in which CG meets negative curvature keeps the iterate it had.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metarl import tree
+from metarl.derivatives import hessian_vector_products
+from metarl.errors import check_int, check_real
+from metarl.inner import adapt, prox_sgd
+from metarl.outer.pull_back import outer_gradient
+from metarl.outer.registry import Method, register
+from metarl.types import Inner, MetaGrad, Params, Tasks
+
+
+def conjugate_gradients(multiply: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Solve `A_i x_i = b_i` for all rows i at once, starting from zero.
+
+    Args:
+        multiply: `[T, P] -> [T, P]`, the symmetric positive definite A_i times row i.
+        b: right-hand sides, `[T, P]`.
+        steps: iterations; at most P are of use.
+
+    Returns:
+        x `[T, P]` and the relative residual |b - A x| / |b| `[T]` (zero where b is zero). A row stops moving when it
+        is solved to rounding or meets negative curvature.
+    """
+    x, r, p = torch.zeros_like(b), b, b
+    rr = (r * r).sum(1)
+    enough = rr * torch.finfo(b.dtype).eps ** 2
+    for _ in range(steps):
+        ap = multiply(p)
+        curvature = (p * ap).sum(1)
+        moves = (curvature > 0) & (rr > enough)
+        step = torch.where(moves, rr / torch.where(moves, curvature, 1.0), 0.0)
+        x = x + step[:, None] * p
+        r = r - step[:, None] * ap
+        rr_new = (r * r).sum(1)
+        p = r + torch.where(moves, rr_new / torch.where(moves, rr, 1.0), 0.0)[:, None] * p
+        rr = rr_new
+    size = (b * b).sum(1)
+    return x, torch.where(size > 0, rr / torch.where(size > 0, size, 1.0), 0.0).sqrt()
+
+
+@register("imaml")
+def imaml(inner_lr: float, inner_steps: int = 5, *, lam: float = 2.0, cg_steps: int = 5) -> Method:
+    """iMAML; `lam` is the strength of the proximal term, `cg_steps` the conjugate gradient iterations.
+
+    The inner rule is `prox_sgd`: it converges for `inner_lr < 2 / (lam + L)`.
+    """
+    check_real("lam", lam)
+    check_int("cg_steps", cg_steps)
+
+    def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+        phi = adapt(params, tasks, inner).params[-1]
+        end = outer_gradient(tasks, phi)
+        batch = tasks.draw(phi, "hessian")
+
+        def multiply(rows: Tensor) -> Tensor:
+            products = hessian_vector_products(tasks, phi, batch, tree.unflatten(rows, phi))
+            return rows + tree.flatten(products) / lam
+
+        d, residual = conjugate_gradients(multiply, tree.flatten(end.grads), cg_steps)
+        return end._replace(grads=tree.unflatten(d, phi), info={"cg_residual": residual})
+
+    return Method(update, Inner(prox_sgd(inner_lr, lam), inner_steps))

@@ -1,0 +1,31 @@
+"""MAML (Finn, Abbeel, Levine, 2017; Fallah et al., 2020, eq. 1.5), exact for any number of inner steps.
+
+    G(w) = [ prod_{j=0}^{N-1} (I - alpha H(w_j; D_h)) ] grad f(w_N; D_o)
+
+The papers' D_h is a batch of its own, independent of D_in; `hessian_data="inner"` takes D_in again, which saves a third
+of the environment steps and costs a bias, because the step and the Hessian then share their noise.
+"""
+
+from metarl.derivatives import hessian_vector_products
+from metarl.inner import adapt, sgd
+from metarl.outer.pull_back import HessianData, Multiply, check_hessian_data, outer_gradient, pull_back
+from metarl.outer.registry import Method, register
+from metarl.types import Inner, MetaGrad, OuterUpdate, Params, Tasks
+
+
+def adapt_and_pull_back(multiply: Multiply, hessian_data: HessianData) -> OuterUpdate:
+    """Adapt, take the gradient at the end, pull it back; `multiply` is the product with the Hessian of one step."""
+    hessian_data = check_hessian_data(hessian_data)
+
+    def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+        path = adapt(params, tasks, inner)
+        end = outer_gradient(tasks, path.params[-1])
+        return end._replace(grads=pull_back(tasks, path, inner, end.grads, multiply, hessian_data))
+
+    return update
+
+
+@register("maml")
+def maml(inner_lr: float, inner_steps: int = 1, *, hessian_data: HessianData = "fresh") -> Method:
+    """Exact MAML; `hessian_data` says whether D_h is a fresh draw or D_in again (`inner`)."""
+    return Method(adapt_and_pull_back(hessian_vector_products, hessian_data), Inner(sgd(inner_lr), inner_steps))

@@ -1,0 +1,50 @@
+"""The meta-gradient is the gradient at the end of the path, pulled back along it.
+
+    g_N = grad f(w_N; D_o),     g_j = (d w_{j+1} / d w_j)^T g_{j+1},     j = N-1, ..., 0
+
+For `w_{j+1} = rule(w_j, grad f(w_j; D_j), anchor)` one step's adjoint has three parts: through the rule's own
+dependence on `w_j`, through the gradient (this is where the Hessian enters), and through the anchor, which is `w_0`.
+The methods differ only in how they multiply by the Hessian. Only one step's graph is alive at a time.
+"""
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+
+from metarl.derivatives import gradients, rule_pull_back, scores
+from metarl.errors import check_choice
+from metarl.inner import Path
+from metarl.tree import add, tree_map
+from metarl.types import Batch, Inner, MetaGrad, Params, Tasks
+
+HessianData: TypeAlias = Literal["fresh", "inner"]
+"""D_h: a batch of its own, as the theory has it, or the inner step's batch again, which costs no samples."""
+
+Multiply: TypeAlias = Callable[[Tasks, Params, Batch, Params], Params]
+"""`(tasks, w, D_h, u) -> H(w; D_h) u` for every task."""
+
+
+def outer_gradient(tasks: Tasks, params: Params) -> MetaGrad:
+    """The gradient and the score at adapted parameters on a fresh D_o."""
+    batch = tasks.draw(params, "outer")
+    return MetaGrad(gradients(tasks, params, batch), scores(tasks, params, batch))
+
+
+def pull_back(
+    tasks: Tasks, path: Path, inner: Inner, cotangent: Params, multiply: Multiply, hessian_data: HessianData
+) -> Params:
+    """The gradient at `w_N` pulled back to `w_0`: the factor of the *last* step acts first."""
+    anchor = path.params[0]
+    through_anchor = tree_map(torch.zeros_like, cotangent)
+    for w, batch, g in zip(reversed(path.params[:-1]), reversed(path.batches), reversed(path.grads), strict=True):
+        through_w, through_g, to_anchor = rule_pull_back(inner.rule, w, g, anchor, cotangent)
+        data = tasks.draw(w, "hessian") if hessian_data == "fresh" else batch
+        cotangent = add(through_w, multiply(tasks, w, data, through_g))
+        through_anchor = add(through_anchor, to_anchor)
+    return add(cotangent, through_anchor)
+
+
+def check_hessian_data(value: str) -> HessianData:
+    """`value` if it names a choice of D_h, else a `ValueError`."""
+    return "fresh" if check_choice("hessian_data", value, ("fresh", "inner")) == "fresh" else "inner"

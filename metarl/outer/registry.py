@@ -1,0 +1,82 @@
+"""Names for outer updates: a name picks the update together with the inner rule it is defined with."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from metarl.errors import check_int, check_real, did_you_mean
+from metarl.types import Inner, OuterUpdate
+
+
+class Method(NamedTuple):
+    """A published algorithm: an outer update and the inner loop it is defined with."""
+
+    update: OuterUpdate
+    inner: Inner
+
+
+Builder = TypeVar("Builder", bound=Callable[..., Method])
+
+OUTER: dict[str, Callable[..., Method]] = {}
+"""Every registered builder, by name."""
+
+
+def register(name: str) -> Callable[[Builder], Builder]:
+    """Register a builder `(inner_lr, inner_steps=..., *, option=...) -> Method` under `name`.
+
+    The keyword-only parameters of the builder are the options of the method; their defaults are the method's defaults.
+
+    Raises:
+        ValueError: when the name is taken.
+    """
+
+    def enter(builder: Builder) -> Builder:
+        if name in OUTER:
+            raise ValueError(f"name {name!r} is taken by {OUTER[name].__module__}; choose another one")
+        OUTER[name] = builder
+        return builder
+
+    return enter
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of the method `name` and their defaults."""
+    return {p.name: p.default for p in _parameters(name).values() if p.kind is p.KEYWORD_ONLY}
+
+
+def make_method(name: str, inner_lr: float, inner_steps: int | None = None, **chosen: Any) -> Method:
+    """The method registered as `name`.
+
+    Args:
+        name: one of `OUTER`.
+        inner_lr: the inner step size alpha.
+        inner_steps: N; `None` takes the method's own default.
+        chosen: options of the method, such as `hessian_data="inner"` for `maml`.
+
+    Raises:
+        ValueError: for a name, a number or an option the method does not know.
+
+    Example:
+        >>> make_method("moreau", inner_lr=0.1, inner_steps=3).inner.steps
+        3
+        >>> make_method("mamel", inner_lr=0.1)
+        Traceback (most recent call last):
+        ValueError: outer must be one of [...], got 'mamel'; did you mean 'maml'?
+    """
+    parameters = _parameters(name)
+    check_real("inner_lr", inner_lr)
+    if inner_steps is None:
+        inner_steps = parameters["inner_steps"].default
+    check_int("inner_steps", inner_steps)
+    known = options(name)
+    for option in chosen:
+        if option not in known:
+            near = did_you_mean(option, known)
+            raise ValueError(f"outer {name!r} has the options {sorted(known)}, got {option!r}{near}")
+    return OUTER[name](inner_lr, inner_steps, **chosen)
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    if not isinstance(name, str) or name not in OUTER:
+        raise ValueError(f"outer must be one of {sorted(OUTER)}, got {name!r}{did_you_mean(name, OUTER)}")
+    return dict(inspect.signature(OUTER[name]).parameters)

@@ -1,0 +1,25 @@
+"""Reptile (Nichol, Achiam, Schulman, 2018): move towards the adapted parameters.
+
+    G(w) = w - w_N
+
+There is no gradient on D_o; it is drawn once, to score the adapted parameters as for every other method.
+"""
+
+from metarl.derivatives import scores
+from metarl.inner import adapt, sgd
+from metarl.outer.registry import Method, register
+from metarl.tree import subtract
+from metarl.types import Inner, MetaGrad, Params, Tasks
+
+
+def displacement(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+    """How far adaptation went, with its sign turned."""
+    path = adapt(params, tasks, inner)
+    end = path.params[-1]
+    return MetaGrad(subtract(path.params[0], end), scores(tasks, end, tasks.draw(end, "outer")))
+
+
+@register("reptile")
+def reptile(inner_lr: float, inner_steps: int = 3) -> Method:
+    """Reptile; with one inner step it is joint training on all tasks."""
+    return Method(displacement, Inner(sgd(inner_lr), inner_steps))

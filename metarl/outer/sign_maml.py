@@ -1,0 +1,18 @@
+"""Sign-MAML (Fan, Ram, Liu, 2021, eq. 3.1-3.2): signSGD inside, the gradient at its end outside.
+
+    w_{j+1} = w_j - alpha sign(grad f(w_j; D_j)),    G(w) = grad f(w_N; D_o)
+
+The derivative of the sign is zero almost everywhere, so here the first-order gradient is the exact one off the kinks.
+A step moves each parameter by alpha whatever the loss's scale: alpha must be far smaller than for `sgd`.
+"""
+
+from metarl.inner import sign_sgd
+from metarl.outer.fo_maml import gradient_at_the_end
+from metarl.outer.registry import Method, register
+from metarl.types import Inner
+
+
+@register("sign_maml")
+def sign_maml(inner_lr: float, inner_steps: int = 1) -> Method:
+    """Sign-MAML: first order, and exact almost everywhere."""
+    return Method(gradient_at_the_end, Inner(sign_sgd(inner_lr), inner_steps))

@@ -1,0 +1,17 @@
+"""Reinforcement learning as an oracle: task-batched rollouts, advantages, surrogate losses."""
+
+from metarl.rl.distributions import ActionDistribution, Categorical, DiagonalGaussian
+from metarl.rl.oracle import ReinforcementLearning, RLTasks
+from metarl.rl.policy import StackedPolicy, policy_params
+from metarl.rl.surrogates import SURROGATES
+
+__all__ = [
+    "SURROGATES",
+    "ActionDistribution",
+    "Categorical",
+    "DiagonalGaussian",
+    "RLTasks",
+    "ReinforcementLearning",
+    "StackedPolicy",
+    "policy_params",
+]

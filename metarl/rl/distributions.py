@@ -1,0 +1,88 @@
+"""Action distributions as pure functions of the parameters a policy's forward returns.
+
+Sampling is split in two, so that it can stay outside vmap with an explicit generator: `noise` draws what is random,
+`sample` is a deterministic function of it. Shapes: parameters `[..., A]`, actions `[..., A]` (`[...]` when discrete).
+"""
+
+import math
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+DistParams: TypeAlias = tuple[Tensor, ...]
+
+
+class ActionDistribution(Protocol):
+    """What the oracle needs of a distribution."""
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """The shape of one action."""
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """The random numbers behind actions of the batch shape `shape`, on the generator's device."""
+
+    def sample(self, params: DistParams, noise: Tensor) -> Tensor:
+        """Actions from noise."""
+
+    def log_prob(self, params: DistParams, actions: Tensor) -> Tensor:
+        """Log-probabilities `[...]`, summed over action dimensions."""
+
+
+class DiagonalGaussian:
+    """Independent normal action dimensions; parameters `(loc, scale)`."""
+
+    def __init__(self, num_actions: int) -> None:
+        self.action_shape = (num_actions,)
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """Standard normal numbers `[*shape, A]`."""
+        return torch.randn(*shape, *self.action_shape, generator=generator, device=generator.device, dtype=dtype)
+
+    def sample(self, params: DistParams, noise: Tensor) -> Tensor:
+        """`loc + scale * noise`."""
+        loc, scale = params
+        return torch.addcmul(loc, scale, noise)
+
+    def log_prob(self, params: DistParams, actions: Tensor) -> Tensor:
+        """The *sum* over action dimensions: a mean is no log-probability, and its exponential no likelihood ratio."""
+        loc, scale = params
+        z = (actions - loc) / scale
+        return (-0.5 * z * z - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+class Categorical:
+    """One of `num_actions` actions; parameters `(logits,)`, sampled by the Gumbel-max trick."""
+
+    def __init__(self, num_actions: int) -> None:
+        self.num_actions = num_actions
+        self.action_shape = ()
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """Standard Gumbel numbers `[*shape, num_actions]`."""
+        size = (*shape, self.num_actions)
+        exponential = torch.empty(size, device=generator.device, dtype=dtype).exponential_(generator=generator)
+        return -exponential.log()
+
+    def sample(self, params: DistParams, noise: Tensor) -> Tensor:
+        """The largest perturbed logit."""
+        return (params[0] + noise).argmax(-1)
+
+    def log_prob(self, params: DistParams, actions: Tensor) -> Tensor:
+        """The log-softmax at the action."""
+        return params[0].log_softmax(-1).gather(-1, actions[..., None])[..., 0]
+
+
+def distribution_for(space: spaces.Space[Any]) -> ActionDistribution:
+    """The distribution that fits an action space.
+
+    Raises:
+        ValueError: for spaces other than one-dimensional Box and Discrete starting at 0.
+    """
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return DiagonalGaussian(space.shape[0])
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return Categorical(int(space.n))
+    raise ValueError(f"action_space must be a one-dimensional Box or a Discrete that starts at 0, got {space}")

@@ -1,0 +1,155 @@
+"""The reinforcement-learning oracle: a draw is a rollout, a loss is a surrogate.
+
+Every draw rolls out afresh with the parameters it is given, so D_in, D_o and D_h are independent and every inner step
+uses trajectories of the *current* adapted policy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarl.errors import check_choice, check_int, check_real
+from metarl.rl.advantages import Baseline, LinearBaseline, ZeroBaseline, generalized_advantages, normalized
+from metarl.rl.distributions import distribution_for
+from metarl.rl.policy import StackedPolicy, policy_params
+from metarl.rl.rollout import Rollout, rollout
+from metarl.rl.surrogates import SURROGATES
+from metarl.types import Batch, Params, Role, Task, TaskDistribution
+
+BASELINES: dict[str, Baseline] = {
+    "linear": LinearBaseline(),
+    "time": LinearBaseline(observations=False),
+    "none": ZeroBaseline(),
+}
+
+
+@dataclass
+class ReinforcementLearning:
+    """Where reinforcement-learning tasks come from: a distribution of environments, and the policy that acts in them.
+
+    `dataclasses.replace(source, distribution=..., episodes=...)` gives the same with something changed.
+
+    Args:
+        distribution: the tasks.
+        policy: a module whose `forward(obs [B, ...])` returns the parameters of the action distribution:
+            `(loc, scale)`, each `[B, A]`, for Box actions, `(logits [B, A],)` for Discrete ones. Its parameters are
+            only the starting point; they are never changed.
+        episodes: E, episodes for each task and draw.
+        surrogate: `ratio`, `dice` or `reinforce`: see `metarl.rl.surrogates` for their second derivatives.
+        discount: gamma.
+        gae_lambda: lambda of generalised advantage estimation.
+        baseline: `linear`, `time` (no observations: for images) or `none`; fitted per task and draw, never across.
+        normalize_advantages: to mean 0 and standard deviation 1 per task and draw. Inner step sizes of the literature
+            assume it; turn it off (and the baseline) where estimates must be unbiased.
+        bootstrap: whether the time limit only cuts episodes off, so that the value of the last observation stands for
+            the rest; by default the horizon is part of the task (see `metarl.rl.advantages`).
+        device: where parameters live and environments run.
+
+    Raises:
+        ValueError: for arguments that cannot work, naming them.
+
+    Example:
+        >>> import numpy as np
+        >>> from agents import make_policy
+        >>> from envs import Navigation
+        >>> tasks = Navigation(horizon=10)
+        >>> policy = make_policy(tasks.observation_space, tasks.action_space)
+        >>> source = ReinforcementLearning(tasks, policy, episodes=2)
+        >>> source.sample(3, np.random.default_rng(0)).num_tasks
+        3
+    """
+
+    distribution: TaskDistribution
+    policy: nn.Module
+    _: KW_ONLY
+    episodes: int = 20
+    surrogate: str = "ratio"
+    discount: float = 0.99
+    gae_lambda: float = 1.0
+    baseline: str = "linear"
+    normalize_advantages: bool = True
+    bootstrap: bool = False
+    device: torch.device | str = "cpu"
+    score_name: ClassVar[str] = "return"
+
+    def __post_init__(self) -> None:
+        check_int("episodes", self.episodes)
+        check_choice("surrogate", self.surrogate, SURROGATES)
+        check_choice("baseline", self.baseline, BASELINES)
+        check_real("discount", self.discount, high=1.0, open_low=False)
+        check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
+        self.action_distribution = distribution_for(self.distribution.action_space)
+        self.policy.to(self.device)
+        self.stacked_policy = StackedPolicy(self.policy)
+
+    def initial_params(self) -> Params:
+        """The policy's own values of the parameters its actions depend on."""
+        leaf = next(self.policy.parameters())
+        obs = np.zeros_like(self.distribution.observation_space.sample())
+        return policy_params(self.policy, torch.as_tensor(obs).to(leaf)[None])
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> "RLTasks":
+        """`num_tasks` tasks of the distribution."""
+        return self.tasks(self.distribution.sample(check_int("num_tasks", num_tasks), rng), rng)
+
+    def tasks(self, task: Task, rng: np.random.Generator) -> "RLTasks":
+        """The given tasks, every array `[T, ...]`; `rng` seeds their randomness."""
+        return RLTasks(self, task, torch.Generator(self.device).manual_seed(int(rng.integers(2**63))))
+
+
+class RLTasks:
+    """A batch of reinforcement-learning tasks: T x E environments and the generator of their randomness."""
+
+    def __init__(self, source: ReinforcementLearning, task: Task, generator: torch.Generator) -> None:
+        self.num_tasks = len(next(iter(task.values())))
+        self.task = task
+        self._source = source
+        self._generator = generator
+        self._vec = source.distribution.make_vec(task, source.episodes, source.device)
+
+    def rollout(self, params: Params) -> Rollout:
+        """One episode in every environment at stacked `params`."""
+        source = self._source
+        policy, actions = source.stacked_policy, source.action_distribution
+        return rollout(self._vec, policy, actions, params, source.distribution.horizon, self._generator)
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        """Roll out at stacked `params` and estimate advantages; leaves are `[T, E, H, ...]`."""
+        source = self._source
+        episodes, actions, log_probs = self.rollout(params)
+        values, last_values = BASELINES[source.baseline].values(episodes, source.discount, source.bootstrap)
+        advantages = generalized_advantages(
+            episodes.rewards, values, last_values, episodes.mask, source.discount, source.gae_lambda
+        )
+        if source.normalize_advantages:
+            advantages = normalized(advantages, episodes.mask)
+        return {
+            "obs": episodes.obs,
+            "actions": actions,
+            "log_probs": log_probs,
+            "advantages": advantages,
+            "mask": episodes.mask,
+            "rewards": episodes.rewards,
+        }
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """The surrogate loss of one task, per step of the horizon: minus the return's gradient at first order."""
+        number, horizon = batch["mask"].shape
+        outputs = functional_call(self._source.policy, params, (batch["obs"].flatten(0, 1),))
+        outputs = tuple(x.view(number, horizon, *x.shape[1:]) for x in outputs)
+        log_probs = self._source.action_distribution.log_prob(outputs, batch["actions"])
+        return SURROGATES[self._source.surrogate](log_probs, batch["log_probs"], batch["advantages"], batch["mask"])
+
+    def score(self, params: Params, batch: Batch) -> Tensor:
+        """The mean undiscounted return of one task's episodes."""
+        return batch["rewards"].sum(-1).mean()
+
+    def cost(self, batch: Batch) -> Mapping[str, int]:
+        """Samples are trajectories, as in the theory; environment steps are what they took."""
+        mask = batch["mask"]
+        return {"samples": mask.shape[0] * mask.shape[1], "env_steps": int(mask.sum(dtype=torch.float64).item())}

@@ -1,0 +1,129 @@
+"""Running any policy network for all tasks at once, without Python's overhead in every step.
+
+A policy is an `nn.Module` whose `forward(obs [B, ...])` returns the parameters of its action distribution. `vmap` with
+`functional_call` runs it with one set of parameters per task, at a millisecond a step; tracing that once into a flat
+list of tensor operations, and computing what does not depend on the observation once per rollout, takes most of it
+back.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from metarl.rl.distributions import DistParams
+from metarl.types import Params
+
+log = logging.getLogger(__name__)
+
+Forward: TypeAlias = Callable[[Tensor], DistParams]
+
+
+def policy_params(policy: nn.Module, obs: Tensor) -> Params:
+    """The parameters of `policy` that its action distribution depends on, detached, in the module's order.
+
+    An actor-critic's value network is not among them, so nothing is ever computed for it.
+    """
+    outputs = sum(output.sum() for output in policy(obs))
+    named = [(name, leaf) for name, leaf in policy.named_parameters() if leaf.requires_grad]
+    grads = torch.autograd.grad(outputs, [leaf for _, leaf in named], allow_unused=True)
+    return {name: leaf.detach().clone() for (name, leaf), g in zip(named, grads, strict=True) if g is not None}
+
+
+class StackedPolicy:
+    """A policy's forward for T tasks, `params [T, ...], obs [T, E, ...] -> parameters [T, E, ...]`."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        self.policy = policy
+        self._traced: dict[tuple[object, ...], tuple[fx.GraphModule, fx.GraphModule]] = {}
+
+    def __call__(self, params: Params, obs: Tensor) -> DistParams:
+        """The plain vmapped forward."""
+        return self._forward(list(params), list(params.values()), obs)
+
+    @torch.no_grad()
+    def bind(self, params: Params, obs: Tensor) -> Forward:
+        """The forward at fixed `params`, as a fast function of observations shaped like `obs`.
+
+        Traced once per shape. A network that cannot be traced runs plainly, and the reason is logged.
+        """
+        key = (tuple((k, v.shape, v.dtype, v.device) for k, v in params.items()), obs.shape, obs.dtype)
+        if key not in self._traced:
+            try:
+                self._traced[key] = self._trace(params, obs)
+            except Exception as error:  # whatever tracing trips over, the plain forward is right
+                log.warning("the policy cannot be traced and runs slower: %s", error)
+                return lambda o: self(params, o)
+        once, every_step = self._traced[key]
+        constants = once(*params.values())
+        return lambda o: every_step(*constants, o)
+
+    def _forward(self, names: Sequence[str], leaves: Sequence[Tensor], obs: Tensor) -> DistParams:
+        def one(values: list[Tensor], o: Tensor) -> DistParams:
+            output: DistParams = functional_call(self.policy, dict(zip(names, values, strict=True)), (o,))
+            return output
+
+        outputs: DistParams = vmap(one)(list(leaves), obs)
+        return outputs
+
+    def _trace(self, params: Params, obs: Tensor) -> tuple[fx.GraphModule, fx.GraphModule]:
+        names = list(params)
+        traced = make_fx(lambda *args: self._forward(names, args[:-1], args[-1]), tracing_mode="fake")(
+            *params.values(), obs
+        )
+        _drop_identities(traced.graph)
+        once, every_step = _split(traced)
+        got = every_step(*once(*params.values()), obs)
+        for a, b in zip(got, self(params, obs), strict=True):
+            torch.testing.assert_close(a, b)
+        return once, every_step
+
+
+_RESHAPES = {torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten._unsafe_view.default}
+
+
+def _drop_identities(graph: fx.Graph) -> None:
+    """Remove reshapes to the shape a tensor already has, and products with 1."""
+    for node in list(graph.nodes):
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or "val" not in source.meta:
+            continue
+        same = node.target in _RESHAPES and source.meta["val"].shape == node.meta["val"].shape
+        if same or (node.target is torch.ops.aten.mul.Scalar and node.args[1] == 1):
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+
+
+def _split(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Split a graph in two: what follows from the parameters alone, and what needs the observation (the last input)."""
+    nodes = list(traced.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    varying = {inputs[-1]}
+    for node in nodes:
+        if node.op != "output" and varying.intersection(node.all_input_nodes):
+            varying.add(node)
+    output = nodes[-1]
+    needed = [n for n in nodes if n not in varying and n is not output and (varying | {output}).intersection(n.users)]
+
+    once, every_step = fx.Graph(), fx.Graph()
+    first: dict[fx.Node, fx.Node] = {}
+    second: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        if node not in varying and node is not output:
+            first[node] = once.node_copy(node, lambda n: first[n])
+    once.output(tuple(first[n] for n in needed))
+    for i, node in enumerate(needed):
+        second[node] = every_step.placeholder(f"constant_{i}")
+    for node in nodes:
+        if node in varying:
+            second[node] = every_step.node_copy(node, lambda n: second[n])
+    every_step.output(fx.map_arg(output.args[0], lambda n: second[n]))
+    modules = fx.GraphModule(traced, once), fx.GraphModule(traced, every_step)
+    for module in modules:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return modules

@@ -1,0 +1,96 @@
+"""Moving the parameters by the mean meta-gradient with any optimiser of `torch.optim`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from metarl import tree
+from metarl.errors import check_real
+from metarl.types import MetaGrad, Params, Tasks
+
+OptimizerFactory: TypeAlias = Callable[..., torch.optim.Optimizer]
+"""`(leaves, lr=...) -> optimiser`: a class of `torch.optim`, or a `functools.partial` of one."""
+
+Schedule: TypeAlias = Callable[[int], float]
+"""From the number of finished iterations to a factor of the learning rate."""
+
+
+class Stepped(NamedTuple):
+    """Where an outer step went, and by what."""
+
+    params: Params
+    meta_grad: MetaGrad
+
+
+class OuterStep(Protocol):
+    """How a meta-gradient moves w. `update` may be called at several points, on the same or on replayed draws."""
+
+    def __call__(self, params: Params, tasks: Tasks, update: Callable[[Params, Tasks], MetaGrad]) -> Stepped:
+        """One outer step from `params`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on, but the parameters."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+
+
+class OptimizerStep:
+    """One step of a `torch.optim` optimiser along the mean meta-gradient, optionally clipped and scheduled.
+
+    Args:
+        params: the initial parameters, for their shapes.
+        optimizer: the factory.
+        learning_rate: beta, the outer step size.
+        max_grad_norm: the mean meta-gradient is scaled down to this norm where it is longer.
+        schedule: see `Schedule`; `None` keeps the learning rate.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        optimizer: OptimizerFactory = torch.optim.Adam,
+        learning_rate: float = 1e-3,
+        max_grad_norm: float | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        self.learning_rate = check_real("learning_rate", learning_rate)
+        self.max_grad_norm = None if max_grad_norm is None else check_real("max_grad_norm", max_grad_norm)
+        self.schedule = schedule
+        self.steps = 0
+        known = isinstance(optimizer, type) and getattr(torch.optim, optimizer.__name__, None) is optimizer
+        self.optimizer_name = optimizer.__name__ if known else None  # what a checkpoint can hold
+        self._leaves = tree.detached(params)
+        self._optimizer = optimizer(list(self._leaves.values()), lr=self.learning_rate)
+
+    def __call__(self, params: Params, tasks: Tasks, update: Callable[[Params, Tasks], MetaGrad]) -> Stepped:
+        """Take the meta-gradient at `params` and step."""
+        meta_grad = update(params, tasks)
+        if self.schedule is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.learning_rate * self.schedule(self.steps)
+        for key, leaf in self._leaves.items():
+            leaf.copy_(params[key])
+            leaf.grad = meta_grad.grads[key].mean(0)
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(list(self._leaves.values()), self.max_grad_norm)
+        self._optimizer.step()
+        self.steps += 1
+        return Stepped(tree.detached(self._leaves), meta_grad)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state and the number of steps taken."""
+        return {"optimizer": self._optimizer.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.steps = int(state["steps"])
+
+
+def spread(stacked: Params) -> Tensor:
+    """The standard deviation of the tasks' meta-gradients around their mean, `sqrt(mean_i |g_i - mean g|^2)`."""
+    rows = tree.flatten(stacked)
+    return (rows - rows.mean(0)).square().sum(1).mean().sqrt()

@@ -1,0 +1,69 @@
+"""Arithmetic on parameters as values, and on stacked batches of them."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from metarl.types import Params
+
+
+def tree_map(function: Callable[..., Tensor], *trees: Mapping[str, Tensor]) -> Params:
+    """`function` applied leaf by leaf to trees with the same keys."""
+    return {key: function(*(tree[key] for tree in trees)) for key in trees[0]}
+
+
+def add(a: Params, b: Params) -> Params:
+    """`a + b`."""
+    return tree_map(torch.add, a, b)
+
+
+def add_scaled(a: Params, scale: Tensor | float, b: Params) -> Params:
+    """`a + scale * b`; a tensor `scale` must be a scalar: write for one task, batch at the call."""
+    return {key: a[key] + scale * b[key] for key in a}
+
+
+def subtract(a: Params, b: Params) -> Params:
+    """`a - b`."""
+    return tree_map(torch.sub, a, b)
+
+
+def dot(a: Params, b: Params) -> Tensor:
+    """The inner product of two trees, a scalar."""
+    return torch.stack([(a[key] * b[key]).sum() for key in a]).sum()
+
+
+def norm(a: Params) -> Tensor:
+    """The Euclidean norm of a tree, a scalar; its gradient at zero is not defined."""
+    return dot(a, a).sqrt()
+
+
+def stack(params: Params, num_tasks: int) -> Params:
+    """The same parameters for every task, `[T, ...]`, as a view without copies."""
+    return tree_map(lambda leaf: leaf.expand(num_tasks, *leaf.shape), params)
+
+
+def take(stacked: Mapping[str, Tensor], index: int) -> Params:
+    """One task's tree out of a stacked one."""
+    return tree_map(lambda leaf: leaf[index], stacked)
+
+
+def mean(stacked: Params) -> Params:
+    """The mean over tasks."""
+    return tree_map(lambda leaf: leaf.mean(0), stacked)
+
+
+def detached(params: Mapping[str, Tensor]) -> Params:
+    """The same values in new memory, free of any graph."""
+    return tree_map(lambda leaf: leaf.detach().clone(), params)
+
+
+def flatten(stacked: Mapping[str, Tensor]) -> Tensor:
+    """All leaves of a stacked tree in one matrix `[T, P]`."""
+    return torch.cat([leaf.reshape(len(leaf), -1) for leaf in stacked.values()], dim=1)
+
+
+def unflatten(rows: Tensor, like: Mapping[str, Tensor]) -> Params:
+    """The inverse of `flatten`: rows `[T, P]` with the leaves of the stacked tree `like`."""
+    pieces = torch.split(rows, [leaf[0].numel() for leaf in like.values()], dim=1)
+    return {key: piece.reshape(leaf.shape) for (key, leaf), piece in zip(like.items(), pieces, strict=True)}

@@ -1,0 +1,112 @@
+"""The few types everything else is written in.
+
+A batch of tasks is a stochastic oracle: `draw` gives every task a fresh batch of data at the parameters it is asked
+for, `loss` is the pure loss of one task. Reinforcement learning and finite sums differ only in the oracle.
+
+"Stacked" means that every leaf has the tasks as its first dimension: `[T, ...]`.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Params: TypeAlias = dict[str, Tensor]
+"""Parameters as a value: never changed in place."""
+
+Batch: TypeAlias = dict[str, Tensor]
+"""The data of one draw. What an oracle puts in, only its own `loss` and `score` look at."""
+
+Role: TypeAlias = Literal["inner", "outer", "hessian"]
+"""What a draw is for: D_in, D_o or D_h of the papers."""
+
+Task: TypeAlias = dict[str, npt.NDArray[Any]]
+"""Environment parameters of T tasks: every array is `[T, ...]`."""
+
+Loss: TypeAlias = Callable[[Params, Batch], Tensor]
+
+
+class Tasks(Protocol):
+    """The oracle of a batch of tasks."""
+
+    @property
+    def num_tasks(self) -> int:
+        """T, the number of tasks."""
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        """Fresh data for every task at its own parameters; stacked in, stacked out, no gradient."""
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """The loss of ONE task, a scalar; pure and twice differentiable."""
+
+    def score(self, params: Params, batch: Batch) -> Tensor:
+        """What people plot, for ONE task: mean return, accuracy, minus the squared error."""
+
+    def cost(self, batch: Batch) -> Mapping[str, int]:
+        """What a drawn batch cost, in the units convergence is plotted against (`samples`, `env_steps`)."""
+
+
+class TaskSource(Protocol):
+    """Where batches of tasks come from, and the parameters training starts at."""
+
+    @property
+    def score_name(self) -> str:
+        """What the score is called in logs: `return`, `accuracy`, `minus_loss`."""
+
+    def initial_params(self) -> Params:
+        """The parameters before training."""
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> Tasks:
+        """`num_tasks` tasks; everything random in them follows from `rng`."""
+
+
+class Rule(Protocol):
+    """One inner step of ONE task, `rule(params, grads, anchor) -> params`; adaptation began at `anchor`."""
+
+    def __call__(self, params: Params, grads: Params, anchor: Params) -> Params: ...
+
+
+class Inner(NamedTuple):
+    """The inner loop: a rule and how often it is applied."""
+
+    rule: Rule
+    steps: int = 1
+
+
+class MetaGrad(NamedTuple):
+    """What an outer update returns."""
+
+    grads: Params  # stacked [T, ...]: the mean moves w, the spread is logged
+    score: Tensor  # [T], after adaptation
+    info: Mapping[str, Tensor] = MappingProxyType({})  # [T] each: what else is worth logging
+
+
+class OuterUpdate(Protocol):
+    """The extension point: alternates `tasks.draw` with mathematics over all tasks."""
+
+    def __call__(self, params: Params, tasks: Tasks, inner: Inner) -> MetaGrad: ...
+
+
+class TaskDistribution(Protocol):
+    """A distribution over environments that differ in the parameters `space` describes."""
+
+    space: gymnasium.spaces.Dict
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    horizon: int
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> Task:
+        """Parameters of `num_tasks` tasks, each array `[T, ...]`."""
+
+    def make(self, task: Task) -> gymnasium.Env[Any, Any]:
+        """One ordinary environment; the arrays of `task` are without the leading T."""
+
+    def make_vec(
+        self, task: Task, episodes: int, device: torch.device | str = "cpu"
+    ) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+        """T x `episodes` environments in task-major order, autoreset disabled, one episode each."""
