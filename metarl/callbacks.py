@@ -3,7 +3,7 @@
 They are called in the order they are given. One that saves belongs last, so that it saves what the others did.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -81,19 +81,33 @@ class Checkpointing(Callback):
 
 
 class HeldOutEvaluation(Callback):
-    """Adds `eval/<score>_step_k` to the metrics every `every` iterations, always on the same held-out tasks."""
+    """Adds `eval/<score>_step_k` to the metrics every `every` iterations, always on the same held-out tasks.
+
+    `step_sizes` has an inner step size for each step; `None` is the one of training.
+    """
 
     def __init__(
-        self, every: int = 10, source: TaskSource | None = None, num_tasks: int = 20, steps: int = 3, seed: int = 1000
+        self,
+        every: int = 10,
+        source: TaskSource | None = None,
+        num_tasks: int = 20,
+        step_sizes: Sequence[float | None] = (None, None, None),
+        seed: int = 1000,
     ) -> None:
         self.every = check_int("every", every)
         self.source = source
         self.num_tasks = check_int("num_tasks", num_tasks)
-        self.steps = check_int("steps", steps, minimum=0)
+        self.step_sizes = list(step_sizes)
         self.seed = check_int("seed", seed, minimum=0)
 
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
         if learner.iterations % self.every == 0:
-            curve = learner.evaluate(self.source, num_tasks=self.num_tasks, steps=self.steps, seed=self.seed)
+            curve = learner.evaluate(
+                self.source,
+                num_tasks=self.num_tasks,
+                steps=len(self.step_sizes),
+                step_sizes=self.step_sizes,
+                seed=self.seed,
+            )
             for step, value in enumerate(curve.mean):
                 metrics[f"eval/{learner.source.score_name}_step_{step}"] = value

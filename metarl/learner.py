@@ -20,7 +20,7 @@ from metarl.errors import NonFiniteError, check_int
 from metarl.evaluation import Evaluation, evaluate
 from metarl.inner import adapt
 from metarl.oracles import Checking, Counting, Wrapped, check_finite
-from metarl.outer import Method, make_method
+from metarl.outer import Method, inner_defaults, make_method
 from metarl.step import OptimizerFactory, OptimizerStep, Schedule, spread
 from metarl.types import Batch, MetaGrad, Params, Role, Rule, Tasks, TaskSource
 
@@ -31,8 +31,8 @@ class MetaLearner:
     Args:
         source: where tasks come from, for example `metarl.rl.ReinforcementLearning`.
         outer: the name of a registered method, or a `Method` of your own.
-        inner_lr: alpha, the inner step size (of a named method).
-        inner_steps: N; `None` takes the method's default (of a named method).
+        inner_lr: alpha, the inner step size of a named method; `None` takes the method's default.
+        inner_steps: N; likewise.
         outer_options: options of a named method, such as `{"hessian_data": "inner"}`.
         meta_batch_size: T, tasks per iteration.
         learning_rate: beta, the outer step size.
@@ -62,7 +62,7 @@ class MetaLearner:
         source: TaskSource,
         outer: str | Method = "maml",
         *,
-        inner_lr: float = 0.1,
+        inner_lr: float | None = None,
         inner_steps: int | None = None,
         outer_options: Mapping[str, Any] | None = None,
         meta_batch_size: int = 20,
@@ -74,7 +74,7 @@ class MetaLearner:
     ) -> None:
         self.source = source
         self.outer = outer
-        self.inner_lr = inner_lr
+        self.inner_lr = inner_defaults(outer)[0] if isinstance(outer, str) and inner_lr is None else inner_lr
         self.outer_options = dict(outer_options or {})
         self.method = self._make_method(inner_lr, inner_steps)
         self.meta_batch_size = check_int("meta_batch_size", meta_batch_size)
@@ -149,19 +149,21 @@ class MetaLearner:
             step_sizes: an inner step size for each step; default: as in training.
             seed: of the tasks and of everything random in them; training is not disturbed.
         """
-        rules = self.rules(check_int("steps", steps, minimum=0), step_sizes)
+        sizes = [self.inner_lr] * check_int("steps", steps, minimum=0) if step_sizes is None else step_sizes
+        if len(sizes) != steps:
+            raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(sizes)}")
+        rules = self.rules(sizes)
         rng = np.random.default_rng([check_int("seed", seed, minimum=0), 1])  # never a training seed's stream
         return evaluate(self.params, (source or self.source).sample(check_int("num_tasks", num_tasks), rng), rules)
 
-    def rules(self, steps: int, step_sizes: Sequence[float] | None = None) -> list[Rule]:
-        """The inner rule of each of `steps` adaptation steps."""
-        if step_sizes is None:
-            return [self.method.inner.rule] * steps
-        if len(step_sizes) != steps:
-            raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(step_sizes)}")
+    def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
+        """The method's inner rule at each of the step sizes; `None` is the one of training."""
+        return [self.method.inner.rule if size in (None, self.inner_lr) else self._rule(size) for size in step_sizes]
+
+    def _rule(self, step_size: float | None) -> Rule:
         if not isinstance(self.outer, str):
             raise ValueError("step_sizes need a method given by its name, which knows how to make its rule")
-        return [self._make_method(size, None).inner.rule for size in step_sizes]
+        return self._make_method(step_size, None).inner.rule
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint: everything the next iteration depends on."""
@@ -201,8 +203,12 @@ class MetaLearner:
         """Continue from `state_dict()`.
 
         Raises:
-            ValueError: when the parameters do not fit.
+            ValueError: when it was saved with other settings, or the parameters do not fit.
         """
+        config, saved = self._config(), dict(state["config"])
+        for key in config:
+            if saved.get(key) != config[key]:
+                raise ValueError(f"{key} is {config[key]!r}, but the checkpoint was trained with {saved.get(key)!r}")
         shapes, found = ({k: tuple(v.shape) for k, v in p.items()} for p in (self.params, state["params"]))
         if shapes != found:
             raise ValueError(f"the checkpoint's parameters must have the shapes {shapes}, found {found}")
@@ -243,11 +249,11 @@ class MetaLearner:
             metrics["time/env_steps_per_second"] = (self.counts["env_steps"] - steps_before) / seconds
         return metrics
 
-    def _make_method(self, inner_lr: float, inner_steps: int | None) -> Method:
+    def _make_method(self, inner_lr: float | None, inner_steps: int | None) -> Method:
         if isinstance(self.outer, str):
             return make_method(self.outer, inner_lr, inner_steps, **self.outer_options)
-        if self.outer_options or inner_steps is not None:
-            raise ValueError("inner_steps and outer_options go with the name of a method; a Method has its own")
+        if self.outer_options or inner_lr is not None or inner_steps is not None:
+            raise ValueError("inner_lr, inner_steps and outer_options go with a method's name; a Method has its own")
         return self.outer
 
     def _restore_callbacks(self) -> None:

@@ -17,6 +17,6 @@ def gradient_at_the_end(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
 
 
 @register("fo_maml")
-def fo_maml(inner_lr: float, inner_steps: int = 1) -> Method:
+def fo_maml(inner_lr: float = 0.1, inner_steps: int = 1) -> Method:
     """First-order MAML: no second derivative."""
     return Method(gradient_at_the_end, Inner(sgd(inner_lr), inner_steps))

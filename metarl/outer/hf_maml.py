@@ -61,7 +61,7 @@ def central_difference(probe_length: ProbeLength) -> Multiply:
 
 @register("hf_maml")
 def hf_maml(
-    inner_lr: float,
+    inner_lr: float = 0.1,
     inner_steps: int = 1,
     *,
     hessian_data: HessianData = "fresh",

@@ -51,7 +51,7 @@ def conjugate_gradients(multiply: Callable[[Tensor], Tensor], b: Tensor, steps: 
 
 
 @register("imaml")
-def imaml(inner_lr: float, inner_steps: int = 5, *, lam: float = 2.0, cg_steps: int = 5) -> Method:
+def imaml(inner_lr: float = 0.1, inner_steps: int = 5, *, lam: float = 2.0, cg_steps: int = 5) -> Method:
     """iMAML; `lam` is the strength of the proximal term, `cg_steps` the conjugate gradient iterations.
 
     The inner rule is `prox_sgd`: it converges for `inner_lr < 2 / (lam + L)`.

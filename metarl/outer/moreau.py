@@ -13,6 +13,6 @@ from metarl.types import Inner
 
 
 @register("moreau")
-def moreau(inner_lr: float, inner_steps: int = 3) -> Method:
+def moreau(inner_lr: float = 0.1, inner_steps: int = 3) -> Method:
     """FO-MuML: `inner_steps` is S, the number of fixed-point iterations."""
     return Method(gradient_at_the_end, Inner(restart_sgd(inner_lr), inner_steps))

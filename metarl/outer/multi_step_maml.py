@@ -12,6 +12,6 @@ from metarl.outer.registry import Method, register
 
 
 @register("multi_step_maml")
-def multi_step_maml(inner_lr: float, inner_steps: int = 3) -> Method:
+def multi_step_maml(inner_lr: float = 0.1, inner_steps: int = 3) -> Method:
     """MAML with several inner steps and a fresh Hessian batch at each of them."""
     return maml(inner_lr, inner_steps, hessian_data="fresh")

@@ -22,9 +22,9 @@ OUTER: dict[str, Callable[..., Method]] = {}
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
-    """Register a builder `(inner_lr, inner_steps=..., *, option=...) -> Method` under `name`.
+    """Register a builder `(inner_lr=..., inner_steps=..., *, option=...) -> Method` under `name`.
 
-    The keyword-only parameters of the builder are the options of the method; their defaults are the method's defaults.
+    The defaults of the builder's parameters are the method's; those that are keyword-only are its options.
 
     Raises:
         ValueError: when the name is taken.
@@ -44,13 +44,19 @@ def options(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in _parameters(name).values() if p.kind is p.KEYWORD_ONLY}
 
 
-def make_method(name: str, inner_lr: float, inner_steps: int | None = None, **chosen: Any) -> Method:
+def inner_defaults(name: str) -> tuple[float, int]:
+    """The inner step size and the number of inner steps that the method `name` takes by default."""
+    parameters = _parameters(name)
+    return parameters["inner_lr"].default, parameters["inner_steps"].default
+
+
+def make_method(name: str, inner_lr: float | None = None, inner_steps: int | None = None, **chosen: Any) -> Method:
     """The method registered as `name`.
 
     Args:
         name: one of `OUTER`.
-        inner_lr: the inner step size alpha.
-        inner_steps: N; `None` takes the method's own default.
+        inner_lr: the inner step size alpha; `None` takes the method's own default.
+        inner_steps: N; likewise.
         chosen: options of the method, such as `hessian_data="inner"` for `maml`.
 
     Raises:
@@ -63,11 +69,9 @@ def make_method(name: str, inner_lr: float, inner_steps: int | None = None, **ch
         Traceback (most recent call last):
         ValueError: outer must be one of [...], got 'mamel'; did you mean 'maml'?
     """
-    parameters = _parameters(name)
-    check_real("inner_lr", inner_lr)
-    if inner_steps is None:
-        inner_steps = parameters["inner_steps"].default
-    check_int("inner_steps", inner_steps)
+    default_lr, default_steps = inner_defaults(name)
+    inner_lr = default_lr if inner_lr is None else check_real("inner_lr", inner_lr)
+    inner_steps = default_steps if inner_steps is None else check_int("inner_steps", inner_steps)
     known = options(name)
     for option in chosen:
         if option not in known:

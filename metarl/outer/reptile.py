@@ -20,6 +20,6 @@ def displacement(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
 
 
 @register("reptile")
-def reptile(inner_lr: float, inner_steps: int = 3) -> Method:
+def reptile(inner_lr: float = 0.1, inner_steps: int = 3) -> Method:
     """Reptile; with one inner step it is joint training on all tasks."""
     return Method(displacement, Inner(sgd(inner_lr), inner_steps))

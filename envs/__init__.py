@@ -1,0 +1,52 @@
+"""Task distributions: sets of environments that differ in a few parameters.
+
+Importing this package registers `metarl/Navigation-v0` and `metarl/PointVelocity-v0` with Gymnasium. They end their
+episodes themselves (keyword `horizon`, 100 by default), so the registration sets no `max_episode_steps`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+
+from envs.functional import FunctionalEnv, FunctionalGymEnv
+from envs.navigation import Navigation, NavigationRing
+from envs.point_velocity import PointVelocity
+from envs.tasks import FunctionalTasks
+from envs.vector import TorchVectorEnv
+from metarl.errors import check_choice
+
+__all__ = [
+    "ENVS",
+    "FunctionalEnv",
+    "FunctionalGymEnv",
+    "FunctionalTasks",
+    "Navigation",
+    "NavigationRing",
+    "PointVelocity",
+    "TorchVectorEnv",
+    "make_distribution",
+]
+
+ENVS: dict[str, Callable[..., FunctionalTasks]] = {
+    "navigation": Navigation,
+    "navigation_ring": NavigationRing,
+    "point_velocity": PointVelocity,
+}
+"""Names for command lines."""
+
+
+def make_distribution(name: str, **kwargs: Any) -> FunctionalTasks:
+    """The task distribution called `name` in `ENVS`; `kwargs` go to its constructor.
+
+    Raises:
+        ValueError: an unknown name.
+
+    >>> make_distribution("navigation", horizon=50).horizon
+    50
+    """
+    return ENVS[check_choice("name", name, ENVS)](**kwargs)
+
+
+gymnasium.register("metarl/Navigation-v0", entry_point="envs.navigation:NavigationGymEnv")
+gymnasium.register("metarl/PointVelocity-v0", entry_point="envs.point_velocity:PointVelocityGymEnv")

@@ -1,0 +1,133 @@
+"""Environments written once as pure torch functions; here also one of them as an ordinary Gymnasium environment.
+
+`envs.vector` steps N of them at a time, on any device. The words are those of
+`gymnasium.experimental.functional.FuncEnv`; what varies between tasks is an argument, `task`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.error import ResetNeeded
+from torch import Tensor
+
+from metarl.errors import check_choice, check_int
+from metarl.types import Task
+
+TaskTensors: TypeAlias = Mapping[str, Tensor]
+"""Parameters of n environments: every tensor is `[n, ...]`."""
+
+Frame: TypeAlias = npt.NDArray[np.uint8]
+"""A picture, `[height, width, 3]`."""
+
+
+class FunctionalEnv(ABC):
+    """A family of environments as pure functions over a leading dimension n; never changes its arguments.
+
+    The state is one float32 tensor `[n, S]`. Actions arrive as `[n, ...]`, float32 for a Box and int64 for a Discrete
+    space, not clipped: what lies outside the Box is the environment's business.
+    """
+
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+
+    @abstractmethod
+    def initial(self, task: TaskTensors, generator: torch.Generator) -> Tensor:
+        """First states, `[n, S]`."""
+
+    @abstractmethod
+    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, generator: torch.Generator) -> Tensor:
+        """Next states, `[n, S]`."""
+
+    @abstractmethod
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
+        """Rewards of the transitions, `[n]`, float32."""
+
+    @abstractmethod
+    def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
+        """What the agent sees, `[n, ...]`, float32."""
+
+    @abstractmethod
+    def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
+        """Whether an episode ends on arriving in `state`, bool `[n]`; not asked of first states."""
+
+    @abstractmethod
+    def render(self, state: Tensor, task: TaskTensors) -> Frame:
+        """A picture of ONE environment: `state` is `[S]`, the tensors of `task` are without n."""
+
+
+def action_dtype(space: gymnasium.Space[Any]) -> torch.dtype:
+    """What `FunctionalEnv` receives: float32 for a Box, int64 for a Discrete space."""
+    return torch.float32 if isinstance(space, gymnasium.spaces.Box) else torch.int64
+
+
+class FunctionalGymEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
+    """ONE environment from the same functions as an ordinary Gymnasium environment: numpy in, numpy out.
+
+    Truncates itself at `horizon`, so it needs no TimeLimit. Stepping it after its end raises `ResetNeeded`.
+
+    Args:
+        env: the functions.
+        task: arrays without a leading T.
+        horizon: steps per episode, at most.
+        render_mode: None or "rgb_array".
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}  # type: ignore[misc]
+
+    def __init__(self, env: FunctionalEnv, task: Task, horizon: int, render_mode: str | None = None) -> None:
+        if render_mode is not None:
+            check_choice("render_mode", render_mode, self.metadata["render_modes"])
+        self.functional, self.horizon, self.render_mode = env, check_int("horizon", horizon), render_mode
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.task = {k: torch.tensor(v)[None] for k, v in task.items()}  # [1, ...]
+        self._generator = torch.Generator()
+        self._state: Tensor | None = None  # [1, S]
+        self._steps, self._ended = 0, False
+
+    @torch.no_grad()
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Begin an episode; `options` has no effect."""
+        super().reset(seed=seed)
+        if seed is not None or self._state is None:
+            self._generator.manual_seed(int(self.np_random.integers(2**63)))
+        self._state = self.functional.initial(self.task, self._generator)
+        self._steps, self._ended = 0, False
+        return self._observe(self._state), {}
+
+    @torch.no_grad()
+    def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Observation, reward, terminated, truncated, an empty info."""
+        if self._state is None or self._ended:
+            raise ResetNeeded("call reset() before step(): no episode has begun, or it has ended")
+        actions = self._as_actions(action)
+        state = self.functional.transition(self._state, actions, self.task, self._generator)
+        reward = self.functional.reward(self._state, actions, state, self.task)
+        self._state, self._steps = state, self._steps + 1
+        terminated = bool(self.functional.terminal(state, self.task))
+        truncated = self._steps >= self.horizon and not terminated
+        self._ended = terminated or truncated
+        return self._observe(state), float(reward), terminated, truncated, {}
+
+    def render(self) -> Frame | None:
+        """The frame `[256, 256, 3]`, or None if `render_mode` is None."""
+        if self.render_mode is None:
+            return None
+        if self._state is None:
+            raise ResetNeeded("call reset() before render()")
+        return self.functional.render(self._state[0], {k: v[0] for k, v in self.task.items()})
+
+    def _observe(self, state: Tensor) -> npt.NDArray[np.float32]:
+        observation: npt.NDArray[np.float32] = self.functional.observation(state, self.task)[0].numpy().copy()
+        return observation
+
+    def _as_actions(self, action: Any) -> Tensor:
+        if np.shape(action) != self.action_space.shape:
+            raise ValueError(f"action must have shape {self.action_space.shape}, got {np.shape(action)}")
+        return torch.from_numpy(np.array(action)).to(action_dtype(self.action_space))[None]

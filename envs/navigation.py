@@ -1,0 +1,182 @@
+"""2-D navigation (Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning", section 5.3): walk to an unseen goal.
+
+    position' = position + 0.1 clip(action, -1, 1)        reward = -||position' - goal||
+
+The paper's text and its published code differ; the code is the default here:
+
+- reward: the text says minus the *squared* distance (`squared_distance=True`), the code gives minus the distance;
+- end: the text says within 0.01 of the goal, the code asks it of each axis on its own;
+- actions: both limit a step to 0.1 an axis; the code's policy acts in [-1, 1] and is scaled by 0.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor
+
+from envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
+from envs.tasks import FunctionalTasks, check_rng, check_task
+from metarl.errors import check_int, check_real
+from metarl.types import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STEP_SIZE = 0.1
+TOLERANCE = 0.01
+
+
+class NavigationEnv(FunctionalEnv):
+    """The functions of 2-D navigation; state and observation are the position `[n, 2]`, `task["goal"]` is `[n, 2]`."""
+
+    def __init__(self, squared_distance: bool = False) -> None:
+        if not isinstance(squared_distance, bool):
+            raise ValueError(f"squared_distance must be True or False, got {squared_distance!r}")
+        self.squared_distance = squared_distance
+        self.observation_space = Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = Box(-1.0, 1.0, (2,), np.float32)
+
+    def initial(self, task: TaskTensors, generator: torch.Generator) -> Tensor:
+        """The origin."""
+        return torch.zeros_like(task["goal"])
+
+    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, generator: torch.Generator) -> Tensor:
+        """`state + 0.1 clip(action, -1, 1)`."""
+        return state.add(action.clamp(-1.0, 1.0), alpha=STEP_SIZE)
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
+        """Minus the distance from the *new* position to the goal, or minus its square."""
+        offset = next_state - task["goal"]
+        return -offset.square().sum(-1) if self.squared_distance else -torch.linalg.vector_norm(offset, dim=-1)
+
+    def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
+        """The position."""
+        return state
+
+    def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
+        """Within 0.01 of the goal in both axes."""
+        return (state - task["goal"]).abs().amax(-1) < TOLERANCE
+
+    def render(self, state: Tensor, task: TaskTensors) -> Frame:
+        """The goal in green, the agent in blue, the axes through the start."""
+        canvas = Canvas(-1.2, 1.2)
+        canvas.line(Point(-1.2, 0.0), Point(1.2, 0.0), LIGHT).line(Point(0.0, -1.2), Point(0.0, 1.2), LIGHT)
+        return canvas.disc(Point(*task["goal"].tolist()), 0.07, GOAL).disc(Point(*state.tolist()), 0.05, AGENT).frame()
+
+
+class _NavigationTasks(FunctionalTasks):
+    """What the square and the ring share: the environment, and pictures of paths in the plane."""
+
+    def __init__(self, low: float, high: float, horizon: int, squared_distance: bool) -> None:
+        space = gymnasium.spaces.Dict({"goal": Box(low, high, (2,), np.float32)})
+        super().__init__(NavigationEnv(squared_distance), space, horizon)
+        self.squared_distance = squared_distance
+
+    def plot_task(self, ax: Axes, task: Task) -> None:
+        """The goal as a star; the axes in equal scale."""
+        x, y = check_task(self.space, task)["goal"]
+        ax.plot([x], [y], marker="*", markersize=12, color="tab:green", linestyle="none")
+        ax.set_aspect("equal", adjustable="datalim")
+
+    def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
+        """The path in the plane."""
+        ax.plot(observations[:, 0], observations[:, 1], **line_kwargs)
+
+
+class Navigation(_NavigationTasks):
+    """Goals uniform in the square [`goal_low`, `goal_high`]^2 (the paper's: half a unit around the start).
+
+    Args:
+        horizon: steps per episode, at most.
+        squared_distance: reward minus the squared distance (the paper's text) instead of minus the distance (its code).
+        goal_low: lower edge of the square, in both coordinates.
+        goal_high: upper edge.
+
+    Raises:
+        ValueError: naming the argument.
+
+    >>> Navigation().sample(2, np.random.default_rng(0))["goal"].round(3)
+    array([[ 0.137, -0.23 ],
+           [-0.459, -0.483]], dtype=float32)
+    """
+
+    def __init__(
+        self, horizon: int = 100, squared_distance: bool = False, goal_low: float = -0.5, goal_high: float = 0.5
+    ) -> None:
+        self.goal_low = check_real("goal_low", goal_low, -math.inf)
+        self.goal_high = check_real("goal_high", goal_high, self.goal_low)
+        super().__init__(self.goal_low, self.goal_high, horizon, squared_distance)
+
+    def shifted(self) -> NavigationRing:
+        """Goals on the ring from 1.5 to 2 times the square's reach, outside it: 0.75 to 1 for the paper's square."""
+        reach = max(abs(self.goal_low), abs(self.goal_high))  # a corner is sqrt(2) reach away: inside the ring
+        return NavigationRing(1.5 * reach, 2.0 * reach, self.horizon, self.squared_distance)
+
+
+class NavigationRing(_NavigationTasks):
+    """Goals uniform by *area* on the ring `radius_low <= ||goal|| <= radius_high`: outside the paper's square.
+
+    Args:
+        radius_low: inner radius.
+        radius_high: outer radius.
+        horizon: steps per episode, at most.
+        squared_distance: as for `Navigation`.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(
+        self, radius_low: float = 0.75, radius_high: float = 1.0, horizon: int = 100, squared_distance: bool = False
+    ) -> None:
+        self.radius_low = check_real("radius_low", radius_low, open_low=False)
+        self.radius_high = check_real("radius_high", radius_high, self.radius_low)
+        super().__init__(-self.radius_high, self.radius_high, horizon, squared_distance)
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> Task:
+        """`num_tasks` goals, float32 `[T, 2]`."""
+        check_int("num_tasks", num_tasks)
+        check_rng(rng)
+        angle = rng.uniform(0.0, 2.0 * math.pi, num_tasks)
+        radius = np.sqrt(rng.uniform(self.radius_low**2, self.radius_high**2, num_tasks))  # the square root: by area
+        goal = radius * np.stack([np.cos(angle), np.sin(angle)])  # [2, T]
+        return {"goal": goal.T.astype(np.float32)}
+
+
+class NavigationGymEnv(FunctionalGymEnv):
+    """One navigation environment, `metarl/Navigation-v0`. It truncates itself at `horizon`; there is no TimeLimit.
+
+    Args:
+        goal: (x, y); the default is in the upper right of the paper's square.
+        squared_distance: as for `Navigation`.
+        horizon: steps per episode, at most.
+        render_mode: None or "rgb_array".
+
+    Raises:
+        ValueError: naming the argument.
+
+    >>> env = gymnasium.make("metarl/Navigation-v0", goal=(0.3, -0.2))
+    >>> observation, info = env.reset(seed=0)
+    >>> observation, reward, terminated, truncated, info = env.step(np.array([1.0, 0.0], dtype=np.float32))
+    >>> observation, round(reward, 3)  # 0.1 to the right: the goal is (0.2, -0.2) away
+    (array([0.1, 0. ], dtype=float32), -0.283)
+    """
+
+    def __init__(
+        self,
+        goal: Sequence[float] = (0.25, 0.25),
+        squared_distance: bool = False,
+        horizon: int = 100,
+        render_mode: str | None = None,
+    ) -> None:
+        tasks = Navigation(horizon, squared_distance)
+        super().__init__(tasks.env, check_task(tasks.space, {"goal": goal}), horizon, render_mode)

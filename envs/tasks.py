@@ -1,0 +1,156 @@
+"""Task distributions over functional environments: what is drawn, and the environments made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.spaces import Box
+
+from envs.functional import FunctionalEnv, FunctionalGymEnv
+from envs.vector import TorchVectorEnv
+from metarl.errors import check_int
+from metarl.types import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class FunctionalTasks:
+    """A `metarl.types.TaskDistribution` over a `FunctionalEnv`.
+
+    A subclass says in its constructor what the environment and the space of its parameters are; the default `sample`
+    draws every entry uniformly from its Box. Parameters outside the space are accepted by `make` and `make_vec`: tests
+    out of the distribution need them.
+
+    Args:
+        env: the functions all environments share.
+        space: the space of ONE task's parameters.
+        horizon: steps per episode, at most.
+
+    Raises:
+        ValueError: `horizon` is not a positive integer.
+    """
+
+    def __init__(self, env: FunctionalEnv, space: gymnasium.spaces.Dict, horizon: int) -> None:
+        self.env, self.space, self.horizon = env, space, check_int("horizon", horizon)
+        self.observation_space: gymnasium.Space[Any] = env.observation_space
+        self.action_space: gymnasium.Space[Any] = env.action_space
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> Task:
+        """Parameters of `num_tasks` tasks, uniform over `space`: arrays `[T, ...]`, float32.
+
+        Raises:
+            ValueError: `num_tasks` is not a positive integer, or `rng` is not a numpy generator.
+        """
+        check_int("num_tasks", num_tasks)
+        check_rng(rng)
+        return {name: _uniform(name, entry, num_tasks, rng) for name, entry in self.space.items()}
+
+    def make(self, task: Task, render_mode: str | None = None) -> FunctionalGymEnv:
+        """One ordinary environment; the arrays of `task` are without the leading T.
+
+        Raises:
+            ValueError: keys or shapes of `task` differ from `space`, or a value is not finite.
+        """
+        return FunctionalGymEnv(self.env, check_task(self.space, task), self.horizon, render_mode)
+
+    def make_vec(self, task: Task, episodes: int, device: torch.device | str = "cpu") -> TorchVectorEnv:
+        """T x `episodes` environments on `device`, task-major, autoreset disabled; `task` has arrays `[T, ...]`.
+
+        Raises:
+            ValueError: as for `make`; leading sizes that differ; `episodes` is not a positive integer; a bad `device`.
+        """
+        check_int("episodes", episodes)
+        batch = check_tasks(self.space, task)
+        return TorchVectorEnv(self.env, batch, episodes, self.horizon, check_device(device))
+
+    def shifted(self) -> FunctionalTasks:
+        """The out-of-distribution tasks to test on.
+
+        Raises:
+            ValueError: this distribution defines none.
+        """
+        raise ValueError(f"{type(self).__name__} defines no shifted distribution")
+
+    def plot_task(self, ax: Axes, task: Task) -> None:
+        """Draw ONE task (arrays without the leading T) into `ax`."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how a task is drawn")
+
+    def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
+        """Draw one episode, `observations` `[n_steps, obs]`, into `ax`; `line_kwargs` go to `ax.plot`."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how an episode is drawn")
+
+
+def check_task(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> Task:
+    """ONE task's parameters as arrays of the space's types and shapes.
+
+    Raises:
+        ValueError: other keys, other shapes, or a value that is not a finite number.
+    """
+    arrays = _finite_arrays(space, task)
+    for name, array in arrays.items():
+        if array.shape != space[name].shape:
+            raise ValueError(f"task[{name!r}] must have shape {space[name].shape}, got {array.shape}")
+    return arrays
+
+
+def check_tasks(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> Task:
+    """T tasks' parameters as arrays `[T, ...]` of the space's types and shapes.
+
+    Raises:
+        ValueError: as for `check_task`; no tasks, or leading sizes that differ.
+    """
+    arrays = _finite_arrays(space, task)
+    for name, array in arrays.items():
+        if array.shape[1:] != space[name].shape or array.shape[:1] in ((), (0,)):
+            wanted = ", ".join(map(str, ("T", *(space[name].shape or ()))))
+            raise ValueError(f"task[{name!r}] must have shape ({wanted}) with T of at least 1, got {array.shape}")
+    sizes = {name: len(array) for name, array in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"task must have one leading size T, got {sizes}")
+    return arrays
+
+
+def check_rng(rng: object) -> np.random.Generator:
+    """`rng` if it is a numpy generator; a ValueError otherwise."""
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng must be a numpy.random.Generator, such as numpy.random.default_rng(0), got {rng!r}")
+    return rng
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """`device` as torch knows it; a ValueError if torch does not."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+
+
+def _finite_arrays(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> Task:
+    if not isinstance(task, Mapping) or set(task) != set(space.spaces):
+        found = list(task) if isinstance(task, Mapping) else repr(task)
+        raise ValueError(f"task must have the keys {sorted(space.spaces)}, got {found}")
+    return {name: _finite_array(name, task[name], entry) for name, entry in space.items()}
+
+
+def _finite_array(name: str, value: Any, entry: gymnasium.Space[Any]) -> npt.NDArray[Any]:
+    try:
+        with np.errstate(over="ignore"):  # too large for float32 is infinite: refused below
+            # same_kind: a fraction is no integer, a word no number
+            array = np.asarray(value).astype(entry.dtype, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"task[{name!r}] must be numbers of type {entry.dtype}, got {value!r}") from error
+    if not np.isfinite(array).all():
+        raise ValueError(f"task[{name!r}] must be finite, got {value!r}")
+    return array
+
+
+def _uniform(name: str, entry: gymnasium.Space[Any], num_tasks: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+    if not isinstance(entry, Box) or not entry.is_bounded():
+        raise ValueError(f"space[{name!r}] must be a bounded Box to be drawn uniformly, got {entry}; override sample")
+    return rng.uniform(entry.low, entry.high, size=(num_tasks, *entry.shape)).astype(np.float32)

@@ -1,0 +1,115 @@
+"""N functional environments stepped together as torch tensors."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from envs.functional import FunctionalEnv, action_dtype
+from metarl.errors import check_choice, check_int
+from metarl.types import Task
+
+
+class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any], Tensor]):
+    """N = T x `episodes` environments, task-major: environment `t * episodes + e` is episode e of task t.
+
+    Autoreset is disabled: an environment that has ended is frozen. Its state and flags stay as they are and its reward
+    is 0 until `reset`. An episode is truncated at its step `horizon`, unless it terminates on that very step.
+
+    Args:
+        env: the functions.
+        task: arrays `[T, ...]`.
+        episodes: episodes per task.
+        horizon: steps per episode, at most.
+        device: where states, observations and rewards live.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # type: ignore[misc]
+
+    def __init__(
+        self, env: FunctionalEnv, task: Task, episodes: int, horizon: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.functional, self.horizon, self.device = env, check_int("horizon", horizon), torch.device(device)
+        check_int("episodes", episodes)
+        self.task = {
+            k: torch.tensor(v, device=self.device).repeat_interleave(episodes, 0) for k, v in task.items()
+        }  # [N, ...]
+        self.num_envs = next(iter(self.task.values())).shape[0]
+        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+        self.observation_space = batch_space(env.observation_space, self.num_envs)
+        self.action_space = batch_space(env.action_space, self.num_envs)
+        self._action_dtype = action_dtype(env.action_space)
+        self._action_shape = (self.num_envs, *(env.action_space.shape or ()))
+        self._generator = torch.Generator(self.device)
+        self._state: Tensor | None = None  # [N, S]
+        self._clock = 0  # steps made so far; a deadline per environment costs less than a counter per environment
+        self._deadline = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        self._ended = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+
+    @torch.no_grad()
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """Begin new episodes everywhere, or where `options={"reset_mask": mask}` (bool `[N]`) says so.
+
+        Returns the observations of all environments `[N, ...]`, also of those that were left as they are.
+
+        Raises:
+            ValueError: an unknown option, or a mask of another shape or type.
+            ResetNeeded: a mask before the first full reset.
+        """
+        super().reset(seed=seed)
+        mask = self._reset_mask(options or {})
+        if seed is not None or self._state is None:
+            self._generator.manual_seed(int(self.np_random.integers(2**63)))
+        state = self.functional.initial(self.task, self._generator)
+        self._state = state if self._state is None else torch.where(mask[:, None], state, self._state)
+        self._deadline = self._deadline.masked_fill(mask, self._clock + self.horizon)
+        self._ended = self._ended & ~mask
+        return self.functional.observation(self._state, self.task).clone(), {}
+
+    @torch.no_grad()
+    def step(self, actions: Tensor | npt.NDArray[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """One step everywhere: observations `[N, ...]`, rewards, terminated, truncated (each `[N]`), an empty info.
+
+        Raises:
+            ValueError: actions of another shape.
+            ResetNeeded: before the first reset.
+        """
+        if self._state is None:
+            raise ResetNeeded("call reset() before step()")
+        actions, env, task = self._as_actions(actions), self.functional, self.task
+        proposed = env.transition(self._state, actions, task, self._generator)
+        reward = env.reward(self._state, actions, proposed, task).masked_fill(self._ended, 0.0)
+        self._state = state = torch.where(self._ended.unsqueeze(-1), self._state, proposed)
+        self._clock += 1
+        # A frozen environment needs no case of its own: its state, and so `terminal`, is what it was; time only grows.
+        terminated = env.terminal(state, task)
+        truncated = (self._deadline <= self._clock) > terminated  # "and not", in one operation
+        self._ended = terminated | truncated
+        # clone: an observation may be a view of the state, and callers may write into what they get.
+        return env.observation(state, task).clone(), reward, terminated, truncated, {}
+
+    def _as_actions(self, actions: Tensor | npt.NDArray[Any]) -> Tensor:
+        tensor = actions if isinstance(actions, Tensor) else torch.from_numpy(np.array(actions))
+        if tensor.shape != self._action_shape:
+            raise ValueError(f"actions must have shape {self._action_shape}, got {tuple(tensor.shape)}")
+        return tensor.to(self.device, self._action_dtype)
+
+    def _reset_mask(self, options: Mapping[str, Any]) -> Tensor:
+        for name in options:
+            check_choice("reset option", name, ("reset_mask",))
+        if "reset_mask" not in options:
+            return torch.ones_like(self._ended)
+        if self._state is None:
+            raise ResetNeeded("the first reset must be of all environments, without a reset_mask")
+        mask = torch.as_tensor(options["reset_mask"], device=self.device)
+        if mask.shape != (self.num_envs,) or mask.dtype != torch.bool:
+            wanted = f"reset_mask must be bool of shape ({self.num_envs},)"
+            raise ValueError(f"{wanted}, got {mask.dtype} of shape {tuple(mask.shape)}")
+        return mask

@@ -1,0 +1,67 @@
+"""What the scripts share on the command line: arguments from a dataclass, one-line errors, exit codes."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn, TypeVar
+
+import torch
+import tyro
+
+Config = TypeVar("Config")
+
+FAILED, BAD_INPUT = 1, 2
+SIGNAL_BASE = 128  # a shell's exit code of a program ended by signal n is 128 + n
+
+
+def parse(config: type[Config], arguments: list[str] | None, description: str) -> Config:
+    """The arguments as `config`; a wrong one ends the program with exit code 2."""
+    return tyro.cli(config, args=arguments, description=description, config=(tyro.conf.FlagConversionOff,))
+
+
+def prepared(prepare: Callable[[], Config]) -> Config:
+    """`prepare()`; its `ValueError` becomes one line and exit code 2. To be called before anything is written."""
+    try:
+        return prepare()
+    except ValueError as error:
+        fail(error, BAD_INPUT)
+
+
+def fail(error: object, code: int) -> NoReturn:
+    """Print one line to stderr and exit."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Import modules that register outer updates or environments.
+
+    Raises:
+        ValueError: when one cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"plugins must be importable modules, but {module!r} is not: {error}") from error
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is an accelerator where there is one, else the CPU.
+
+    Raises:
+        ValueError: for a device that torch does not know, or that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty((), device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"device must be 'auto', 'cpu' or an accelerator that is there, got {name!r} ({reason})"
+        ) from None
+    if device.type == "meta":
+        raise ValueError("device must be one that computes, got 'meta'")
+    return device

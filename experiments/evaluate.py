@@ -1,0 +1,133 @@
+"""How good is a trained run after 0, 1, 2, ... gradient steps on tasks it has never seen?
+
+    python -m experiments.evaluate runs/nav --tasks 40 --steps 3 --episodes 40 --seed 1000 --json
+
+The untrained policy is put through the same. `env_steps` is what adaptation up to each step took, all tasks together;
+the episodes the scores are measured on come on top. Nothing in the run's folder is changed.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import tyro
+
+from envs.tasks import FunctionalTasks
+from experiments import cli
+from experiments.config import load_run, step_sizes
+from metarl import Evaluation, MetaLearner, evaluate
+from metarl.errors import check_int
+from metarl.rl import ReinforcementLearning
+
+Schedule = Literal["halved", "constant"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Settings of an evaluation."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of a training run."""
+    tasks: int = 40
+    """Held-out tasks."""
+    steps: int = 3
+    """Gradient steps."""
+    episodes: int = 40
+    """Episodes per task and step."""
+    seed: int = 1000
+    """Seed of the tasks and of everything random in them."""
+    step_schedule: Schedule = "halved"
+    """Inner step size at test time: halved after the steps that were trained (Finn et al., 2017), or constant."""
+    ood: bool = False
+    """Tasks from outside the training distribution instead, where the environment defines them."""
+    device: str | None = None
+    """Device; default: the run's own."""
+    plugins: tuple[str, ...] = ()
+    """Modules to import first, such as one that registers your own outer update."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+class Curves(NamedTuple):
+    """The adaptation curves of a trained and of an untrained policy on the same tasks."""
+
+    trained: Evaluation
+    random_init: Evaluation
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return {**self.trained.summary(), "random_init": self.random_init.summary()}
+
+    def by_label(self) -> dict[str, Evaluation]:
+        """For pictures and tables."""
+        return {"meta-trained": self.trained, "random initialisation": self.random_init}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the script."""
+    given = cli.parse(Arguments, arguments, __doc__ or "")
+    learner, source = cli.prepared(lambda: prepare(given))
+    curves = held_out_curves(learner, source, given.tasks, given.steps, given.episodes, given.seed, given.step_schedule)
+    if given.json:
+        settings = {"run": str(given.run), "seed": given.seed, "step_schedule": given.step_schedule, "ood": given.ood}
+        print(json.dumps({**curves.summary(), **settings, "iterations": learner.iterations}))
+    else:
+        print_table(curves)
+
+
+def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
+    """The trained learner and the source of held-out tasks.
+
+    Raises:
+        ValueError: naming what cannot work.
+    """
+    for name in ("tasks", "episodes"):
+        check_int(name, getattr(given, name))
+    for name in ("steps", "seed"):
+        check_int(name, getattr(given, name), minimum=0)
+    cli.import_plugins(given.plugins)
+    _, learner = load_run(given.run, **({} if given.device is None else {"device": given.device}))
+    source = learner.source
+    assert isinstance(source, ReinforcementLearning)
+    assert isinstance(source.distribution, FunctionalTasks)
+    distribution = source.distribution.shifted() if given.ood else source.distribution
+    return learner, dataclasses.replace(source, distribution=distribution)
+
+
+def held_out_curves(
+    learner: MetaLearner,
+    source: ReinforcementLearning,
+    tasks: int = 40,
+    steps: int = 3,
+    episodes: int = 40,
+    seed: int = 1000,
+    step_schedule: Schedule = "halved",
+) -> Curves:
+    """Adaptation curves on tasks of `source` that training has not seen, for the trained and the untrained policy."""
+    source = dataclasses.replace(source, episodes=episodes)
+    rules = learner.rules(step_sizes(learner, steps, step_schedule))
+
+    def curve(params: dict[str, Any]) -> Evaluation:
+        return evaluate(params, source.sample(tasks, np.random.default_rng([seed, 1])), rules)
+
+    return Curves(curve(learner.params), curve(source.initial_params()))
+
+
+def print_table(curves: Curves) -> None:
+    """Mean return with its 95 % interval after each step."""
+    tasks = len(curves.trained.scores[0])
+    print(f"return on {tasks} held-out tasks, mean and 95 % bootstrap interval over tasks")
+    print(f"{'steps':>5} {'meta-trained':>26} {'random initialisation':>26} {'env steps':>11}")
+    for step, costs in enumerate(curves.trained.costs):
+        cells = [
+            f"{curve.mean[step]:9.2f} [{curve.ci95[step][0]:7.2f},{curve.ci95[step][1]:7.2f}]"
+            for curve in curves.by_label().values()
+        ]
+        print(f"{step:>5} {cells[0]:>26} {cells[1]:>26} {costs.get('env_steps', 0):>11}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Pictures of adaptation: the curve of the score over gradient steps, and what the policy does after each."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from envs.tasks import FunctionalTasks
+from metarl.evaluation import Evaluation, evaluate
+from metarl.oracles import Draw, Recording
+from metarl.rl import ReinforcementLearning
+from metarl.types import Params, Rule, Task, TaskDistribution
+
+
+def adaptation_figure(curves: Mapping[str, Evaluation], title: str) -> Figure:
+    """Mean return on held-out tasks after each gradient step, one line with its 95 % band for each entry of `curves`."""
+    figure = _figure(5.5, 3.8)
+    ax = figure.subplots()
+    for label, curve in curves.items():
+        steps = range(len(curve.mean))
+        low, high = zip(*curve.ci95, strict=True)
+        (line,) = ax.plot(steps, curve.mean, marker="o", label=label)
+        ax.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
+    ax.set(xlabel="gradient steps", ylabel="return", title=title, xticks=list(steps))
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return figure
+
+
+def trajectory_figure(
+    source: ReinforcementLearning, params: Params, rules: Sequence[Rule], num_tasks: int, seed: int
+) -> Figure:
+    """What the policy does before adaptation and after each step: a row per held-out task, a column per step."""
+    rng = np.random.default_rng([seed, 2])
+    oracle = source.sample(num_tasks, rng)
+    recording = Recording(oracle)
+    curve = evaluate(params, recording, rules)
+    drawn = [draw for draw in recording.draws if draw.role == "outer"]
+
+    figure = _figure(2.4 * len(drawn), 2.4 * num_tasks)
+    axes = figure.subplots(num_tasks, len(drawn), squeeze=False, sharex=True, sharey=True)
+    for row in range(num_tasks):
+        task = {key: value[row] for key, value in oracle.task.items()}
+        for step, draw in enumerate(drawn):
+            ax = axes[row][step]
+            _plot_episodes(source.distribution, ax, task, draw, row)
+            ax.set_title(f"step {step}: {float(curve.scores[step, row]):.1f}", fontsize=9)
+    return figure
+
+
+def _plot_episodes(tasks: TaskDistribution, ax: Axes, task: Task, draw: Draw, row: int, shown: int = 5) -> None:
+    assert isinstance(tasks, FunctionalTasks)
+    obs, mask = draw.batch["obs"][row].cpu().numpy(), draw.batch["mask"][row].cpu().numpy()
+    for episode in range(min(shown, len(obs))):
+        tasks.plot_episode(ax, obs[episode][mask[episode] > 0], color="tab:blue", alpha=0.5, linewidth=1)
+    tasks.plot_task(ax, task)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)  # no global pyplot state, no window
+    return figure

@@ -1,0 +1,159 @@
+"""Meta-train on a task distribution, then evaluate on held-out tasks and draw what was learned.
+
+    python -m experiments.train --env navigation --outer maml --iterations 150 --seed 0 --log-dir runs --name nav
+    python -m experiments.train --resume runs/nav --iterations 300
+
+The run's folder gets `config.json`, `metrics.jsonl` (a line per iteration), TensorBoard events, `checkpoint.pt` and, at
+the end, `evaluation.json`, `adaptation.png` and `trajectories.png`. Ctrl-C or SIGTERM finishes the iteration and saves.
+"""
+
+import dataclasses
+import json
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments import cli
+from experiments.config import TrainConfig, build_learner, load_run, step_sizes, to_json
+from experiments.evaluate import Curves, held_out_curves, print_table
+from experiments.figures import adaptation_figure, trajectory_figure
+from metarl import MetaLearner, NonFiniteError
+from metarl.callbacks import Callback, Checkpointing, HeldOutEvaluation, ProgressBar
+from metarl.checkpoint import write_atomically, write_json
+from metarl.logging import RunLog
+from metarl.rl import ReinforcementLearning
+
+EVALUATION_STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(TrainConfig):
+    """Settings of one training run."""
+
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Go on with the run in this folder, up to --iterations; its other settings stay as they are."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run, checked and ready to go."""
+
+    config: TrainConfig
+    learner: MetaLearner
+    folder: Path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the script."""
+    given = cli.parse(Arguments, arguments, __doc__ or "")
+    run = cli.prepared(lambda: resumed(given) if given.resume is not None else fresh(given))
+    try:
+        train(run)
+    except NonFiniteError as error:
+        cli.fail(f"{error}; the last good checkpoint is {run.folder / 'checkpoint.pt'}", cli.FAILED)
+
+
+def fresh(given: Arguments) -> Run:
+    """A new run; its folder is made last, when all settings have been checked.
+
+    Raises:
+        ValueError: naming the setting that cannot work, or the folder that exists.
+    """
+    settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
+    config = TrainConfig(**settings)
+    learner = build_learner(config)
+    name = config.name or f"{config.env}-{config.outer}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if Path(name).name != name:
+        raise ValueError(f"name must be the name of a folder without a path, got {name!r}")
+    folder = config.log_dir / name
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(f"{folder} exists; choose another --name, or go on with it: --resume {folder}") from None
+    except OSError as error:
+        raise ValueError(
+            f"log_dir must be a folder that can be written, got {config.log_dir} ({error.strerror})"
+        ) from None
+    config = dataclasses.replace(config, name=name)
+    write_json(folder / "config.json", to_json(config))
+    learner.save(folder / "checkpoint.pt")
+    return Run(config, learner, folder)
+
+
+def resumed(given: Arguments) -> Run:
+    """The run in the folder `given.resume`, at its last checkpoint.
+
+    Raises:
+        ValueError: when the folder is not a run's, or a setting was given that a resumed run cannot change.
+    """
+    assert given.resume is not None
+    config, learner = load_run(given.resume)
+    changes = {}
+    for field in dataclasses.fields(TrainConfig):
+        value, saved = getattr(given, field.name), getattr(config, field.name)
+        if value == field.default or value == saved:
+            continue
+        if field.name not in CHANGEABLE:
+            raise ValueError(f"{field.name} cannot change when a run is resumed: it is {saved!r}, got {value!r}")
+        changes[field.name] = value
+    config, learner = load_run(given.resume, **changes)
+    if learner.iterations >= config.iterations and (given.resume / "evaluation.json").exists():
+        raise ValueError(
+            f"{given.resume} is complete after {learner.iterations} iterations; ask for more: --iterations"
+        )
+    write_json(given.resume / "config.json", to_json(config))
+    return Run(config, learner, given.resume)
+
+
+CHANGEABLE = ("iterations", "device", "eval_every", "eval_tasks", "eval_seed", "save_every", "plugins")
+"""Settings that a resumed run may change, because the training they belong to stays the same."""
+
+
+def train(run: Run) -> None:
+    """Train to the end, evaluate on held-out tasks, and leave everything in the run's folder."""
+    config, learner, folder = run.config, run.learner, run.folder
+    print(f"{folder}: {config.outer} on {config.env}, {config.iterations - learner.iterations} iterations to go")
+    log = RunLog(folder)
+    sizes = step_sizes(learner, EVALUATION_STEPS, "halved")
+    callbacks: list[Callback] = [
+        HeldOutEvaluation(config.eval_every, None, config.eval_tasks, sizes, config.eval_seed),
+        log,
+        ProgressBar(),
+        Checkpointing(folder / "checkpoint.pt", config.save_every),
+    ]
+    log.text("configuration", f"```json\n{json.dumps(to_json(config), indent=2)}\n```")
+    if learner.iterations < config.iterations:
+        learner.learn(config.iterations - learner.iterations, callbacks)
+    if learner.stopped_by is not None:
+        print(
+            f"stopped by {learner.stopped_by} and saved after iteration {learner.iterations}; go on with: --resume {folder}"
+        )
+        raise SystemExit(cli.SIGNAL_BASE + signal.Signals[learner.stopped_by])
+    report(run, log)
+    log.close()
+
+
+def report(run: Run, log: RunLog) -> None:
+    """The held-out evaluation as numbers and pictures."""
+    config, learner, folder = run.config, run.learner, run.folder
+    assert isinstance(learner.source, ReinforcementLearning)
+    curves: Curves = held_out_curves(learner, learner.source, steps=EVALUATION_STEPS)
+    write_json(folder / "evaluation.json", curves.summary())
+    print_table(curves)
+    rules = learner.rules(step_sizes(learner, EVALUATION_STEPS, "halved"))
+    figures = {
+        "adaptation": adaptation_figure(curves.by_label(), f"{config.env}, {config.outer}: held-out tasks"),
+        "trajectories": trajectory_figure(learner.source, learner.params, rules, num_tasks=4, seed=config.eval_seed),
+    }
+    for name, figure in figures.items():
+        write_atomically(folder / f"{name}.png", lambda file, figure=figure: figure.savefig(file, format="png"))  # type: ignore[misc]
+        log.figure(f"figures/{name}", figure, learner.iterations)
+    print(f"curves, pictures and the checkpoint are in {folder}; watch them with: tensorboard --logdir {folder.parent}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Names: `make_distribution` and Gymnasium's registry."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from envs import ENVS, Navigation, NavigationRing, PointVelocity, make_distribution
+
+IDS = ["metarl/Navigation-v0", "metarl/PointVelocity-v0"]
+
+
+def test_names() -> None:
+    assert {"navigation": Navigation, "navigation_ring": NavigationRing, "point_velocity": PointVelocity} == ENVS
+    tasks = make_distribution("navigation", horizon=7, squared_distance=True)
+    assert isinstance(tasks, Navigation)
+    assert (tasks.horizon, tasks.squared_distance) == (7, True)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError, match=r"\['navigation', 'navigation_ring', 'point_velocity'\].*'point_velocity'\?"):
+        make_distribution("point_velocty")
+
+
+@pytest.mark.filterwarnings("ignore:.*A Box observation space m[a-z]+ value is -?infinity:UserWarning")
+@pytest.mark.parametrize("render_mode", [None, "rgb_array"])
+@pytest.mark.parametrize("name", IDS)
+def test_checkers(name: str, render_mode: str | None) -> None:
+    check_env(gymnasium.make(name, render_mode=render_mode).unwrapped)
+    sb3_check_env(gymnasium.make(name, render_mode=render_mode), warn=True)
+
+
+@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("horizon", [1, 100, 130])
+def test_truncates_once_at_the_horizon(name: str, horizon: int) -> None:
+    env = gymnasium.make(name, horizon=horizon)
+    assert not isinstance(env, TimeLimit)
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(env.action_space.shape, dtype=np.float32))[2:4] for _ in range(horizon)]
+    assert ends == [(False, False)] * (horizon - 1) + [(False, True)]
+
+
+def test_goal_and_reward_can_be_chosen() -> None:
+    def first_reward(name: str, **kwargs: Any) -> float:
+        env = gymnasium.make(name, **kwargs)
+        env.reset(seed=0)
+        return float(env.step(np.zeros(env.action_space.shape, dtype=np.float32))[1])
+
+    assert first_reward("metarl/Navigation-v0") == pytest.approx(-0.25 * 2**0.5)
+    assert first_reward("metarl/Navigation-v0", goal=(0.3, -0.4)) == pytest.approx(-0.5)
+    assert first_reward("metarl/Navigation-v0", goal=(0.3, -0.4), squared_distance=True) == pytest.approx(-0.25)
+    assert first_reward("metarl/PointVelocity-v0") == pytest.approx(-1.0)
+    assert first_reward("metarl/PointVelocity-v0", goal=2.5) == pytest.approx(-2.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "goal"),
+    [
+        ("metarl/Navigation-v0", 0.3),
+        ("metarl/Navigation-v0", (0.1, 0.2, 0.3)),
+        ("metarl/Navigation-v0", (0.1, float("nan"))),
+        ("metarl/Navigation-v0", "home"),
+        ("metarl/PointVelocity-v0", (1.0, 2.0)),
+        ("metarl/PointVelocity-v0", float("inf")),
+    ],
+)
+def test_bad_goal(name: str, goal: Any) -> None:
+    with pytest.raises(ValueError, match=r"task\['goal'\] must"):
+        gymnasium.make(name, goal=goal)
+
+
+def test_two_environments_in_gymnasiums_own_vector() -> None:
+    env = gymnasium.make_vec("metarl/Navigation-v0", num_envs=2, vectorization_mode="sync", goal=(0.3, 0.4))
+    env.reset(seed=0)
+    np.testing.assert_allclose(env.step(np.zeros((2, 2), dtype=np.float32))[1], [-0.5, -0.5])
