@@ -85,7 +85,7 @@ class _NavigationTasks(FunctionalTasks):
         """The goal as a star; the axes in equal scale."""
         x, y = check_task(self.space, task)["goal"]
         ax.plot([x], [y], marker="*", markersize=12, color="tab:green", linestyle="none")
-        ax.set_aspect("equal", adjustable="datalim")
+        ax.set_aspect("equal")
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
         """The path in the plane."""

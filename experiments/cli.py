@@ -59,9 +59,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty((), device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"device must be 'auto', 'cpu' or an accelerator that is there, got {name!r} ({reason})"
-        ) from None
+        raise ValueError(f"device must be 'auto', 'cpu' or one that is there, got {name!r} ({reason})") from None
     if device.type == "meta":
         raise ValueError("device must be one that computes, got 'meta'")
     return device

@@ -43,7 +43,7 @@ class TrainConfig:
     hessian_data: Literal["fresh", "inner"] | None = None
     """D_h of maml and hf_maml: a fresh draw (default), or the inner step's again, which saves a third of the steps."""
     outer_options: tuple[str, ...] = ()
-    """Further options of the outer update, as name=value: delta=published rho=0.5 (hf_maml), lam=2 cg_steps=5 (imaml)."""
+    """Further options of the outer update as name=value: delta=published rho=0.5 (hf_maml), lam=2 cg_steps=5 (imaml)."""
     meta_batch_size: int = 20
     """Tasks per iteration."""
     episodes: int = 20
@@ -64,6 +64,8 @@ class TrainConfig:
     """Baseline fitted per task and draw: linear, time or none."""
     hidden: tuple[int, ...] = (100, 100)
     """Units of the policy's hidden layers."""
+    log_std_init: float = -0.5
+    """Logarithm of the initial standard deviation of continuous actions."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Activation of the policy's hidden layers."""
     device: str = "cpu"
@@ -95,15 +97,13 @@ def build_policy(config: TrainConfig, distribution: FunctionalTasks) -> PolicyMo
     """The policy network at its initial parameters."""
     for units in config.hidden:
         check_int("hidden", units)
-    arch = {"pi": list(config.hidden), "vf": []}
     policy_kwargs = {
-        "net_arch": arch,
+        "net_arch": {"pi": list(config.hidden), "vf": []},
         "activation_fn": ACTIVATIONS[check_choice("activation", config.activation, ACTIVATIONS)],
+        "log_std_init": check_real("log_std_init", config.log_std_init, -20.0, 2.0),
     }
-    seed = check_int("seed", config.seed, minimum=0)
-    return make_policy(
-        distribution.observation_space, distribution.action_space, policy_kwargs=policy_kwargs, seed=seed
-    )
+    spaces = distribution.observation_space, distribution.action_space
+    return make_policy(*spaces, policy_kwargs=policy_kwargs, seed=check_int("seed", config.seed, minimum=0))
 
 
 def build_source(config: TrainConfig) -> ReinforcementLearning:
@@ -211,17 +211,15 @@ def from_json(path: Path) -> TrainConfig:
     try:
         found = json.loads(path.read_text())
         fields = {field.name for field in dataclasses.fields(TrainConfig)}
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in fields}
-        if missing := fields - set(settings):
+        if missing := fields - set(found):
             raise ValueError(f"it lacks {sorted(missing)}")
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in fields}
         return TrainConfig(**{**settings, "log_dir": Path(settings["log_dir"])})
     except OSError as error:
-        raise ValueError(
-            f"run must be the folder of a training run, but {path} cannot be read: {error.strerror}"
-        ) from None
+        raise ValueError(f"run must be the folder of a training run; {path} cannot be read: {error.strerror}") from None
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"run must be the folder of a training run, but {path} is not its configuration: {error}"
+            f"run must be the folder of a training run; {path} is not its configuration: {error}"
         ) from None
 
 

@@ -15,7 +15,7 @@ from metarl.types import Params, Rule, Task, TaskDistribution
 
 
 def adaptation_figure(curves: Mapping[str, Evaluation], title: str) -> Figure:
-    """Mean return on held-out tasks after each gradient step, one line with its 95 % band for each entry of `curves`."""
+    """Mean return on held-out tasks after each gradient step: a line with its 95 % band for each of `curves`."""
     figure = _figure(5.5, 3.8)
     ax = figure.subplots()
     for label, curve in curves.items():

@@ -75,9 +75,7 @@ def fresh(given: Arguments) -> Run:
     except FileExistsError:
         raise ValueError(f"{folder} exists; choose another --name, or go on with it: --resume {folder}") from None
     except OSError as error:
-        raise ValueError(
-            f"log_dir must be a folder that can be written, got {config.log_dir} ({error.strerror})"
-        ) from None
+        raise ValueError(f"log_dir must be writable, got {config.log_dir} ({error.strerror})") from None
     config = dataclasses.replace(config, name=name)
     write_json(folder / "config.json", to_json(config))
     learner.save(folder / "checkpoint.pt")
@@ -103,7 +101,7 @@ def resumed(given: Arguments) -> Run:
     config, learner = load_run(given.resume, **changes)
     if learner.iterations >= config.iterations and (given.resume / "evaluation.json").exists():
         raise ValueError(
-            f"{given.resume} is complete after {learner.iterations} iterations; ask for more: --iterations"
+            f"{given.resume} is complete after {learner.iterations} iterations; --iterations asks for more"
         )
     write_json(given.resume / "config.json", to_json(config))
     return Run(config, learner, given.resume)
@@ -117,7 +115,7 @@ def train(run: Run) -> None:
     """Train to the end, evaluate on held-out tasks, and leave everything in the run's folder."""
     config, learner, folder = run.config, run.learner, run.folder
     print(f"{folder}: {config.outer} on {config.env}, {config.iterations - learner.iterations} iterations to go")
-    log = RunLog(folder)
+    log = RunLog(folder, {"configuration": f"```json\n{json.dumps(to_json(config), indent=2)}\n```"})
     sizes = step_sizes(learner, EVALUATION_STEPS, "halved")
     callbacks: list[Callback] = [
         HeldOutEvaluation(config.eval_every, None, config.eval_tasks, sizes, config.eval_seed),
@@ -125,12 +123,11 @@ def train(run: Run) -> None:
         ProgressBar(),
         Checkpointing(folder / "checkpoint.pt", config.save_every),
     ]
-    log.text("configuration", f"```json\n{json.dumps(to_json(config), indent=2)}\n```")
     if learner.iterations < config.iterations:
         learner.learn(config.iterations - learner.iterations, callbacks)
     if learner.stopped_by is not None:
         print(
-            f"stopped by {learner.stopped_by} and saved after iteration {learner.iterations}; go on with: --resume {folder}"
+            f"stopped by {learner.stopped_by}, saved after iteration {learner.iterations}; go on with: --resume {folder}"
         )
         raise SystemExit(cli.SIGNAL_BASE + signal.Signals[learner.stopped_by])
     report(run, log)
@@ -150,7 +147,7 @@ def report(run: Run, log: RunLog) -> None:
         "trajectories": trajectory_figure(learner.source, learner.params, rules, num_tasks=4, seed=config.eval_seed),
     }
     for name, figure in figures.items():
-        write_atomically(folder / f"{name}.png", lambda file, figure=figure: figure.savefig(file, format="png"))  # type: ignore[misc]
+        write_atomically(folder / f"{name}.png", figure.savefig)
         log.figure(f"figures/{name}", figure, learner.iterations)
     print(f"curves, pictures and the checkpoint are in {folder}; watch them with: tensorboard --logdir {folder.parent}")
 

@@ -137,7 +137,7 @@ class MetaLearner:
         *,
         num_tasks: int = 40,
         steps: int = 3,
-        step_sizes: Sequence[float] | None = None,
+        step_sizes: Sequence[float | None] | None = None,
         seed: int = 1000,
     ) -> Evaluation:
         """The score after 0, 1, ..., `steps` inner steps on held-out tasks.
@@ -146,7 +146,7 @@ class MetaLearner:
             source: of the held-out tasks; default: the training source, whose tasks are drawn anew from `seed`.
             num_tasks: how many.
             steps: inner steps.
-            step_sizes: an inner step size for each step; default: as in training.
+            step_sizes: an inner step size for each step; `None`, for all or for one: as in training.
             seed: of the tasks and of everything random in them; training is not disturbed.
         """
         sizes = [self.inner_lr] * check_int("steps", steps, minimum=0) if step_sizes is None else step_sizes

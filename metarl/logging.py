@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
@@ -16,21 +18,24 @@ if TYPE_CHECKING:
 
 
 class RunLog(Callback):
-    """Appends to `metrics.jsonl` and to TensorBoard events in `folder`.
+    """Appends to `metrics.jsonl` and to TensorBoard events in `folder`; `texts` (Markdown) go to TensorBoard by tag.
 
     A resumed run drops what an interrupted one had logged beyond its last checkpoint, so that every iteration is there
     once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
         self.path = folder / "metrics.jsonl"
         self.folder = folder
+        self.texts = texts
         self._writer: SummaryWriter | None = None
 
     def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
         kept = [line for line in self._lines() if json.loads(line)["iteration"] <= learner.iterations]
         write_atomically(self.path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
-        self.writer(purge_step=learner.iterations + 1)
+        writer = self.writer(purge_step=learner.iterations + 1)
+        for tag, text in self.texts.items():
+            writer.add_text(tag, text)
 
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
         with self.path.open("a") as file:
@@ -49,10 +54,6 @@ class RunLog(Callback):
         if self._writer is None:
             self._writer = SummaryWriter(str(self.folder), purge_step=purge_step)
         return self._writer
-
-    def text(self, tag: str, text: str) -> None:
-        """A text in TensorBoard, as Markdown."""
-        self.writer().add_text(tag, text)
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """A figure in TensorBoard."""
