@@ -18,7 +18,7 @@ from envs import make_distribution
 from envs.tasks import FunctionalTasks
 from experiments.cli import import_plugins, pick_device
 from metarl import MetaLearner, checkpoint
-from metarl.errors import check_choice, check_int
+from metarl.errors import check_choice, check_int, check_real
 from metarl.rl import ReinforcementLearning
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
@@ -43,7 +43,7 @@ class TrainConfig:
     hessian_data: Literal["fresh", "inner"] | None = None
     """D_h of maml and hf_maml: a fresh draw (default), or the inner step's again, which saves a third of the steps."""
     outer_options: tuple[str, ...] = ()
-    """Further options of the outer update as name=value: delta=published rho=0.5 (hf_maml), lam=2 cg_steps=5 (imaml)."""
+    """Further options of the update as name=value: delta=published rho=0.5 (hf_maml), lam=2 cg_steps=5 (imaml)."""
     meta_batch_size: int = 20
     """Tasks per iteration."""
     episodes: int = 20

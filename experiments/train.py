@@ -127,7 +127,7 @@ def train(run: Run) -> None:
         learner.learn(config.iterations - learner.iterations, callbacks)
     if learner.stopped_by is not None:
         print(
-            f"stopped by {learner.stopped_by}, saved after iteration {learner.iterations}; go on with: --resume {folder}"
+            f"stopped by {learner.stopped_by}, saved after iteration {learner.iterations}; to go on: --resume {folder}"
         )
         raise SystemExit(cli.SIGNAL_BASE + signal.Signals[learner.stopped_by])
     report(run, log)
