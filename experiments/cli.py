@@ -14,9 +14,10 @@ FAILED, BAD_INPUT = 1, 2
 SIGNAL_BASE = 128  # a shell's exit code of a program ended by signal n is 128 + n
 
 
-def parse(config: type[Config], arguments: list[str] | None, description: str) -> Config:
+def parse(config: type[Config], arguments: list[str] | None, script: str, description: str | None) -> Config:
     """The arguments as `config`; a wrong one ends the program with exit code 2."""
-    return tyro.cli(config, args=arguments, description=description, config=(tyro.conf.FlagConversionOff,))
+    markers = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(config, args=arguments, prog=f"python -m {script}", description=description, config=markers)
 
 
 def prepared(prepare: Callable[[], Config]) -> Config:

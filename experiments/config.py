@@ -53,7 +53,7 @@ class TrainConfig:
     learning_rate: float = 3e-3
     """Outer step size of Adam."""
     anneal_iterations: int | None = None
-    """Let the outer step size fall linearly to a tenth over so many iterations; default: it stays."""
+    """Let the outer step size fall linearly to a tenth over so many iterations; default: over --iterations; 0: never."""
     max_grad_norm: float | None = None
     """Clip the mean meta-gradient to this norm; default: no clipping."""
     discount: float = 0.99
@@ -131,7 +131,7 @@ def learner_arguments(config: TrainConfig) -> dict[str, Any]:
         "meta_batch_size": config.meta_batch_size,
         "learning_rate": config.learning_rate,
         "max_grad_norm": config.max_grad_norm,
-        "schedule": None if config.anneal_iterations is None else Annealing(config.anneal_iterations),
+        "schedule": Annealing(config.anneal_iterations) if config.anneal_iterations else None,
         "seed": config.seed,
     }
 
@@ -140,7 +140,7 @@ class Annealing:
     """A factor that falls linearly from 1 to 0.1 over `iterations`, then stays."""
 
     def __init__(self, iterations: int) -> None:
-        self.iterations = check_int("anneal_iterations", iterations)
+        self.iterations = check_int("anneal_iterations", iterations, minimum=0)
 
     def __call__(self, iteration: int) -> float:
         return 1 - 0.9 * min(iteration / self.iterations, 1.0)

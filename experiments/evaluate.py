@@ -68,7 +68,7 @@ class Curves(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    given = cli.parse(Arguments, arguments, __doc__ or "")
+    given = cli.parse(Arguments, arguments, "experiments.evaluate", __doc__)
     learner, source = cli.prepared(lambda: prepare(given))
     curves = held_out_curves(learner, source, given.tasks, given.steps, given.episodes, given.seed, given.step_schedule)
     if given.json:

@@ -1,6 +1,7 @@
 """Pictures of adaptation: the curve of the score over gradient steps, and what the policy does after each."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,14 @@ from metarl.rl import ReinforcementLearning
 from metarl.types import Params, Rule, Task, TaskDistribution
 
 
-def adaptation_figure(curves: Mapping[str, Evaluation], title: str) -> Figure:
+class Curve(NamedTuple):
+    """A mean return and its 95 % interval after each gradient step."""
+
+    mean: Sequence[float]
+    ci95: Sequence[tuple[float, float]]
+
+
+def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str) -> Figure:
     """Mean return on held-out tasks after each gradient step: a line with its 95 % band for each of `curves`."""
     figure = _figure(5.5, 3.8)
     ax = figure.subplots()
@@ -40,6 +48,7 @@ def trajectory_figure(
     drawn = [draw for draw in recording.draws if draw.role == "outer"]
 
     figure = _figure(2.4 * len(drawn), 2.4 * num_tasks)
+    figure.suptitle("each row a held-out task; mean return above each picture", fontsize=10)
     axes = figure.subplots(num_tasks, len(drawn), squeeze=False, sharex=True, sharey=True)
     for row in range(num_tasks):
         task = {key: value[row] for key, value in oracle.task.items()}

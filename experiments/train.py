@@ -49,22 +49,27 @@ class Run:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    given = cli.parse(Arguments, arguments, __doc__ or "")
-    run = cli.prepared(lambda: resumed(given) if given.resume is not None else fresh(given))
+    given = cli.parse(Arguments, arguments, "experiments.train", __doc__)
+    run = cli.prepared(lambda: fresh(settings_of(given)) if given.resume is None else resumed(given))
     try:
         train(run)
     except NonFiniteError as error:
         cli.fail(f"{error}; the last good checkpoint is {run.folder / 'checkpoint.pt'}", cli.FAILED)
 
 
-def fresh(given: Arguments) -> Run:
+def settings_of(given: Arguments) -> TrainConfig:
+    """The settings of a run without the arguments that only this call is about."""
+    return TrainConfig(**{field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)})
+
+
+def fresh(config: TrainConfig) -> Run:
     """A new run; its folder is made last, when all settings have been checked.
 
     Raises:
         ValueError: naming the setting that cannot work, or the folder that exists.
     """
-    settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**settings)
+    if config.anneal_iterations is None:  # settled now: a run that is resumed for longer keeps its schedule
+        config = dataclasses.replace(config, anneal_iterations=config.iterations)
     learner = build_learner(config)
     name = config.name or f"{config.env}-{config.outer}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     if Path(name).name != name:
@@ -131,7 +136,7 @@ def train(run: Run) -> None:
         )
         raise SystemExit(cli.SIGNAL_BASE + signal.Signals[learner.stopped_by])
     report(run, log)
-    log.close()
+    print(f"curves, pictures and the checkpoint are in {folder}; watch them with: tensorboard --logdir {folder.parent}")
 
 
 def report(run: Run, log: RunLog) -> None:
@@ -149,7 +154,7 @@ def report(run: Run, log: RunLog) -> None:
     for name, figure in figures.items():
         write_atomically(folder / f"{name}.png", figure.savefig)
         log.figure(f"figures/{name}", figure, learner.iterations)
-    print(f"curves, pictures and the checkpoint are in {folder}; watch them with: tensorboard --logdir {folder.parent}")
+    log.close()
 
 
 if __name__ == "__main__":

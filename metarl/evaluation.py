@@ -40,6 +40,7 @@ class Evaluation(NamedTuple):
             "mean": self.mean,
             "ci95": [list(interval) for interval in self.ci95],
             "num_tasks": tasks,
+            "scores": self.scores.tolist(),
             **{unit: [cost.get(unit, 0) for cost in self.costs] for unit in units},
         }
 

@@ -1,0 +1,128 @@
+"""Measure the speed of the parts on this machine: rollouts, and one meta-iteration of every outer update.
+
+    python -m experiments.benchmark [--quick] [--json]
+
+2-D navigation, 20 tasks x 20 episodes x 100 steps, a 2 x 100 tanh policy; medians over the repetitions. The rate of a
+batched matrix product of the policy's shapes, measured in the same run, says how fast this machine is.
+"""
+
+import dataclasses
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments import cli
+from experiments.config import TrainConfig, build_learner, device_name, versions
+from metarl.errors import check_int
+from metarl.outer import OUTER
+from metarl.rl import RLTasks
+from metarl.tree import stack
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Settings of a benchmark."""
+
+    quick: bool = False
+    """Few tasks, one repetition: whether it runs, not how fast it is."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    repetitions: int = 7
+    """Timed repetitions of each part, after one that is not counted."""
+    device: str = "cpu"
+    """Where to run."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the script."""
+    given = cli.parse(Arguments, arguments, "experiments.benchmark", __doc__)
+    size = {"meta_batch_size": 4, "episodes": 4, "horizon": 20} if given.quick else {}
+    config = TrainConfig(device=given.device, **size)  # type: ignore[arg-type]  # a dict of int
+    cli.prepared(lambda: (check_int("repetitions", given.repetitions), build_learner(config)))
+    results = measure(config, 1 if given.quick else given.repetitions)
+    print(json.dumps(results) if given.json else table(results))
+
+
+def measure(config: TrainConfig, repetitions: int) -> dict[str, Any]:
+    """Every measurement."""
+    return {
+        "device": device_name(config.device),
+        "versions": versions(),
+        "tasks x episodes x steps": [config.meta_batch_size, config.episodes, config.horizon or 100],
+        "matrix_product_gflops": matrix_product_rate(config, repetitions),
+        "rollout": rollout_rate(config, repetitions),
+        "meta_iteration": {outer: meta_iteration(config, outer, repetitions) for outer in OUTER},
+        "maml, D_in again as D_h": meta_iteration(
+            dataclasses.replace(config, hessian_data="inner"), "maml", repetitions
+        ),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def matrix_product_rate(config: TrainConfig, repetitions: int) -> float:
+    """GFLOP/s of the hidden layer's product for all tasks, episodes and steps."""
+    rows, width = config.episodes * (config.horizon or 100), config.hidden[-1]
+    a = torch.randn(config.meta_batch_size, rows, width, device=config.device)
+    b = torch.randn(config.meta_batch_size, width, width, device=config.device)
+    seconds = timed(lambda: [torch.bmm(a, b) for _ in range(10)], repetitions)["seconds"] / 10
+    return 2e-9 * a.numel() * width / seconds
+
+
+def rollout_rate(config: TrainConfig, repetitions: int) -> dict[str, float]:
+    """Environment steps a second with the policy in the loop."""
+    learner = build_learner(config)
+    tasks = learner.source.sample(config.meta_batch_size, np.random.default_rng(0))
+    assert isinstance(tasks, RLTasks)
+    params = stack(learner.params, config.meta_batch_size)
+    figures = timed(lambda: tasks.rollout(params), repetitions)
+    steps = config.meta_batch_size * config.episodes * (config.horizon or 100)
+    return {**figures, "env_steps_per_second": steps / figures["seconds"]}
+
+
+def meta_iteration(config: TrainConfig, outer: str, repetitions: int) -> dict[str, float]:
+    """One iteration of `MetaLearner.learn`, everything included."""
+    learner = build_learner(dataclasses.replace(config, outer=outer))
+    figures = timed(lambda: learner.learn(1), repetitions)
+    return {**figures, "inner_steps": learner.method.inner.steps}
+
+
+def timed(work: Callable[[], object], repetitions: int) -> dict[str, float]:
+    """Median, least and greatest seconds of `work()`, which has been run once before."""
+    seconds = []
+    for _ in range(repetitions + 1):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    del seconds[0]
+    return {"seconds": statistics.median(seconds), "least": min(seconds), "greatest": max(seconds)}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The measurements as a Markdown table."""
+    lines = [f"{results['device']}; batched matrix product {results['matrix_product_gflops']:.0f} GFLOP/s", ""]
+    lines += ["| part | inner steps | seconds (median) | least - greatest | |", "| --- | --- | --- | --- | --- |"]
+    rate = f"{results['rollout']['env_steps_per_second']:,.0f} environment steps / s"
+    parts = {
+        "rollout": {**results["rollout"], "note": rate},
+        **results["meta_iteration"],
+        "maml, D_in again as D_h": results["maml, D_in again as D_h"],
+    }
+    for name, part in parts.items():
+        span = f"{part['least']:.3f} - {part['greatest']:.3f}"
+        lines.append(
+            f"| {name} | {part.get('inner_steps', '')} | {part['seconds']:.3f} | {span} | {part.get('note', '')} |"
+        )
+    return "\n".join([*lines, "", f"peak memory {results['peak_memory_mb']:.0f} MB"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Train several outer updates at equal environment steps and compare how fast they adapt to held-out tasks.
+
+    python -m experiments.compare --env navigation --env-steps 12000000 --seeds 0 1 2 --log-dir runs --name comparison
+
+Each update trains for as many iterations as the budget pays for, with the outer step size annealed over them. The folder
+gets a run's folder for each update and seed, and `comparison.json` and `comparison.png`.
+"""
+
+import dataclasses
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import cli
+from experiments.config import TrainConfig, build_learner
+from experiments.figures import Curve, adaptation_figure
+from experiments.train import fresh, train
+from metarl.checkpoint import write_atomically, write_json
+from metarl.errors import check_choice, check_int
+from metarl.outer import OUTER
+from metarl.statistics import bootstrap_ci
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Settings of a comparison; a run's other settings are `experiments.train`'s defaults."""
+
+    env: str = "navigation"
+    """Task distribution."""
+    outer: tuple[str, ...] = tuple(OUTER)
+    """Outer updates to compare; default: all."""
+    env_steps: int = 12_000_000
+    """Environment steps each training run may take."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run for each of these."""
+    meta_batch_size: int = 20
+    """Tasks per iteration."""
+    episodes: int = 20
+    """Episodes per task and draw."""
+    horizon: int = 100
+    """Steps per episode at most."""
+    device: str = "cpu"
+    """Where to train."""
+    log_dir: Path = Path("runs")
+    """Where the comparison's folder is made."""
+    name: str = "comparison"
+    """Name of the comparison's folder."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the script."""
+    given = cli.parse(Arguments, arguments, "experiments.compare", __doc__)
+    configs = cli.prepared(lambda: plan(given))
+    folder = given.log_dir / given.name
+    results = {outer: summarize(outer, [result_of(config) for config in runs]) for outer, runs in configs.items()}
+    write_json(folder / "comparison.json", results)
+    curves = {outer: Curve(row["mean"], row["ci95"]) for outer, row in results.items()}
+    figure = adaptation_figure(curves, f"{given.env}: held-out tasks, {given.env_steps:.3g} environment steps each")
+    write_atomically(folder / "comparison.png", figure.savefig)
+    print(table(results))
+
+
+def plan(given: Arguments) -> dict[str, list[TrainConfig]]:
+    """The training runs of each update.
+
+    Raises:
+        ValueError: naming the setting that cannot work.
+    """
+    check_int("env_steps", given.env_steps)
+    for outer in given.outer:
+        check_choice("outer", outer, OUTER)
+    if not given.outer or not given.seeds or len(set(given.seeds)) < len(given.seeds):
+        raise ValueError(f"outer and seeds must each name at least one, none twice, got {given.outer}, {given.seeds}")
+    if (given.log_dir / given.name).exists():
+        raise ValueError(f"{given.log_dir / given.name} exists; choose another --name")
+    shared = TrainConfig(
+        env=given.env,
+        meta_batch_size=given.meta_batch_size,
+        episodes=given.episodes,
+        horizon=given.horizon,
+        device=given.device,
+        log_dir=given.log_dir / given.name,
+    )
+    runs = {}
+    for outer in given.outer:
+        iterations = iterations_for(dataclasses.replace(shared, outer=outer), given.env_steps)
+        runs[outer] = [
+            dataclasses.replace(shared, outer=outer, seed=seed, iterations=iterations, name=f"{outer}-{seed}")
+            for seed in given.seeds
+        ]
+        build_learner(runs[outer][0])  # every setting is checked before the first run starts
+    return runs
+
+
+def iterations_for(config: TrainConfig, env_steps: int) -> int:
+    """How many iterations of the configured update `env_steps` pay for, from how many episodes an iteration draws."""
+    one_of_each = dataclasses.replace(config, meta_batch_size=1, episodes=1, horizon=1)
+    draws = build_learner(one_of_each).learn(1).counts["samples"]
+    assert config.horizon is not None
+    iterations = env_steps // (draws * config.meta_batch_size * config.episodes * config.horizon)
+    if iterations == 0:
+        raise ValueError(
+            f"env_steps must pay for an iteration of each update; {env_steps} are too few for {config.outer}"
+        )
+    return iterations
+
+
+def result_of(config: TrainConfig) -> dict[str, Any]:
+    """Train, and what came of it: the held-out scores, environment steps and seconds per iteration."""
+    run = fresh(config)
+    train(run)
+    evaluation = json.loads((run.folder / "evaluation.json").read_text())
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "scores": evaluation["scores"],
+        "env_steps": lines[-1]["oracle/env_steps"],
+        "iterations": len(lines),
+        "seconds": statistics.median(line["time/iteration_seconds"] for line in lines),
+    }
+
+
+def summarize(outer: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds and tasks with intervals that resample both."""
+    scores = np.asarray([result["scores"] for result in results])  # [seeds, K + 1, tasks]
+    return {
+        "mean": scores.mean((0, 2)).tolist(),
+        "ci95": [bootstrap_ci(scores[:, step]) for step in range(scores.shape[1])],
+        "by_seed": scores.mean(2).tolist(),
+        "iterations": results[0]["iterations"],
+        "env_steps": statistics.mean(result["env_steps"] for result in results),
+        "seconds_per_iteration": statistics.median(result["seconds"] for result in results),
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The comparison as a Markdown table."""
+    steps = len(next(iter(results.values()))["mean"])
+    head = ["update", *(f"step {k}" for k in range(steps)), "iterations", "environment steps", "s / iteration"]
+    rows = [head, ["---"] * len(head)]
+    for outer, row in results.items():
+        cells = [f"{m:.1f} [{lo:.1f}, {hi:.1f}]" for m, (lo, hi) in zip(row["mean"], row["ci95"], strict=True)]
+        spent = [f"{row['iterations']}", f"{row['env_steps'] / 1e6:.1f} M", f"{row['seconds_per_iteration']:.2f}"]
+        rows.append([f"`{outer}`", *cells, *spent])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
