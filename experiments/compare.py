@@ -2,8 +2,8 @@
 
     python -m experiments.compare --env navigation --env-steps 12000000 --seeds 0 1 2 --log-dir runs --name comparison
 
-Each update trains for as many iterations as the budget pays for, with the outer step size annealed over them. The folder
-gets a run's folder for each update and seed, and `comparison.json` and `comparison.png`.
+Each update trains for as many iterations as the budget pays for, with the outer step size annealed over them. The
+folder gets a run's folder for each update and seed, and `comparison.json` and `comparison.png`.
 """
 
 import dataclasses
@@ -103,9 +103,7 @@ def iterations_for(config: TrainConfig, env_steps: int) -> int:
     assert config.horizon is not None
     iterations = env_steps // (draws * config.meta_batch_size * config.episodes * config.horizon)
     if iterations == 0:
-        raise ValueError(
-            f"env_steps must pay for an iteration of each update; {env_steps} are too few for {config.outer}"
-        )
+        raise ValueError(f"env_steps must pay for an iteration of each update; {env_steps} do not for {config.outer}")
     return iterations
 
 
@@ -143,7 +141,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     rows = [head, ["---"] * len(head)]
     for outer, row in results.items():
         cells = [f"{m:.1f} [{lo:.1f}, {hi:.1f}]" for m, (lo, hi) in zip(row["mean"], row["ci95"], strict=True)]
-        spent = [f"{row['iterations']}", f"{row['env_steps'] / 1e6:.1f} M", f"{row['seconds_per_iteration']:.2f}"]
+        spent = [f"{row['iterations']}", f"{row['env_steps'] / 1e6:.3g} M", f"{row['seconds_per_iteration']:.2f}"]
         rows.append([f"`{outer}`", *cells, *spent])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

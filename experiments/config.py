@@ -53,7 +53,7 @@ class TrainConfig:
     learning_rate: float = 3e-3
     """Outer step size of Adam."""
     anneal_iterations: int | None = None
-    """Let the outer step size fall linearly to a tenth over so many iterations; default: over --iterations; 0: never."""
+    """Let the outer step size fall linearly to a tenth over so many iterations (default: all; 0: never)."""
     max_grad_norm: float | None = None
     """Clip the mean meta-gradient to this norm; default: no clipping."""
     discount: float = 0.99
