@@ -55,9 +55,13 @@ class FunctionalEnv(ABC):
     def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
         """Whether an episode ends on arriving in `state`, bool `[n]`; not asked of first states."""
 
-    @abstractmethod
     def render(self, state: Tensor, task: TaskTensors) -> Frame:
-        """A picture of ONE environment: `state` is `[S]`, the tensors of `task` are without n."""
+        """A picture of ONE environment: `state` is `[S]`, the tensors of `task` are without n.
+
+        Raises:
+            ValueError: the family defines none.
+        """
+        raise ValueError(f"{type(self).__name__} does not say how it is drawn; define render")
 
 
 def action_dtype(space: gymnasium.Space[Any]) -> torch.dtype:

@@ -78,12 +78,12 @@ class FunctionalTasks:
         raise ValueError(f"{type(self).__name__} defines no shifted distribution")
 
     def plot_task(self, ax: Axes, task: Task) -> None:
-        """Draw ONE task (arrays without the leading T) into `ax`."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how a task is drawn")
+        """Draw ONE task (arrays without the leading T) into `ax`; by default its numbers, as a label."""
+        ax.set_xlabel(", ".join(f"{name} {np.round(value, 2).tolist()}" for name, value in task.items()), fontsize=8)
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
-        """Draw one episode, `observations` `[n_steps, obs]`, into `ax`; `line_kwargs` go to `ax.plot`."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how an episode is drawn")
+        """Draw one episode, `observations` `[n_steps, obs]`, into `ax`; by default each component over the steps."""
+        ax.plot(observations.reshape(len(observations), -1), **line_kwargs)
 
 
 def check_task(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> Task:

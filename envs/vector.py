@@ -7,14 +7,17 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import vector
 from gymnasium.error import ResetNeeded
-from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from envs.functional import FunctionalEnv, action_dtype
 from metarl.errors import check_choice, check_int
 from metarl.types import Task
+
+# Gymnasium 1.0 does not name its autoreset modes yet
+AUTORESET = {"autoreset_mode": vector.AutoresetMode.DISABLED} if hasattr(vector, "AutoresetMode") else {}
 
 
 class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any], Tensor]):
@@ -31,7 +34,7 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
         device: where states, observations and rewards live.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
 
     def __init__(
         self, env: FunctionalEnv, task: Task, episodes: int, horizon: int, device: torch.device | str = "cpu"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from envs import FunctionalEnv, FunctionalTasks, Navigation, PointVelocity, TorchVectorEnv
@@ -121,10 +122,11 @@ def test_defaults_of_a_distribution_without_more() -> None:
     tasks = walks()
     with pytest.raises(ValueError, match="FunctionalTasks defines no shifted distribution"):
         tasks.shifted()
-    with pytest.raises(NotImplementedError, match="drawn"):
-        tasks.plot_task(None, {})  # type: ignore[arg-type]
-    with pytest.raises(NotImplementedError, match="drawn"):
-        tasks.plot_episode(None, np.zeros((2, 1)))  # type: ignore[arg-type]
+    ax = Figure().subplots()
+    tasks.plot_task(ax, {"slope": np.asarray(0.25)})
+    tasks.plot_episode(ax, np.zeros((2, 3)))
+    assert ax.get_xlabel() == "slope 0.25"
+    assert len(ax.lines) == 3
     for unbounded in (Box(-np.inf, np.inf, (), np.float32), Discrete(3)):
         with pytest.raises(ValueError, match=r"space\['slope'\] must be a bounded Box"):
             walks(unbounded).sample(2, RNG)
