@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 
+import gymnasium
 import matplotlib as mpl
 import numpy as np
 import pytest
