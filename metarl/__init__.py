@@ -1,5 +1,6 @@
 """Gradient-based meta-reinforcement learning: meta-gradients over task oracles, adaptation and evaluation."""
 
+from metarl import tree
 from metarl.errors import NonFiniteError
 from metarl.evaluation import Evaluation, evaluate
 from metarl.inner import Path, adapt
@@ -29,4 +30,5 @@ __all__ = [
     "evaluate",
     "make_method",
     "register",
+    "tree",
 ]

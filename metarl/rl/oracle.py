@@ -90,7 +90,8 @@ class ReinforcementLearning:
     def initial_params(self) -> Params:
         """The policy's own values of the parameters its actions depend on."""
         leaf = next(self.policy.parameters())
-        obs = np.zeros_like(self.distribution.observation_space.sample())
+        space = self.distribution.observation_space
+        obs = np.zeros(space.shape or (), space.dtype)
         return policy_params(self.policy, torch.as_tensor(obs).to(leaf)[None])
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> "RLTasks":
