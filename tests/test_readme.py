@@ -17,11 +17,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.MULTI
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """What the README's blocks define, run one after the other in one namespace."""
-    quick = {
-        "learn(150)": "learn(2)",
-        "episodes=20": "episodes=3",
-        '"maml.pt"': repr(str(tmp_path_factory.mktemp("r") / "m.pt")),
-    }
+    checkpoint = str(tmp_path_factory.mktemp("readme") / "maml.pt")
+    quick = {"learn(150)": "learn(2)", "episodes=20": "episodes=3", '"maml.pt"': repr(checkpoint)}
     module = ModuleType("readme")
     sys.modules["readme"] = module
     for block in BLOCKS:

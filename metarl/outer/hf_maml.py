@@ -37,6 +37,7 @@ def relative_length(w: Params) -> Tensor:
 
 def published_length(rho: float, inner_lr: float) -> ProbeLength:
     """1 / (6 rho alpha), infinite on a quadratic (rho = 0), where the clamp makes it finite."""
+    check_real("rho", rho, open_low=False)
     length = 1 / (6 * rho * inner_lr) if rho > 0 else torch.inf
     return lambda w: torch.full_like(tree.norm(w), length)
 
@@ -66,13 +67,15 @@ def hf_maml(
     *,
     hessian_data: HessianData = "fresh",
     delta: Delta = "relative",
-    rho: float = 1.0,
+    rho: float | None = None,
 ) -> Method:
     """Hessian-free MAML: two more gradients for each inner step, no second derivative and no graph.
 
-    `delta` picks the rule for the probe; `rho`, the Lipschitz constant of the Hessian, is used by `published` only.
+    `delta` picks the rule for the probe; `published` needs `rho`, the Lipschitz constant of the Hessian.
     """
-    check_choice("delta", delta, ("relative", "published"))
-    check_real("rho", rho, open_low=False)
-    multiply = central_difference(relative_length if delta == "relative" else published_length(rho, inner_lr))
+    published = check_choice("delta", delta, ("relative", "published")) == "published"
+    if published != (rho is not None):
+        raise ValueError(f"rho and delta='published' go together, got rho={rho!r} and delta={delta!r}")
+    probe_length = relative_length if rho is None else published_length(rho, inner_lr)
+    multiply = central_difference(probe_length)
     return Method(adapt_and_pull_back(multiply, hessian_data), Inner(sgd(inner_lr), inner_steps))

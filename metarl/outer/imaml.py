@@ -36,10 +36,11 @@ def conjugate_gradients(multiply: Callable[[Tensor], Tensor], b: Tensor, steps: 
     x, r, p = torch.zeros_like(b), b, b
     rr = (r * r).sum(1)
     enough = rr * torch.finfo(b.dtype).eps ** 2
+    moves = torch.ones_like(rr, dtype=torch.bool)
     for _ in range(steps):
         ap = multiply(p)
         curvature = (p * ap).sum(1)
-        moves = (curvature > 0) & (rr > enough)
+        moves = moves & (curvature > 0) & (rr > enough)  # a row that has stopped stays where it is
         step = torch.where(moves, rr / torch.where(moves, curvature, 1.0), 0.0)
         x = x + step[:, None] * p
         r = r - step[:, None] * ap

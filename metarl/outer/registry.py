@@ -27,12 +27,19 @@ def register(name: str) -> Callable[[Builder], Builder]:
     The defaults of the builder's parameters are the method's; those that are keyword-only are its options.
 
     Raises:
-        ValueError: when the name is taken.
+        ValueError: when the name is taken, or the builder has not these parameters with defaults.
     """
 
     def enter(builder: Builder) -> Builder:
         if name in OUTER:
             raise ValueError(f"name {name!r} is taken by {OUTER[name].__module__}; choose another one")
+        parameters = inspect.signature(builder).parameters
+        bare = [key for key, p in parameters.items() if p.default is p.empty]
+        if bare or list(parameters)[:2] != ["inner_lr", "inner_steps"]:
+            raise ValueError(
+                f"the builder of {name!r} must have the parameters (inner_lr=..., inner_steps=..., *, option=...), "
+                f"all with defaults, got {inspect.signature(builder)}"
+            )
         OUTER[name] = builder
         return builder
 

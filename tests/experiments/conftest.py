@@ -1,0 +1,41 @@
+"""Runs that several tests look at, and reports that cost nothing."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import train
+from metarl.checkpoint import write_json
+from metarl.logging import RunLog
+from tests.experiments import runs
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """From an environment's name to a finished run of three iterations; to be looked at, not changed."""
+
+    @cache
+    def run(env: str) -> Path:
+        return runs.train(tmp_path_factory.mktemp("trained") / env, "--env", env, "--iterations", 3)
+
+    return run
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the seconds of the held-out evaluation and the pictures at the end of a run."""
+
+    def report(run: train.Run, log: RunLog) -> None:
+        write_json(run.folder / "evaluation.json", {"iterations": run.learner.iterations})
+
+    monkeypatch.setattr(train, "report", report)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the seconds of a run's own pictures; the numbers are made."""
+    for name in ("adaptation_figure", "trajectory_figure"):
+        monkeypatch.setattr(train, name, lambda *_, **__: Figure())

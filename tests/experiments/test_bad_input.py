@@ -1,0 +1,245 @@
+"""Bad command lines: exit code 2, one line that names the argument and what was found, and nothing is written.
+
+`python -m tests.experiments.test_bad_input` prints the table of commands and messages.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, get_type_hints
+
+import pytest
+import torch
+
+from experiments.config import TrainConfig
+from experiments.train import fresh
+from metarl.checkpoint import write_json
+from tests.experiments import runs
+
+WORDS = ("0", "-1", "1.5", "x", "nan")
+INTEGERS = {  # the setting, and the bad ones among WORDS
+    **dict.fromkeys(("iterations", "inner_steps", "meta_batch_size", "episodes", "horizon", "hidden"), WORDS),
+    **dict.fromkeys(("eval_every", "eval_tasks", "save_every"), WORDS),
+    **dict.fromkeys(("anneal_iterations", "seed", "eval_seed"), WORDS[1:]),  # here zero is good
+}
+REALS = {
+    **dict.fromkeys(("inner_lr", "learning_rate", "max_grad_norm"), ("0", "-0.1", "nan", "inf", "x")),
+    **dict.fromkeys(("discount", "gae_lambda"), ("-0.1", "1.5", "nan", "inf", "x")),
+    "log_std_init": ("nan", "-inf", "3", "-21", "x"),
+}
+
+
+class Bad(NamedTuple):
+    """A script, its arguments, and what the message must contain."""
+
+    script: str
+    line: str
+    wanted: tuple[str, ...]
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def bad_numbers() -> Iterator[Bad]:
+    for name, values in (INTEGERS | REALS).items():
+        for value in values:
+            parsed = value in ("0", "-1") if name in INTEGERS else value != "x"
+            wanted = (name, f"got {float(value) if name in REALS else value}") if parsed else (option(name), value)
+            yield Bad("train", f"{option(name)} {value}", wanted)
+
+
+CASES = [
+    *bad_numbers(),
+    Bad("train", "--seed 99999999999999999999", ("seed", "99999999999999999999")),
+    Bad("train", "--env navigatoin", ("env must", "'navigatoin'", "did you mean 'navigation'")),
+    Bad("train", "--env cheetah", ("env must", "'cheetah'", "point_velocity")),
+    Bad("train", "--outer mamel", ("outer must", "'mamel'", "did you mean 'maml'")),
+    Bad("train", "--outer ppo", ("outer must", "'ppo'", "reptile")),
+    Bad("train", "--iteration 3", ("--iteration",)),
+    Bad("train", "--surrogate rati", ("surrogate must", "'rati'", "did you mean 'ratio'")),
+    Bad("train", "--baseline linaer", ("baseline must", "'linaer'", "did you mean 'linear'")),
+    Bad("train", "--activation gelu", ("--activation", "gelu")),
+    Bad("train", "--hessian-data old", ("--hessian-data", "old")),
+    Bad("train", "--hidden 8 0", ("hidden must", "got 0")),
+    Bad("train", "--device cuda:9", ("device must", "'cuda:9'")),
+    Bad("train", "--device nonsense", ("device must", "'nonsense'")),
+    Bad("train", "--device meta", ("device must", "'meta'")),
+    Bad("train", "--device privateuseone", ("device must", "'privateuseone'")),
+    Bad("train", "--device mps:7", ("device must", "'mps:7'")),
+    Bad("train", "--log-dir . --name done", ("done exists", "--name", "--resume done")),
+    Bad("train", "--name a/b", ("name must", "'a/b'")),
+    Bad("train", "--name ..", ("name must", "'..'")),
+    Bad("train", "--log-dir file", ("log_dir must", "got file")),
+    Bad("train", "--log-dir file/below", ("log_dir must", "got file/below")),
+    Bad("train", "--outer-options delta", ("outer_options must", "'delta'")),
+    Bad("train", "--outer imaml --outer-options lan=2", ("outer 'imaml'", "'lan'", "did you mean 'lam'")),
+    Bad("train", "--outer imaml --outer-options lam=0", ("lam must", "got 0")),
+    Bad("train", "--outer imaml --outer-options cg_steps=1.5", ("cg_steps must", "got 1.5")),
+    Bad("train", "--outer hf_maml --outer-options delta=publish", ("delta must", "did you mean 'published'")),
+    Bad("train", "--outer hf_maml --outer-options rho=NaN", ("rho must", "got nan")),
+    Bad("train", "--outer fo_maml --hessian-data inner", ("outer 'fo_maml'", "'hessian_data'")),
+    Bad("train", "--plugins no_such_module", ("plugins must", "'no_such_module'")),
+    Bad("train", "--plugins .relative", ("plugins must", "'.relative'")),
+    Bad("train", "--plugins broken_plugin", ("plugins must", "'broken_plugin'")),
+    Bad("train", "--resume empty", ("run must", "empty/config.json")),
+    Bad("train", "--resume missing", ("run must", "missing/config.json")),
+    Bad("train", "--resume file", ("run must", "file/config.json")),
+    Bad("train", "--resume open --learning-rate 0.5", ("learning_rate cannot change", "0.003", "got 0.5")),
+    Bad("train", "--resume open --env navigation_ring", ("env cannot change", "'navigation_ring'")),
+    Bad("train", "--resume sign --outer maml", ("outer cannot change", "'sign_maml'", "got 'maml'")),
+    Bad("train", "--resume open --iterations 0", ("iterations must", "got 0")),
+    Bad("train", "--resume done", ("done is complete after 1 iterations",)),
+    Bad("train", "--resume truncated", ("truncated/checkpoint.pt", "truncated")),
+    Bad("evaluate", "", ("RUN",)),
+    Bad("evaluate", "missing", ("run must", "missing/config.json")),
+    Bad("evaluate", "empty", ("run must", "empty/config.json")),
+    Bad("evaluate", "not_json", ("run must", "not_json/config.json")),
+    Bad("evaluate", "no_object", ("run must", "no_object/config.json")),
+    Bad("evaluate", "lacking", ("run must", "lacking/config.json", "lacks ['horizon']")),
+    Bad("evaluate", "wrong_type", ("run must", "wrong_type/config.json", "hidden")),
+    Bad("evaluate", "no_checkpoint", ("checkpoint must", "none at no_checkpoint/checkpoint.pt")),
+    Bad("evaluate", "truncated", ("checkpoint truncated/checkpoint.pt", "truncated")),
+    Bad("evaluate", "foreign", ("checkpoint foreign/checkpoint.pt", "found 'no format'")),
+    Bad("evaluate", "hollow", ("checkpoint hollow/checkpoint.pt",)),
+    Bad("evaluate", "text", ("checkpoint text/checkpoint.pt", "not a checkpoint")),
+    Bad("evaluate", "other_settings", ("learning_rate is 0.5", "0.003")),
+    Bad("evaluate", "other_shapes", ("shapes", "(8, 2)", "(7, 2)")),
+    Bad("evaluate", "done --tasks 0", ("tasks must", "got 0")),
+    Bad("evaluate", "done --steps -1", ("steps must", "got -1")),
+    Bad("evaluate", "done --episodes 0", ("episodes must", "got 0")),
+    Bad("evaluate", "done --seed -1", ("seed must", "got -1")),
+    Bad("evaluate", "done --steps many", ("--steps", "many")),
+    Bad("evaluate", "done --step-schedule doubled", ("--step-schedule", "doubled")),
+    Bad("evaluate", "done --device cuda:9", ("device must", "'cuda:9'")),
+    Bad("evaluate", "done --plugins no_such_module", ("plugins must", "'no_such_module'")),
+    Bad("evaluate", "ring --ood", ("NavigationRing", "no shifted distribution")),
+    Bad("compare", "--outer maml mamel", ("outer must", "'mamel'", "did you mean 'maml'")),
+    Bad("compare", "--outer maml maml", ("outer", "none twice", "maml")),
+    Bad("compare", "--env navigatoin", ("env must", "'navigatoin'")),
+    Bad("compare", "--env-steps 0", ("env_steps must", "got 0")),
+    Bad("compare", "--env-steps 10", ("env_steps must", "10 do not")),
+    Bad("compare", "--env-steps nan", ("--env-steps", "nan")),
+    Bad("compare", "--seeds 1 1", ("seeds", "(1, 1)")),
+    Bad("compare", "--seeds 0 -1", ("seed", "-1")),
+    *(Bad("compare", f"--meta-batch-size {n}", ("meta_batch_size must", f"got {n}")) for n in (0, -1)),
+    *(Bad("compare", f"--episodes {n}", ("episodes must", f"got {n}")) for n in (0, -1)),
+    *(Bad("compare", f"--horizon {n}", ("horizon must", f"got {n}")) for n in (0, -1)),
+    Bad("compare", "--device nonsense", ("device must", "'nonsense'")),
+    Bad("compare", "--log-dir . --name done", ("done exists", "--name")),
+    Bad("compare", "--name a/b", ("name must", "'a/b'")),
+    Bad("compare", "--log-dir file", ("log_dir must", "file")),
+    Bad("benchmark", "--repetitions 0", ("repetitions must", "got 0")),
+    Bad("benchmark", "--device nonsense", ("device must", "'nonsense'")),
+    Bad("benchmark", "--fast", ("--fast",)),
+]
+if not torch.cuda.is_available():
+    CASES.append(Bad("train", "--device cuda", ("device must", "'cuda'")))
+
+
+def make_site(site: Path) -> None:
+    """Folders of runs, good and broken, in `site`; nothing is trained but one iteration."""
+    tiny = TrainConfig(iterations=1, meta_batch_size=2, episodes=2, horizon=5, hidden=(8,), log_dir=Path())
+    with contextlib.chdir(site):
+        done = fresh(dataclasses.replace(tiny, name="done"))
+        done.learner.learn(1).save(done.folder / "checkpoint.pt")
+        write_json(done.folder / "evaluation.json", {})
+        fresh(dataclasses.replace(tiny, name="ring", env="navigation_ring"))
+        fresh(dataclasses.replace(tiny, name="sign", outer="sign_maml"))
+        Path("empty").mkdir()
+        Path("file").write_text("a file")
+        Path("broken_plugin.py").write_text("def (")
+
+        changes = {
+            "other_settings": {"learning_rate": 0.5},
+            "other_shapes": {"hidden": [7]},
+            "wrong_type": {"hidden": 8},
+        }
+        contents = {"not_json": "{", "no_object": "[1]", "lacking": None}
+        checkpoints = ("open", "no_checkpoint", "truncated", "foreign", "hollow", "text")
+        for name in (*changes, *contents, *checkpoints):
+            runs.copy(done.folder, Path(name))
+            Path(name, "evaluation.json").unlink()
+        config = json.loads(Path("done/config.json").read_text())
+        for name, change in changes.items():
+            write_json(Path(name, "config.json"), {**config, **change})
+        for name, text in contents.items():
+            Path(name, "config.json").write_text(
+                text or json.dumps({k: v for k, v in config.items() if k != "horizon"})
+            )
+        whole = Path("done/checkpoint.pt").read_bytes()
+        Path("no_checkpoint/checkpoint.pt").unlink()
+        Path("truncated/checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+        Path("text/checkpoint.pt").write_text("a file")
+        torch.save({"weights": torch.zeros(3)}, "foreign/checkpoint.pt")
+        torch.save({"format": "metarl-checkpoint-1"}, "hollow/checkpoint.pt")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all cases: each leaves it as it was."""
+    folder = tmp_path_factory.mktemp("site")
+    make_site(folder)
+    return folder
+
+
+def message(err: str) -> str:
+    """Our one line, or what is in the argument parser's box."""
+    return re.sub(r"\s+", " ", re.sub("[─│╭╮╰╯]", " ", err)).strip()
+
+
+@pytest.mark.parametrize("bad", CASES, ids=lambda bad: f"{bad.script} {bad.line}".strip())
+def test_refused(bad: Bad, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(site)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    before = runs.files(site)
+    outcome = runs.call(bad.script, *bad.line.split())
+    assert runs.files(site) == before
+    assert (outcome.code, outcome.out) == (2, "")
+    if outcome.err.startswith("╭"):
+        assert "error" in outcome.err.splitlines()[0].lower()
+    else:
+        assert outcome.err.startswith("error: ")
+        assert outcome.err.count("\n") == 1
+        assert len(outcome.err) < 600
+    for part in bad.wanted:
+        assert part in message(outcome.err)
+
+
+def test_every_number_of_the_configuration_has_rows() -> None:
+    hints = get_type_hints(TrainConfig)
+    numbers = {name for name, hint in hints.items() if re.search(r"\b(int|float)\b", str(hint))}
+    assert numbers == set(INTEGERS) | set(REALS)
+
+
+def test_in_a_process_of_its_own(site: Path) -> None:
+    before = runs.files(site)
+    process = runs.start("train", "--outer", "mamel", "--log-dir", site)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert re.fullmatch(r"error: outer must be one of \[.*\], got 'mamel'; did you mean 'maml'\?\n", err)
+    assert runs.files(site) == before
+
+
+def print_table() -> None:
+    """Every case with its message, in Markdown."""
+    print("| command line | message |\n| --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        make_site(Path(folder))
+        os.chdir(folder)
+        for bad in CASES:
+            try:
+                text = message(runs.call(bad.script, *bad.line.split()).err)
+            except Exception as error:  # a bug: the table shows it
+                text = f"TRACEBACK {type(error).__name__}: {error}"
+            print(f"| `{bad.script} {bad.line}` | {text.replace('|', chr(92) + '|')} |")
+
+
+if __name__ == "__main__":
+    print_table()

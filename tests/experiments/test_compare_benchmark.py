@@ -1,0 +1,53 @@
+"""`experiments.compare` and `experiments.benchmark`: whether they run and what they print."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from experiments import train
+from metarl.outer import OUTER
+from tests.experiments import runs
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = partial(train.held_out_curves, tasks=8, episodes=4)
+    monkeypatch.setattr(train, "held_out_curves", few)
+    options = ["--outer", "maml", "fo_maml", "--seeds", 0, 1, "--env-steps", 120]
+    small = ["--meta-batch-size", 2, "--episodes", 2, "--horizon", 5]
+    outcome = runs.call("compare", *options, *small, "--log-dir", tmp_path, "--name", "both")
+    assert outcome.code == 0, outcome.err
+
+    folder = tmp_path / "both"
+    runs_of = {f"{outer}-{seed}" for outer in ("maml", "fo_maml") for seed in (0, 1)}
+    assert {path.name for path in folder.iterdir()} == runs_of | {"comparison.json", "comparison.png"}
+    results = json.loads((folder / "comparison.json").read_text())
+    # an iteration draws D_in, D_o (and D_h for maml) of 2 x 2 x 5 steps
+    assert {outer: row["iterations"] for outer, row in results.items()} == {"maml": 2, "fo_maml": 3}
+    for outer, row in results.items():
+        assert row["env_steps"] <= 120
+        assert len(row["by_seed"]) == 2
+        scores = [json.loads((folder / f"{outer}-{seed}" / "evaluation.json").read_text())["mean"] for seed in (0, 1)]
+        assert row["mean"] == pytest.approx([(a + b) / 2 for a, b in zip(*scores, strict=True)])
+        assert all(low <= mean <= high for mean, (low, high) in zip(row["mean"], row["ci95"], strict=True))
+    with Image.open(folder / "comparison.png") as image:
+        assert len(image.convert("RGB").getcolors(maxcolors=image.width * image.height) or []) > 50
+
+    table = [line.split("|")[1:-1] for line in outcome.out.splitlines() if line.startswith("|")]
+    assert [row[0].strip() for row in table] == ["update", "---", "`maml`", "`fo_maml`"]
+    assert {len(row) for row in table} == {1 + 4 + 3}
+
+
+def test_benchmark_json() -> None:
+    outcome = runs.call("benchmark", "--quick", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    found = json.loads(outcome.out)
+    assert set(found["meta_iteration"]) == set(OUTER)
+    parts = [found["rollout"], found["maml_reusing_d_in"], *found["meta_iteration"].values()]
+    assert all(0 < part["least"] <= part["seconds"] <= part["greatest"] for part in parts)
+    assert found["rollout"]["env_steps_per_second"] == pytest.approx(4 * 4 * 20 / found["rollout"]["seconds"])
+    assert found["meta_iteration"]["multi_step_maml"]["inner_steps"] == 3
+    assert found["matrix_product_gflops"] > 0

@@ -1,0 +1,166 @@
+"""`experiments.train`: what a run leaves behind, and that a resumed run is the same run."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from metarl.outer import OUTER
+from tests.experiments import runs
+
+ENVS = ("navigation", "point_velocity")
+SCALARS = {
+    *("rollout/return_before", "rollout/return_after"),
+    *(f"eval/return_step_{k}" for k in range(4)),
+    *("train/meta_grad_norm", "train/meta_grad_spread"),
+    *("time/iteration_seconds", "time/env_steps_per_second"),
+    *("oracle/gradients", "oracle/hessian_vector_products", "oracle/env_steps", "oracle/samples"),
+}
+PLUGIN = """
+from metarl.inner import sgd
+from metarl.outer import Method, register
+from metarl.outer.fo_maml import gradient_at_the_end
+from metarl.types import Inner
+
+@register("of_my_own")
+def of_my_own(inner_lr=0.1, inner_steps=1, *, strength=1.0):
+    return Method(gradient_at_the_end, Inner(sgd(inner_lr * strength), inner_steps))
+"""
+
+
+@pytest.fixture(params=ENVS)
+def run(request: pytest.FixtureRequest, trained: Callable[[str], Path]) -> Path:
+    return trained(request.param)
+
+
+def events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+
+
+def test_config_says_what_ran_on_what(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    assert config["env"] == run.name
+    assert (config["iterations"], config["anneal_iterations"], config["hidden"]) == (3, 3, [8])
+    assert {"python", "torch", "gymnasium", "numpy", "metarl-torch"} <= set(config["versions"])
+    assert {"commit", "device_name"} <= set(config)
+
+
+def test_metrics_have_a_line_per_iteration(run: Path) -> None:
+    found = runs.lines(run)
+    assert [line["iteration"] for line in found] == [1, 2, 3]
+    assert all(set(line) == {"iteration"} | SCALARS for line in found)
+    assert all(isinstance(value, int | float) for line in found for value in line.values())
+    # maml draws D_in, D_o and D_h of 2 episodes for 2 tasks: 12 episodes, and 2 gradients and a product per task
+    spent = [
+        (line["oracle/samples"], line["oracle/gradients"], line["oracle/hessian_vector_products"]) for line in found
+    ]
+    assert spent == [(12, 4, 2), (24, 8, 4), (36, 12, 6)]
+
+
+def test_evaluation_and_checkpoint(run: Path) -> None:
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert (evaluation["num_tasks"], len(evaluation["mean"])) == (40, 4)
+    assert runs.saved(run)["iterations"] == 3
+
+
+@pytest.mark.parametrize("name", ["adaptation", "trajectories"])
+def test_pictures_are_not_blank(run: Path, name: str) -> None:
+    with Image.open(run / f"{name}.png") as image:
+        colours = image.convert("RGB").getcolors(maxcolors=image.width * image.height)
+    assert colours is not None
+    assert len(colours) > 50
+
+
+def test_tensorboard(run: Path) -> None:
+    log = events(run)
+    assert set(log.Tags()["scalars"]) == SCALARS
+    assert {"figures/adaptation", "figures/trajectories"} == set(log.Tags()["images"])
+    for tag in SCALARS:
+        written = {event.step: event.value for event in log.Scalars(tag)}
+        assert written == pytest.approx({line["iteration"]: line[tag] for line in runs.lines(run)})
+    (text,) = log.Tensors("configuration/text_summary")
+    assert f'"env": "{run.name}"' in text.tensor_proto.string_val[0].decode()
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("outer", sorted(OUTER))
+def test_every_outer_update(tmp_path: Path, outer: str) -> None:
+    folder = runs.train(tmp_path / "run", "--outer", outer, "--iterations", 1)
+    assert [line["iteration"] for line in runs.lines(folder)] == [1]
+    assert runs.saved(folder)["config"]["outer"] == outer
+
+
+@pytest.mark.usefixtures("no_report")
+def test_options_reach_the_update(tmp_path: Path) -> None:
+    options = ["--hessian-data", "inner", "--outer-options", "delta=published", "rho=0.5"]
+    folder = runs.train(tmp_path / "run", "--outer", "hf_maml", "--iterations", 1, *options)
+    assert runs.saved(folder)["config"]["outer_options"] == {"hessian_data": "inner", "delta": "published", "rho": 0.5}
+    assert runs.lines(folder)[0]["oracle/samples"] == 8  # no D_h
+
+
+@pytest.mark.usefixtures("no_report")
+def test_same_seed_same_numbers_other_seed_others(tmp_path: Path) -> None:
+    seeds = {"a": 0, "b": 0, "c": 1}
+    found = {
+        name: runs.untimed(runs.train(tmp_path / name, "--iterations", 2, "--seed", seeds[name])) for name in seeds
+    }
+    assert found["a"] == found["b"] != found["c"]
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("outer", ["maml", "imaml"])
+def test_resumed_equals_uninterrupted(tmp_path: Path, outer: str) -> None:
+    shared = ["--outer", outer, "--anneal-iterations", 4]
+    whole = runs.train(tmp_path / "whole", *shared, "--iterations", 4)
+    parts = runs.train(tmp_path / "parts", *shared, "--iterations", 2)
+    assert runs.saved(whole) != runs.saved(parts)
+    runs.resume(parts, "--iterations", 4)
+    assert runs.untimed(whole) == runs.untimed(parts)
+    assert runs.saved(whole) == runs.saved(parts)
+    assert [event.step for event in events(parts).Scalars("rollout/return_after")] == [1, 2, 3, 4]
+    assert json.loads((parts / "config.json").read_text())["iterations"] == 4
+
+
+@pytest.mark.usefixtures("no_report")
+def test_resume_for_the_default_number_of_iterations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that was given counts, also when it is the option's default."""
+    folder = runs.train(tmp_path / "run", "--iterations", 1)
+    monkeypatch.setattr("metarl.learner.MetaLearner.learn", lambda learner, iterations, callbacks: learner)
+    runs.resume(folder, "--iterations", 150)
+    assert json.loads((folder / "config.json").read_text())["iterations"] == 150
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_resume_without_evaluation_only_evaluates(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    before = trained("navigation")
+    folder = runs.copy(before, tmp_path / "run")
+    (folder / "evaluation.json").unlink()
+    runs.resume(folder)
+    for name in ("evaluation.json", "metrics.jsonl", "checkpoint.pt"):
+        assert (folder / name).read_bytes() == (before / name).read_bytes()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def forget() -> None:  # as a new process would
+        OUTER.pop("of_my_own", None)
+        sys.modules.pop("my_plugin", None)
+
+    try:
+        options = ["--plugins", "my_plugin", "--outer", "of_my_own", "--outer-options", "strength=0.5"]
+        folder = runs.train(tmp_path / "run", "--iterations", 1, *options)
+        forget()
+        outcome = runs.call("evaluate", folder, "--tasks", 2, "--episodes", 2, "--json")
+        assert (outcome.code, json.loads(outcome.out)["iterations"]) == (0, 1)
+        forget()
+        runs.resume(folder, "--iterations", 2)
+    finally:
+        forget()
+    assert len(runs.lines(folder)) == 2

@@ -1,0 +1,217 @@
+"""Rollouts against plain loops over single Gymnasium environments that are fed the same actions."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor, nn
+
+from agents import make_policy
+from envs import FunctionalEnv, FunctionalTasks, Navigation, PointVelocity
+from metarl import tree
+from metarl.rl import StackedPolicy, policy_params
+from metarl.rl.distributions import distribution_for
+from metarl.rl.rollout import Rollout, rollout
+from metarl.types import Params, Task
+
+Array = npt.NDArray[Any]
+
+
+class WalkEnv(FunctionalEnv):
+    """One step left or right; ends at a wall, at a distance of its own for each task."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def initial(self, task: Any, generator: torch.Generator) -> Tensor:
+        return torch.zeros(len(task["wall"]), 1)
+
+    def transition(self, state: Tensor, action: Tensor, task: Any, generator: torch.Generator) -> Tensor:
+        return state + 2.0 * action[:, None] - 1.0
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: Any) -> Tensor:
+        return 1.0 + next_state[:, 0]
+
+    def observation(self, state: Tensor, task: Any) -> Tensor:
+        return state
+
+    def terminal(self, state: Tensor, task: Any) -> Tensor:
+        return state[:, 0].abs() >= task["wall"]
+
+    def render(self, state: Tensor, task: Any) -> Any:
+        raise NotImplementedError
+
+
+class Walk(FunctionalTasks):
+    def __init__(self, horizon: int = 9) -> None:
+        super().__init__(WalkEnv(), spaces.Dict({"wall": spaces.Box(1.0, 4.0, (), np.float32)}), horizon)
+
+
+DISTRIBUTIONS = {
+    "walk": Walk(),
+    "navigation": Navigation(horizon=6),
+    "ending": Navigation(horizon=40, goal_low=0.09, goal_high=0.11),  # a box within reach
+    "velocity": PointVelocity(horizon=6),
+}
+
+
+class NumpyVec(VectorEnv[Array, Array, Array]):
+    """Single environments in a loop, speaking numpy; the same buffers in every step, stale after an end."""
+
+    def __init__(self, envs: list[gymnasium.Env[Any, Any]]) -> None:
+        self.envs, self.num_envs = envs, len(envs)
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self.single_observation_space, self.single_action_space = envs[0].observation_space, envs[0].action_space
+        self.obs = np.zeros((self.num_envs, *envs[0].observation_space.shape), np.float32)
+        self.reward = np.zeros(self.num_envs)  # float64, as Gymnasium's are
+        self.terminated, self.truncated = np.zeros((2, self.num_envs), dtype=bool)
+        self.actions: list[Array] = []
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
+        self.obs[:] = [env.reset(seed=seed)[0] for env in self.envs]
+        self.terminated[:] = self.truncated[:] = False
+        return self.obs, {}
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        assert isinstance(actions, np.ndarray)
+        self.actions.append(actions.copy())
+        self.reward[:] = 1e6  # what ended environments return must not matter
+        for i in np.flatnonzero(~(self.terminated | self.truncated)):
+            self.obs[i], self.reward[i], self.terminated[i], self.truncated[i], _ = self.envs[i].step(actions[i])
+        return self.obs, self.reward, self.terminated, self.truncated, {}
+
+
+def setup(name: str, num_tasks: int = 3, seed: int = 0) -> tuple[FunctionalTasks, nn.Module, Params, Task]:
+    tasks = DISTRIBUTIONS[name]
+    policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs={"net_arch": [8]}, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    params = policy_params(policy, torch.zeros(1, *tasks.observation_space.shape))
+    params = {k: v + 0.5 * torch.randn(num_tasks, *v.shape, generator=generator) for k, v in params.items()}
+    return tasks, policy, params, tasks.sample(num_tasks, np.random.default_rng(seed))
+
+
+def run(name: str, episodes: int = 4, seed: int = 0, vec: Any = None) -> Rollout:
+    tasks, policy, params, task = setup(name)
+    vec = tasks.make_vec(task, episodes) if vec is None else vec
+    actions = distribution_for(tasks.action_space)
+    generator = torch.Generator().manual_seed(seed)
+    return rollout(vec, StackedPolicy(policy), actions, params, tasks.horizon, generator)
+
+
+def numpy_vec(name: str, episodes: int = 4) -> NumpyVec:
+    tasks, _, _, task = setup(name)
+    return NumpyVec([tasks.make({k: v[t] for k, v in task.items()}) for t in range(3) for _ in range(episodes)])
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_equals_a_loop_over_single_environments(name: str) -> None:
+    """The recorded actions, fed to ordinary environments one by one."""
+    tasks, policy, params, task = setup(name)
+    (obs, rewards, mask, final_obs, terminated), actions, log_probs = run(name)
+    distribution = distribution_for(tasks.action_space)
+    for t, e in np.ndindex(3, 4):
+        env = tasks.make({k: v[t] for k, v in task.items()})
+        seen, alive, ended = torch.from_numpy(env.reset(seed=0)[0]), True, False
+        for h in range(tasks.horizon):
+            assert bool(mask[t, e, h]) == alive
+            if not alive:
+                assert rewards[t, e, h] == 0
+                continue
+            torch.testing.assert_close(obs[t, e, h], seen)
+            outputs = torch.func.functional_call(policy, tree.take(params, t), (seen[None],))
+            wanted = distribution.log_prob(outputs, actions[t, e, h][None])[0]
+            torch.testing.assert_close(log_probs[t, e, h], wanted, rtol=1e-4, atol=1e-5)
+            action = actions[t, e, h].numpy()
+            clipped = np.clip(action, -1, 1) if action.ndim else action
+            observed, reward, ended, truncated, _ = env.step(clipped)
+            seen, alive = torch.from_numpy(observed), not (ended or truncated)
+            assert float(rewards[t, e, h]) == pytest.approx(reward, abs=1e-6)
+        torch.testing.assert_close(final_obs[t, e], seen)
+        assert bool(terminated[t, e]) == ended
+
+
+def test_the_cases_are_there() -> None:
+    """Some episodes terminate, some reach the limit; some actions are clipped."""
+    for name in ("walk", "ending"):
+        episodes = run(name).episodes
+        assert 0 < int(episodes.terminated.sum()) < episodes.terminated.numel(), name
+        assert 0 < float(episodes.mask.mean()) < 1, name
+    assert not run("velocity").episodes.terminated.any()
+    assert run("velocity").episodes.mask.all()
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_numpy_environments_that_reuse_their_buffers(name: str) -> None:
+    ours, theirs = run(name), run(name, vec=numpy_vec(name))
+    mask = ours.episodes.mask.bool()
+    assert torch.equal(mask, theirs.episodes.mask.bool())
+    assert torch.equal(ours.episodes.terminated, theirs.episodes.terminated)
+    torch.testing.assert_close(ours.episodes.rewards, theirs.episodes.rewards)
+    torch.testing.assert_close(ours.episodes.final_obs, theirs.episodes.final_obs)
+    for a, b in [(ours.episodes.obs, theirs.episodes.obs), (ours.actions, theirs.actions)]:
+        torch.testing.assert_close(a[mask], b[mask])
+
+
+def test_actions_are_clipped_for_the_environment_alone() -> None:
+    vec = numpy_vec("navigation")
+    actions = run("navigation", vec=vec).actions  # [T, E, H, 2]
+    sent = np.stack(vec.actions, axis=1).reshape(3, 4, 6, 2)
+    assert float(actions.abs().max()) > 1
+    np.testing.assert_array_equal(sent, actions.clamp(-1, 1).numpy())
+
+
+def test_early_exit_pads_with_zeros() -> None:
+    tasks, policy, params, _ = setup("walk")
+    vec = NumpyVec([tasks.make({"wall": 1.0}) for _ in range(6)])
+    episodes, actions, log_probs = rollout(
+        vec, StackedPolicy(policy), distribution_for(tasks.action_space), params, 9, torch.Generator().manual_seed(0)
+    )
+    assert len(vec.actions) == 1  # the wall is one step away: nothing is run for nothing
+    assert actions.shape == log_probs.shape == episodes.mask.shape == (3, 2, 9)
+    assert episodes.obs.shape == (3, 2, 9, 1)
+    assert episodes.mask.sum(-1).tolist() == [[1.0] * 2] * 3
+    assert episodes.terminated.all()
+    for padded in (episodes.obs, episodes.rewards, actions, log_probs):
+        assert not padded[:, :, 1:].any()
+    assert episodes.final_obs.abs().unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_same_seed_same_numbers(name: str) -> None:
+    first, second, other = (run(name, seed=seed) for seed in (0, 0, 1))
+    for a, b in zip([*first.episodes, *first[1:]], [*second.episodes, *second[1:]], strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(first.actions, other.actions)
+
+
+def test_each_task_acts_with_its_own_parameters() -> None:
+    tasks, policy, params, task = setup("navigation")
+    distribution = distribution_for(tasks.action_space)
+
+    def actions(params: Params) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return rollout(tasks.make_vec(task, 4), StackedPolicy(policy), distribution, params, 6, generator).actions
+
+    before = actions(params)
+    bias = "policy.action_net.bias"
+    shift = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    after = actions({**params, bias: params[bias] + shift})
+    assert torch.equal(before[[0, 2]], after[[0, 2]])
+    torch.testing.assert_close(after[1, :, 0], before[1, :, 0] + shift[1])
+
+
+def test_no_graph_and_float64() -> None:
+    tasks, policy, params, task = setup("navigation")
+    doubled = {k: v.double().requires_grad_() for k, v in params.items()}
+    generator = torch.Generator().manual_seed(0)
+    vec, distribution = tasks.make_vec(task, 4), distribution_for(tasks.action_space)
+    episodes, actions, log_probs = rollout(vec, StackedPolicy(policy.double()), distribution, doubled, 6, generator)
+    for x in (episodes.obs, episodes.rewards, episodes.mask, actions, log_probs):
+        assert x.dtype == torch.float64
+        assert not x.requires_grad

@@ -1,0 +1,110 @@
+"""Adaptation curves: numbers by hand, held-out tasks, and nothing left behind."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents import make_policy
+from envs import Navigation
+from metarl import MetaLearner, evaluate
+from metarl.inner import sgd
+from metarl.rl import ReinforcementLearning, RLTasks
+from metarl.supervised import FiniteSumSource, FiniteSumTasks
+
+TASKS = FiniteSumTasks(
+    lambda params, batch: 0.5 * batch["a"] * (params["w"] - batch["c"]) ** 2,
+    {"a": torch.tensor([1.0, 2.0]), "c": torch.tensor([1.0, -1.0])},
+)
+PARAMS = {"w": torch.tensor(0.0)}
+
+
+def minus_losses(*factors: Sequence[float]) -> list[list[float]]:
+    """Scores where the distance to the centre has shrunk by a factor for each of the two tasks."""
+    return [[-0.5 * a**2, -(b**2)] for a, b in factors]
+
+
+@pytest.mark.parametrize(
+    ("step_sizes", "wanted"),
+    [
+        ([], minus_losses((1, 1))),
+        ([0.25, 0.25], minus_losses((1, 1), (0.75, 0.5), (0.75**2, 0.25))),
+        ([0.25, 0.125], minus_losses((1, 1), (0.75, 0.5), (0.75 * 0.875, 0.375))),
+        ([0.5, None], minus_losses((1, 1), (0.5, 0.0), (0.375, 0.0))),
+    ],
+)
+def test_curve_by_hand(step_sizes: list[float | None], wanted: list[list[float]]) -> None:
+    learner = MetaLearner(FiniteSumSource(TASKS, PARAMS), inner_lr=0.25, meta_batch_size=2)
+    curve = learner.evaluate(num_tasks=2, steps=len(step_sizes), step_sizes=step_sizes)
+    torch.testing.assert_close(curve.scores, torch.tensor(wanted))
+    assert curve.mean == pytest.approx([sum(row) / 2 for row in wanted])
+
+
+def test_steps_are_as_in_training_by_default() -> None:
+    learner = MetaLearner(FiniteSumSource(TASKS, PARAMS), "moreau", inner_lr=0.25, meta_batch_size=2)
+    curve = learner.evaluate(num_tasks=2, steps=2)  # restarts: w_2 = -alpha a (w_1 - c)
+    torch.testing.assert_close(curve.scores, torch.tensor(minus_losses((1, 1), (0.75, 0.5), (0.8125, 0.75))))
+
+
+def test_costs_are_those_of_adaptation() -> None:
+    curve = evaluate(PARAMS, TASKS, [sgd(0.1)] * 2)
+    assert curve.costs == [{}, {"gradients": 2, "samples": 2}, {"gradients": 4, "samples": 4}]
+    summary = curve.summary()
+    assert summary["steps"] == [0, 1, 2]
+    assert summary["num_tasks"] == 2
+    assert summary["samples"] == [0, 2, 4]
+    assert summary["mean"] == curve.mean
+    assert all(low <= mean <= high for (low, high), mean in zip(curve.ci95, curve.mean, strict=True))
+
+
+class Noting(ReinforcementLearning):
+    """Notes the tasks it gave out."""
+
+    goals: list[Any]
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> RLTasks:
+        tasks = super().sample(num_tasks, rng)
+        self.goals.append(tasks.task["goal"])
+        return tasks
+
+
+def make_learner() -> tuple[MetaLearner, Noting]:
+    tasks = Navigation(horizon=5)
+    policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs={"net_arch": [8]})
+    source = Noting(tasks, policy, episodes=2)
+    source.goals = []
+    return MetaLearner(source, meta_batch_size=4, seed=1000), source
+
+
+def test_the_held_out_tasks_are_the_same_each_time() -> None:
+    learner, source = make_learner()
+    first = learner.evaluate(num_tasks=4, steps=1)
+    learner.adapt(source.sample(2, np.random.default_rng(0)))
+    second = learner.evaluate(num_tasks=4, steps=1)
+    assert torch.equal(first.scores, second.scores)
+    assert np.array_equal(source.goals[0], source.goals[2])
+    learner.learn(1)  # with the seed of the evaluation: even then the tasks are others
+    third = learner.evaluate(num_tasks=4, steps=1)
+    assert np.array_equal(source.goals[0], source.goals[4])
+    assert not np.array_equal(source.goals[0], source.goals[3])
+    assert not torch.equal(first.scores, third.scores)  # the parameters have moved
+    learner.evaluate(num_tasks=4, steps=1, seed=1)
+    assert not np.array_equal(source.goals[0], source.goals[5])
+
+
+def test_another_source() -> None:
+    learner, source = make_learner()
+    far = Navigation(horizon=5, goal_low=90.0, goal_high=100.0)
+    other = ReinforcementLearning(far, source.policy, episodes=2)
+    curve = learner.evaluate(other, num_tasks=2, steps=0)
+    assert curve.mean[0] < -5 * 90
+    assert not source.goals
+
+
+def test_no_graph_and_parameters_are_left_alone() -> None:
+    w = {"w": torch.tensor(0.3, requires_grad=True)}
+    curve = evaluate(w, TASKS, [sgd(0.1)] * 3)
+    assert not curve.scores.requires_grad
+    assert w["w"].item() == pytest.approx(0.3)

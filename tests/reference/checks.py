@@ -1,0 +1,206 @@
+"""Properties of an outer update, as functions that raise `AssertionError`: true methods pass them, mutants must not."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarl import Method
+from metarl.oracles import Counting, Draw, Recording, Replaying, Wrapped
+from metarl.supervised import FiniteSumTasks
+from metarl.types import Batch, MetaGrad, Params, Tasks
+from tests.reference.problems import Problem
+from tests.reference.updates import Answer, Data, Function
+
+NewProblem = Callable[[], Problem]
+Reference = Callable[[Tensor, Data], Answer]
+
+
+def ravel(params: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([params[k].reshape(-1) for k in params])
+
+
+def unravel(flat: Tensor, like: Mapping[str, Tensor]) -> Params:
+    pieces = flat.split([v.numel() for v in like.values()])
+    return {k: piece.reshape(v.shape) for (k, v), piece in zip(like.items(), pieces, strict=True)}
+
+
+def one(stacked: Mapping[str, Tensor], task: int) -> dict[str, Tensor]:
+    return {k: v[task] for k, v in stacked.items()}
+
+
+def assert_near(got: Tensor, wanted: Tensor, rtol: float, what: object = "") -> None:
+    """`|got - wanted| <= rtol |wanted|`; false for NaN."""
+    error, size = (got - wanted).norm().item(), wanted.norm().item()
+    assert error <= rtol * size, f"{what}: relative error {error / max(size, 1e-300):.1e}, allowed {rtol:.0e}"
+
+
+def assert_same(a: MetaGrad, b: MetaGrad) -> None:
+    """Bit for bit."""
+    assert torch.equal(a.score, b.score)
+    for k in a.grads:
+        assert torch.equal(a.grads[k], b.grads[k]), k
+
+
+def run(method: Method, problem: Problem) -> MetaGrad:
+    return method.update(problem.params, problem.tasks, method.inner)
+
+
+def record(method: Method, problem: Problem) -> tuple[MetaGrad, list[Draw]]:
+    recording = Recording(problem.tasks)
+    return method.update(problem.params, recording, method.inner), recording.draws
+
+
+def function(tasks: Tasks, like: Params, batch: Batch, task: int) -> Function:
+    data = one(batch, task)
+    return lambda flat: tasks.loss(unravel(flat, like), data)
+
+
+def mean_gradient(method: Method, tasks: Tasks, like: Params, flat: Tensor) -> Tensor:
+    """What moves the meta-parameters, as a function of the flat vector."""
+    result = method.update(unravel(flat, like), tasks, method.inner)
+    return ravel({k: v.mean(0) for k, v in result.grads.items()})
+
+
+# The checks. Those that need the data of every step in advance take a finite sum.
+
+
+def finite_sum_data(problem: Problem, steps: int, task: int) -> Data:
+    tasks = problem.tasks
+    assert isinstance(tasks, FiniteSumTasks)
+    support, query = (function(tasks, problem.params, x, task) for x in (tasks.support, tasks.query))
+    return Data([support] * steps, query, [support] * steps)
+
+
+def equals_reference(method: Method, reference: Reference, new: NewProblem, rtol: float = 1e-9) -> None:
+    """Every task's meta-gradient is the reference's, on a finite sum."""
+    problem = new()
+    grads = run(method, problem).grads
+    for i in range(problem.tasks.num_tasks):
+        wanted = reference(ravel(problem.params), finite_sum_data(problem, method.inner.steps, i)).gradient
+        assert_near(ravel(one(grads, i)), wanted, rtol, f"task {i}")
+
+
+def equals_reference_on_its_draws(
+    method: Method, reference: Reference, new: NewProblem, rtol: float = 1e-9, at_rtol: float = 1e-9
+) -> None:
+    """The data were drawn where the paper draws them, and given them the meta-gradient is the reference's."""
+    problem = new()
+    result, draws = record(method, problem)
+    w = ravel(problem.params)
+    at = {role: [d.params for d in draws if d.role == role] for role in ("inner", "outer", "hessian")}
+    for i in range(problem.tasks.num_tasks):
+        f = {
+            role: [function(problem.tasks, problem.params, d.batch, i) for d in draws if d.role == role] for role in at
+        }
+        assert len(f["inner"]) == method.inner.steps, f"{len(f['inner'])} inner draws"
+        assert len(f["outer"]) == 1, f"{len(f['outer'])} outer draws"
+        data = Data(f["inner"], f["outer"][0], f["hessian"][::-1])
+        answer = reference(w, data)
+        points = {"inner": answer.points[:-1], "outer": answer.points[-1:], "hessian": answer.hessian_at}
+        for role, wanted in points.items():
+            assert len(at[role]) == len(wanted), f"{len(at[role])} {role} draws, not {len(wanted)}"
+            for j, (p, q) in enumerate(zip(at[role], wanted, strict=True)):
+                assert_near(ravel(one(p, i)), q, at_rtol, f"parameters of {role} draw {j}, task {i}")
+        assert_near(ravel(one(result.grads, i)), answer.gradient, rtol, f"task {i}")
+
+
+def draws_are_independent(method: Method, new: NewProblem) -> None:
+    """No two batches of one update share their random numbers (for tasks that resample)."""
+    first = [
+        next(iter(d.batch.values())) if "actions" not in d.batch else d.batch["actions"]
+        for d in record(method, new())[1]
+    ]
+    for i, a in enumerate(first):
+        assert not any(torch.equal(a, b) for b in first[:i]), f"draw {i} repeats an earlier one"
+
+
+def replays_bit_for_bit(method: Method, new: NewProblem) -> None:
+    problem = new()
+    result, draws = record(method, problem)
+    again = run(method, Problem(Replaying(problem.tasks, draws), problem.params))
+    assert_same(result, again)
+
+
+def is_deterministic(method: Method, new: NewProblem) -> None:
+    assert_same(run(method, new()), run(method, new()))
+
+
+class OneTask(Wrapped):
+    """A stacked oracle's loss for a batch of one task; its data come from a recording."""
+
+    num_tasks = 1
+
+
+def stacked_equals_loop(method: Method, new: NewProblem, rtol: float = 1e-9) -> None:
+    """Many tasks at once give what each of them gives alone."""
+    problem = new()
+    result, draws = record(method, problem)
+    assert all(len(g) == problem.tasks.num_tasks for g in result.grads.values()), "not one gradient per task"
+    for i in range(problem.tasks.num_tasks):
+        own = [Draw(d.role, {}, {k: v[i : i + 1] for k, v in d.batch.items()}) for d in draws]
+        alone = run(method, Problem(Replaying(OneTask(problem.tasks), own), problem.params))
+        assert_near(ravel(one(result.grads, i)), ravel(one(alone.grads, 0)), rtol, f"task {i}")
+        assert_near(result.score[i], alone.score[0], rtol, f"score of task {i}")
+
+
+def leaves_parameters_alone(method: Method, new: NewProblem) -> None:
+    problem = new()
+    before = {k: v.clone() for k, v in problem.params.items()}
+    result = run(method, problem)
+    for k, v in problem.params.items():
+        assert torch.equal(v, before[k]), f"{k} has changed"
+        assert not result.grads[k].requires_grad, f"{k} carries a graph"
+    assert not result.score.requires_grad
+
+
+def close_in_float32(method: Method, new: NewProblem, rtol: float) -> None:
+    """On the same data, rounded."""
+    problem = new()
+    result, draws = record(method, problem)
+    as_float = {k: v.float() for k, v in problem.params.items()}
+    rounded = [
+        Draw(d.role, {}, {k: v.float() if v.is_floating_point() else v for k, v in d.batch.items()}) for d in draws
+    ]
+    small = run(method, Problem(Replaying(problem.tasks, rounded), as_float))
+    for k, v in small.grads.items():
+        assert v.dtype == torch.float32, k
+        assert v.isfinite().all(), k
+    assert_near(ravel(small.grads).double(), ravel(result.grads), rtol)
+
+
+def finite_difference(objective: Function, w: Tensor, step: float = 1e-5) -> Tensor:
+    shifts = step * torch.eye(len(w), dtype=w.dtype)
+    return torch.stack([(objective(w + e) - objective(w - e)) / (2 * step) for e in shifts])
+
+
+def is_gradient_of(method: Method, objective: Callable[[Tensor, Data], Tensor], new: NewProblem, rtol: float) -> None:
+    """Every task's meta-gradient is the finite-difference gradient of that task's objective."""
+    problem = new()
+    grads = run(method, problem).grads
+    for i in range(problem.tasks.num_tasks):
+        data = finite_sum_data(problem, method.inner.steps, i)
+        wanted = finite_difference(lambda w, data=data: objective(w, data), ravel(problem.params))
+        assert_near(ravel(one(grads, i)), wanted, rtol, f"task {i}")
+
+
+def coincide(a: Method, b: Method, new: NewProblem, rtol: float) -> None:
+    """Equal meta-gradients; bit for bit when `rtol` is zero."""
+    x, y = run(a, new()), run(b, new())
+    if rtol == 0:
+        assert_same(x, y)
+    assert_near(ravel(x.grads), ravel(y.grads), rtol)
+
+
+def differ(a: Method, b: Method, new: NewProblem, by: float = 1e-6) -> None:
+    """Meta-gradients further apart than rounding explains."""
+    x, y = (ravel(run(method, new()).grads) for method in (a, b))
+    assert (x - y).norm() > by * y.norm(), "the results are the same"
+
+
+def counts(method: Method, new: NewProblem, wanted: Mapping[str, Any]) -> None:
+    problem = new()
+    counting = Counting(problem.tasks)
+    run(method, Problem(counting, problem.params))
+    assert dict(counting.counts) == dict(wanted)

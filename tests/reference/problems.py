@@ -1,0 +1,166 @@
+"""Small problems in float64, most of them with known answers.
+
+P1 and P2 are the problems whose published-style numbers the tests quote; the others are there to be generic: a network
+whose support and query sets differ, and two reinforcement-learning tasks, one with each kind of action.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from agents import make_policy
+from envs import FunctionalEnv, FunctionalTasks, Navigation, PointVelocity
+from metarl.rl import ReinforcementLearning
+from metarl.supervised import FiniteSumTasks
+from metarl.types import Batch, Params, Tasks
+
+DOUBLE = torch.float64
+
+
+class Problem(NamedTuple):
+    """A batch of tasks, new at every construction, and where their updates start."""
+
+    tasks: Tasks
+    params: Params
+
+
+def quadratic_loss(params: Params, batch: Batch) -> Tensor:
+    """`(w - c)^T A (w - c) / 2`."""
+    gap = params["w"] - batch["c"]
+    return 0.5 * gap @ batch["A"] @ gap
+
+
+def quadratics_1d(curvatures: list[float], centres: list[float]) -> FiniteSumTasks:
+    """P1: `a (w - c)^2 / 2` for every pair."""
+    a, c = (torch.tensor(x, dtype=DOUBLE) for x in (curvatures, centres))
+    return FiniteSumTasks(quadratic_loss, {"A": a[:, None, None], "c": c[:, None]})
+
+
+def quadratics() -> Problem:
+    """Three random quadratics in four dimensions, eigenvalues of A in [0.2, 1]; the query sets have other centres."""
+    rng = np.random.default_rng(1)
+    basis = np.linalg.qr(rng.normal(size=(3, 4, 4)))[0]
+    matrices = torch.as_tensor((basis * rng.uniform(0.2, 1, (3, 1, 4))) @ basis.swapaxes(1, 2))
+    support, query = ({"A": matrices, "c": torch.as_tensor(rng.normal(size=(3, 4)))} for _ in range(2))
+    return Problem(FiniteSumTasks(quadratic_loss, support, query), {"w": torch.as_tensor(rng.normal(size=4))})
+
+
+def logistic_loss(params: Params, batch: Batch) -> Tensor:
+    """P2's loss: `mean log(1 + exp(-y X w)) + 0.025 |w|^2`."""
+    w = params["w"]
+    return torch.nn.functional.softplus(-batch["y"] * (batch["X"] @ w)).mean() + 0.025 * (w @ w)
+
+
+@functools.cache
+def logistic_data() -> Batch:
+    """P2's six tasks, in the order they were generated."""
+    rng = np.random.default_rng(0)
+    xs, ys = [], []
+    for _ in range(6):
+        w = 3 * rng.normal(size=5)
+        x = rng.normal(size=(40, 5))
+        xs.append(x)
+        ys.append(np.sign(x @ w + 0.3 * rng.normal(size=40)))
+    return {"X": torch.as_tensor(np.stack(xs)), "y": torch.as_tensor(np.stack(ys))}
+
+
+def logistic_smoothness() -> float:
+    """P2's L, 0.52758."""
+    x = logistic_data()["X"]
+    return float(torch.linalg.eigvalsh(x.mT @ x).max()) / (4 * 40) + 0.05
+
+
+def logistic() -> Problem:
+    """P2 at a random point: support and query sets are the same."""
+    tasks = FiniteSumTasks(logistic_loss, logistic_data())
+    return Problem(tasks, {"w": torch.as_tensor(np.random.default_rng(5).normal(size=5))})
+
+
+def network(params: Params, x: Tensor) -> Tensor:
+    """A tanh network with one hidden layer, `[n, 1]` to `[n]`."""
+    hidden = torch.tanh(x @ params["weight_1"] + params["bias_1"])
+    return hidden @ params["weight_2"] + params["bias_2"]
+
+
+def network_loss(params: Params, batch: Batch) -> Tensor:
+    """The mean squared error."""
+    return (network(params, batch["x"]) - batch["y"]).square().mean()
+
+
+def regression() -> Problem:
+    """Three sinusoids, a network of ten parameters; five points to adapt on, seven others for the outer loss."""
+    rng = np.random.default_rng(2)
+    amplitude, phase = rng.uniform(0.5, 2, (3, 1)), rng.uniform(0, 3, (3, 1))
+
+    def data(n: int) -> Batch:
+        x = rng.uniform(-2, 2, (3, n))
+        y = amplitude * np.sin(x + phase)
+        return {"x": torch.as_tensor(x[..., None]), "y": torch.as_tensor(y)}
+
+    shapes = {"weight_1": (1, 3), "bias_1": (3,), "weight_2": (3,), "bias_2": ()}
+    params = {k: torch.as_tensor(rng.normal(size=shape), dtype=DOUBLE) for k, shape in shapes.items()}
+    return Problem(FiniteSumTasks(network_loss, data(5), data(7)), params)
+
+
+class SignedSteps(FunctionalEnv):
+    """A walk on the line, one step left or right; the reward is the position times the task's direction."""
+
+    def __init__(self) -> None:
+        self.observation_space = Box(-np.inf, np.inf, (1,), np.float32)
+        self.action_space = Discrete(2)
+
+    def initial(self, task, generator):
+        return torch.zeros(len(task["direction"]), 1)
+
+    def transition(self, state, action, task, generator):
+        return state + 0.2 * (2.0 * action[:, None] - 1.0)
+
+    def reward(self, state, action, next_state, task):
+        return next_state[:, 0] * task["direction"]
+
+    def observation(self, state, task):
+        return state
+
+    def terminal(self, state, task):
+        return state[:, 0].abs() > 0.5
+
+    def render(self, state, task):
+        raise NotImplementedError
+
+
+def distribution(name: str) -> FunctionalTasks:
+    """Short-lived environments: one with box actions, one that never ends early, one with discrete actions."""
+    if name == "discrete":
+        space = gymnasium.spaces.Dict({"direction": Box(-1, 1, (), np.float32)})
+        return FunctionalTasks(SignedSteps(), space, horizon=5)
+    return {"navigation": Navigation, "point_velocity": PointVelocity}[name](horizon=5)
+
+
+@functools.cache
+def source(name: str, surrogate: str = "ratio") -> ReinforcementLearning:
+    """A source in float64 with a network of about twenty parameters."""
+    tasks = distribution(name)
+    policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs={"net_arch": [3]}).double()
+    return ReinforcementLearning(tasks, policy, episodes=3, surrogate=surrogate)
+
+
+def reinforcement_learning(name: str) -> Problem:
+    """Two tasks; the weights are away from their initialisation, which is nearly flat."""
+    rng = np.random.default_rng(3)
+    params = {k: v + 0.3 * torch.as_tensor(rng.normal(size=v.shape)) for k, v in source(name).initial_params().items()}
+    return Problem(source(name).sample(2, rng), params)
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "quadratics": quadratics,
+    "logistic": logistic,
+    "regression": regression,
+    "navigation": functools.partial(reinforcement_learning, "navigation"),
+    "discrete": functools.partial(reinforcement_learning, "discrete"),
+}

@@ -1,0 +1,174 @@
+"""Every update a second time: for one task, on one flat vector, with plain autograd and dense matrices.
+
+Nothing here uses the library's mathematics. `Data` holds the losses of one task as functions of the flat parameters,
+each on the batch it was drawn; an `Answer` is the meta-gradient and the points the paper draws data at.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarl import Method, make_method
+
+Function = Callable[[Tensor], Tensor]
+Step = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Data(NamedTuple):
+    """The losses of one task."""
+
+    inner: list[Function]  # f(.; D_j)
+    outer: Function  # f(.; D_o)
+    hessian: list[Function]  # f(.; D_h) of step j
+
+
+class Answer(NamedTuple):
+    """What an update should return, and where it should have drawn data."""
+
+    gradient: Tensor
+    points: list[Tensor]  # w_0 ... w_N: the inner draws, and the outer one at the end
+    hessian_at: list[Tensor]  # in the order of drawing
+
+
+def gradient(f: Function, w: Tensor) -> Tensor:
+    leaf = w.detach().clone().requires_grad_()
+    return torch.autograd.grad(f(leaf), leaf)[0]
+
+
+def hessian(f: Function, w: Tensor) -> Tensor:
+    return torch.autograd.functional.hessian(f, w.detach())
+
+
+def sgd_step(alpha: float) -> Step:
+    return lambda w, g, anchor: w - alpha * g
+
+
+def sign_step(alpha: float) -> Step:
+    return lambda w, g, anchor: w - alpha * ((g > 0).to(g) - (g < 0).to(g))
+
+
+def prox_step(alpha: float, lam: float) -> Step:
+    return lambda w, g, anchor: w - alpha * g - alpha * lam * (w - anchor)
+
+
+def restart_step(alpha: float) -> Step:
+    return lambda w, g, anchor: anchor - alpha * g
+
+
+def path(step: Step, w: Tensor, data: Data) -> list[Tensor]:
+    points = [w]
+    for f in data.inner:
+        points.append(step(points[-1], gradient(f, points[-1]), w))
+    return points
+
+
+def by_step(points: list[Tensor], functions: list[Function]) -> list[tuple[Tensor, Function]]:
+    """The points before each step with what was drawn for it."""
+    assert len(functions) == len(points) - 1, f"{len(functions)} Hessian batches for {len(points) - 1} steps"
+    return list(zip(points[:-1], functions, strict=True))
+
+
+def unrolled(step: Step, w: Tensor, data: Data) -> Answer:
+    """Autograd through the whole inner loop: D_h is D_j."""
+    leaf = w.detach().clone().requires_grad_()
+    points = [leaf]
+    for f in data.inner:
+        g = torch.autograd.grad(f(points[-1]), points[-1], create_graph=True)[0]
+        points.append(step(points[-1], g, leaf))
+    g = torch.autograd.grad(data.outer(points[-1]), leaf)[0]
+    return Answer(g, [p.detach() for p in points], [])
+
+
+def product(w: Tensor, data: Data, alpha: float) -> Answer:
+    """Ji et al., eq. 2.4, as written: a product of dense matrices times a vector."""
+    points = path(sgd_step(alpha), w, data)
+    matrix = torch.eye(len(w), dtype=w.dtype)
+    for z, f in by_step(points, data.hessian):
+        matrix = matrix @ (torch.eye(len(w), dtype=w.dtype) - alpha * hessian(f, z))
+    return Answer(matrix @ gradient(data.outer, points[-1]), points, points[-2::-1])
+
+
+def unrolled_sgd(w: Tensor, data: Data, alpha: float) -> Answer:
+    return unrolled(sgd_step(alpha), w, data)
+
+
+def first_order(w: Tensor, data: Data, alpha: float) -> Answer:
+    points = path(sgd_step(alpha), w, data)
+    return Answer(gradient(data.outer, points[-1]), points, [])
+
+
+def sign(w: Tensor, data: Data, alpha: float) -> Answer:
+    return unrolled(sign_step(alpha), w, data)
+
+
+def moreau(w: Tensor, data: Data, alpha: float) -> Answer:
+    z = [w]
+    for f in data.inner:
+        z.append(w - alpha * gradient(f, z[-1]))
+    return Answer(gradient(data.outer, z[-1]), z, [])
+
+
+def reptile(w: Tensor, data: Data, alpha: float) -> Answer:
+    """`w - w_N` is alpha times the sum of the gradients on the way."""
+    points = path(sgd_step(alpha), w, data)
+    total = sum(gradient(f, z) for f, z in zip(data.inner, points[:-1], strict=True))
+    return Answer(alpha * total, points, [])
+
+
+def hessian_free(
+    w: Tensor, data: Data, alpha: float, delta: str = "relative", rho: float = 1.0, hessian_data: str = "fresh"
+) -> Answer:
+    """Fallah et al., eq. 1.7-1.9, for each step: the probe goes along v, which reaches |delta v|."""
+    points = path(sgd_step(alpha), w, data)
+    v = gradient(data.outer, points[-1])
+    functions = data.hessian if hessian_data == "fresh" else data.inner
+    for z, f in reversed(by_step(points, functions)):
+        reach = 1e-4 * (1 + z.norm()) if delta == "relative" else 1 / (6 * rho * alpha)
+        d = reach / v.norm()
+        v = v - alpha * (gradient(f, z + d * v) - gradient(f, z - d * v)) / (2 * d)
+    return Answer(v, points, points[-2::-1] if hessian_data == "fresh" else [])
+
+
+def implicit(w: Tensor, data: Data, alpha: float, lam: float) -> Answer:
+    """`(I + H / lam) d = g` by a dense solve."""
+    points = path(prox_step(alpha, lam), w, data)
+    matrix = torch.eye(len(w), dtype=w.dtype) + hessian(data.hessian[-1], points[-1]) / lam
+    return Answer(torch.linalg.solve(matrix, gradient(data.outer, points[-1])), points, [points[-1]])
+
+
+class Row(NamedTuple):
+    """One method with one choice of options, and what it must equal."""
+
+    name: str
+    reference: Callable[..., Answer]
+    options: dict[str, Any] = {}  # noqa: RUF012
+    alpha: float = 0.2
+    passed: tuple[str, ...] = ()  # options the reference wants too
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{k}_{v}" for k, v in self.options.items())])
+
+    def method(self, steps: int) -> Method:
+        return make_method(self.name, self.alpha, steps, **self.options)
+
+    def answer(self, w: Tensor, data: Data) -> Answer:
+        return self.reference(w, data, self.alpha, **{k: self.options[k] for k in self.passed})
+
+
+ROWS = [
+    Row("maml", product),
+    Row("maml", unrolled_sgd, {"hessian_data": "inner"}),
+    Row("multi_step_maml", product),
+    Row("fo_maml", first_order),
+    Row("hf_maml", hessian_free),
+    Row("hf_maml", hessian_free, {"hessian_data": "inner"}, passed=("hessian_data",)),
+    Row("hf_maml", hessian_free, {"delta": "published", "rho": 0.5}, passed=("delta", "rho")),
+    Row("sign_maml", sign, alpha=0.02),
+    Row("moreau", moreau),
+    Row("reptile", reptile),
+    # lam above the curvature's modulus, or there is nothing for conjugate gradients to solve
+    Row("imaml", implicit, {"cg_steps": 20, "lam": 5.0}, alpha=0.1, passed=("lam",)),
+    Row("imaml", implicit, {"cg_steps": 20, "lam": 20.0}, alpha=0.02, passed=("lam",)),
+]
