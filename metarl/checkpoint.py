@@ -64,8 +64,15 @@ def generator_state(rng: np.random.Generator) -> str:
 
 
 def restore_generator(rng: np.random.Generator, state: str) -> None:
-    """Set a numpy generator to a state from `generator_state`."""
-    rng.bit_generator.state = json.loads(state)
+    """Set a numpy generator to a state from `generator_state`.
+
+    Raises:
+        ValueError: when it is not one.
+    """
+    try:
+        rng.bit_generator.state = json.loads(state)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"the checkpoint's random state must be a numpy generator's, got {state!r:.80}") from error
 
 
 def _sync_folder(folder: Path) -> None:

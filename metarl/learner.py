@@ -1,11 +1,12 @@
 """The loop: sample tasks, let the outer update make a meta-gradient, step; with everything needed to go on later."""
 
+import copy
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -102,22 +103,20 @@ class MetaLearner:
         active = self._callbacks = list(callbacks)
         self._restore_callbacks()
         self._stop_requested = self.stopped_by = None
-        with self._finish_iteration_on_signals():
-            try:
+        with ExitStack() as closing, self._finish_iteration_on_signals():
+            for callback in reversed(active):  # all are closed, in order, even if one of them fails
+                closing.callback(callback.close)
+            for callback in active:
+                callback.on_start(self, self.iterations + iterations)
+            for _ in range(iterations):
+                metrics = self._iterate()
                 for callback in active:
-                    callback.on_start(self, self.iterations + iterations)
-                for _ in range(iterations):
-                    metrics = self._iterate()
-                    for callback in active:
-                        callback.on_iteration(self, metrics)
-                    if self._stop_requested:
-                        break
-                self.stopped_by = self._stop_requested
-                for callback in active:
-                    callback.on_end(self)
-            finally:
-                for callback in active:
-                    callback.close()
+                    callback.on_iteration(self, metrics)
+                if self._stop_requested:
+                    break
+            self.stopped_by = self._stop_requested
+            for callback in active:
+                callback.on_end(self)
         return self
 
     def stop(self, reason: str = "stop()") -> None:
@@ -183,8 +182,12 @@ class MetaLearner:
             ValueError: when the file is not a whole checkpoint, or does not fit the source.
         """
         state = checkpoint.load(Path(path))
-        learner = cls(source, **_constructor_arguments(state["config"], arguments))
-        learner.load_state_dict(state)
+        try:
+            _check_complete(state)
+            learner = cls(source, **_constructor_arguments(state["config"], arguments))
+            learner.load_state_dict(state)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # whatever a foreign file may hold
+            raise ValueError(f"checkpoint {path} does not fit: {error}") from error
         return learner
 
     def state_dict(self) -> dict[str, Any]:
@@ -196,15 +199,16 @@ class MetaLearner:
             "counts": dict(self.counts),
             "iterations": self.iterations,
             "rng": checkpoint.generator_state(self._rng),
-            "callbacks": [(type(callback).__name__, callback.state_dict()) for callback in self._callbacks],
+            "callbacks": [(type(c).__name__, c.state_dict()) for c in self._callbacks] + self._saved_callbacks,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`.
 
         Raises:
-            ValueError: when it was saved with other settings, or the parameters do not fit.
+            ValueError: when something is missing, it was saved with other settings, or the parameters do not fit.
         """
+        _check_complete(state)
         config, saved = self._config(), dict(state["config"])
         for key in config:
             if saved.get(key) != config[key]:
@@ -223,15 +227,21 @@ class MetaLearner:
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
         tasks = self.source.sample(self.meta_batch_size, self._rng)
         first = _ScoreBefore(Checking(Counting(tasks, self.counts)))
+        good = copy.deepcopy(self.outer_step.state_dict())
         try:
-            stepped = self.outer_step(self.params, first, lambda w, t: self.method.update(w, t, self.method.inner))
-            check_finite(stepped.meta_grad.grads, "meta-gradient")
+            stepped = self.outer_step(self.params, first, self._update)
             check_finite(tree.stack(stepped.params, 1), "parameters after the outer step")
         except NonFiniteError as error:
+            self.outer_step.load_state_dict(good)
             raise NonFiniteError(error.quantity, error.task, self.iterations + 1) from error
         self.params = stepped.params
         self.iterations += 1
         return self._metrics(stepped.meta_grad, first.mean_score, start, steps_before)
+
+    def _update(self, params: Params, tasks: Tasks) -> MetaGrad:
+        meta_grad = self.method.update(params, tasks, self.method.inner)
+        check_finite(meta_grad.grads, "meta-gradient")
+        return meta_grad
 
     def _metrics(self, meta_grad: MetaGrad, score_before: float, start: float, steps_before: int) -> Metrics:
         name = self.source.score_name
@@ -251,7 +261,12 @@ class MetaLearner:
 
     def _make_method(self, inner_lr: float | None, inner_steps: int | None) -> Method:
         if isinstance(self.outer, str):
+            for name in ("name", "inner_lr", "inner_steps"):
+                if name in self.outer_options:
+                    raise ValueError(f"outer_options must be options of {self.outer!r}, got {name!r}")
             return make_method(self.outer, inner_lr, inner_steps, **self.outer_options)
+        if not isinstance(self.outer, Method):
+            raise ValueError(f"outer must be the name of a registered method or a Method, got {self.outer!r}")
         if self.outer_options or inner_lr is not None or inner_steps is not None:
             raise ValueError("inner_lr, inner_steps and outer_options go with a method's name; a Method has its own")
         return self.outer
@@ -290,7 +305,7 @@ class MetaLearner:
 
         def request(number: int, frame: FrameType | None) -> None:
             self.stop(signal.Signals(number).name)
-            signal.signal(number, previous[signal.Signals(number)])
+            signal.signal(number, previous[signal.Signals(number)] or signal.SIG_DFL)
 
         for number in previous:
             signal.signal(number, request)
@@ -298,7 +313,8 @@ class MetaLearner:
             yield
         finally:
             for number, handler in previous.items():
-                signal.signal(number, handler)
+                if handler is not None:  # installed by something other than Python, which cannot restore it
+                    signal.signal(number, handler)
 
 
 class _ScoreBefore(Wrapped):
@@ -311,6 +327,12 @@ class _ScoreBefore(Wrapped):
         if role == "inner" and self.mean_score != self.mean_score:
             self.mean_score = float(scores(self, params, batch).mean())
         return batch
+
+
+def _check_complete(state: Mapping[str, Any]) -> None:
+    keys = {"config", "params", "outer_step", "counts", "iterations", "rng", "callbacks"}
+    if missing := keys - set(state):
+        raise ValueError(f"the checkpoint must be a learner's, but {sorted(missing)} are missing from it")
 
 
 def _constructor_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from metarl.errors import NonFiniteError
+
 log = logging.getLogger(__name__)
 
 
@@ -123,6 +125,9 @@ class LinearBaseline:
         x = (features * mask[..., None]).flatten(1, 2)  # [T, E * H, F]
         y = (targets * mask).flatten(1, 2)[..., None]
         gram, moment = x.mT @ x, x.mT @ y
+        bad = ~torch.isfinite(gram).flatten(1).all(1)
+        if bad.any():
+            raise NonFiniteError("the observations of a rollout", task=int(bad.nonzero()[0]))
         identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         ridge = torch.full((len(x), 1, 1), self.ridge, dtype=x.dtype, device=x.device)
         factor, failed = torch.linalg.cholesky_ex(gram + ridge * identity)

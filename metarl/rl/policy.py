@@ -6,8 +6,9 @@ list of tensor operations, and computing what does not depend on the observation
 back.
 """
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -35,15 +36,18 @@ def policy_params(policy: nn.Module, obs: Tensor) -> Params:
 
 
 class StackedPolicy:
-    """A policy's forward for T tasks, `params [T, ...], obs [T, E, ...] -> parameters [T, E, ...]`."""
+    """A policy's forward for T tasks, `params [T, ...], obs [T, E, ...] -> parameters [T, E, ...]`.
+
+    What the module holds beside `params` (frozen parameters, buffers such as a normaliser's) is the same for all tasks.
+    """
 
     def __init__(self, policy: nn.Module) -> None:
         self.policy = policy
-        self._traced: dict[tuple[object, ...], tuple[fx.GraphModule, fx.GraphModule]] = {}
+        self._traced: dict[tuple[object, ...], tuple[fx.GraphModule, fx.GraphModule] | None] = {}
 
     def __call__(self, params: Params, obs: Tensor) -> DistParams:
         """The plain vmapped forward."""
-        return self._forward(list(params), list(params.values()), obs)
+        return self._forward(params, self._shared(params), obs)
 
     @torch.no_grad()
     def bind(self, params: Params, obs: Tensor) -> Forward:
@@ -51,35 +55,45 @@ class StackedPolicy:
 
         Traced once per shape. A network that cannot be traced runs plainly, and the reason is logged.
         """
+        shared = self._shared(params)
         key = (tuple((k, v.shape, v.dtype, v.device) for k, v in params.items()), obs.shape, obs.dtype)
         if key not in self._traced:
             try:
-                self._traced[key] = self._trace(params, obs)
+                self._traced[key] = self._trace(params, shared, obs)
             except Exception as error:  # whatever tracing trips over, the plain forward is right
                 log.warning("the policy cannot be traced and runs slower: %s", error)
-                return lambda o: self(params, o)
-        once, every_step = self._traced[key]
-        constants = once(*params.values())
+                self._traced[key] = None
+        traced = self._traced[key]
+        if traced is None:
+            return lambda o: self._forward(params, shared, o)
+        once, every_step = traced
+        constants = once(*params.values(), *shared.values())
         return lambda o: every_step(*constants, o)
 
-    def _forward(self, names: Sequence[str], leaves: Sequence[Tensor], obs: Tensor) -> DistParams:
-        def one(values: list[Tensor], o: Tensor) -> DistParams:
-            output: DistParams = functional_call(self.policy, dict(zip(names, values, strict=True)), (o,))
+    def _shared(self, params: Params) -> Params:
+        everything = itertools.chain(self.policy.named_parameters(), self.policy.named_buffers())
+        return {name: leaf.detach() for name, leaf in everything if name not in params}
+
+    def _forward(self, params: Params, shared: Params, obs: Tensor) -> DistParams:
+        def one(w: Params, o: Tensor) -> DistParams:
+            output: DistParams = functional_call(self.policy, {**shared, **w}, (o,))
             return output
 
-        outputs: DistParams = vmap(one)(list(leaves), obs)
+        outputs: DistParams = vmap(one)(params, obs)
         return outputs
 
-    def _trace(self, params: Params, obs: Tensor) -> tuple[fx.GraphModule, fx.GraphModule]:
-        names = list(params)
-        traced = make_fx(lambda *args: self._forward(names, args[:-1], args[-1]), tracing_mode="fake")(
-            *params.values(), obs
-        )
+    def _trace(self, params: Params, shared: Params, obs: Tensor) -> tuple[fx.GraphModule, fx.GraphModule]:
+        def flat(*leaves: Tensor) -> DistParams:
+            split = len(params)
+            w, rest = dict(zip(params, leaves, strict=False)), dict(zip(shared, leaves[split:], strict=False))
+            return self._forward(w, rest, leaves[-1])
+
+        inputs = [*params.values(), *shared.values()]
+        traced = make_fx(flat, tracing_mode="fake")(*inputs, obs)
         _drop_identities(traced.graph)
         once, every_step = _split(traced)
-        got = every_step(*once(*params.values()), obs)
-        for a, b in zip(got, self(params, obs), strict=True):
-            torch.testing.assert_close(a, b)
+        for got, plain in zip(every_step(*once(*inputs), obs), self._forward(params, shared, obs), strict=True):
+            torch.testing.assert_close(got, plain)
         return once, every_step
 
 

@@ -60,6 +60,10 @@ class OptimizerStep:
         self.max_grad_norm = None if max_grad_norm is None else check_real("max_grad_norm", max_grad_norm)
         self.schedule = schedule
         self.steps = 0
+        if not callable(optimizer):
+            raise ValueError(f"optimizer must be a class of torch.optim or another factory, got {optimizer!r}")
+        if schedule is not None and not callable(schedule):
+            raise ValueError(f"schedule must be a function of the number of finished iterations, got {schedule!r}")
         known = isinstance(optimizer, type) and getattr(torch.optim, optimizer.__name__, None) is optimizer
         self.optimizer_name = optimizer.__name__ if known else None  # what a checkpoint can hold
         self._leaves = tree.detached(params)

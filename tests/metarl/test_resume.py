@@ -123,7 +123,6 @@ def test_callbacks_are_matched_by_kind_and_order(tmp_path: Path) -> None:
     assert [len(x.scores) for x in restored] == [2, 2, 1]
 
 
-@pytest.mark.xfail(strict=True, reason="before the next learn(), state_dict() knows no callbacks")
 def test_loading_and_saving_keeps_the_callbacks(tmp_path: Path) -> None:
     make("fo_maml", "adam").learn(1, [Best()]).save(tmp_path / "saved")
     learner = MetaLearner.load(tmp_path / "saved", make_source())

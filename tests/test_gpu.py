@@ -1,0 +1,58 @@
+"""The same numbers on an accelerator as on the CPU, given the same data. Skips, visibly, where there is none."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents import make_policy
+from envs import Navigation
+from metarl import OUTER, MetaLearner, make_method
+from metarl.oracles import Draw, Recording, Replaying
+from metarl.rl import ReinforcementLearning
+from metarl.tree import tree_map
+from metarl.types import Params
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+def navigation(device: str) -> ReinforcementLearning:
+    tasks = Navigation(horizon=20)
+    return ReinforcementLearning(
+        tasks, make_policy(tasks.observation_space, tasks.action_space), episodes=4, device=device
+    )
+
+
+def to(tree: Params, device: str) -> Params:
+    return tree_map(lambda leaf: leaf.to(device), tree)
+
+
+@pytest.mark.parametrize("outer", sorted(OUTER))
+def test_meta_gradient_on_the_same_data(outer: str) -> None:
+    method, cpu, cuda = make_method(outer), navigation("cpu"), navigation("cuda")
+    params = cpu.initial_params()
+    recording = Recording(cpu.sample(3, np.random.default_rng(0)))
+    expected = method.update(params, recording, method.inner).grads
+    draws = [Draw(draw.role, to(draw.params, "cuda"), to(draw.batch, "cuda")) for draw in recording.draws]
+    replaying = Replaying(cuda.sample(3, np.random.default_rng(0)), draws)
+    found = method.update(to(params, "cuda"), replaying, method.inner).grads
+    for key in expected:
+        torch.testing.assert_close(found[key].cpu(), expected[key], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("outer", sorted(OUTER))
+def test_training_and_evaluation(outer: str) -> None:
+    learner = MetaLearner(navigation("cuda"), outer, meta_batch_size=3).learn(2)
+    assert all(leaf.device.type == "cuda" and leaf.isfinite().all() for leaf in learner.params.values())
+    assert np.isfinite(learner.evaluate(num_tasks=3, steps=2).mean).all()
+
+
+def test_a_checkpoint_moves_between_devices(tmp_path: object) -> None:
+    learner = MetaLearner(navigation("cuda"), meta_batch_size=2).learn(1)
+    learner.save(f"{tmp_path}/checkpoint.pt")
+    on_cpu = MetaLearner.load(f"{tmp_path}/checkpoint.pt", navigation("cpu"))
+    for key, leaf in on_cpu.params.items():
+        assert torch.equal(leaf, learner.params[key].cpu())
+    on_cpu.learn(1)
