@@ -14,10 +14,19 @@ FAILED, BAD_INPUT = 1, 2
 SIGNAL_BASE = 128  # a shell's exit code of a program ended by signal n is 128 + n
 
 
-def parse(config: type[Config], arguments: list[str] | None, script: str, description: str | None) -> Config:
-    """The arguments as `config`; a wrong one ends the program with exit code 2."""
+def parse(
+    config: type[Config],
+    arguments: list[str] | None,
+    script: str,
+    description: str | None,
+    default: Config | None = None,
+) -> Config:
+    """The arguments as `config`, over `default` where it is given; a wrong one ends the program with exit code 2."""
     markers = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(config, args=arguments, prog=f"python -m {script}", description=description, config=markers)
+    prog = f"python -m {script}"
+    if default is None:
+        return tyro.cli(config, args=arguments, prog=prog, description=description, config=markers)
+    return tyro.cli(config, args=arguments, prog=prog, description=description, config=markers, default=default)
 
 
 def prepared(prepare: Callable[[], Config]) -> Config:
@@ -43,7 +52,7 @@ def import_plugins(modules: Iterable[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, SyntaxError, TypeError) as error:
             raise ValueError(f"plugins must be importable modules, but {module!r} is not: {error}") from error
 
 
@@ -58,8 +67,8 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty((), device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise ValueError(f"device must be 'auto', 'cpu' or one that is there, got {name!r} ({reason})") from None
     if device.type == "meta":
         raise ValueError("device must be one that computes, got 'meta'")

@@ -18,7 +18,8 @@ import numpy as np
 from experiments import cli
 from experiments.config import TrainConfig, build_learner
 from experiments.figures import Curve, adaptation_figure
-from experiments.train import fresh, train
+from experiments.train import fresh, new_folder, train
+from metarl import NonFiniteError
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int
 from metarl.outer import OUTER
@@ -45,6 +46,8 @@ class Arguments:
     """Steps per episode at most."""
     device: str = "cpu"
     """Where to train."""
+    plugins: tuple[str, ...] = ()
+    """Modules to import first, such as one that registers your own outer update."""
     log_dir: Path = Path("runs")
     """Where the comparison's folder is made."""
     name: str = "comparison"
@@ -56,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = cli.parse(Arguments, arguments, "experiments.compare", __doc__)
     configs = cli.prepared(lambda: plan(given))
     folder = given.log_dir / given.name
-    results = {outer: summarize(outer, [result_of(config) for config in runs]) for outer, runs in configs.items()}
+    results = {outer: summarize([result_of(config) for config in runs]) for outer, runs in configs.items()}
     write_json(folder / "comparison.json", results)
     curves = {outer: Curve(row["mean"], row["ci95"]) for outer, row in results.items()}
     figure = adaptation_figure(curves, f"{given.env}: held-out tasks, {given.env_steps:.3g} environment steps each")
@@ -70,19 +73,23 @@ def plan(given: Arguments) -> dict[str, list[TrainConfig]]:
     Raises:
         ValueError: naming the setting that cannot work.
     """
-    check_int("env_steps", given.env_steps)
+    for name in ("env_steps", "meta_batch_size", "episodes", "horizon"):
+        check_int(name, getattr(given, name))
+    for seed in given.seeds:
+        check_int("seeds", seed, minimum=0)
+    cli.import_plugins(given.plugins)
     for outer in given.outer:
         check_choice("outer", outer, OUTER)
-    if not given.outer or not given.seeds or len(set(given.seeds)) < len(given.seeds):
-        raise ValueError(f"outer and seeds must each name at least one, none twice, got {given.outer}, {given.seeds}")
-    if (given.log_dir / given.name).exists():
-        raise ValueError(f"{given.log_dir / given.name} exists; choose another --name")
+    for name, values in (("outer", given.outer), ("seeds", given.seeds)):
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} must name at least one, and none twice, got {values}")
     shared = TrainConfig(
         env=given.env,
         meta_batch_size=given.meta_batch_size,
         episodes=given.episodes,
         horizon=given.horizon,
         device=given.device,
+        plugins=given.plugins,
         log_dir=given.log_dir / given.name,
     )
     runs = {}
@@ -93,6 +100,7 @@ def plan(given: Arguments) -> dict[str, list[TrainConfig]]:
             for seed in given.seeds
         ]
         build_learner(runs[outer][0])  # every setting is checked before the first run starts
+    new_folder(given.log_dir, given.name)
     return runs
 
 
@@ -110,7 +118,10 @@ def iterations_for(config: TrainConfig, env_steps: int) -> int:
 def result_of(config: TrainConfig) -> dict[str, Any]:
     """Train, and what came of it: the held-out scores, environment steps and seconds per iteration."""
     run = fresh(config)
-    train(run)
+    try:
+        train(run)
+    except NonFiniteError as error:
+        cli.fail(f"{run.folder}: {error}", cli.FAILED)
     evaluation = json.loads((run.folder / "evaluation.json").read_text())
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     return {
@@ -121,7 +132,7 @@ def result_of(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def summarize(outer: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over seeds and tasks with intervals that resample both."""
     scores = np.asarray([result["scores"] for result in results])  # [seeds, K + 1, tasks]
     return {

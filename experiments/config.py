@@ -14,7 +14,7 @@ import tyro
 from torch import nn
 
 from agents import PolicyModule, make_policy
-from envs import make_distribution
+from envs import ENVS, make_distribution
 from envs.tasks import FunctionalTasks
 from experiments.cli import import_plugins, pick_device
 from metarl import MetaLearner, checkpoint
@@ -88,8 +88,12 @@ class TrainConfig:
     """Name of the run's folder; default: environment, update, seed and time."""
 
 
+LISTS = ("hidden", "outer_options", "plugins")
+
+
 def build_distribution(config: TrainConfig) -> FunctionalTasks:
     """The training tasks."""
+    check_choice("env", config.env, ENVS)
     return make_distribution(config.env, **({} if config.horizon is None else {"horizon": config.horizon}))
 
 
@@ -213,6 +217,8 @@ def from_json(path: Path) -> TrainConfig:
         fields = {field.name for field in dataclasses.fields(TrainConfig)}
         if missing := fields - set(found):
             raise ValueError(f"it lacks {sorted(missing)}")
+        if wrong := [field for field in LISTS if not isinstance(found[field], list)]:
+            raise ValueError(f"{wrong} must be lists")
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in fields}
         return TrainConfig(**{**settings, "log_dir": Path(settings["log_dir"])})
     except OSError as error:

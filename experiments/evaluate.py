@@ -93,7 +93,10 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
     source = learner.source
     assert isinstance(source, ReinforcementLearning)
     assert isinstance(source.distribution, FunctionalTasks)
-    distribution = source.distribution.shifted() if given.ood else source.distribution
+    try:
+        distribution = source.distribution.shifted() if given.ood else source.distribution
+    except ValueError as error:
+        raise ValueError(f"ood cannot be asked of {given.run}: {error}") from None
     return learner, dataclasses.replace(source, distribution=distribution)
 
 
@@ -121,12 +124,10 @@ def print_table(curves: Curves) -> None:
     tasks = len(curves.trained.scores[0])
     print(f"return on {tasks} held-out tasks, mean and 95 % bootstrap interval over tasks")
     print(f"{'steps':>5} {'meta-trained':>26} {'random initialisation':>26} {'env steps':>11}")
-    for step, costs in enumerate(curves.trained.costs):
-        cells = [
-            f"{curve.mean[step]:9.2f} [{curve.ci95[step][0]:7.2f},{curve.ci95[step][1]:7.2f}]"
-            for curve in curves.by_label().values()
-        ]
-        print(f"{step:>5} {cells[0]:>26} {cells[1]:>26} {costs.get('env_steps', 0):>11}")
+    columns = [zip(curve.mean, curve.ci95, strict=True) for curve in curves]
+    for step, (costs, *row) in enumerate(zip(curves.trained.costs, *columns, strict=True)):
+        cells = [f"{mean:9.2f} [{low:7.2f},{high:7.2f}]" for mean, (low, high) in row]
+        print(f"{step:>5} {cells[0]:>26} {cells[1]:>26} {costs['env_steps']:>11}")
 
 
 if __name__ == "__main__":

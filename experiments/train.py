@@ -18,7 +18,7 @@ from typing import Annotated
 import tyro
 
 from experiments import cli
-from experiments.config import TrainConfig, build_learner, load_run, step_sizes, to_json
+from experiments.config import TrainConfig, build_learner, from_json, load_run, step_sizes, to_json
 from experiments.evaluate import Curves, held_out_curves, print_table
 from experiments.figures import adaptation_figure, trajectory_figure
 from metarl import MetaLearner, NonFiniteError
@@ -50,7 +50,14 @@ class Run:
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "experiments.train", __doc__)
-    run = cli.prepared(lambda: fresh(settings_of(given)) if given.resume is None else resumed(given))
+    folder = given.resume
+    if folder is None:
+        run = cli.prepared(lambda: fresh(settings_of(given)))
+    else:  # read again over the run's own settings: what then differs from them was really given
+        saved = cli.prepared(lambda: from_json(folder / "config.json"))
+        own = Arguments(**{**vars(saved), "resume": folder})
+        changed = settings_of(cli.parse(Arguments, arguments, "experiments.train", __doc__, default=own))
+        run = cli.prepared(lambda: resumed(folder, saved, changed))
     try:
         train(run)
     except NonFiniteError as error:
@@ -72,44 +79,48 @@ def fresh(config: TrainConfig) -> Run:
         config = dataclasses.replace(config, anneal_iterations=config.iterations)
     learner = build_learner(config)
     name = config.name or f"{config.env}-{config.outer}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if Path(name).name != name:
-        raise ValueError(f"name must be the name of a folder without a path, got {name!r}")
-    folder = config.log_dir / name
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise ValueError(f"{folder} exists; choose another --name, or go on with it: --resume {folder}") from None
-    except OSError as error:
-        raise ValueError(f"log_dir must be writable, got {config.log_dir} ({error.strerror})") from None
+    folder = new_folder(config.log_dir, name)
     config = dataclasses.replace(config, name=name)
     write_json(folder / "config.json", to_json(config))
     learner.save(folder / "checkpoint.pt")
     return Run(config, learner, folder)
 
 
-def resumed(given: Arguments) -> Run:
-    """The run in the folder `given.resume`, at its last checkpoint.
+def new_folder(log_dir: Path, name: str) -> Path:
+    """Make the folder `name` in `log_dir`.
+
+    Raises:
+        ValueError: when the name is not one, the folder exists, or it cannot be made.
+    """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ValueError(f"name must be the name of a folder without a path, got {name!r}")
+    folder = log_dir / name
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(f"{folder} exists; choose another --name, or go on with it: --resume {folder}") from None
+    except OSError as error:
+        raise ValueError(f"log_dir must be writable, got {log_dir} ({error.strerror})") from None
+    return folder
+
+
+def resumed(folder: Path, saved: TrainConfig, given: TrainConfig) -> Run:
+    """The run in `folder`, whose settings are `saved`, at its last checkpoint, with those that are `given` now.
 
     Raises:
         ValueError: when the folder is not a run's, or a setting was given that a resumed run cannot change.
     """
-    assert given.resume is not None
-    config, learner = load_run(given.resume)
-    changes = {}
-    for field in dataclasses.fields(TrainConfig):
-        value, saved = getattr(given, field.name), getattr(config, field.name)
-        if value == field.default or value == saved:
-            continue
-        if field.name not in CHANGEABLE:
-            raise ValueError(f"{field.name} cannot change when a run is resumed: it is {saved!r}, got {value!r}")
-        changes[field.name] = value
-    config, learner = load_run(given.resume, **changes)
-    if learner.iterations >= config.iterations and (given.resume / "evaluation.json").exists():
-        raise ValueError(
-            f"{given.resume} is complete after {learner.iterations} iterations; --iterations asks for more"
-        )
-    write_json(given.resume / "config.json", to_json(config))
-    return Run(config, learner, given.resume)
+    changes = {name: value for name, value in vars(given).items() if value != getattr(saved, name)}
+    for name, value in changes.items():
+        if name not in CHANGEABLE:
+            kept = getattr(saved, name)
+            raise ValueError(f"{name} cannot change when a run is resumed: it is {kept!r}, got {value!r}")
+    config, learner = load_run(folder, **changes)
+    done, evaluated = learner.iterations, (folder / "evaluation.json").exists()
+    if config.iterations < done or (config.iterations == done and evaluated):
+        raise ValueError(f"iterations must be more than the {done} that {folder} has, got {config.iterations}")
+    write_json(folder / "config.json", to_json(config))
+    return Run(config, learner, folder)
 
 
 CHANGEABLE = ("iterations", "device", "eval_every", "eval_tasks", "eval_seed", "save_every", "plugins")

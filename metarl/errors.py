@@ -16,14 +16,19 @@ class NonFiniteError(ArithmeticError):
         super().__init__(f"NaN or infinity in {quantity}{where}; the usual cure is a smaller inner or outer step size")
 
 
+LARGEST = 2**63 - 1  # what a 64-bit generator or tensor size can hold
+
+
 def check_int(name: str, value: object, minimum: int = 1) -> int:
-    """`value` as an integer of at least `minimum`.
+    """`value` as an integer of at least `minimum` that fits into 64 bits.
 
     Raises:
         ValueError: otherwise, naming the argument.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    if int(value) > LARGEST:
+        raise ValueError(f"{name} must be an integer of at most 2**63 - 1, got {value!r}")
     return int(value)
 
 

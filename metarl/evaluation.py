@@ -34,14 +34,13 @@ class Evaluation(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
         steps, tasks = self.scores.shape
-        units = sorted(set().union(*self.costs))
         return {
             "steps": list(range(steps)),
             "mean": self.mean,
             "ci95": [list(interval) for interval in self.ci95],
             "num_tasks": tasks,
             "scores": self.scores.tolist(),
-            **{unit: [cost.get(unit, 0) for cost in self.costs] for unit in units},
+            **{unit: [cost[unit] for cost in self.costs] for unit in self.costs[0]},
         }
 
 
@@ -57,8 +56,9 @@ def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule]) -> Evaluation:
     """
     scoring, counting = Checking(tasks), Counting(Checking(tasks))
     w = anchor = stack(params, tasks.num_tasks)
-    curve = [scores(tasks, w, scoring.draw(w, "outer"))]
-    costs: list[Counter[str]] = [Counter()]
+    before = scoring.draw(w, "outer")
+    curve = [scores(tasks, w, before)]
+    costs = [Counter(dict.fromkeys([*tasks.cost(before), "gradients"], 0))]
     for rule in rules:
         grads = gradients(counting, w, counting.draw(w, "inner"))
         w = inner_step(rule, w, grads, anchor)

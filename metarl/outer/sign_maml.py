@@ -13,6 +13,6 @@ from metarl.types import Inner
 
 
 @register("sign_maml")
-def sign_maml(inner_lr: float = 0.005, inner_steps: int = 1) -> Method:
+def sign_maml(inner_lr: float = 0.01, inner_steps: int = 1) -> Method:
     """Sign-MAML: first order, and exact almost everywhere."""
     return Method(gradient_at_the_end, Inner(sign_sgd(inner_lr), inner_steps))

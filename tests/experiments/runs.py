@@ -18,7 +18,10 @@ import experiments
 from metarl import checkpoint
 
 ROOT = Path(experiments.__file__).parents[1]
-TINY = "--meta-batch-size 2 --episodes 2 --horizon 5 --hidden 8 --eval-every 1 --eval-tasks 2 --save-every 1".split()
+TINY = [
+    *("--meta-batch-size", "2", "--episodes", "2", "--horizon", "5", "--hidden", "8"),
+    *("--eval-every", "1", "--eval-tasks", "2", "--save-every", "1"),
+]
 
 
 class Outcome(NamedTuple):
