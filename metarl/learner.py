@@ -1,6 +1,7 @@
 """The loop: sample tasks, let the outer update make a meta-gradient, step; with everything needed to go on later."""
 
 import copy
+import math
 import signal
 import threading
 import time
@@ -320,11 +321,11 @@ class MetaLearner:
 class _ScoreBefore(Wrapped):
     """Notes the score of the first inner batch: how good the initial parameters are before adaptation."""
 
-    mean_score = float("nan")
+    mean_score = math.nan
 
     def draw(self, params: Params, role: Role) -> Batch:
         batch = super().draw(params, role)
-        if role == "inner" and self.mean_score != self.mean_score:
+        if role == "inner" and math.isnan(self.mean_score):
             self.mean_score = float(scores(self, params, batch).mean())
         return batch
 

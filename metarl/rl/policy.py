@@ -106,8 +106,9 @@ def _drop_identities(graph: fx.Graph) -> None:
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or "val" not in source.meta:
             continue
-        same = node.target in _RESHAPES and source.meta["val"].shape == node.meta["val"].shape
-        if same or (node.target is torch.ops.aten.mul.Scalar and node.args[1] == 1):
+        before, after = source.meta["val"], node.meta["val"]
+        same = node.target in _RESHAPES or (node.target is torch.ops.aten.mul.Scalar and node.args[1] == 1)
+        if same and before.shape == after.shape and before.dtype == after.dtype:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
 

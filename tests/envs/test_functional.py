@@ -114,8 +114,10 @@ def test_terminated_on_the_last_step_is_not_truncated() -> None:
 
 
 def test_goals_outside_the_space_are_allowed() -> None:
-    Navigation().make({"goal": (5.0, 5.0)})
-    Navigation().make_vec({"goal": [(5.0, 5.0)]}, 1)
+    env = Navigation().make({"goal": (5.0, 5.0)})
+    env.reset(seed=0)
+    assert env.step(np.ones(2, np.float32))[1] == pytest.approx(-4.9 * np.sqrt(2), rel=1e-5)
+    assert Navigation().make_vec({"goal": [(5.0, 5.0)]}, 1).num_envs == 1
 
 
 def test_defaults_of_a_distribution_without_more() -> None:

@@ -50,7 +50,11 @@ def test_steps_are_as_in_training_by_default() -> None:
 
 def test_costs_are_those_of_adaptation() -> None:
     curve = evaluate(PARAMS, TASKS, [sgd(0.1)] * 2)
-    assert curve.costs == [{"gradients": 0, "samples": 0}, {"gradients": 2, "samples": 2}, {"gradients": 4, "samples": 4}]
+    assert curve.costs == [
+        {"gradients": 0, "samples": 0},
+        {"gradients": 2, "samples": 2},
+        {"gradients": 4, "samples": 4},
+    ]
     summary = curve.summary()
     assert summary["steps"] == [0, 1, 2]
     assert summary["num_tasks"] == 2

@@ -130,9 +130,6 @@ class SignedSteps(FunctionalEnv):
     def terminal(self, state, task):
         return state[:, 0].abs() > 0.5
 
-    def render(self, state, task):
-        raise NotImplementedError
-
 
 def distribution(name: str) -> FunctionalTasks:
     """Short-lived environments: one with box actions, one that never ends early, one with discrete actions."""

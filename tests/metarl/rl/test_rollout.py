@@ -44,9 +44,6 @@ class WalkEnv(FunctionalEnv):
     def terminal(self, state: Tensor, task: Any) -> Tensor:
         return state[:, 0].abs() >= task["wall"]
 
-    def render(self, state: Tensor, task: Any) -> Any:
-        raise NotImplementedError
-
 
 class Walk(FunctionalTasks):
     def __init__(self, horizon: int = 9) -> None:
