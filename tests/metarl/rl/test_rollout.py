@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from agents import make_policy
@@ -63,7 +63,6 @@ class NumpyVec(VectorEnv[Array, Array, Array]):
 
     def __init__(self, envs: list[gymnasium.Env[Any, Any]]) -> None:
         self.envs, self.num_envs = envs, len(envs)
-        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self.single_observation_space, self.single_action_space = envs[0].observation_space, envs[0].action_space
         self.obs = np.zeros((self.num_envs, *envs[0].observation_space.shape), np.float32)
         self.reward = np.zeros(self.num_envs)  # float64, as Gymnasium's are
