@@ -40,6 +40,7 @@ class Arguments:
     """Where to run."""
 
 
+@cli.one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "experiments.benchmark", __doc__)

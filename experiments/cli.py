@@ -1,12 +1,16 @@
 """What the scripts share on the command line: arguments from a dataclass, one-line errors, exit codes."""
 
 import importlib
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 import torch
 import tyro
+
+from metarl import NonFiniteError
 
 Config = TypeVar("Config")
 
@@ -35,6 +39,17 @@ def prepared(prepare: Callable[[], Config]) -> Config:
         return prepare()
     except ValueError as error:
         fail(error, BAD_INPUT)
+
+
+@contextmanager
+def one_line_errors(hint: str = "") -> Iterator[None]:
+    """End the program with one line, and `hint`, at a NaN (exit code 1) or at Ctrl-C (130)."""
+    try:
+        yield
+    except NonFiniteError as error:
+        fail(f"{error}{hint}", FAILED)
+    except KeyboardInterrupt:
+        fail(f"interrupted{hint}", SIGNAL_BASE + signal.SIGINT)
 
 
 def fail(error: object, code: int) -> NoReturn:

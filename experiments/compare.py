@@ -19,7 +19,6 @@ from experiments import cli
 from experiments.config import TrainConfig, build_learner
 from experiments.figures import Curve, adaptation_figure
 from experiments.train import fresh, new_folder, train
-from metarl import NonFiniteError
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int
 from metarl.outer import OUTER
@@ -118,10 +117,8 @@ def iterations_for(config: TrainConfig, env_steps: int) -> int:
 def result_of(config: TrainConfig) -> dict[str, Any]:
     """Train, and what came of it: the held-out scores, environment steps and seconds per iteration."""
     run = fresh(config)
-    try:
+    with cli.one_line_errors(f"; it was in {run.folder}"):
         train(run)
-    except NonFiniteError as error:
-        cli.fail(f"{run.folder}: {error}", cli.FAILED)
     evaluation = json.loads((run.folder / "evaluation.json").read_text())
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     return {

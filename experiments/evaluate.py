@@ -66,6 +66,7 @@ class Curves(NamedTuple):
         return {"meta-trained": self.trained, "random initialisation": self.random_init}
 
 
+@cli.one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "experiments.evaluate", __doc__)

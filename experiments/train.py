@@ -21,7 +21,7 @@ from experiments import cli
 from experiments.config import TrainConfig, build_learner, from_json, load_run, step_sizes, to_json
 from experiments.evaluate import Curves, held_out_curves, print_table
 from experiments.figures import adaptation_figure, trajectory_figure
-from metarl import MetaLearner, NonFiniteError
+from metarl import MetaLearner
 from metarl.callbacks import Callback, Checkpointing, HeldOutEvaluation, ProgressBar
 from metarl.checkpoint import write_atomically, write_json
 from metarl.logging import RunLog
@@ -58,10 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
         own = Arguments(**{**vars(saved), "resume": folder})
         changed = settings_of(cli.parse(Arguments, arguments, "experiments.train", __doc__, default=own))
         run = cli.prepared(lambda: resumed(folder, saved, changed))
-    try:
+    with cli.one_line_errors(f"; the last good checkpoint is {run.folder / 'checkpoint.pt'}"):
         train(run)
-    except NonFiniteError as error:
-        cli.fail(f"{error}; the last good checkpoint is {run.folder / 'checkpoint.pt'}", cli.FAILED)
 
 
 def settings_of(given: Arguments) -> TrainConfig:
