@@ -18,7 +18,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.MULTI
 def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """What the README's blocks define, run one after the other in one namespace."""
     checkpoint = str(tmp_path_factory.mktemp("readme") / "maml.pt")
-    quick = {"learn(150)": "learn(2)", "episodes=20": "episodes=3", '"maml.pt"': repr(checkpoint)}
+    quick = {"learn(150": "learn(2", "episodes=20": "episodes=3", '"maml.pt"': repr(checkpoint)}
     module = ModuleType("readme")
     sys.modules["readme"] = module
     for block in BLOCKS:
