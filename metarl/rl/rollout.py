@@ -79,10 +79,20 @@ def rollout(
     seen, reward, running_before, action = columns[:4]
     mask = running_before.to(dtype)
     log_probs = distribution.log_prob(tuple(columns[4:]), action)
+    final_obs = _after_last_step(seen, running_before, obs)
     seen, reward, mask, action, log_probs = (
         _pad(x, horizon) for x in (seen, reward.to(dtype) * mask, mask, action, log_probs)
     )
-    return Rollout(Episodes(seen, reward, mask, obs, terminal), action, log_probs)
+    return Rollout(Episodes(seen, reward, mask, final_obs, terminal), action, log_probs)
+
+
+def _after_last_step(seen: Tensor, running: Tensor, last: Tensor) -> Tensor:
+    """What each episode saw after its last step, `[T, E, *obs]`: in `seen` `[T, E, h, *obs]`, or `last` at the limit."""
+    steps = running.sum(2)
+    tasks, episodes = (torch.arange(n, device=seen.device) for n in seen.shape[:2])
+    inside = seen[tasks[:, None], episodes, steps.clamp(max=seen.shape[2] - 1)]
+    ran_on = (steps == seen.shape[2]).view(*steps.shape, *[1] * (last.ndim - 2))
+    return torch.where(ran_on, last, inside)
 
 
 def _pad(x: Tensor, horizon: int) -> Tensor:

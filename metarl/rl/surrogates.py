@@ -25,7 +25,8 @@ Surrogate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def ratio(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     """Likelihood ratios of single actions times advantages (J^LR and LVC of Rothfuss et al., eq. 6.4-6.5)."""
-    return -(torch.exp(log_probs - old_log_probs) * advantages * mask).mean()
+    log_ratio = (log_probs - old_log_probs) * mask  # before the exponential: what came after the end may overflow it
+    return -(torch.exp(log_ratio) * advantages * mask).mean()
 
 
 def reinforce(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ DISTRIBUTIONS = {
 
 
 class NumpyVec(VectorEnv[Array, Array, Array]):
-    """Single environments in a loop, speaking numpy; the same buffers in every step, stale after an end."""
+    """Single environments in a loop, speaking numpy; the same buffers in every step, rubbish after an end."""
 
     def __init__(self, envs: list[gymnasium.Env[Any, Any]]) -> None:
         self.envs, self.num_envs = envs, len(envs)
@@ -78,6 +78,7 @@ class NumpyVec(VectorEnv[Array, Array, Array]):
         assert isinstance(actions, np.ndarray)
         self.actions.append(actions.copy())
         self.reward[:] = 1e6  # what ended environments return must not matter
+        self.obs[self.terminated | self.truncated] = 1e6
         for i in np.flatnonzero(~(self.terminated | self.truncated)):
             self.obs[i], self.reward[i], self.terminated[i], self.truncated[i], _ = self.envs[i].step(actions[i])
         return self.obs, self.reward, self.terminated, self.truncated, {}

@@ -107,3 +107,12 @@ def test_masked_steps_change_nothing_but_the_divisor_stays(name: str) -> None:
 
     for derivative in (lambda f: f, grad, hessian):
         torch.testing.assert_close(derivative(short)(theta), 2 * derivative(long)(theta))
+
+
+@pytest.mark.parametrize("name", sorted(SURROGATES))
+def test_what_comes_after_the_end_cannot_overflow(name: str) -> None:
+    log_probs = torch.tensor([[-1.0, 500.0]], requires_grad=True)  # the second step never happened
+    old, advantages, mask = torch.tensor([[-1.0, -500.0]]), torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    loss = SURROGATES[name](log_probs, old, advantages, mask)
+    (g,) = torch.autograd.grad(loss, log_probs)
+    torch.testing.assert_close(g, torch.tensor([[-1.0, 0.0]]))
