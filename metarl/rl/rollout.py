@@ -87,7 +87,7 @@ def rollout(
 
 
 def _after_last_step(seen: Tensor, running: Tensor, last: Tensor) -> Tensor:
-    """What each episode saw after its last step, `[T, E, *obs]`: in `seen` `[T, E, h, *obs]`, or `last` at the limit."""
+    """What each episode saw after its last step, `[T, E, *obs]`: in `seen` `[T, E, h, *obs]`, or `last` at the end."""
     steps = running.sum(2)
     tasks, episodes = (torch.arange(n, device=seen.device) for n in seen.shape[:2])
     inside = seen[tasks[:, None], episodes, steps.clamp(max=seen.shape[2] - 1)]
