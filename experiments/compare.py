@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = {outer: summarize([result_of(config) for config in runs]) for outer, runs in configs.items()}
     write_json(folder / "comparison.json", results)
     curves = {outer: Curve(row["mean"], row["ci95"]) for outer, row in results.items()}
-    figure = adaptation_figure(curves, f"{given.env}: held-out tasks, {given.env_steps:.3g} environment steps each")
+    figure = adaptation_figure(curves, f"{given.env}: held-out tasks after {given.env_steps / 1e6:g} M training steps")
     write_atomically(folder / "comparison.png", figure.savefig)
     print(table(results))
 

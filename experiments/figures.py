@@ -24,16 +24,18 @@ class Curve(NamedTuple):
 
 def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str) -> Figure:
     """Mean return on held-out tasks after each gradient step: a line with its 95 % band for each of `curves`."""
-    figure = _figure(5.5, 3.8)
+    beside = len(curves) > 3  # more than a legend in a corner can name
+    figure = _figure(7.0 if beside else 5.5, 3.8)
     ax = figure.subplots()
     for label, curve in curves.items():
         steps = range(len(curve.mean))
         low, high = zip(*curve.ci95, strict=True)
         (line,) = ax.plot(steps, curve.mean, marker="o", label=label)
         ax.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
-    ax.set(xlabel="gradient steps", ylabel="return", title=title, xticks=list(steps))
+    ax.set(xlabel="gradient steps", ylabel="return", xticks=list(steps))
+    ax.set_title(title, fontsize=10)
     ax.grid(alpha=0.3)
-    ax.legend()
+    ax.legend(**({"loc": "center left", "bbox_to_anchor": (1.02, 0.5)} if beside else {}))
     return figure
 
 
