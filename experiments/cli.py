@@ -1,11 +1,13 @@
 """What the scripts share on the command line: arguments from a dataclass, one-line errors, exit codes."""
 
 import importlib
+import io
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from contextlib import contextmanager, redirect_stderr
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import tyro
@@ -25,12 +27,27 @@ def parse(
     description: str | None,
     default: Config | None = None,
 ) -> Config:
-    """The arguments as `config`, over `default` where it is given; a wrong one ends the program with exit code 2."""
+    """The arguments as `config`, over `default` where it is given; a wrong one is one line and exit code 2."""
+    given: dict[str, Any] = {} if default is None else {"default": default}
     markers = (tyro.conf.FlagCreatePairsOff,)
-    prog = f"python -m {script}"
-    if default is None:
-        return tyro.cli(config, args=arguments, prog=prog, description=description, config=markers)
-    return tyro.cli(config, args=arguments, prog=prog, description=description, config=markers, default=default)
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            parsed: Config = tyro.cli(
+                config, args=arguments, prog=f"python -m {script}", description=description, config=markers, **given
+            )
+            return parsed
+    except SystemExit as end:
+        if end.code != BAD_INPUT:
+            raise
+    fail(_one_line(said.getvalue()), BAD_INPUT)
+
+
+def _one_line(box: str) -> str:
+    """What the argument parser drew as a box with a title and a help text, as one sentence."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line[:1] not in "╭╰"]
+    text = " ".join(line for line in lines if line.strip("─ "))
+    return re.split(r"\s*(?:Argument helptext:|For full helptext)", text)[0].strip().removeprefix("Error ")
 
 
 def prepared(prepare: Callable[[], Config]) -> Config:
