@@ -45,9 +45,10 @@ def parse(
 
 def _one_line(box: str) -> str:
     """What the argument parser drew as a box with a title and a help text, as one sentence."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line[:1] not in "╭╰"]
-    text = " ".join(line for line in lines if line.strip("─ "))
-    return re.split(r"\s*(?:Argument helptext:|For full helptext)", text)[0].strip().removeprefix("Error ")
+    lines = [line.strip("│| ") for line in box.splitlines() if not re.search("[─-]{4}", line)]  # no borders, no title
+    text = " ".join(line for line in lines if line)
+    text = re.split(r"\s*(?:Argument helptext:|For full helptext)", text)[0].strip()
+    return re.sub(r"^[A-Z][a-z]+ [a-z]+ (?=[A-Z])", "", text).removeprefix("Error ")  # a title drawn without a border
 
 
 def prepared(prepare: Callable[[], Config]) -> Config:

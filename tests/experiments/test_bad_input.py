@@ -214,6 +214,7 @@ def test_refused(bad: Bad, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs.files(site) == before
     assert (outcome.code, outcome.out) == (2, "")
     assert re.fullmatch(r"error: .{,600}\n", outcome.err)
+    assert not re.search("[─-]{4}|helptext", outcome.err)  # nothing of the argument parser's boxes
     for part in bad.wanted:
         assert part in outcome.err
 
