@@ -1,34 +1,55 @@
 """First and second derivatives of the tasks' losses.
 
 Every outer update takes its derivatives here and nowhere else, for all tasks at once. That gives one place to count
-them, to check them, and to decide how they are computed.
+them, to check them, and to decide how they are computed (`metarl.execution`).
 """
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp, vmap
 
-from metarl.oracles import report
-from metarl.types import Batch, Params, Rule, Tasks
+from metarl.execution import Execution
+from metarl.oracles import report, unwrapped
+from metarl.types import Batch, Loss, Params, Rule, Tasks
+
+PLAIN = Execution()
+
+
+def execution(tasks: Tasks) -> Execution:
+    """How the oracle behind all wrappers wants its derivatives computed."""
+    return cast(Execution, getattr(unwrapped(tasks), "execution", PLAIN))
+
+
+def over_tasks(tasks: Tasks, name: str, function: Callable[..., Any], *stacked: Any) -> Any:
+    """`vmap(function)(*stacked)`, computed as the oracle wants it; `name` tells functions apart."""
+    return execution(tasks).over_tasks(name, function, *stacked)
 
 
 def gradients(tasks: Tasks, params: Params, batch: Batch) -> Params:
     """The gradient of every task's loss at its own parameters: stacked in, stacked out."""
     grads: Params
-    grads, losses = vmap(grad_and_value(tasks.loss))(params, batch)
+    grads, losses = over_tasks(tasks, "gradients", grad_and_value(tasks.loss), params, batch)
     report(tasks, "gradients", grads, losses)
     return grads
 
 
-def hessian_vector_products(tasks: Tasks, params: Params, batch: Batch, vectors: Params) -> Params:
-    """`H_i(w_i; D_i) u_i` for every task, exactly: reverse over reverse, without forming H."""
+def hessian_vector_products(
+    tasks: Tasks, params: Params, batch: Batch, vectors: Params, loss: Loss | None = None
+) -> Params:
+    """`H_i(w_i; D_i) u_i` for every task, exactly: reverse over reverse, without forming H.
+
+    H is the Hessian of the tasks' loss, or of `loss` where the oracle has another one whose Hessian is wanted.
+    """
+    function = tasks.loss if loss is None else loss
 
     def product(w: Params, data: Batch, u: Params) -> Params:
-        pull = vjp(lambda v: grad(tasks.loss)(v, data), w)[1]
+        pull = vjp(lambda v: grad(function)(v, data), w)[1]
         return cast(Params, pull(u)[0])
 
-    products: Params = vmap(product)(params, batch, vectors)
+    name = "Hessian-vector products" + ("" if loss is None else " of another loss")
+    products: Params = over_tasks(tasks, name, product, params, batch, vectors)
     report(tasks, "hessian_vector_products", products)
     return products
 
@@ -50,4 +71,5 @@ def rule_pull_back(
 
 def scores(tasks: Tasks, params: Params, batch: Batch) -> Tensor:
     """The score of every task, `[T]`."""
-    return vmap(tasks.score)(params, batch).detach()
+    result: Tensor = over_tasks(tasks, "scores", tasks.score, params, batch)
+    return result.detach()

@@ -50,6 +50,13 @@ def report(tasks: Tasks, kind: Derivative, result: Params, losses: Tensor | None
         tasks = tasks.tasks
 
 
+def unwrapped(tasks: Tasks) -> Tasks:
+    """The oracle behind all wrappers."""
+    while isinstance(tasks, Wrapped):
+        tasks = tasks.tasks
+    return tasks
+
+
 class Draw(NamedTuple):
     """One draw as it was recorded."""
 
@@ -126,6 +133,16 @@ class Checking(Wrapped):
         if losses is not None:
             check_finite({"": losses}, "loss")
         check_finite(result, kind.replace("_", " ").removesuffix("s"))
+
+
+def wrapped_like(new: Tasks, tasks: Tasks) -> Tasks:
+    """`new` tasks, counted in the same counts and checked where `tasks` are; no other wrapper is taken over."""
+    if not isinstance(tasks, Wrapped):
+        return new
+    within = wrapped_like(new, tasks.tasks)
+    if isinstance(tasks, Counting):
+        return Counting(within, tasks.counts)
+    return Checking(within) if isinstance(tasks, Checking) else within
 
 
 def check_finite(stacked: Mapping[str, Tensor], quantity: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from metarl.execution import drop_identities
 from metarl.rl.distributions import DistParams
 from metarl.types import Params
 
@@ -90,27 +91,11 @@ class StackedPolicy:
 
         inputs = [*params.values(), *shared.values()]
         traced = make_fx(flat, tracing_mode="fake")(*inputs, obs)
-        _drop_identities(traced.graph)
+        drop_identities(traced.graph)
         once, every_step = _split(traced)
         for got, plain in zip(every_step(*once(*inputs), obs), self._forward(params, shared, obs), strict=True):
             torch.testing.assert_close(got, plain)
         return once, every_step
-
-
-_RESHAPES = {torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten._unsafe_view.default}
-
-
-def _drop_identities(graph: fx.Graph) -> None:
-    """Remove reshapes to the shape a tensor already has, and products with 1."""
-    for node in list(graph.nodes):
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node) or "val" not in source.meta:
-            continue
-        before, after = source.meta["val"], node.meta["val"]
-        same = node.target in _RESHAPES or (node.target is torch.ops.aten.mul.Scalar and node.args[1] == 1)
-        if same and before.shape == after.shape and before.dtype == after.dtype:
-            node.replace_all_uses_with(source)
-            graph.erase_node(node)
 
 
 def _split(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -1,5 +1,5 @@
-"""The finite-sum setting: fixed data sets, where the theory can be checked."""
+"""The supervised setting: fixed data sets, where the theory can be checked, and their resampling versions."""
 
-from metarl.supervised.oracle import FiniteSumSource, FiniteSumTasks
+from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTasks, ResamplingTasks, SupervisedTasks
 
-__all__ = ["FiniteSumSource", "FiniteSumTasks"]
+__all__ = ["BatchSizes", "FiniteSumSource", "FiniteSumTasks", "ResamplingTasks", "SupervisedTasks"]

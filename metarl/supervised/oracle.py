@@ -1,43 +1,60 @@
-"""The finite-sum oracle: fixed data sets for every task, a support set S_i inside and a query set T_i outside."""
+"""Supervised oracles: fixed data sets (the finite sum), or fresh data at every draw (resampling).
+
+In the finite sum every task has a support set S_i for the inner loss and a query set T_i for the outer one. Full
+batches are the deterministic setting of the theory; minibatches make D_in, D_o and D_h independent random subsets.
+"""
 
 from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metarl.errors import check_int
+from metarl.execution import Execution
 from metarl.tree import detached
 from metarl.types import Batch, Loss, Params, Role
 
 
-class FiniteSumTasks:
-    """Tasks whose data never changes: every inner or Hessian draw is the support set, every outer one the query set.
+class BatchSizes(NamedTuple):
+    """How many of its data points each task takes for a draw; `None` takes all of them."""
+
+    inner: int | None = None
+    outer: int | None = None
+    hessian: int | None = None
+
+
+class SupervisedTasks:
+    """What both settings share: a loss, a score, and data that do not depend on the parameters.
 
     Args:
-        loss: the loss of one task, `(params, batch) -> scalar`.
-        support: stacked data of the inner loss, leaves `[T, n, ...]`.
-        query: stacked data of the outer loss; `None` takes the support set, as the papers' f_i.
+        loss: the loss of one task, `(params, batch) -> scalar`: a mean over the data points.
         score: what people plot, for one task; `None` takes minus the loss.
+        execution: how derivatives are computed (see `metarl.execution`).
     """
 
-    def __init__(self, loss: Loss, support: Batch, query: Batch | None = None, score: Loss | None = None) -> None:
-        query = support if query is None else query
-        sizes = {len(leaf) for data in (support, query) for leaf in data.values()}
-        if len(sizes) != 1 or 0 in sizes:
-            raise ValueError(f"support and query must have the same number of tasks in every leaf, got {sorted(sizes)}")
-        self.num_tasks = sizes.pop()
+    def __init__(self, loss: Loss, score: Loss | None = None, execution: Execution | None = None) -> None:
         self.loss = loss
-        self.support, self.query = support, query
+        self.execution = execution or Execution()
         self._score = score
-
-    def draw(self, params: Params, role: Role) -> Batch:
-        """The query set for `outer`, the support set otherwise."""
-        return self.query if role == "outer" else self.support
 
     def score(self, params: Params, batch: Batch) -> Tensor:
         """The score given at construction, or minus the loss."""
         return -self.loss(params, batch) if self._score is None else self._score(params, batch)
+
+    def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
+        """The loss itself: the data do not depend on the parameters."""
+        return self.loss(params, batch)
+
+    def log_likelihood(self, params: Params, batch: Batch) -> Tensor:
+        """Zero for each data point: the data do not depend on the parameters."""
+        return torch.zeros_like(self.objective(batch))
+
+    def objective(self, batch: Batch) -> Tensor:
+        """Zero for each data point: how adaptation ended cannot be the doing of the sampled data (see `e_maml`)."""
+        leaf = next(iter(batch.values()))
+        return leaf.new_zeros(len(leaf) if leaf.ndim else 1)
 
     def cost(self, batch: Batch) -> Mapping[str, int]:
         """Samples: the data points of all tasks."""
@@ -45,11 +62,130 @@ class FiniteSumTasks:
         return {"samples": leaf.shape[0] * (leaf.shape[1] if leaf.ndim > 1 else 1)}
 
 
+class FiniteSumTasks(SupervisedTasks):
+    """Tasks whose data never changes: inner and Hessian draws come from the support set, outer ones from the query set.
+
+    Args:
+        loss: the loss of one task, `(params, batch) -> scalar`: a mean over the data points.
+        support: stacked data of the inner loss, leaves `[T, n, ...]`.
+        query: stacked data of the outer loss; `None` takes the support set, as the papers' f_i.
+        score: what people plot, for one task; `None` takes minus the loss.
+        batch_sizes: how many points a draw takes, without replacement; every draw is independent of all others.
+        generator: of minibatches.
+        execution: how derivatives are computed (see `metarl.execution`).
+
+    Raises:
+        ValueError: for data of different numbers of tasks or points, for batch sizes larger than the sets, and for
+            minibatches without a generator.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        support: Batch,
+        query: Batch | None = None,
+        score: Loss | None = None,
+        *,
+        batch_sizes: BatchSizes = BatchSizes(),  # noqa: B008 (an immutable value)
+        generator: torch.Generator | None = None,
+        execution: Execution | None = None,
+    ) -> None:
+        super().__init__(loss, score, execution)
+        query = support if query is None else query
+        sizes = {len(leaf) for data in (support, query) for leaf in data.values()}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(f"support and query must have the same number of tasks in every leaf, got {sorted(sizes)}")
+        self.num_tasks = sizes.pop()
+        self.support, self.query = support, query
+        self.batch_sizes, self.generator = batch_sizes, generator
+        for role, size in batch_sizes._asdict().items():
+            if size is not None:
+                _check_batch_size(
+                    f"batch_sizes.{role}", size, "query" if role == "outer" else "support", self._set(role)
+                )
+        if generator is None and any(size is not None for size in batch_sizes):
+            raise ValueError(f"generator must be a torch.Generator for minibatches {batch_sizes}, got None")
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        """All of the query set (`outer`) or of the support set, or a random subset for each task."""
+        data, size = self._set(role), getattr(self.batch_sizes, role)
+        return data if size is None else self._subset(data, size)
+
+    def subset(self, rows: Tensor, generator: torch.Generator | None = None) -> "FiniteSumTasks":
+        """Some of the tasks, by their numbers."""
+        support = _rows(self.support, rows)
+        query = support if self.query is self.support else _rows(self.query, rows)
+        return self._with(support, query, generator)
+
+    def seeded(self, generator: torch.Generator) -> "FiniteSumTasks":
+        """The same tasks with another generator of minibatches."""
+        return self._with(self.support, self.query, generator)
+
+    def _with(self, support: Batch, query: Batch, generator: torch.Generator | None) -> "FiniteSumTasks":
+        return FiniteSumTasks(
+            self.loss,
+            support,
+            query,
+            self._score,
+            batch_sizes=self.batch_sizes,
+            generator=generator,
+            execution=self.execution,
+        )
+
+    def _set(self, role: str) -> Batch:
+        return self.query if role == "outer" else self.support
+
+    def _subset(self, data: Batch, size: int) -> Batch:
+        assert self.generator is not None
+        tasks, points = next(iter(data.values())).shape[:2]
+        order = torch.rand(tasks, points, generator=self.generator, device=self.generator.device)
+        chosen = order.argsort(1)[:, :size]  # [T, size]: a random subset of each task's points
+        return {key: leaf[torch.arange(tasks, device=leaf.device)[:, None], chosen] for key, leaf in data.items()}
+
+
+class Sampler(Protocol):
+    """Fresh data for all tasks."""
+
+    def __call__(self, role: Role, generator: torch.Generator) -> Batch:
+        """Stacked data `[T, n, ...]` for one draw."""
+
+
+class ResamplingTasks(SupervisedTasks):
+    """Tasks that are distributions of data points: every draw is new, as in reinforcement learning.
+
+    Args:
+        loss: the loss of one task, `(params, batch) -> scalar`: a mean over the data points.
+        num_tasks: T.
+        sampler: makes the data of a draw.
+        generator: of everything `sampler` draws.
+        score: what people plot, for one task; `None` takes minus the loss.
+        execution: how derivatives are computed (see `metarl.execution`).
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        num_tasks: int,
+        sampler: Sampler,
+        generator: torch.Generator,
+        score: Loss | None = None,
+        *,
+        execution: Execution | None = None,
+    ) -> None:
+        super().__init__(loss, score, execution)
+        self.num_tasks = check_int("num_tasks", num_tasks)
+        self._sampler, self._generator = sampler, generator
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        """Fresh data, whatever the role."""
+        return self._sampler(role, self._generator)
+
+
 class FiniteSumSource:
     """Draws tasks of a fixed set without replacement; asked for all of them, it gives them in order.
 
     Args:
-        tasks: all tasks.
+        tasks: all tasks; where they take minibatches, those drawn here have a generator seeded by `sample`'s `rng`.
         params: where training starts.
         score_name: what the tasks' score is called in logs.
     """
@@ -72,11 +208,26 @@ class FiniteSumSource:
         total = self.tasks.num_tasks
         if check_int("num_tasks", num_tasks) > total:
             raise ValueError(f"num_tasks must be at most {total}, the size of the fixed set, got {num_tasks}")
-        if num_tasks == total:
-            return self.tasks
-        rows = torch.from_numpy(rng.choice(total, num_tasks, replace=False))
-        support, query = (_rows(data, rows) for data in (self.tasks.support, self.tasks.query))
-        return FiniteSumTasks(self.tasks.loss, support, query, self.tasks._score)
+        rows = None if num_tasks == total else torch.from_numpy(rng.choice(total, num_tasks, replace=False))
+        generator = None if self.tasks.generator is None else torch_generator(rng, self.tasks.generator.device)
+        if rows is not None:
+            return self.tasks.subset(rows, generator)
+        return self.tasks if generator is None else self.tasks.seeded(generator)
+
+
+def torch_generator(rng: np.random.Generator, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator that follows from `rng`."""
+    return torch.Generator(device).manual_seed(int(rng.integers(2**63)))
+
+
+def _check_batch_size(name: str, size: int, set_name: str, data: Batch) -> None:
+    points = {leaf.shape[1] if leaf.ndim > 1 else 0 for leaf in data.values()}
+    if len(points) != 1:
+        raise ValueError(
+            f"{set_name} must have leaves [T, n, ...] with one n for minibatches, got n in {sorted(points)}"
+        )
+    if check_int(name, size) > min(points):
+        raise ValueError(f"{name} must be at most {min(points)}, the size of the {set_name} set, got {size}")
 
 
 def _rows(data: Batch, rows: Tensor) -> Batch:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from metarl.supervised import FiniteSumSource, FiniteSumTasks
+from metarl.derivatives import gradients
+from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTasks, ResamplingTasks
 from metarl.types import Batch, Params
 
 
@@ -106,3 +107,96 @@ def test_initial_parameters_are_a_copy() -> None:
 def test_bad_number_of_tasks(bad: Any) -> None:
     with pytest.raises(ValueError, match="num_tasks must be"):
         source().sample(bad, np.random.default_rng(0))
+
+
+def minibatches(seed: int = 0, **sizes: int) -> FiniteSumTasks:
+    support = {"x": torch.arange(15.0).view(3, 5), "y": torch.zeros(3, 5)}
+    query = {"x": 100 + torch.arange(12.0).view(3, 4), "y": torch.zeros(3, 4)}
+    generator = torch.Generator().manual_seed(seed)
+    return FiniteSumTasks(loss, support, query, batch_sizes=BatchSizes(**sizes), generator=generator)
+
+
+def test_minibatches_are_subsets_without_replacement() -> None:
+    tasks = minibatches(inner=3, outer=2)
+    for _ in range(50):
+        inner, outer = (tasks.draw(W, role) for role in ("inner", "outer"))
+        for i in range(3):
+            x = inner["x"][i].tolist()
+            assert len(set(x)) == 3
+            assert set(x) <= set(range(5 * i, 5 * i + 5))
+            assert set(outer["x"][i].tolist()) <= {100.0 + 4 * i + j for j in range(4)}
+        assert tasks.cost(inner) == {"samples": 9}
+    assert tasks.draw(W, "hessian") is tasks.support
+
+
+def test_minibatches_draw_every_point_equally_often_and_independently() -> None:
+    tasks = minibatches(inner=2, hessian=2)
+    number = 4000
+    first, second = (torch.stack([tasks.draw(W, r)["x"] for _ in range(number)]) for r in ("inner", "hessian"))
+    for drawn in (first, second):
+        for point in range(15):
+            share = float((drawn[:, point // 5] == point).any(1).double().mean())
+            assert abs(share - 2 / 5) < 4 * (0.24 / number) ** 0.5
+    both = float(((first[:, 0] == 0).any(1) & (second[:, 0] == 0).any(1)).double().mean())
+    assert abs(both - 0.16) < 4 * (0.16 * 0.84 / number) ** 0.5
+
+
+def test_minibatch_gradients_are_unbiased() -> None:
+    tasks, full = minibatches(inner=2), minibatches()
+    w = {"w": torch.full((3,), 0.3)}
+    draws = torch.stack([gradients(tasks, w, tasks.draw(w, "inner"))["w"] for _ in range(3000)])
+    wanted = gradients(full, w, full.draw(w, "inner"))["w"]
+    assert bool(((draws.mean(0) - wanted).abs() < 4 * draws.std(0) / 3000**0.5).all())
+
+
+def test_a_source_seeds_the_minibatches_of_its_tasks() -> None:
+    source = FiniteSumSource(minibatches(inner=2), W)
+    for number in (2, 3):
+        a, b, c = (source.sample(number, np.random.default_rng(seed)).draw(W, "inner")["x"] for seed in (0, 0, 1))
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "generator", "message"),
+    [
+        ({"inner": 0}, True, "batch_sizes.inner must be an integer of at least 1"),
+        ({"hessian": 6}, True, "batch_sizes.hessian must be at most 5, the size of the support set, got 6"),
+        ({"outer": 5}, True, "batch_sizes.outer must be at most 4, the size of the query set, got 5"),
+        ({"inner": 2}, False, "generator must be a torch.Generator for minibatches"),
+    ],
+)
+def test_bad_minibatches(sizes: dict[str, int], generator: bool, message: str) -> None:
+    tasks = minibatches()
+    with pytest.raises(ValueError, match=message):
+        FiniteSumTasks(
+            loss,
+            tasks.support,
+            tasks.query,
+            batch_sizes=BatchSizes(**sizes),
+            generator=torch.Generator() if generator else None,
+        )
+
+
+def test_minibatches_of_something_without_points() -> None:
+    sets = {"x": torch.zeros(3, 4), "y": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"support must have leaves \[T, n, ...\] with one n"):
+        FiniteSumTasks(loss, sets, batch_sizes=BatchSizes(inner=1), generator=torch.Generator())
+
+
+def test_resampling_draws_fresh_data_from_its_generator() -> None:
+    def sampler(role: str, generator: torch.Generator) -> Batch:
+        number = 7 if role == "outer" else 4
+        return {k: torch.randn(3, number, generator=generator) for k in ("x", "y")}
+
+    def tasks(seed: int) -> ResamplingTasks:
+        return ResamplingTasks(loss, 3, sampler, torch.Generator().manual_seed(seed))
+
+    a, b, c = tasks(0), tasks(0), tasks(1)
+    first = a.draw(W, "inner")
+    assert torch.equal(first["x"], b.draw(W, "inner")["x"])
+    assert not torch.equal(first["x"], a.draw(W, "inner")["x"])
+    assert not torch.equal(first["x"], c.draw(W, "inner")["x"])
+    assert a.draw(W, "outer")["x"].shape == (3, 7)
+    with pytest.raises(ValueError, match="num_tasks must be"):
+        ResamplingTasks(loss, 0, sampler, torch.Generator())
