@@ -105,8 +105,8 @@ def plan(given: Arguments) -> dict[str, list[TrainConfig]]:
 
 def iterations_for(config: TrainConfig, env_steps: int) -> int:
     """How many iterations of the configured update `env_steps` pay for, from how many episodes an iteration draws."""
-    one_of_each = dataclasses.replace(config, meta_batch_size=1, episodes=1, horizon=1)
-    draws = build_learner(one_of_each).learn(1).counts["samples"]
+    small = dataclasses.replace(config, meta_batch_size=2, episodes=2, horizon=1)  # one to leave out for e_maml
+    draws = build_learner(small).learn(1).counts["samples"] // 4
     assert config.horizon is not None
     iterations = env_steps // (draws * config.meta_batch_size * config.episodes * config.horizon)
     if iterations == 0:

@@ -31,7 +31,7 @@ class TrainConfig:
     env: str = "navigation"
     """Task distribution: navigation, navigation_ring, point_velocity."""
     outer: str = "maml"
-    """Outer update: maml, fo_maml, hf_maml, multi_step_maml, sign_maml, moreau, reptile, imaml, or one of your own."""
+    """Outer update: maml, fo_maml, hf_maml, multi_step_maml, e_maml, sign_maml, moreau, reptile, imaml, or your own."""
     iterations: int = 150
     """Meta-iterations in all."""
     inner_steps: int | None = None
@@ -39,11 +39,13 @@ class TrainConfig:
     inner_lr: float | None = None
     """Inner step size alpha; default: the method's own (0.1, but far less for sign_maml)."""
     surrogate: str = "ratio"
-    """Inner and outer surrogate loss: ratio, dice or reinforce."""
+    """Inner and outer surrogate loss: ratio, dice, loaded_dice or reinforce."""
+    dice_lambda: float | None = None
+    """Lambda of loaded_dice, from 0 (as ratio) to 1 (as dice)."""
     hessian_data: Literal["fresh", "inner"] | None = None
     """D_h of maml and hf_maml: a fresh draw (default), or the inner step's again, which saves a third of the steps."""
     outer_options: tuple[str, ...] = ()
-    """Further options of the update as name=value: delta=published rho=0.5 (hf_maml), lam=2 cg_steps=5 (imaml)."""
+    """More options as name=value, as delta=published rho=0.5 (hf_maml), lam=2 (imaml), baseline=none (e_maml)."""
     meta_batch_size: int = 20
     """Tasks per iteration."""
     episodes: int = 20
@@ -118,6 +120,7 @@ def build_source(config: TrainConfig) -> ReinforcementLearning:
         build_policy(config, distribution),
         episodes=config.episodes,
         surrogate=config.surrogate,
+        dice_lambda=config.dice_lambda,
         discount=config.discount,
         gae_lambda=config.gae_lambda,
         baseline=config.baseline,

@@ -1,6 +1,6 @@
 """Outer updates: one file each, found by name in the registry."""
 
-from metarl.outer import fo_maml, hf_maml, imaml, maml, moreau, multi_step_maml, reptile, sign_maml  # noqa: F401 (each registers)
+from metarl.outer import e_maml, fo_maml, hf_maml, imaml, maml, moreau, multi_step_maml, reptile, sign_maml  # noqa: F401 (each registers)
 from metarl.outer.pull_back import outer_gradient, pull_back
 from metarl.outer.registry import OUTER, Method, inner_defaults, make_method, options, register
 

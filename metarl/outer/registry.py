@@ -13,6 +13,8 @@ class Method(NamedTuple):
 
     update: OuterUpdate
     inner: Inner
+    min_tasks: int = 1  # in a batch: more than one where an update compares tasks
+    min_episodes: int = 1  # of each task in a draw: more than one where an update compares them
 
 
 Builder = TypeVar("Builder", bound=Callable[..., Method])

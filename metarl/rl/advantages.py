@@ -61,12 +61,18 @@ def generalized_advantages(
     return discounted_sums((rewards + discount * next_values - values) * mask, discount * gae_lambda)
 
 
-def normalized(x: Tensor, mask: Tensor) -> Tensor:
-    """`x` `[T, E, H]` with mean 0 and standard deviation 1 over the steps of each task that happened."""
+def centred(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` `[T, E, H]` less its mean, and its standard deviation `[T]`, over the steps of each task that happened."""
     count = mask.sum((1, 2), keepdim=True).clamp(min=1)
-    centred = (x - (x * mask).sum((1, 2), keepdim=True) / count) * mask
-    deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
-    return centred / (deviation + 1e-8)
+    gap = (x - (x * mask).sum((1, 2), keepdim=True) / count) * mask
+    return gap, (gap.square().sum((1, 2), keepdim=True) / count).sqrt()[:, 0, 0]
+
+
+def normalized(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` `[T, E, H]` with mean 0 and standard deviation 1 over the steps of each task, and what it was divided by."""
+    gap, deviation = centred(x, mask)
+    scale = deviation + 1e-8
+    return gap / scale[:, None, None], scale
 
 
 class Baseline(Protocol):

@@ -14,11 +14,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarl.errors import check_choice, check_int, check_real
-from metarl.rl.advantages import Baseline, LinearBaseline, ZeroBaseline, generalized_advantages, normalized
+from metarl.rl.advantages import (
+    Baseline,
+    LinearBaseline,
+    ZeroBaseline,
+    discounted_sums,
+    generalized_advantages,
+    normalized,
+)
 from metarl.rl.distributions import distribution_for
 from metarl.rl.policy import StackedPolicy, policy_params
 from metarl.rl.rollout import Rollout, rollout
-from metarl.rl.surrogates import SURROGATES
+from metarl.rl.surrogates import Surrogate, make_surrogate, reinforce
 from metarl.types import Batch, Params, Role, Task, TaskDistribution
 
 BASELINES: dict[str, Baseline] = {
@@ -40,7 +47,9 @@ class ReinforcementLearning:
             `(loc, scale)`, each `[B, A]`, for Box actions, `(logits [B, A],)` for Discrete ones. Its parameters are
             only the starting point; they are never changed.
         episodes: E, episodes for each task and draw.
-        surrogate: `ratio`, `dice` or `reinforce`: see `metarl.rl.surrogates` for their second derivatives.
+        surrogate: `ratio`, `dice`, `loaded_dice` or `reinforce`: see `metarl.rl.surrogates` for their second
+            derivatives.
+        dice_lambda: of `loaded_dice`, in [0, 1]: 0 is `ratio`, 1 is `dice`.
         discount: gamma.
         gae_lambda: lambda of generalised advantage estimation.
         baseline: `linear`, `time` (no observations: for images) or `none`; fitted per task and draw, never across.
@@ -69,6 +78,7 @@ class ReinforcementLearning:
     _: KW_ONLY
     episodes: int = 20
     surrogate: str = "ratio"
+    dice_lambda: float | None = None
     discount: float = 0.99
     gae_lambda: float = 1.0
     baseline: str = "linear"
@@ -79,7 +89,7 @@ class ReinforcementLearning:
 
     def __post_init__(self) -> None:
         check_int("episodes", self.episodes)
-        check_choice("surrogate", self.surrogate, SURROGATES)
+        self.surrogate_loss = make_surrogate(self.surrogate, self.dice_lambda)
         check_choice("baseline", self.baseline, BASELINES)
         check_real("discount", self.discount, high=1.0, open_low=False)
         check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
@@ -127,8 +137,10 @@ class RLTasks:
         advantages = generalized_advantages(
             episodes.rewards, values, last_values, episodes.mask, source.discount, source.gae_lambda
         )
+        scale = torch.ones_like(episodes.rewards[:, 0, 0])  # [T]
         if source.normalize_advantages:
-            advantages = normalized(advantages, episodes.mask)
+            advantages, scale = normalized(advantages, episodes.mask)
+        returns = discounted_sums(episodes.rewards, source.discount)[..., 0]  # [T, E]
         return {
             "obs": episodes.obs,
             "actions": actions,
@@ -136,15 +148,39 @@ class RLTasks:
             "advantages": advantages,
             "mask": episodes.mask,
             "rewards": episodes.rewards,
+            "objective": -returns / (source.distribution.horizon * scale[:, None]),
         }
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The surrogate loss of one task, per step of the horizon: minus the return's gradient at first order."""
+        return self._surrogate_loss(self._source.surrogate_loss, params, batch)
+
+    def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
+        """The loss whose gradient is the inner step's with its data held fixed: log-probabilities times advantages."""
+        return self._surrogate_loss(reinforce, params, batch)
+
+    def log_likelihood(self, params: Params, batch: Batch) -> Tensor:
+        """The log-probability of each of one task's episodes `[E]`, up to what does not depend on `params`."""
+        return (self._log_probs(params, batch) * batch["mask"]).sum(-1)
+
+    def objective(self, batch: Batch) -> Tensor:
+        """What the loss's gradient descends, sampled by each of one task's episodes `[E]`.
+
+        Minus the discounted return per step of the horizon; in units of the advantages' standard deviation where they
+        are normalised.
+        """
+        return batch["objective"]
+
+    def _surrogate_loss(self, surrogate: Surrogate, params: Params, batch: Batch) -> Tensor:
+        log_probs = self._log_probs(params, batch)
+        return surrogate(log_probs, batch["log_probs"], batch["advantages"], batch["mask"])
+
+    def _log_probs(self, params: Params, batch: Batch) -> Tensor:
+        """Of the actions of one task, `[E, H]`."""
         number, horizon = batch["mask"].shape
         outputs = functional_call(self._source.policy, params, (batch["obs"].flatten(0, 1),))
         outputs = tuple(x.view(number, horizon, *x.shape[1:]) for x in outputs)
-        log_probs = self._source.action_distribution.log_prob(outputs, batch["actions"])
-        return SURROGATES[self._source.surrogate](log_probs, batch["log_probs"], batch["advantages"], batch["mask"])
+        return self._source.action_distribution.log_prob(outputs, batch["actions"])
 
     def score(self, params: Params, batch: Batch) -> Tensor:
         """The mean undiscounted return of one task's episodes."""

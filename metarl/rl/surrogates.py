@@ -7,6 +7,7 @@ With s_t the score of action t and A_t its advantage, the Hessian of the return 
 | --- | --- | --- |
 | `ratio` | H1 + H2 | low variance; exact for horizon 1; the default (LVC) |
 | `dice` | H1 + H2 + H12 + H12^T | unbiased at any horizon when A is; higher variance |
+| `loaded_dice` | between `ratio` (lambda 0) and `dice` (lambda 1) | trades bias for variance |
 | `reinforce` | H2 only | wrong; worse than no second derivative at all. For first-order methods and comparison |
 
 Each takes one task's `log_probs`, `old_log_probs` (those of the policy that acted), `advantages` and `mask`, all
@@ -14,11 +15,14 @@ Each takes one task's `log_probs`, `old_log_probs` (those of the policy that act
 divisor is a constant, so the estimate stays unbiased when episodes end early.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from metarl.errors import check_choice, check_real
 
 Surrogate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -34,11 +38,47 @@ def reinforce(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask
     return -(log_probs * advantages * mask).mean()
 
 
-def dice(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """Loaded DiCE with lambda = 1: `(box(a_<=t) - box(a_<t)) A_t`, box the likelihood ratio of all actions so far."""
+def loaded_dice(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, lam: float = 1.0) -> Tensor:
+    """Loaded DiCE (Farquhar et al., 2019, eq. 6.3): `(f(w_t) - f(v_t)) A_t`, f = exp of the log-ratio.
+
+    `v_t = lam w_{t-1}` discounts the actions so far and `w_t = v_t + log pi(a_t)`; `lam` in [0, 1].
+    """
     log_ratio = (log_probs - old_log_probs) * mask
-    up_to = log_ratio.cumsum(-1)
+    up_to = _decayed_sums(log_ratio, lam)
     return -((torch.exp(up_to) - torch.exp(up_to - log_ratio)) * advantages * mask).mean()
 
 
-SURROGATES: dict[str, Surrogate] = {"ratio": ratio, "reinforce": reinforce, "dice": dice}
+def dice(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """Loaded DiCE with lambda = 1: `(box(a_<=t) - box(a_<t)) A_t`, box the likelihood ratio of all actions so far."""
+    return loaded_dice(log_probs, old_log_probs, advantages, mask, 1.0)
+
+
+def _decayed_sums(x: Tensor, lam: float) -> Tensor:
+    """`y_t = sum_{k <= t} lam^(t - k) x_k` along the last dimension."""
+    if lam == 1:
+        return x.cumsum(-1)
+    steps = torch.arange(x.shape[-1], device=x.device)
+    gap = steps[None, :] - steps[:, None]  # [k, t]
+    weights = torch.where(gap >= 0, torch.pow(torch.tensor(lam, dtype=x.dtype, device=x.device), gap), 0.0)
+    return x @ weights
+
+
+SURROGATES: dict[str, Surrogate] = {"ratio": ratio, "reinforce": reinforce, "dice": dice, "loaded_dice": loaded_dice}
+
+
+def make_surrogate(name: str, dice_lambda: float | None = None) -> Surrogate:
+    """The surrogate called `name`; `dice_lambda` belongs to `loaded_dice`.
+
+    Raises:
+        ValueError: for another name, a lambda outside [0, 1], and a lambda that is missing or has no meaning.
+    """
+    check_choice("surrogate", name, SURROGATES)
+    if dice_lambda is not None:
+        check_real("dice_lambda", dice_lambda, high=1.0, open_low=False)
+    if (name == "loaded_dice") != (dice_lambda is not None):
+        raise ValueError(
+            f"dice_lambda and surrogate='loaded_dice' go together, got dice_lambda={dice_lambda!r} and {name!r}"
+        )
+    if dice_lambda is None:
+        return SURROGATES[name]
+    return functools.partial(loaded_dice, lam=dice_lambda)

@@ -29,7 +29,7 @@ INTEGERS = {  # the setting, and the bad ones among WORDS
 }
 REALS = {
     **dict.fromkeys(("inner_lr", "learning_rate", "max_grad_norm"), ("0", "-0.1", "nan", "inf", "x")),
-    **dict.fromkeys(("discount", "gae_lambda"), ("-0.1", "1.5", "nan", "inf", "x")),
+    **dict.fromkeys(("discount", "gae_lambda", "dice_lambda"), ("-0.1", "1.5", "nan", "inf", "x")),
     "log_std_init": ("nan", "-inf", "3", "-21", "x"),
 }
 
@@ -59,6 +59,14 @@ CASES = [
     Bad("train", "--seed 99999999999999999999", ("seed", "99999999999999999999")),
     Bad("train", "--env navigatoin", ("env must", "'navigatoin'", "did you mean 'navigation'")),
     Bad("train", "--env cheetah", ("env must", "'cheetah'", "point_velocity")),
+    Bad("train", "--surrogate loaded_dice", ("dice_lambda and surrogate='loaded_dice' go together",)),
+    Bad("train", "--dice-lambda 0.5", ("dice_lambda and surrogate='loaded_dice' go together", "'ratio'")),
+    Bad("train", "--outer e_maml --meta-batch-size 1", ("meta_batch_size must be at least 2", "got 1")),
+    Bad(
+        "train",
+        "--outer e_maml --outer-options baseline=trajectories --episodes 1",
+        ("episodes must be at least 2", "got 1"),
+    ),
     Bad("train", "--outer mamel", ("outer must", "'mamel'", "did you mean 'maml'")),
     Bad("train", "--outer ppo", ("outer must", "'ppo'", "reptile")),
     Bad("train", "--iteration 3", ("--iteration",)),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.func import grad, vmap
 
 from metarl import Inner, MetaGrad, Method, adapt, make_method
@@ -13,6 +14,7 @@ from metarl.derivatives import gradients, hessian_vector_products
 from metarl.inner import sgd
 from metarl.oracles import Wrapped
 from metarl.outer import outer_gradient
+from metarl.outer.e_maml import sampled as sampled_tasks
 from metarl.outer.hf_maml import central_difference, relative_length
 from metarl.outer.imaml import conjugate_gradients
 from metarl.tree import add_scaled, flatten, mean, stack, subtract, tree_map, unflatten
@@ -214,6 +216,37 @@ def one_rollout_only() -> problems.Problem:
 
 
 FO, MAML = reference(updates.first_order), reference(updates.product)
+# E-MAML: `sampled` is right with its defaults.
+
+
+def sampled(
+    weight: Callable[[Tensor], Tensor] = lambda values: values.mean(),
+    reduce: Callable[[Tensor], Tensor] = torch.sum,
+    surrogate: bool = False,
+    only_first: bool = False,
+    pull: bool = True,
+) -> OuterUpdate:
+    def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+        source = sampled_tasks(tasks)
+        path = adapt(params, tasks, inner)
+        batch = tasks.draw(path.params[-1], "outer")
+        v = gradients(tasks, path.params[-1], batch)
+        weights = vmap(lambda data: weight(source.objective(data)))(batch)
+        for j in reversed(range(inner.steps)):
+            w, data = path.params[j], path.batches[j]
+            loss = None if surrogate else source.frozen_loss
+            if pull:
+                v = add_scaled(v, -ALPHA, hessian_vector_products(tasks, w, data, v, loss))
+            score = vmap(grad(lambda p, d: reduce(source.log_likelihood(p, d))))(w, data)
+            if j == 0 or not only_first:
+                v = {k: v[k] + score[k] * weights.view(-1, *[1] * (v[k].ndim - 1)) for k in v}
+        return MetaGrad(v, weights)
+
+    return update
+
+
+SAMPLED = on_its_draws(updates.sampled_objective)
+
 MUTANTS: dict[str, tuple[Method, Check]] = {
     "reversed product order": (method(pulled(backwards=False)), MAML),
     "reversed product order, by finite differences": (method(pulled(backwards=False)), finite_differences),
@@ -272,6 +305,17 @@ MUTANTS: dict[str, tuple[Method, Check]] = {
         method(implicit(0.05, on="outer"), make_method("imaml", ALPHA, lam=20.0).inner.rule),
         reference(updates.implicit, lam=20.0),
     ),
+    "E-MAML without the score term": (method(sampled(weight=lambda values: 0 * values.sum())), SAMPLED),
+    "E-MAML weighted by normalised advantages": (
+        method(sampled(weight=lambda values: ((values - values.mean()) / values.std()).mean())),
+        SAMPLED,
+    ),
+    "E-MAML with a mean over trajectories": (method(sampled(reduce=torch.mean)), SAMPLED),
+    "E-MAML with the wrong sign": (method(sampled(weight=lambda values: -values.mean())), SAMPLED),
+    "E-MAML with the surrogate's Hessian": (method(sampled(surrogate=True)), SAMPLED),
+    "E-MAML with the score term of the first step only": (method(sampled(only_first=True)), SAMPLED),
+    "E-MAML without MAML's term": (method(sampled(pull=False)), SAMPLED),
+    "MAML passed off as E-MAML": (make_method("maml", ALPHA, N, hessian_data="inner"), SAMPLED),
     "one rollout for all inner steps": (method(one_rollout_for_all_steps), on_its_draws(updates.first_order)),
     "inner rollouts of the unadapted policy": (
         method(rollouts_of_the_unadapted),
@@ -324,6 +368,7 @@ SOUND: dict[str, tuple[Method, Check]] = {
         method(implicit(0.2), make_method("imaml", ALPHA, lam=5.0).inner.rule),
         reference(updates.implicit, "quadratics", lam=5.0),
     ),
+    "E-MAML": (method(sampled()), SAMPLED),
     "first order": (method(dropped_hessian), FO),
     "first order, in float32": (method(dropped_hessian), shared(checks.close_in_float32, "regression", 1e-5)),
     "first order, against a loop": (method(dropped_hessian), shared(checks.stacked_equals_loop)),

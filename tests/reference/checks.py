@@ -8,10 +8,11 @@ from torch import Tensor
 
 from metarl import Method
 from metarl.oracles import Counting, Draw, Recording, Replaying, Wrapped
+from metarl.outer.e_maml import SampledTasks
 from metarl.supervised import FiniteSumTasks
 from metarl.types import Batch, MetaGrad, Params, Tasks
 from tests.reference.problems import Problem
-from tests.reference.updates import Answer, Data, Function
+from tests.reference.updates import Answer, Data, Function, Sampled
 
 NewProblem = Callable[[], Problem]
 Reference = Callable[[Tensor, Data], Answer]
@@ -70,7 +71,28 @@ def finite_sum_data(problem: Problem, steps: int, task: int) -> Data:
     tasks = problem.tasks
     assert isinstance(tasks, FiniteSumTasks)
     support, query = (function(tasks, problem.params, x, task) for x in (tasks.support, tasks.query))
-    return Data([support] * steps, query, [support] * steps)
+    n = len(next(iter(one(tasks.support, task).values())))
+    nothing = torch.zeros(n, dtype=torch.float64)  # the data do not depend on the parameters
+    others = torch.zeros(max(tasks.num_tasks - 1, 1))
+    sampled = Sampled([support] * steps, [lambda w: nothing] * steps, [nothing] * steps, nothing.sum(), others)
+    return Data([support] * steps, query, [support] * steps, sampled)
+
+
+def sampled_data(problem: Problem, draws: list[Draw], task: int) -> Sampled | None:
+    """What the oracle says about how its data were sampled, if it does."""
+    tasks, like = problem.tasks, problem.params
+    if not isinstance(tasks, SampledTasks):
+        return None
+    inner = [one(d.batch, task) for d in draws if d.role == "inner"]
+    outer = next(d.batch for d in draws if d.role == "outer")
+    outcomes = torch.stack([tasks.objective(one(outer, i)).mean() for i in range(tasks.num_tasks)])
+    return Sampled(
+        [lambda w, b=b: tasks.frozen_loss(unravel(w, like), b) for b in inner],
+        [lambda w, b=b: tasks.log_likelihood(unravel(w, like), b) for b in inner],
+        [tasks.objective(b) for b in inner],
+        outcomes[task],
+        torch.cat([outcomes[:task], outcomes[task + 1 :]]),
+    )
 
 
 def equals_reference(method: Method, reference: Reference, new: NewProblem, rtol: float = 1e-9) -> None:
@@ -96,7 +118,7 @@ def equals_reference_on_its_draws(
         }
         assert len(f["inner"]) == method.inner.steps, f"{len(f['inner'])} inner draws"
         assert len(f["outer"]) == 1, f"{len(f['outer'])} outer draws"
-        data = Data(f["inner"], f["outer"][0], f["hessian"][::-1])
+        data = Data(f["inner"], f["outer"][0], f["hessian"][::-1], sampled_data(problem, draws, i))
         answer = reference(w, data)
         points = {"inner": answer.points[:-1], "outer": answer.points[-1:], "hessian": answer.hessian_at}
         for role, wanted in points.items():

@@ -7,6 +7,7 @@ each on the batch it was drawn; an `Answer` is the meta-gradient and the points 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +17,23 @@ Function = Callable[[Tensor], Tensor]
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+class Sampled(NamedTuple):
+    """What one task's data say about how they were sampled."""
+
+    frozen: list[Function]  # log-probabilities times advantages, on D_j
+    log_likelihood: list[Function]  # of every trajectory in D_j, [n]
+    values: list[Tensor]  # the objective as these trajectories sample it, [n]
+    outcome: Tensor  # the mean objective of D_o
+    others: Tensor  # the same of all other tasks, [T - 1]
+
+
 class Data(NamedTuple):
     """The losses of one task."""
 
     inner: list[Function]  # f(.; D_j)
     outer: Function  # f(.; D_o)
     hessian: list[Function]  # f(.; D_h) of step j
+    sampled: Sampled | None = None
 
 
 class Answer(NamedTuple):
@@ -138,6 +150,24 @@ def implicit(w: Tensor, data: Data, alpha: float, lam: float) -> Answer:
     return Answer(torch.linalg.solve(matrix, gradient(data.outer, points[-1])), points, [points[-1]])
 
 
+def sampled_objective(w: Tensor, data: Data, alpha: float, baseline: str = "none") -> Answer:
+    """Autograd of the outcome and of all data's log-likelihoods times the outcome, through the whole inner loop."""
+    s = data.sampled
+    assert s is not None
+    leaf = w.detach().clone().requires_grad_()
+    points, total = [leaf], torch.zeros((), dtype=w.dtype)
+    for f, log_likelihood, values in zip(s.frozen, s.log_likelihood, s.values, strict=True):
+        for n, log_p in enumerate(log_likelihood(points[-1])):
+            left_out = {"none": [0.0], "tasks": s.others.tolist(), "trajectories": np.delete(values.numpy(), n)}[
+                baseline
+            ]
+            total = total + (s.outcome - float(np.mean(left_out))) * log_p
+        g = torch.autograd.grad(f(points[-1]), points[-1], create_graph=True)[0]
+        points.append(points[-1] - alpha * g)
+    g = torch.autograd.grad(data.outer(points[-1]) + total, leaf)[0]
+    return Answer(g, [p.detach() for p in points], [])
+
+
 class Row(NamedTuple):
     """One method with one choice of options, and what it must equal."""
 
@@ -146,6 +176,7 @@ class Row(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012
     alpha: float = 0.2
     passed: tuple[str, ...] = ()  # options the reference wants too
+    separable: bool = True  # a task's meta-gradient does not depend on the other tasks
 
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{k}_{v}" for k, v in self.options.items())])
@@ -168,6 +199,10 @@ ROWS = [
     Row("sign_maml", sign, alpha=0.02),
     Row("moreau", moreau),
     Row("reptile", reptile),
+    *(
+        Row("e_maml", sampled_objective, {"baseline": baseline}, passed=("baseline",), separable=baseline != "tasks")
+        for baseline in ("none", "tasks", "trajectories")
+    ),
     # lam above the curvature's modulus, or there is nothing for conjugate gradients to solve
     Row("imaml", implicit, {"cg_steps": 20, "lam": 5.0}, alpha=0.1, passed=("lam",)),
     Row("imaml", implicit, {"cg_steps": 20, "lam": 20.0}, alpha=0.02, passed=("lam",)),

@@ -30,7 +30,7 @@ def make_tasks(seed: int = 0, **kwargs: Any) -> tuple[RLTasks, Params]:
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_the_gradient_is_the_policy_gradient(surrogate: str) -> None:
     """- 1/(E H) sum_e sum_t A_t grad log pi(a_t | s_t), by plain autograd through the module."""
-    tasks, w = make_tasks(surrogate=surrogate)
+    tasks, w = make_tasks(surrogate=surrogate, dice_lambda=0.5 if surrogate == "loaded_dice" else None)
     batch = tasks.draw(w, "inner")
     got = vmap(grad(tasks.loss))(w, batch)
     for i in range(2):
@@ -66,6 +66,27 @@ def test_advantages_are_normalized_per_task(baseline: str, bootstrap: bool) -> N
     advantages = tasks.draw(w, "inner")["advantages"]
     torch.testing.assert_close(advantages.mean((1, 2)), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)
     torch.testing.assert_close(advantages.std((1, 2), correction=0), torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_objective_is_the_discounted_return_in_units_of_the_advantages(normalize: bool) -> None:
+    tasks, w = make_tasks(normalize_advantages=normalize, baseline="none", discount=0.5)
+    batch = tasks.draw(w, "inner")
+    returns = (batch["rewards"] * 0.5 ** torch.arange(5)).sum(-1)  # [T, E]
+    raw = make_tasks(normalize_advantages=False, baseline="none", discount=0.5)[0].draw(w, "inner")["advantages"]
+    for i in range(2):
+        scale = raw[i].std(correction=0) if normalize else 1.0
+        torch.testing.assert_close(tasks.objective(tree.take(batch, i)), -returns[i] / (5 * scale))
+
+
+def test_the_frozen_loss_and_the_likelihood_of_trajectories() -> None:
+    tasks, w = make_tasks()
+    batch = tasks.draw(w, "inner")
+    one, data = tree.take(w, 0), tree.take(batch, 0)
+    loc, scale = functional_call(make_source().policy, one, (data["obs"].flatten(0, 1),))
+    log_probs = torch.distributions.Normal(loc, scale).log_prob(data["actions"].flatten(0, 1)).sum(-1).view(3, 5)
+    torch.testing.assert_close(tasks.log_likelihood(one, data), (log_probs * data["mask"]).sum(1))
+    torch.testing.assert_close(tasks.frozen_loss(one, data), -(log_probs * data["advantages"]).sum() / 15)
 
 
 def test_score_and_cost() -> None:
@@ -118,6 +139,7 @@ def test_replace() -> None:
         ("episodes", 0),
         ("episodes", 2.5),
         ("surrogate", "ratios"),
+        ("dice_lambda", 0.5),
         ("baseline", "liner"),
         ("discount", 1.1),
         ("discount", -0.1),

@@ -1,0 +1,105 @@
+"""E-MAML (Stadie et al., 2018) and SG-MRL (Fallah et al., 2021, eq. 6.1): the exact gradient of the sampled objective.
+
+    J(w) = E_{D_0 ~ w_0, ..., D_{N-1} ~ w_{N-1}} f(w_N),    w_{j+1} = w_j - alpha grad f(w_j; D_j)
+
+The parameters decide twice how adaptation goes: through the inner step, and through which data are sampled. So every
+step's adjoint has MAML's term, with the data held fixed, and a score-function term weighted by how adaptation ended:
+
+    g_j = (d w_{j+1} / d w_j)^T g_{j+1} + sum_{tau in D_j} (f^(w_N; D_o) - b_tau) grad log p(tau; w_j)
+
+`f^` is the sampled average of the *objective* itself (minus the return). Weights such as the mean of normalised
+advantages are zero whatever happened. With fixed data, the inner step is the gradient of log-probabilities times
+advantages: its derivative is that loss's Hessian, whichever surrogate makes the inner and outer gradients.
+
+The score term is unbiased and noisy: its variance grows with the number of inner trajectories (Tang, 2022). A baseline
+b_tau that does not depend on tau leaves the expectation as it is: the mean outcome of all *other tasks*, or the mean
+objective of the task's *other trajectories* in D_j.
+
+On data that do not depend on the parameters there is no score term, and this is MAML with D_in again.
+"""
+
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
+
+from torch import Tensor
+from torch.func import grad, vmap
+
+from metarl.derivatives import gradients, hessian_vector_products, over_tasks, scores
+from metarl.errors import check_choice
+from metarl.inner import adapt, sgd
+from metarl.oracles import unwrapped
+from metarl.outer.pull_back import pull_back
+from metarl.outer.registry import Method, register
+from metarl.tree import add
+from metarl.types import Batch, Inner, MetaGrad, Params, Tasks
+
+ScoreBaseline: TypeAlias = Literal["none", "tasks", "trajectories"]
+
+
+@runtime_checkable
+class SampledTasks(Protocol):
+    """What an oracle must say about how it samples. All three are of ONE task, as `loss` is."""
+
+    def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
+        """The loss whose gradient is the inner step's, as a function of `params` with the batch held fixed."""
+
+    def log_likelihood(self, params: Params, batch: Batch) -> Tensor:
+        """The log-probability of each sampled trajectory, `[n]`; zero where it does not depend on `params`."""
+
+    def objective(self, batch: Batch) -> Tensor:
+        """What the loss's gradient descends, as each trajectory samples it, `[n]`."""
+
+
+@register("e_maml")
+def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseline = "tasks") -> Method:
+    """E-MAML; `baseline` of a trajectory's weight: `none`, the other `tasks` or the task's other `trajectories`."""
+    check_choice("baseline", baseline, ("none", "tasks", "trajectories"))
+
+    def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+        source = sampled(tasks)
+        path = adapt(params, tasks, inner)
+        end = path.params[-1]
+        batch = tasks.draw(end, "outer")
+        outcome = vmap(source.objective)(batch).mean(1)  # [T]
+        if baseline == "tasks":
+            outcome = outcome - mean_of_others(outcome)
+
+        def score_term(w: Params, data: Batch, value: Tensor) -> Params:
+            weights = value - (mean_of_others(source.objective(data)) if baseline == "trajectories" else 0.0)
+            return cast(Params, grad(lambda v: (weights * source.log_likelihood(v, data)).sum())(w))
+
+        def multiply(tasks: Tasks, w: Params, data: Batch, u: Params) -> Params:
+            through_step = hessian_vector_products(tasks, w, data, u, source.frozen_loss)
+            return add(through_step, over_tasks(tasks, f"score terms ({baseline})", score_term, w, data, outcome))
+
+        grads = pull_back(tasks, path, inner, gradients(tasks, end, batch), multiply, "inner")
+        return MetaGrad(grads, scores(tasks, end, batch))
+
+    at_least = {"min_tasks": 2 if baseline == "tasks" else 1, "min_episodes": 2 if baseline == "trajectories" else 1}
+    return Method(update, Inner(sgd(inner_lr), inner_steps), **at_least)
+
+
+def sampled(tasks: Tasks) -> SampledTasks:
+    """The oracle behind all wrappers, which says how it samples.
+
+    Raises:
+        ValueError: when it does not.
+    """
+    source = unwrapped(tasks)
+    if not isinstance(source, SampledTasks):
+        methods = ("frozen_loss", "log_likelihood", "objective")
+        missing = [name for name in methods if not hasattr(source, name)]
+        raise ValueError(
+            f"e_maml needs tasks with the methods {list(methods)}; {type(source).__name__} lacks {missing}"
+        )
+    return source
+
+
+def mean_of_others(x: Tensor) -> Tensor:
+    """For each entry of `x` `[n]` the mean of all others.
+
+    Raises:
+        ValueError: for a single entry.
+    """
+    if len(x) < 2:
+        raise ValueError(f"the baseline of e_maml leaves one out, so it needs at least two of them, got {len(x)}")
+    return (x.sum() - x) / (len(x) - 1)
