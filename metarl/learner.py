@@ -1,6 +1,7 @@
 """The loop: sample tasks, let the outer update make a meta-gradient, step; with everything needed to go on later."""
 
 import copy
+import inspect
 import math
 import signal
 import threading
@@ -23,7 +24,7 @@ from metarl.evaluation import Evaluation, evaluate
 from metarl.inner import adapt
 from metarl.oracles import Checking, Counting, Wrapped, check_finite
 from metarl.outer import Method, inner_defaults, make_method
-from metarl.step import OptimizerFactory, OptimizerStep, Schedule, spread
+from metarl.step import OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, spread
 from metarl.types import Batch, MetaGrad, Params, Role, Rule, Tasks, TaskSource
 
 
@@ -41,6 +42,8 @@ class MetaLearner:
         optimizer: a class of `torch.optim`, or any factory `(leaves, lr=...)`.
         max_grad_norm: clips the mean meta-gradient.
         schedule: from the number of finished iterations to a factor of `learning_rate`.
+        outer_step: how a meta-gradient moves the parameters, instead of a step of `optimizer`; the four arguments above
+            then have no meaning and must be left alone.
         seed: everything random in training follows from it.
 
     Raises:
@@ -72,6 +75,7 @@ class MetaLearner:
         optimizer: OptimizerFactory = torch.optim.Adam,
         max_grad_norm: float | None = None,
         schedule: Schedule | None = None,
+        outer_step: OuterStep | None = None,
         seed: int = 0,
     ) -> None:
         self.source = source
@@ -80,9 +84,19 @@ class MetaLearner:
         self.outer_options = dict(outer_options or {})
         self.method = self._make_method(inner_lr, inner_steps)
         self.meta_batch_size = check_int("meta_batch_size", meta_batch_size)
+        _check_at_least("meta_batch_size", meta_batch_size, self.method.min_tasks)
+        _check_at_least("episodes", getattr(source, "episodes", None), self.method.min_episodes)
         self.seed = check_int("seed", seed, minimum=0)
         self.params: Params = source.initial_params()
-        self.outer_step = OptimizerStep(self.params, optimizer, learning_rate, max_grad_norm, schedule)
+        arguments: dict[str, Any] = {
+            "learning_rate": learning_rate,
+            "optimizer": optimizer,
+            "max_grad_norm": max_grad_norm,
+            "schedule": schedule,
+        }
+        if outer_step is not None and (changed := {k: v for k, v in arguments.items() if v != _defaults()[k]}):
+            raise ValueError(f"outer_step replaces the optimizer's step: leave its arguments alone, got {changed}")
+        self.outer_step: OuterStep = OptimizerStep(self.params, **arguments) if outer_step is None else outer_step
         self.counts: Counter[str] = Counter()
         self.iterations = 0
         self.stopped_by: str | None = None
@@ -177,7 +191,7 @@ class MetaLearner:
             path: a checkpoint.
             source: the same kind of source it was trained with.
             arguments: of the constructor that a file cannot hold: an `outer` given as a `Method`, an `optimizer` other
-                than a class of `torch.optim`, a `schedule`.
+                than a class of `torch.optim`, a `schedule`, an `outer_step`.
 
         Raises:
             ValueError: when the file is not a whole checkpoint, or does not fit the source.
@@ -237,15 +251,15 @@ class MetaLearner:
             raise NonFiniteError(error.quantity, error.task, self.iterations + 1) from error
         self.params = stepped.params
         self.iterations += 1
-        return self._metrics(stepped.meta_grad, first.mean_score, start, steps_before)
+        return self._metrics(stepped, first.mean_score, start, steps_before)
 
     def _update(self, params: Params, tasks: Tasks) -> MetaGrad:
         meta_grad = self.method.update(params, tasks, self.method.inner)
         check_finite(meta_grad.grads, "meta-gradient")
         return meta_grad
 
-    def _metrics(self, meta_grad: MetaGrad, score_before: float, start: float, steps_before: int) -> Metrics:
-        name = self.source.score_name
+    def _metrics(self, stepped: Stepped, score_before: float, start: float, steps_before: int) -> Metrics:
+        name, meta_grad = self.source.score_name, stepped.meta_grad
         metrics: Metrics = {
             "iteration": self.iterations,
             f"rollout/{name}_before": score_before,
@@ -253,6 +267,7 @@ class MetaLearner:
             "train/meta_grad_norm": float(tree.norm(tree.mean(meta_grad.grads))),
             "train/meta_grad_spread": float(spread(meta_grad.grads)),
             **{f"train/{key}": float(value.mean()) for key, value in meta_grad.info.items()},
+            **{f"train/{key}": value for key, value in stepped.info.items()},
             **{f"oracle/{key}": value for key, value in sorted(self.counts.items())},
         }
         seconds = metrics["time/iteration_seconds"] = time.perf_counter() - start
@@ -283,16 +298,24 @@ class MetaLearner:
 
     def _config(self) -> dict[str, Any]:
         step = self.outer_step
+        own = (
+            {
+                "learning_rate": step.learning_rate,
+                "optimizer": step.optimizer_name,
+                "max_grad_norm": step.max_grad_norm,
+                "scheduled": step.schedule is not None,
+            }
+            if isinstance(step, OptimizerStep)
+            else {}
+        )
         return {
             "outer": self.outer if isinstance(self.outer, str) else None,
             "inner_lr": self.inner_lr,
             "inner_steps": self.method.inner.steps if isinstance(self.outer, str) else None,
             "outer_options": self.outer_options,
             "meta_batch_size": self.meta_batch_size,
-            "learning_rate": step.learning_rate,
-            "optimizer": step.optimizer_name,
-            "max_grad_norm": step.max_grad_norm,
-            "scheduled": step.schedule is not None,
+            "outer_step": None if isinstance(step, OptimizerStep) else type(step).__name__,
+            **own,
             "seed": self.seed,
         }
 
@@ -316,6 +339,17 @@ class MetaLearner:
             for number, handler in previous.items():
                 if handler is not None:  # installed by something other than Python, which cannot restore it
                     signal.signal(number, handler)
+
+
+def _check_at_least(name: str, value: int | None, minimum: int) -> None:
+    if value is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum} for this outer update, got {value}")
+
+
+def _defaults() -> dict[str, Any]:
+    """The defaults of the constructor's arguments."""
+    parameters = inspect.signature(MetaLearner.__init__).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
 
 
 class _ScoreBefore(Wrapped):
@@ -342,12 +376,15 @@ def _constructor_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) 
     Raises:
         ValueError: when something a file cannot hold is missing.
     """
-    arguments = {key: value for key, value in config.items() if key != "scheduled"}
-    arguments["optimizer"] = getattr(torch.optim, config["optimizer"] or "", None)
+    arguments = {key: value for key, value in config.items() if key not in ("scheduled", "outer_step")}
+    own_step = config.get("outer_step") is not None
+    if not own_step:
+        arguments["optimizer"] = getattr(torch.optim, config["optimizer"] or "", None)
     missing = {
         "outer": config["outer"] is None,
-        "optimizer": arguments["optimizer"] is None,
-        "schedule": config["scheduled"],
+        "optimizer": not own_step and arguments["optimizer"] is None,
+        "schedule": not own_step and config["scheduled"],
+        "outer_step": own_step,
     }
     for argument, is_missing in missing.items():
         if is_missing and argument not in given:

@@ -1,6 +1,7 @@
 """Moving the parameters by the mean meta-gradient with any optimiser of `torch.optim`."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -22,6 +23,7 @@ class Stepped(NamedTuple):
 
     params: Params
     meta_grad: MetaGrad
+    info: Mapping[str, float] = MappingProxyType({})  # what is worth logging of the step itself
 
 
 class OuterStep(Protocol):

@@ -4,6 +4,7 @@ import functools
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from metarl import Inner, MetaGrad, MetaLearner, Method, NonFiniteError, make_me
 from metarl.callbacks import Callback, HeldOutEvaluation, Metrics
 from metarl.inner import sgd
 from metarl.rl import ReinforcementLearning
+from metarl.step import Stepped
 from metarl.supervised import FiniteSumSource, FiniteSumTasks
 from metarl.types import Batch, Params, Tasks
 
@@ -137,6 +139,44 @@ def test_same_seed_same_numbers(outer: str) -> None:
     first, second, other = (navigation(seed, outer=outer).learn(3).params for seed in (0, 0, 1))
     assert same(first, second)
     assert not same(first, other)
+
+
+class HalfStep:
+    """An outer step of one's own: along the gradient, half as far every time, and it says how far."""
+
+    def __init__(self) -> None:
+        self.size = 1.0
+
+    def __call__(self, params, tasks, update):
+        meta_grad, self.size = update(params, tasks), self.size / 2
+        moved = {k: params[k] - self.size * meta_grad.grads[k].mean(0) for k in params}
+        return Stepped(moved, meta_grad, {"step_size": self.size})
+
+    def state_dict(self):
+        return {"size": self.size}
+
+    def load_state_dict(self, state):
+        self.size = state["size"]
+
+
+def test_an_outer_step_of_ones_own(tmp_path: Path) -> None:
+    log = Log()
+    learner = make(outer_step=HalfStep()).learn(2, [log])
+    assert [m["train/step_size"] for m in log.metrics] == [0.5, 0.25]
+    assert float(make(outer_step=HalfStep()).learn(1).params["w"]) == pytest.approx(0.5 / 32)
+    learner.save(tmp_path / "checkpoint.pt")
+    again = MetaLearner.load(tmp_path / "checkpoint.pt", p1(), outer_step=HalfStep())
+    assert same(again.learn(1).params, learner.learn(1).params)
+    with pytest.raises(ValueError, match="outer_step must be given to load this checkpoint"):
+        MetaLearner.load(tmp_path / "checkpoint.pt", p1())
+    with pytest.raises(ValueError, match="outer_step is None, but the checkpoint was trained with 'HalfStep'"):
+        make().load_state_dict(learner.state_dict())
+
+
+@pytest.mark.parametrize("changed", [{"learning_rate": 0.1}, {"optimizer": SGD}, {"max_grad_norm": 1.0}])
+def test_an_outer_step_beside_an_optimizers_arguments(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"outer_step replaces the optimizer's step.*{next(iter(changed))}"):
+        make(outer_step=HalfStep(), **changed)
 
 
 def test_the_set_of_tasks_follows_from_the_seed() -> None:
