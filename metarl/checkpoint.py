@@ -57,6 +57,15 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return state
 
 
+def snapshot(state: Any) -> Any:
+    """A copy of nested dictionaries, lists and tuples that later changes of the original's tensors leave alone."""
+    if isinstance(state, torch.Tensor):
+        return state.clone()
+    if isinstance(state, Mapping):
+        return {key: snapshot(value) for key, value in state.items()}
+    return type(state)(map(snapshot, state)) if isinstance(state, list | tuple) else state
+
+
 def generator_state(rng: np.random.Generator) -> str:
     """The state of a numpy generator as JSON."""
     return json.dumps(rng.bit_generator.state)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from torch import Tensor
-from torch.func import grad, grad_and_value, vjp, vmap
+from torch.func import grad, grad_and_value, vjp
 
 from metarl.execution import Execution
 from metarl.oracles import report, unwrapped
-from metarl.types import Batch, Loss, Params, Rule, Tasks
+from metarl.types import Batch, Loss, Params, Tasks
 
 PLAIN = Execution()
 
@@ -52,21 +52,6 @@ def hessian_vector_products(
     products: Params = over_tasks(tasks, name, product, params, batch, vectors)
     report(tasks, "hessian_vector_products", products)
     return products
-
-
-def rule_pull_back(
-    rule: Rule, params: Params, grads: Params, anchor: Params, cotangent: Params
-) -> tuple[Params, Params, Params]:
-    """The vector-Jacobian products of one inner step with respect to its three arguments; no loss is involved.
-
-    For `w - alpha g` they are `(v, -alpha v, 0)`; for `w - alpha sign(g)` they are `(v, 0, 0)`.
-    """
-
-    def pull(w: Params, g: Params, a: Params, v: Params) -> tuple[Params, Params, Params]:
-        return cast(tuple[Params, Params, Params], vjp(rule, w, g, a)[1](v))
-
-    through_w, through_g, to_anchor = vmap(pull)(params, grads, anchor, cotangent)
-    return through_w, through_g, to_anchor
 
 
 def scores(tasks: Tasks, params: Params, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 Every rule is a function of ONE task, `rule(params, grads, anchor) -> params`; `adapt` applies it to all tasks.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,14 +11,25 @@ from torch.func import vmap
 
 from metarl.derivatives import gradients
 from metarl.errors import check_real
-from metarl.tree import stack
+from metarl.tree import stack, tree_map
 from metarl.types import Batch, Inner, Params, Rule, Tasks
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A rule that treats every number by itself, and so is the same for one task and for a stack of them: no vmap."""
+
+    rule: Rule
+
+    def __call__(self, params: Params, grads: Params, anchor: Params) -> Params:
+        return self.rule(params, grads, anchor)
 
 
 def sgd(learning_rate: float) -> Rule:
     """`w - alpha g`, the inner step of MAML (Finn et al., 2017)."""
     alpha = check_real("learning_rate", learning_rate, open_low=False)
 
+    @Elementwise
     def rule(params: Params, grads: Params, anchor: Params) -> Params:
         return {k: params[k] - alpha * grads[k] for k in params}
 
@@ -28,6 +40,7 @@ def sign_sgd(learning_rate: float) -> Rule:
     """`w - alpha sign(g)` with `sign(0) = 0`, the inner step of Sign-MAML (Fan, Ram, Liu, 2021)."""
     alpha = check_real("learning_rate", learning_rate, open_low=False)
 
+    @Elementwise
     def rule(params: Params, grads: Params, anchor: Params) -> Params:
         return {k: params[k] - alpha * torch.sign(grads[k]) for k in params}
 
@@ -39,6 +52,7 @@ def prox_sgd(learning_rate: float, lam: float) -> Rule:
     alpha = check_real("learning_rate", learning_rate, open_low=False)
     lam = check_real("lam", lam, open_low=False)
 
+    @Elementwise
     def rule(params: Params, grads: Params, anchor: Params) -> Params:
         return {k: params[k] - alpha * (grads[k] + lam * (params[k] - anchor[k])) for k in params}
 
@@ -49,6 +63,7 @@ def restart_sgd(learning_rate: float) -> Rule:
     """`anchor - alpha g`: always from where adaptation began, the step of FO-MuML (Mishchenko et al., 2023)."""
     alpha = check_real("learning_rate", learning_rate, open_low=False)
 
+    @Elementwise
     def rule(params: Params, grads: Params, anchor: Params) -> Params:
         return {k: anchor[k] - alpha * grads[k] for k in params}
 
@@ -65,7 +80,25 @@ class Path(NamedTuple):
 
 def inner_step(rule: Rule, params: Params, grads: Params, anchor: Params) -> Params:
     """One step of `rule` for every task: stacked in, stacked out."""
-    return vmap(rule)(params, grads, anchor)
+    stacked: Rule = rule if isinstance(rule, Elementwise) else vmap(rule)
+    return stacked(params, grads, anchor)
+
+
+def rule_pull_back(
+    rule: Rule, params: Params, grads: Params, anchor: Params, cotangent: Params
+) -> tuple[Params, Params, Params]:
+    """The vector-Jacobian products of one inner step with respect to its three arguments; no loss is involved.
+
+    For `w - alpha g` they are `(v, -alpha v, 0)`; for `w - alpha sign(g)` they are `(v, 0, 0)`.
+    """
+    with torch.enable_grad():
+        arguments = [tree_map(lambda x: x.detach().requires_grad_(), x) for x in (params, grads, anchor)]
+        moved = {k: v for k, v in inner_step(rule, *arguments).items() if v.requires_grad}
+        leaves = [leaf for argument in arguments for leaf in argument.values()]
+        pulled = torch.autograd.grad(list(moved.values()), leaves, [cotangent[k] for k in moved], allow_unused=True)
+    values = iter(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, pulled, strict=True))
+    through_w, through_g, to_anchor = ({k: next(values) for k in argument} for argument in arguments)
+    return through_w, through_g, to_anchor
 
 
 def adapt(params: Params, tasks: Tasks, inner: Inner) -> Path:

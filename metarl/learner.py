@@ -1,6 +1,5 @@
 """The loop: sample tasks, let the outer update make a meta-gradient, step; with everything needed to go on later."""
 
-import copy
 import inspect
 import math
 import signal
@@ -242,7 +241,7 @@ class MetaLearner:
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
         tasks = self.source.sample(self.meta_batch_size, self._rng)
         first = _ScoreBefore(Checking(Counting(tasks, self.counts)))
-        good = copy.deepcopy(self.outer_step.state_dict())
+        good = checkpoint.snapshot(self.outer_step.state_dict())
         try:
             stepped = self.outer_step(self.params, first, self._update)
             check_finite(tree.stack(stepped.params, 1), "parameters after the outer step")

@@ -153,8 +153,9 @@ def check_finite(stacked: Mapping[str, Tensor], quantity: str) -> None:
 
 
 def _not_finite(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    leaves = {key: leaf for key, leaf in stacked.items() if leaf.is_floating_point()}
+    leaves = {key: leaf for key, leaf in stacked.items() if leaf.is_floating_point() and leaf.numel()}
     if not leaves:
         return
-    finite = torch.stack([torch.isfinite(leaf).all() for leaf in leaves.values()]).tolist()  # one synchronisation
-    yield from ((key, leaf) for (key, leaf), good in zip(leaves.items(), finite, strict=True) if not good)
+    largest = torch.nn.utils.get_total_norm(leaves.values(), torch.inf)  # one kernel, one synchronisation
+    if not torch.isfinite(largest):
+        yield from ((key, leaf) for key, leaf in leaves.items() if not torch.isfinite(leaf).all())

@@ -12,9 +12,9 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from metarl.derivatives import gradients, rule_pull_back, scores
+from metarl.derivatives import gradients, scores
 from metarl.errors import check_choice
-from metarl.inner import Path
+from metarl.inner import Path, rule_pull_back
 from metarl.tree import add, tree_map
 from metarl.types import Batch, Inner, MetaGrad, Params, Tasks
 
