@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from experiments import cli
-from experiments.config import TrainConfig, build_learner, device_name, versions
+from experiments.config import TrainConfig, build_learner
+from experiments.run import device_name, versions
 from metarl.errors import check_int
 from metarl.outer import OUTER
 from metarl.rl import RLTasks

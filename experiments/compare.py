@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from experiments import cli
-from experiments.config import TrainConfig, build_learner
+from experiments.config import TRAIN, TrainConfig, build_learner
 from experiments.figures import Curve, adaptation_figure
-from experiments.train import fresh, new_folder, train
+from experiments.run import fresh, new_folder
+from experiments.train import train
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int
 from metarl.outer import OUTER
@@ -116,7 +117,7 @@ def iterations_for(config: TrainConfig, env_steps: int) -> int:
 
 def result_of(config: TrainConfig) -> dict[str, Any]:
     """Train, and what came of it: the held-out scores, environment steps and seconds per iteration."""
-    run = fresh(config)
+    run = fresh(TRAIN, config)
     with cli.one_line_errors(f"; it was in {run.folder}"):
         train(run)
     evaluation = json.loads((run.folder / "evaluation.json").read_text())

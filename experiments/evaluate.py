@@ -17,7 +17,8 @@ import tyro
 
 from envs.tasks import FunctionalTasks
 from experiments import cli
-from experiments.config import load_run, step_sizes
+from experiments.config import TRAIN
+from experiments.run import load, step_sizes
 from metarl import Evaluation, MetaLearner, evaluate
 from metarl.errors import check_int
 from metarl.rl import ReinforcementLearning
@@ -90,7 +91,7 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
     for name in ("steps", "seed"):
         check_int(name, getattr(given, name), minimum=0)
     cli.import_plugins(given.plugins)
-    _, learner = load_run(given.run, **({} if given.device is None else {"device": given.device}))
+    learner = load(TRAIN, given.run, **({} if given.device is None else {"device": given.device})).learner
     source = learner.source
     assert isinstance(source, ReinforcementLearning)
     assert isinstance(source.distribution, FunctionalTasks)

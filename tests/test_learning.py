@@ -5,7 +5,8 @@ Slow, a minute or so each: `make test-slow`. Random initialisation is far below 
 
 import pytest
 
-from experiments.config import TrainConfig, build_learner, step_sizes
+from experiments.config import TrainConfig, build_learner
+from experiments.run import step_sizes
 from metarl import OUTER
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from experiments import benchmark, compare, train
-from experiments.config import TrainConfig
-from experiments.train import fresh
+from experiments.config import TRAIN, TrainConfig
+from experiments.run import fresh
 from metarl.checkpoint import write_json
 from tests.experiments import runs
 
@@ -154,11 +154,11 @@ def make_site(site: Path) -> None:
     """Folders of runs, good and broken, in `site`; nothing is trained but one iteration."""
     tiny = TrainConfig(iterations=1, meta_batch_size=2, episodes=2, horizon=5, hidden=(8,), log_dir=Path())
     with contextlib.chdir(site):
-        done = fresh(dataclasses.replace(tiny, name="done"))
+        done = fresh(TRAIN, dataclasses.replace(tiny, name="done"))
         done.learner.learn(1).save(done.folder / "checkpoint.pt")
         write_json(done.folder / "evaluation.json", {})
-        fresh(dataclasses.replace(tiny, name="ring", env="navigation_ring"))
-        fresh(dataclasses.replace(tiny, name="sign", outer="sign_maml"))
+        fresh(TRAIN, dataclasses.replace(tiny, name="ring", env="navigation_ring"))
+        fresh(TRAIN, dataclasses.replace(tiny, name="sign", outer="sign_maml"))
         Path("empty").mkdir()
         Path("file").write_text("a file")
         Path("broken_plugin.py").write_text("def (")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import load_run
+from experiments.config import TRAIN
+from experiments.run import load
 from tests.experiments import runs
 
 SETTINGS = [*runs.TINY, "--eval-every", "5", "--anneal-iterations", "40"]
@@ -37,7 +38,7 @@ def kill_and_check(folder: Path, kills: int, longest: float, seed: int) -> None:
             process.kill()
             process.communicate()
         assert process.returncode == -signal.SIGKILL
-        _, learner = load_run(folder)
+        learner = load(TRAIN, folder).learner
         assert learner.iterations >= done
         done = learner.iterations
         command = ["--resume", folder]
