@@ -23,6 +23,10 @@ class TrainConfig(RunConfig):
 
     env: str = "navigation"
     """Task distribution: navigation, navigation_ring, point_velocity."""
+    meta_batch_size: int = 20
+    """Tasks per iteration."""
+    learning_rate: float = 3e-3
+    """Outer step size of Adam."""
     surrogate: str = "ratio"
     """Inner and outer surrogate loss: ratio, dice, loaded_dice or reinforce."""
     dice_lambda: float | None = None
@@ -87,7 +91,8 @@ def build_learner(config: TrainConfig) -> MetaLearner:
         ValueError: naming the setting that cannot work.
     """
     check_shared(config)
-    return MetaLearner(build_source(config), **learner_arguments(config))
+    arguments = {**learner_arguments(config), "learning_rate": config.learning_rate}
+    return MetaLearner(build_source(config), meta_batch_size=config.meta_batch_size, **arguments)
 
 
 TRAIN = Recipe("experiments.train", TrainConfig, build_learner, lambda config: config.env)

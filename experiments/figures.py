@@ -22,8 +22,8 @@ class Curve(NamedTuple):
     ci95: Sequence[tuple[float, float]]
 
 
-def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str) -> Figure:
-    """Mean return on held-out tasks after each gradient step: a line with its 95 % band for each of `curves`."""
+def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str, score: str = "return") -> Figure:
+    """The mean score on held-out tasks after each gradient step: a line with its 95 % band for each of `curves`."""
     beside = len(curves) > 3  # more than a legend in a corner can name
     figure = _figure(7.0 if beside else 5.5, 3.8)
     ax = figure.subplots()
@@ -32,7 +32,7 @@ def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str) -> F
         low, high = zip(*curve.ci95, strict=True)
         (line,) = ax.plot(steps, curve.mean, marker="o", label=label)
         ax.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
-    ax.set(xlabel="gradient steps", ylabel="return", xticks=list(steps))
+    ax.set(xlabel="gradient steps", ylabel=score.replace("_", " "), xticks=list(steps))
     ax.set_title(title, fontsize=10)
     ax.grid(alpha=0.3)
     ax.legend(**({"loc": "center left", "bbox_to_anchor": (1.02, 0.5)} if beside else {}))

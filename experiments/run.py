@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 
 import torch
 import tyro
@@ -45,10 +45,6 @@ class RunConfig:
     """D_h of maml and hf_maml: a fresh draw (default), or the inner step's again, which saves a third of the draws."""
     outer_options: tuple[str, ...] = ()
     """More options as name=value, as delta=published rho=0.5 (hf_maml), lam=2 (imaml), baseline=none (e_maml)."""
-    meta_batch_size: int = 20
-    """Tasks per iteration."""
-    learning_rate: float = 3e-3
-    """Outer step size of Adam."""
     anneal_iterations: int | None = None
     """Let the outer step size fall linearly to a tenth over so many iterations (default: all; 0: never)."""
     max_grad_norm: float | None = None
@@ -215,34 +211,33 @@ def lists(config: type[RunConfig]) -> list[str]:
     return [name for name, hint in typing.get_type_hints(config).items() if typing.get_origin(hint) is tuple]
 
 
-def learn(run: Run[C], before_log: Sequence[Callback], about: str) -> RunLog:
+def learn(run: Run[C], before_log: Sequence[Callback], about: str, messages: TextIO | None = None) -> RunLog:
     """Train to the end with a log, a progress bar and checkpoints; `before_log` may add to what is logged.
 
     A signal that ended training ends the program here, with how to go on.
     """
     config, learner, folder = run.config, run.learner, run.folder
-    print(f"{folder}: {config.outer} on {about}, {config.iterations - learner.iterations} iterations to go")
+    print(
+        f"{folder}: {config.outer} on {about}, {config.iterations - learner.iterations} iterations to go", file=messages
+    )
     log = RunLog(folder, {"configuration": f"```json\n{json.dumps(to_json(config), indent=2)}\n```"})
     callbacks = [*before_log, log, ProgressBar(), Checkpointing(folder / "checkpoint.pt", config.save_every)]
     if learner.iterations < config.iterations:
         learner.learn(config.iterations - learner.iterations, callbacks)
     if learner.stopped_by is not None:
-        print(
-            f"stopped by {learner.stopped_by}, saved after iteration {learner.iterations}; to go on: --resume {folder}"
-        )
+        where = f"saved after iteration {learner.iterations}; to go on: --resume {folder}"
+        print(f"stopped by {learner.stopped_by}, {where}", file=messages)
         raise SystemExit(cli.SIGNAL_BASE + signal.Signals[learner.stopped_by])
     return log
 
 
 def learner_arguments(config: RunConfig) -> dict[str, Any]:
-    """Arguments of `MetaLearner` besides its source."""
+    """Arguments of `MetaLearner` that every run has."""
     return {
         "outer": config.outer,
         "inner_lr": config.inner_lr,
         "inner_steps": config.inner_steps,
         "outer_options": parse_outer_options(config),
-        "meta_batch_size": config.meta_batch_size,
-        "learning_rate": config.learning_rate,
         "max_grad_norm": config.max_grad_norm,
         "schedule": Annealing(config.anneal_iterations) if config.anneal_iterations else None,
         "seed": config.seed,

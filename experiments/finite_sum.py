@@ -1,0 +1,265 @@
+"""Meta-train on a supervised problem, with fixed data sets or fresh data, and log what the theory is about.
+
+    python -m experiments.finite_sum sinusoid --outer maml --iterations 1000 --seed 0
+    python -m experiments.finite_sum six_logistic --outer fo_maml --iterations 2000 --name fo
+    python -m experiments.finite_sum images --data omniglot/ --inverted --rotations --ways 20 --outer fo_maml
+    python -m experiments.plot runs/fo --y theory/grad_norm --x oracle/samples --log-x --log-y
+
+Problems: two_quadratics, quadratics, six_logistic, logistic, logistic_breast_cancer, logistic_digits, logistic_iris,
+logistic_wine, sinusoid, digits, mnist1d, images. The folder gets what a run of `experiments.train` has; `metrics.jsonl`
+and TensorBoard also have |grad F| (`theory/grad_norm`), the distances to known stationary points, and the counts of
+gradients, Hessian-vector products and samples.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from experiments import cli, run
+from experiments.figures import adaptation_figure
+from experiments.plot import plot, points, read
+from experiments.problems import PROBLEMS, Known, Problem, ProblemSettings, check_settings
+from experiments.run import Recipe, Run, RunConfig, check_shared, learner_arguments
+from metarl import Evaluation, MetaLearner
+from metarl.callbacks import Callback, HeldOutEvaluation
+from metarl.checkpoint import write_atomically, write_json
+from metarl.errors import check_choice, check_int
+from metarl.evaluation import evaluate
+from metarl.monitors import SmoothnessMonitor, StationarityMonitor
+from metarl.step import AdaptiveStep, OuterStep
+from metarl.theory import estimate_source, fallah_rule, ji_rule
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiniteSumConfig(RunConfig, ProblemSettings):
+    """Settings of one training run on a supervised problem."""
+
+    problem: Annotated[str, tyro.conf.Positional]
+    """The problem, see above."""
+    iterations: int = 1000
+    """Meta-iterations in all."""
+    inner_lr: float | None = None
+    """Inner step size alpha; default: one that suits the problem and the update."""
+    meta_batch_size: int | None = None
+    """Tasks per iteration; default: as many as suit the problem, all of a small fixed set."""
+    outer_step: Literal["adam", "sgd", "fallah", "ji"] | None = None
+    """How w moves; fallah and ji are descent with the step sizes of Fallah et al. (2020) and Ji et al. (2022)."""
+    learning_rate: float | None = None
+    """Outer step size of adam and sgd; default: one that suits the problem."""
+    step_tasks: int = 20
+    """Tasks, of their own, from which fallah and ji choose each step size."""
+    anneal_iterations: int | None = 0
+    """Let the step size of adam and sgd fall linearly to a tenth over so many iterations; default: never."""
+    eval_every: int = 100
+    """Evaluate, and take |grad F|, every so many iterations."""
+    save_every: int = 100
+    """Write a checkpoint every so many iterations."""
+    eval_steps: int = 10
+    """Inner steps of evaluations."""
+    final_tasks: int = 400
+    """Tasks of the evaluation at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(FiniteSumConfig):
+    """Settings of one training run on a supervised problem."""
+
+    problem: Annotated[str, tyro.conf.Positional] = ""
+    """The problem, see above; not needed with --resume."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Go on with the run in this folder, up to --iterations; its other settings stay as they are."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the script."""
+    given, asked = run.parsed(FINITE_SUM, Arguments, arguments, __doc__)
+    with cli.one_line_errors(f"; the last good checkpoint is {asked.folder / 'checkpoint.pt'}"):
+        results = train(asked, sys.stderr if given.json else sys.stdout)
+    print(json.dumps(results) if given.json else table(results))
+
+
+def train(asked: Run[FiniteSumConfig], messages: Any = None) -> dict[str, Any]:
+    """Train to the end, evaluate, and leave everything in the run's folder; returns what `--json` prints."""
+    config, learner, folder = asked.config, asked.learner, asked.folder
+    problem = build_problem(config)
+    log = run.learn(asked, watching(config, problem), config.problem, messages)
+    curves = final_curves(config, learner, problem)
+    results = summary(asked, curves)
+    write_json(folder / "evaluation.json", results)
+    figures = {"adaptation": adaptation_figure(curves, f"{config.problem}, {config.outer}", learner.source.score_name)}
+    metric = "theory/grad_norm"
+    lines = read(folder)
+    if any(metric in line for line in lines):
+        curve = {config.outer: points(lines, folder, "iteration", metric)}
+        figures["stationarity"] = plot(curve, "iteration", metric, log_y=True)
+    for name, figure in figures.items():
+        write_atomically(folder / f"{name}.png", figure.savefig)
+        log.figure(f"figures/{name}", figure, learner.iterations)
+    log.close()
+    return results
+
+
+def settle(config: FiniteSumConfig) -> FiniteSumConfig:
+    """With the defaults of the problem filled in.
+
+    Raises:
+        ValueError: for a problem that is none.
+    """
+    check_choice("problem", config.problem, PROBLEMS)
+    defaults = PROBLEMS[config.problem][1]
+    step = config.outer_step or defaults.optimizer
+    suits = {
+        "meta_batch_size": defaults.meta_batch_size,
+        "inner_lr": defaults.sign_inner_lr if config.outer == "sign_maml" else defaults.inner_lr,
+        "outer_step": step,
+        **({"learning_rate": defaults.learning_rate} if step in OPTIMIZERS else {}),
+    }
+    missing: dict[str, Any] = {name: value for name, value in suits.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)
+
+
+def build_problem(config: FiniteSumConfig) -> Problem:
+    """The problem.
+
+    Raises:
+        ValueError: naming the setting that cannot work.
+    """
+    check_settings(config.problem, config)
+    check_int("seed", config.seed, minimum=0)
+    return PROBLEMS[config.problem][0](config, cli.pick_device(config.device), config.seed)
+
+
+def build_learner(config: FiniteSumConfig) -> MetaLearner:
+    """The learner before training; everything in the configuration has then been checked.
+
+    Raises:
+        ValueError: naming the setting that cannot work.
+    """
+    check_shared(config)
+    for name in ("step_tasks", "final_tasks"):
+        check_int(name, getattr(config, name))
+    check_int("eval_steps", config.eval_steps, minimum=0)
+    problem = build_problem(config)
+    assert config.meta_batch_size is not None
+    size = check_int("meta_batch_size", config.meta_batch_size)
+    if problem.all_tasks is not None and size > problem.all_tasks:
+        raise ValueError(f"meta_batch_size must be at most {problem.all_tasks}, the tasks there are, got {size}")
+    arguments = {**learner_arguments(config), "meta_batch_size": size}
+    if config.outer_step in OPTIMIZERS:
+        arguments |= {"optimizer": OPTIMIZERS[config.outer_step], "learning_rate": config.learning_rate}
+        return MetaLearner(problem.train, **arguments)
+    for name, default in (("learning_rate", None), ("max_grad_norm", None), ("anneal_iterations", 0)):
+        if getattr(config, name) != default:
+            raise ValueError(f"{name} means nothing to the step sizes of {config.outer_step!r}; leave it alone")
+    return MetaLearner(problem.train, outer_step=theory_step(config, problem), **arguments)
+
+
+def theory_step(config: FiniteSumConfig, problem: Problem) -> OuterStep:
+    """The outer step of `fallah` or `ji`, with L and rho in closed form where they are known, else estimated."""
+    assert config.inner_lr is not None
+    tasks = config.step_tasks if problem.all_tasks is None else min(config.step_tasks, problem.all_tasks)
+    known = problem.known or estimated(problem, tasks, config.seed)
+    if config.outer_step == "fallah":
+        rule = fallah_rule(config.outer, known.L, known.rho, config.inner_lr)
+    else:
+        learner = MetaLearner(problem.train, config.outer, inner_steps=config.inner_steps)
+        rule = ji_rule(known.L, known.rho, config.inner_lr, learner.method.inner.steps)
+    return AdaptiveStep(rule, problem.train, tasks, config.seed)
+
+
+def estimated(problem: Problem, tasks: int, seed: int) -> Known:
+    """L and rho near the initial parameters."""
+    constants = estimate_source(problem.train, tasks, np.random.default_rng([seed, 6]))
+    return Known(constants.L, constants.rho)
+
+
+def watching(config: FiniteSumConfig, problem: Problem) -> list[Callback]:
+    """Held-out evaluation, |grad F|, and the warning when alpha is too large for theory."""
+    source, number = problem.test, problem.all_tasks or 100
+    sizes = [None] * config.eval_steps
+    tasks = min(config.eval_tasks, number)
+    return [
+        HeldOutEvaluation(config.eval_every, source, tasks, sizes, config.eval_seed),
+        StationarityMonitor(
+            source,
+            number,
+            every=config.eval_every,
+            points={} if problem.known is None else known_points(config, problem.known),
+        ),
+        *([] if config.outer in NOT_GRADIENT_STEPS else [SmoothnessMonitor(config.eval_every, source, tasks)]),
+    ]
+
+
+NOT_GRADIENT_STEPS = ("sign_maml", "moreau", "imaml")
+"""Updates whose inner steps are not `w - alpha g`, which the bound on alpha L is about."""
+
+
+def known_points(config: FiniteSumConfig, known: Known) -> Any:
+    """Stationary points in closed form."""
+    assert config.inner_lr is not None
+    return known.points(config.inner_lr, config.inner_steps or 1)
+
+
+def final_curves(config: FiniteSumConfig, learner: MetaLearner, problem: Problem) -> dict[str, Evaluation]:
+    """Adaptation curves of the trained and of the untrained parameters on the same held-out tasks."""
+    number = config.final_tasks if problem.all_tasks is None else problem.all_tasks
+    rules = learner.rules([None] * config.eval_steps)
+
+    def curve(params: Any) -> Evaluation:
+        return evaluate(params, problem.test.sample(number, np.random.default_rng([config.eval_seed, 1])), rules)
+
+    return {"meta-trained": curve(learner.params), "random initialisation": curve(learner.source.initial_params())}
+
+
+def summary(asked: Run[FiniteSumConfig], curves: dict[str, Evaluation]) -> dict[str, Any]:
+    """Everything that came of a run, as plain values."""
+    config, learner = asked.config, asked.learner
+    lines = read(asked.folder)
+    last: dict[str, Any] = {key: value for line in lines for key, value in line.items()}
+    watched = {key.removeprefix("theory/"): value for key, value in last.items() if key.startswith("theory/")}
+    return {
+        "problem": config.problem,
+        "outer": config.outer,
+        "seed": config.seed,
+        "iterations": learner.iterations,
+        "score": learner.source.score_name,
+        **curves["meta-trained"].summary(),
+        "random_init": curves["random initialisation"].summary(),
+        "theory": watched,
+        "counts": dict(learner.counts),
+        "seconds_per_iteration": statistics.median(line["time/iteration_seconds"] or 0.0 for line in lines),
+        "run": str(asked.folder),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The adaptation curve, and what theory looks at."""
+    lines = [f"{results['score']} on {results['num_tasks']} tasks, mean and 95 % bootstrap interval over tasks"]
+    lines.append(f"{'steps':>5} {'meta-trained':>29} {'random initialisation':>29}")
+    for step in results["steps"]:
+        both = [(r["mean"][step], *r["ci95"][step]) for r in (results, results["random_init"])]
+        cells = [f"{mean:9.4f} [{low:8.4f},{high:8.4f}]" for mean, low, high in both]
+        lines.append(f"{step:>5} {cells[0]:>29} {cells[1]:>29}")
+    lines += [f"{key}: {value:.3g}" for key, value in results["theory"].items() if value is not None]
+    lines += [f"{key}: {value:,}" for key, value in results["counts"].items()]
+    seconds = results["seconds_per_iteration"]
+    return "\n".join([*lines, f"{seconds:.4f} s per iteration; everything is in {results['run']}"])
+
+
+FINITE_SUM = Recipe("experiments.finite_sum", FiniteSumConfig, build_learner, lambda config: config.problem, settle)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Supervised problems by name, with settings that suit them: what `experiments.finite_sum` trains on.
+
+A problem here is a source of training tasks, one of tasks to be judged on, and what is known of it in closed form.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from experiments.images import ImageSettings, build_few_shot
+from metarl.execution import Execution
+from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTasks
+from metarl.supervised.logistic import (
+    FreshLogistic,
+    Logistic,
+    hessian_smoothness,
+    logistic_source,
+    logistic_tasks,
+    random_logistic,
+    real_logistic,
+    six_logistic_tasks,
+    smoothness,
+)
+from metarl.supervised.quadratics import (
+    FreshQuadratics,
+    Quadratics,
+    fixed_point,
+    fo_maml_matrix,
+    maml_matrix,
+    moreau_matrix,
+    quadratic_source,
+    quadratic_tasks,
+    quadratics_1d,
+    random_quadratics,
+)
+from metarl.supervised.sinusoid import Sinusoids
+from metarl.types import Params, TaskSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemSettings(ImageSettings):
+    """What a problem may be told; each looks at what concerns it, and refuses the rest."""
+
+    setting: Literal["finite_sum", "resampling"] = "finite_sum"
+    """Fixed support and query sets, or fresh data at every draw (quadratics, logistic, sinusoid, images)."""
+    shots: int | None = None
+    """Support points of a sinusoid (default 10), support images of a class (default 1)."""
+    queries: int | None = None
+    """Query points of a sinusoid (default 10), query images of a class (default 15)."""
+    inner_batch: int | None = None
+    """D_in: points for each task and draw (quadratics, logistic, real data); default: all of them."""
+    outer_batch: int | None = None
+    """D_o: likewise."""
+    hessian_batch: int | None = None
+    """D_h: likewise."""
+
+
+class Known(NamedTuple):
+    """What is known of a problem for an inner step size alpha and N steps."""
+
+    L: float
+    rho: float
+    points: Callable[[float, int], Mapping[str, Params]] = lambda alpha, steps: MappingProxyType({})
+
+
+class Problem(NamedTuple):
+    """Tasks to train on, tasks to be judged on, and what is known of them."""
+
+    train: TaskSource
+    test: TaskSource
+    all_tasks: int | None = None  # of the fixed set, if there is one: their gradient is exact
+    known: Known | None = None
+
+
+class Defaults(NamedTuple):
+    """Settings that suit a problem."""
+
+    meta_batch_size: int
+    inner_lr: float
+    sign_inner_lr: float
+    learning_rate: float
+    optimizer: Literal["adam", "sgd"]
+    takes: tuple[str, ...] = ()  # of the settings of `ProblemSettings`
+
+
+class Build(Protocol):
+    """From settings, a device and a seed to a problem."""
+
+    def __call__(self, given: ProblemSettings, device: torch.device, seed: int) -> Problem: ...
+
+
+BATCHES = ("inner_batch", "outer_batch", "hessian_batch")
+IMAGES = tuple(field.name for field in dataclasses.fields(ImageSettings))
+
+
+def fixed_set(source: FiniteSumSource, known: Known) -> Problem:
+    """A problem whose tasks are all there are: it is judged on those it was trained on, with all their data."""
+    whole = source.tasks
+    tasks = FiniteSumTasks(whole.loss, whole.support, whole.query, whole._score, execution=whole.execution)
+    everything = FiniteSumSource(tasks, source.initial_params(), source.score_name)
+    return Problem(source, everything, whole.num_tasks, known)
+
+
+def minibatches(given: ProblemSettings) -> BatchSizes:
+    """The sizes asked for."""
+    return BatchSizes(given.inner_batch, given.outer_batch, given.hessian_batch)
+
+
+def quadratic_points(problem: Quadratics) -> Callable[[float, int], Mapping[str, Params]]:
+    """Where each objective is stationary."""
+
+    def points(alpha: float, steps: int) -> Mapping[str, Params]:
+        a = problem.curvatures
+        matrices = {
+            "maml": maml_matrix(a, alpha, steps),
+            "fo_maml": fo_maml_matrix(a, alpha, steps),
+            "moreau": moreau_matrix(a, alpha),
+        }
+        return {name: {"w": fixed_point(problem, matrix)} for name, matrix in matrices.items()}
+
+    return points
+
+
+def of_quadratics(problem: Quadratics, given: ProblemSettings, points: int, noise: float, seed: int) -> Problem:
+    """Fixed quadratic tasks."""
+    rng = np.random.default_rng([seed, 1])
+    tasks = quadratic_tasks(
+        problem,
+        points=points,
+        noise=noise,
+        rng=rng if noise else None,
+        batch_sizes=minibatches(given),
+        generator=torch.Generator().manual_seed(seed),
+        execution=Execution(trace=True),
+    )
+    largest = float(torch.linalg.eigvalsh(problem.curvatures).max())
+    return fixed_set(quadratic_source(problem, tasks=tasks), Known(largest, 0.0, quadratic_points(problem)))
+
+
+def two_quadratics(given: ProblemSettings, device: torch.device, seed: int) -> Problem:
+    """P1: curvatures 1 and 2, centres 1 and -1."""
+    return of_quadratics(quadratics_1d(), given, points=1, noise=0.0, seed=seed)
+
+
+def quadratics(given: ProblemSettings, device: torch.device, seed: int) -> Problem:
+    """Twenty random quadratics in five dimensions, a hundred noisy points each; or new ones all the time."""
+    if given.setting == "resampling":
+        return resampled(FreshQuadratics(sizes=fresh_sizes(given)))
+    problem = random_quadratics(np.random.default_rng([seed, 0]), 20, 5)
+    return of_quadratics(problem, given, points=100, noise=1.0, seed=seed)
+
+
+def of_logistic(problem: Logistic, given: ProblemSettings, seed: int) -> Problem:
+    """Fixed logistic tasks."""
+    generator = torch.Generator().manual_seed(seed)
+    tasks = logistic_tasks(
+        problem, batch_sizes=minibatches(given), generator=generator, execution=Execution(trace=True)
+    )
+    return fixed_set(logistic_source(problem, tasks), Known(smoothness(problem), hessian_smoothness(problem)))
+
+
+def six_logistic(given: ProblemSettings, device: torch.device, seed: int) -> Problem:
+    """P2: six tasks of forty points in five dimensions."""
+    return of_logistic(six_logistic_tasks(), given, seed)
+
+
+def logistic(given: ProblemSettings, device: torch.device, seed: int) -> Problem:
+    """Twenty random logistic tasks; or new ones all the time."""
+    if given.setting == "resampling":
+        return resampled(FreshLogistic(sizes=fresh_sizes(given)))
+    return of_logistic(random_logistic(np.random.default_rng([seed, 0]), 20), given, seed)
+
+
+def real(name: str) -> Build:
+    """Logistic regressions on a data set that comes with scikit-learn."""
+
+    def build(given: ProblemSettings, device: torch.device, seed: int) -> Problem:
+        return of_logistic(real_logistic(name), given, seed)
+
+    return build
+
+
+def sinusoid(given: ProblemSettings, device: torch.device, seed: int) -> Problem:
+    """Sinusoid regression; judged with many query points, and as many support points as in training."""
+    shots, queries = (10 if number is None else number for number in (given.shots, given.queries))
+    train = Sinusoids(shots=shots, queries=queries, setting=given.setting, seed=seed, device=device)
+    return Problem(train, dataclasses.replace(train, queries=100, setting="finite_sum"))
+
+
+def few_shot(data: str | None) -> Build:
+    """Few-shot classification of a shipped data set, or of the folder in `given.data`; judged on the test classes."""
+
+    def build(given: ProblemSettings, device: torch.device, seed: int) -> Problem:
+        shots = 1 if given.shots is None else given.shots
+        queries = 15 if given.queries is None else given.queries
+        sources = build_few_shot(given, data, shots, queries, device, seed)
+        return Problem(dataclasses.replace(sources.train, setting=given.setting), sources.test)
+
+    return build
+
+
+def resampled(source: TaskSource) -> Problem:
+    """New tasks all the time, so those it is judged on are new as well."""
+    return Problem(source, source)
+
+
+def fresh_sizes(given: ProblemSettings) -> BatchSizes:
+    """Points of the draws; ten where nothing is said."""
+    return BatchSizes(*(10 if size is None else size for size in minibatches(given)))
+
+
+EXACT = Defaults(20, 0.25, 0.02, 0.1, "sgd", ("setting", *BATCHES))
+IMAGE_DEFAULTS = Defaults(16, 0.4, 0.03, 3e-3, "adam", ("setting", "shots", "queries", *IMAGES))
+
+PROBLEMS: dict[str, tuple[Build, Defaults]] = {
+    "two_quadratics": (two_quadratics, Defaults(2, 0.25, 0.02, 0.2, "sgd")),
+    "quadratics": (quadratics, EXACT),
+    "six_logistic": (six_logistic, Defaults(6, 0.95, 0.02, 0.5, "sgd", BATCHES)),
+    "logistic": (logistic, EXACT._replace(inner_lr=0.9, learning_rate=0.5)),
+    **{
+        f"logistic_{name}": (real(name), Defaults(tasks, inner_lr, 0.02, learning_rate, "sgd", BATCHES))
+        for name, tasks, inner_lr, learning_rate in (
+            ("breast_cancer", 4, 0.1, 0.1),
+            ("digits", 10, 0.1, 0.1),
+            ("iris", 3, 0.4, 0.3),
+            ("wine", 3, 0.4, 0.3),
+        )
+    },
+    "sinusoid": (sinusoid, Defaults(25, 0.01, 0.001, 1e-3, "adam", ("setting", "shots", "queries"))),
+    "digits": (few_shot("digits"), IMAGE_DEFAULTS),
+    "mnist1d": (few_shot("mnist1d"), IMAGE_DEFAULTS),
+    "images": (few_shot(None), IMAGE_DEFAULTS._replace(takes=(*IMAGE_DEFAULTS.takes, "data"))),
+}
+"""Problems by name, each with settings that suit it."""
+
+
+def check_settings(name: str, given: ProblemSettings) -> None:
+    """A setting that means nothing to the problem is an error, not ignored.
+
+    Raises:
+        ValueError: naming it.
+    """
+    takes = PROBLEMS[name][1].takes
+    for field in dataclasses.fields(ProblemSettings):
+        value = getattr(given, field.name)
+        if value != field.default and field.name not in takes:
+            raise ValueError(f"{field.name} means nothing to the problem {name!r}, got {value!r}")

@@ -1,0 +1,105 @@
+"""Sinusoid regression (Finn, Abbeel, Levine, 2017, section 5.1): the classic small test of fast adaptation.
+
+    y = A sin(x + phase),    A ~ U[0.1, 5],    phase ~ U[0, pi],    x ~ U[-5, 5]
+
+The loss is the mean squared error of a network from x to y, and the score minus it. The published network has two hidden
+layers of 40 ReLUs; a task has K points to adapt on.
+"""
+
+import math
+from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarl.errors import check_choice, check_int
+from metarl.execution import Execution
+from metarl.supervised.networks import mlp
+from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks, torch_generator
+from metarl.tree import detached
+from metarl.types import Batch, Params, Role
+
+AMPLITUDES, PHASES, INPUTS = (0.1, 5.0), (0.0, math.pi), (-5.0, 5.0)
+
+
+@dataclass
+class Sinusoids:
+    """Where sinusoid tasks come from: new tasks at every `sample`.
+
+    Args:
+        network: from `[n, 1]` to `[n, 1]`; default: two hidden layers of 40 ReLUs. It is never changed.
+        shots: K, points of a support set.
+        queries: points of a query set.
+        setting: `finite_sum` fixes each task's support and query set; `resampling` draws fresh points at every draw.
+        seed: of the default network's initial weights.
+        execution: how derivatives are computed; by default they are traced.
+        device: where parameters and data live.
+
+    Raises:
+        ValueError: for arguments that cannot work, naming them.
+
+    Example:
+        >>> tasks = Sinusoids(shots=10).sample(3, np.random.default_rng(0))
+        >>> tasks.support["x"].shape
+        torch.Size([3, 10, 1])
+    """
+
+    network: nn.Module | None = None
+    _: KW_ONLY
+    shots: int = 10
+    queries: int = 10
+    setting: Literal["finite_sum", "resampling"] = "finite_sum"
+    seed: int = 0
+    execution: Execution = field(default_factory=lambda: Execution(trace=True))
+    device: torch.device | str = "cpu"
+    score_name: ClassVar[str] = "minus_mse"
+
+    def __post_init__(self) -> None:
+        check_int("shots", self.shots)
+        check_int("queries", self.queries)
+        check_choice("setting", self.setting, ("finite_sum", "resampling"))
+        network = mlp(1, 1, hidden=(40, 40), seed=self.seed) if self.network is None else self.network
+        self.network = network.to(self.device)
+
+    def initial_params(self) -> Params:
+        """The network's own."""
+        assert self.network is not None
+        return detached(dict(self.network.named_parameters()))
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> "FiniteSumTasks | ResamplingTasks":
+        """`num_tasks` new sinusoids."""
+        check_int("num_tasks", num_tasks)
+        amplitude, phase = (rng.uniform(*bounds, (num_tasks, 1)) for bounds in (AMPLITUDES, PHASES))
+        return self.tasks(amplitude, phase, rng)
+
+    def tasks(
+        self, amplitude: npt.ArrayLike, phase: npt.ArrayLike, rng: np.random.Generator
+    ) -> "FiniteSumTasks | ResamplingTasks":
+        """The sinusoids with the given amplitudes and phases, each `[T, 1]`; `rng` draws their points."""
+        assert self.network is not None
+        leaf = next(self.network.parameters())
+        a, b = (
+            torch.as_tensor(np.asarray(values), dtype=leaf.dtype, device=leaf.device) for values in (amplitude, phase)
+        )
+        generator = torch_generator(rng, leaf.device)
+
+        def sampler(role: Role, generator: torch.Generator) -> Batch:
+            points = self.queries if role == "outer" else self.shots
+            uniform = torch.rand(len(a), points, generator=generator, dtype=leaf.dtype, device=leaf.device)
+            x = INPUTS[0] + (INPUTS[1] - INPUTS[0]) * uniform  # [T, n]
+            return {"x": x[..., None], "y": a * torch.sin(x + b)}
+
+        if self.setting == "resampling":
+            return ResamplingTasks(self.loss, len(a), sampler, generator, execution=self.execution)
+        support, query = (sampler(role, generator) for role in ("inner", "outer"))
+        return FiniteSumTasks(self.loss, support, query, execution=self.execution)
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """The mean squared error of one task."""
+        assert self.network is not None
+        predicted: Tensor = functional_call(self.network, params, (batch["x"],))
+        return (predicted[:, 0] - batch["y"]).square().mean()
