@@ -1,7 +1,8 @@
 """Task distributions: sets of environments that differ in a few parameters.
 
-Importing this package registers `metarl/Navigation-v0` and `metarl/PointVelocity-v0` with Gymnasium. They end their
-episodes themselves (keyword `horizon`, 100 by default), so the registration sets no `max_episode_steps`.
+Importing this package registers `metarl/Navigation-v0`, `metarl/PointVelocity-v0` and the problems with exact answers,
+`metarl/GaussianBandit-v0`, `metarl/TabularMDP-v0` and `metarl/LinearGaussian-v0`, with Gymnasium. They end their
+episodes themselves (keyword `horizon`), so the registration sets no `max_episode_steps`.
 """
 
 from collections.abc import Callable
@@ -10,8 +11,11 @@ from typing import Any
 import gymnasium
 
 from envs.functional import FunctionalEnv, FunctionalGymEnv
+from envs.gaussian_bandit import GaussianBandit
+from envs.linear_gaussian import LinearGaussian
 from envs.navigation import Navigation, NavigationRing
 from envs.point_velocity import PointVelocity
+from envs.tabular import TabularMDP
 from envs.tasks import FunctionalTasks
 from envs.vector import TorchVectorEnv
 from metarl.errors import check_choice
@@ -21,9 +25,12 @@ __all__ = [
     "FunctionalEnv",
     "FunctionalGymEnv",
     "FunctionalTasks",
+    "GaussianBandit",
+    "LinearGaussian",
     "Navigation",
     "NavigationRing",
     "PointVelocity",
+    "TabularMDP",
     "TorchVectorEnv",
     "make_distribution",
 ]
@@ -32,6 +39,9 @@ ENVS: dict[str, Callable[..., FunctionalTasks]] = {
     "navigation": Navigation,
     "navigation_ring": NavigationRing,
     "point_velocity": PointVelocity,
+    "gaussian_bandit": GaussianBandit,
+    "tabular_mdp": TabularMDP,
+    "linear_gaussian": LinearGaussian,
 }
 """Names for command lines."""
 
@@ -50,3 +60,6 @@ def make_distribution(name: str, **kwargs: Any) -> FunctionalTasks:
 
 gymnasium.register("metarl/Navigation-v0", entry_point="envs.navigation:NavigationGymEnv")
 gymnasium.register("metarl/PointVelocity-v0", entry_point="envs.point_velocity:PointVelocityGymEnv")
+gymnasium.register("metarl/GaussianBandit-v0", entry_point="envs.gaussian_bandit:GaussianBanditGymEnv")
+gymnasium.register("metarl/TabularMDP-v0", entry_point="envs.tabular:TabularGymEnv")
+gymnasium.register("metarl/LinearGaussian-v0", entry_point="envs.linear_gaussian:LinearGaussianGymEnv")

@@ -22,7 +22,7 @@ class TrainConfig(RunConfig):
     """Settings of one training run in reinforcement learning; the evaluation at its end takes 40 tasks, 40 episodes."""
 
     env: str = "navigation"
-    """Task distribution: navigation, navigation_ring, point_velocity."""
+    """Task distribution: navigation, navigation_ring, point_velocity, gaussian_bandit, tabular_mdp, linear_gaussian."""
     meta_batch_size: int = 20
     """Tasks per iteration."""
     learning_rate: float = 3e-3

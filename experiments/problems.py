@@ -52,6 +52,8 @@ class ProblemSettings(ImageSettings):
     """Support points of a sinusoid (default 10), support images of a class (default 1)."""
     queries: int | None = None
     """Query points of a sinusoid (default 10), query images of a class (default 15)."""
+    eval_shots: int | None = None
+    """Support points, or images of a class, in evaluations; default: as many as in training."""
     inner_batch: int | None = None
     """D_in: points for each task and draw (quadratics, logistic, real data); default: all of them."""
     outer_batch: int | None = None
@@ -95,7 +97,7 @@ class Build(Protocol):
 
 
 BATCHES = ("inner_batch", "outer_batch", "hessian_batch")
-IMAGES = tuple(field.name for field in dataclasses.fields(ImageSettings))
+IMAGES = tuple(field.name for field in dataclasses.fields(ImageSettings) if field.name != "data")
 
 
 def fixed_set(source: FiniteSumSource, known: Known) -> Problem:
@@ -186,10 +188,11 @@ def real(name: str) -> Build:
 
 
 def sinusoid(given: ProblemSettings, device: torch.device, seed: int) -> Problem:
-    """Sinusoid regression; judged with many query points, and as many support points as in training."""
+    """Sinusoid regression; judged with many query points."""
     shots, queries = (10 if number is None else number for number in (given.shots, given.queries))
     train = Sinusoids(shots=shots, queries=queries, setting=given.setting, seed=seed, device=device)
-    return Problem(train, dataclasses.replace(train, queries=100, setting="finite_sum"))
+    judged = shots if given.eval_shots is None else given.eval_shots
+    return Problem(train, dataclasses.replace(train, shots=judged, queries=100, setting="finite_sum"))
 
 
 def few_shot(data: str | None) -> Build:
@@ -199,7 +202,9 @@ def few_shot(data: str | None) -> Build:
         shots = 1 if given.shots is None else given.shots
         queries = 15 if given.queries is None else given.queries
         sources = build_few_shot(given, data, shots, queries, device, seed)
-        return Problem(dataclasses.replace(sources.train, setting=given.setting), sources.test)
+        judged = shots if given.eval_shots is None else given.eval_shots
+        train = dataclasses.replace(sources.train, setting=given.setting)
+        return Problem(train, dataclasses.replace(sources.test, shots=judged))
 
     return build
 
@@ -215,7 +220,7 @@ def fresh_sizes(given: ProblemSettings) -> BatchSizes:
 
 
 EXACT = Defaults(20, 0.25, 0.02, 0.1, "sgd", ("setting", *BATCHES))
-IMAGE_DEFAULTS = Defaults(16, 0.4, 0.03, 3e-3, "adam", ("setting", "shots", "queries", *IMAGES))
+IMAGE_DEFAULTS = Defaults(16, 0.4, 0.03, 3e-3, "adam", ("setting", "shots", "queries", "eval_shots", *IMAGES))
 
 PROBLEMS: dict[str, tuple[Build, Defaults]] = {
     "two_quadratics": (two_quadratics, Defaults(2, 0.25, 0.02, 0.2, "sgd")),
@@ -231,7 +236,7 @@ PROBLEMS: dict[str, tuple[Build, Defaults]] = {
             ("wine", 3, 0.4, 0.3),
         )
     },
-    "sinusoid": (sinusoid, Defaults(25, 0.01, 0.001, 1e-3, "adam", ("setting", "shots", "queries"))),
+    "sinusoid": (sinusoid, Defaults(25, 0.01, 0.001, 1e-3, "adam", ("setting", "shots", "queries", "eval_shots"))),
     "digits": (few_shot("digits"), IMAGE_DEFAULTS),
     "mnist1d": (few_shot("mnist1d"), IMAGE_DEFAULTS),
     "images": (few_shot(None), IMAGE_DEFAULTS._replace(takes=(*IMAGE_DEFAULTS.takes, "data"))),

@@ -24,7 +24,7 @@ def execution(tasks: Tasks) -> Execution:
 
 def over_tasks(tasks: Tasks, name: str, function: Callable[..., Any], *stacked: Any) -> Any:
     """`vmap(function)(*stacked)`, computed as the oracle wants it; `name` tells functions apart."""
-    return execution(tasks).over_tasks(name, function, *stacked)
+    return execution(tasks).over_tasks(name, function, *stacked, key=unwrapped(tasks).loss)
 
 
 def gradients(tasks: Tasks, params: Params, batch: Batch) -> Params:

@@ -123,7 +123,7 @@ class LinearBaseline:
         columns = [torch.ones_like(time)] if bootstrap else [time, time**2, time**3, torch.ones_like(time)]
         parts = [torch.stack(columns, dim=-1).expand(tasks, number, horizon, -1)]
         if self.observations:
-            o = obs.double().flatten(3).clamp(-10, 10)
+            o = obs.double().reshape(tasks, number, horizon, -1).clamp(-10, 10)
             parts = [o, o**2, *parts]
         return torch.cat(parts, dim=-1)
 

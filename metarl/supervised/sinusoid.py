@@ -2,8 +2,8 @@
 
     y = A sin(x + phase),    A ~ U[0.1, 5],    phase ~ U[0, pi],    x ~ U[-5, 5]
 
-The loss is the mean squared error of a network from x to y, and the score minus it. The published network has two hidden
-layers of 40 ReLUs; a task has K points to adapt on.
+The loss is the mean squared error of a network from x to y, and the score minus it. The published network has two
+hidden layers of 40 ReLUs; a task has K points to adapt on.
 """
 
 import math

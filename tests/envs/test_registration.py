@@ -9,20 +9,31 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from envs import ENVS, Navigation, NavigationRing, PointVelocity, make_distribution
+from envs import (
+    ENVS,
+    GaussianBandit,
+    LinearGaussian,
+    Navigation,
+    NavigationRing,
+    PointVelocity,
+    TabularMDP,
+    make_distribution,
+)
 
 IDS = ["metarl/Navigation-v0", "metarl/PointVelocity-v0"]
 
 
 def test_names() -> None:
-    assert {"navigation": Navigation, "navigation_ring": NavigationRing, "point_velocity": PointVelocity} == ENVS
+    exact = {"gaussian_bandit": GaussianBandit, "tabular_mdp": TabularMDP, "linear_gaussian": LinearGaussian}
+    walks = {"navigation": Navigation, "navigation_ring": NavigationRing, "point_velocity": PointVelocity}
+    assert {**walks, **exact} == ENVS
     tasks = make_distribution("navigation", horizon=7, squared_distance=True)
     assert isinstance(tasks, Navigation)
     assert (tasks.horizon, tasks.squared_distance) == (7, True)
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"\['navigation', 'navigation_ring', 'point_velocity'\].*'point_velocity'\?"):
+    with pytest.raises(ValueError, match=r"'navigation', 'navigation_ring', 'point_velocity', .*'point_velocity'\?"):
         make_distribution("point_velocty")
 
 

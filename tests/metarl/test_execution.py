@@ -56,10 +56,10 @@ def test_a_trace_is_made_once_for_every_shape_and_type() -> None:
 
     for _ in range(3):
         run(2, torch.float32)
-    assert len(calls) == 1
+    assert len(calls) == 2  # the record, and what it is compared with
     run(4, torch.float32)
     run(4, torch.float64)
-    assert len(calls) == 3
+    assert len(calls) == 6
 
 
 def test_what_cannot_be_traced_runs_plainly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,9 @@ from agents import make_policy
 from envs import FunctionalEnv, FunctionalTasks, Navigation, PointVelocity
 from metarl.rl import ReinforcementLearning
 from metarl.supervised import FiniteSumTasks
+from metarl.supervised import quadratics as library
+from metarl.supervised.logistic import logistic_tasks, six_logistic_tasks, smoothness
+from metarl.supervised.quadratics import quadratic_loss, quadratic_tasks, random_quadratics
 from metarl.types import Batch, Params, Tasks
 
 DOUBLE = torch.float64
@@ -30,55 +33,28 @@ class Problem(NamedTuple):
     params: Params
 
 
-def quadratic_loss(params: Params, batch: Batch) -> Tensor:
-    """`(w - c)^T A (w - c) / 2`."""
-    gap = params["w"] - batch["c"]
-    return 0.5 * gap @ batch["A"] @ gap
-
-
 def quadratics_1d(curvatures: list[float], centres: list[float]) -> FiniteSumTasks:
     """P1: `a (w - c)^2 / 2` for every pair."""
-    a, c = (torch.tensor(x, dtype=DOUBLE) for x in (curvatures, centres))
-    return FiniteSumTasks(quadratic_loss, {"A": a[:, None, None], "c": c[:, None]})
+    return quadratic_tasks(library.quadratics_1d(curvatures, centres))
 
 
 def quadratics() -> Problem:
-    """Three random quadratics in four dimensions, eigenvalues of A in [0.2, 1]; the query sets have other centres."""
+    """Three random quadratics in four dimensions, eigenvalues in [0.2, 1], four points; queries with other centres."""
     rng = np.random.default_rng(1)
-    basis = np.linalg.qr(rng.normal(size=(3, 4, 4)))[0]
-    matrices = torch.as_tensor((basis * rng.uniform(0.2, 1, (3, 1, 4))) @ basis.swapaxes(1, 2))
-    support, query = ({"A": matrices, "c": torch.as_tensor(rng.normal(size=(3, 4)))} for _ in range(2))
+    problem = random_quadratics(rng, 3, 4, (0.2, 1.0))
+    other = problem._replace(centres=torch.as_tensor(rng.normal(size=(3, 4))))
+    support, query = (quadratic_tasks(which, points=4, noise=0.5, rng=rng).support for which in (problem, other))
     return Problem(FiniteSumTasks(quadratic_loss, support, query), {"w": torch.as_tensor(rng.normal(size=4))})
-
-
-def logistic_loss(params: Params, batch: Batch) -> Tensor:
-    """P2's loss: `mean log(1 + exp(-y X w)) + 0.025 |w|^2`."""
-    w = params["w"]
-    return torch.nn.functional.softplus(-batch["y"] * (batch["X"] @ w)).mean() + 0.025 * (w @ w)
-
-
-@functools.cache
-def logistic_data() -> Batch:
-    """P2's six tasks, in the order they were generated."""
-    rng = np.random.default_rng(0)
-    xs, ys = [], []
-    for _ in range(6):
-        w = 3 * rng.normal(size=5)
-        x = rng.normal(size=(40, 5))
-        xs.append(x)
-        ys.append(np.sign(x @ w + 0.3 * rng.normal(size=40)))
-    return {"X": torch.as_tensor(np.stack(xs)), "y": torch.as_tensor(np.stack(ys))}
 
 
 def logistic_smoothness() -> float:
     """P2's L, 0.52758."""
-    x = logistic_data()["X"]
-    return float(torch.linalg.eigvalsh(x.mT @ x).max()) / (4 * 40) + 0.05
+    return smoothness(six_logistic_tasks())
 
 
 def logistic() -> Problem:
     """P2 at a random point: support and query sets are the same."""
-    tasks = FiniteSumTasks(logistic_loss, logistic_data())
+    tasks = logistic_tasks(six_logistic_tasks())
     return Problem(tasks, {"w": torch.as_tensor(np.random.default_rng(5).normal(size=5))})
 
 

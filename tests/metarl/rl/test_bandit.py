@@ -6,18 +6,22 @@ h = (e^2 - 1)(e - d)^2 for the likelihood ratio, h = -(e - d)^2 for the log-prob
 
     E[G] = (1 - alpha E[h]) 2 (w_1 - c) + 2 alpha^2 cov(h, g) / 4,    w_1 = w - alpha E[g]
 
-where the covariance is there only if step and Hessian share their data. Only the ratio on fresh data is unbiased.
+where the covariance is there only if step and Hessian share their data. Only the ratio on fresh data is unbiased for
+the product form, and only the score term of `e_maml` makes the gradient of the sampled objective.
 """
 
-import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch.func import grad
 
+from agents.exact import GaussianMean
+from envs import GaussianBandit
 from metarl.outer import make_method
-from metarl.rl.surrogates import SURROGATES
-from metarl.types import Batch, Params, Role
+from metarl.rl import ReinforcementLearning
+from metarl.rl.exact import Estimate, expected_update, product_form
 
 C, W, ALPHA, ACTIONS, TASKS = 1.5, 0.3, 0.2, 4, 400_000
 D = C - W
@@ -25,6 +29,12 @@ D = C - W
 PRODUCT_FORM = (1 - ALPHA * 2) * 2 * (W + ALPHA * 2 * D - C)  # (I - alpha H) grad(-J)(w_1)
 COVARIANCE = {"ratio": -48 * D - 8 * D**3 + 4 * D, "reinforce": 12 * D + 4 * D**3 - 2 * D * (1 + D**2)}  # of h and g
 MEAN_HESSIAN = {"ratio": 2.0, "reinforce": -(1 + D**2)}
+SAMPLED_OBJECTIVE = 2 * (1 - 2 * ALPHA) * (W + 2 * ALPHA * D - C) - ALPHA**2 * (28 * D + 4 * D**3) / ACTIONS
+
+BANDIT = GaussianBandit()
+PARAMS = {"mean": torch.tensor([W], dtype=torch.float64)}
+TASK = {"centre": np.array([C], np.float32)}
+ONE = {"centre": torch.tensor([C], dtype=torch.float64)}
 
 
 def expected(surrogate: str, hessian_data: str) -> float:
@@ -33,34 +43,30 @@ def expected(surrogate: str, hessian_data: str) -> float:
     return (1 - ALPHA * MEAN_HESSIAN[surrogate]) * end + shared
 
 
-class Bandit:
-    """T copies of the bandit, as an oracle."""
-
-    num_tasks = TASKS
-
-    def __init__(self, surrogate: str, seed: int = 0) -> None:
-        self.surrogate = SURROGATES[surrogate]
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def draw(self, params: Params, role: Role) -> Batch:
-        noise = torch.randn(TASKS, ACTIONS, 1, generator=self.generator, dtype=torch.float64)  # [T, E, H = 1]
-        actions = params["w"][:, None, None] + noise
-        return {"actions": actions, "old": -0.5 * noise**2, "advantages": -((actions - C) ** 2)}
-
-    def loss(self, params: Params, batch: Batch) -> Tensor:
-        log_probs = -0.5 * (batch["actions"] - params["w"]) ** 2
-        return self.surrogate(log_probs, batch["old"], batch["advantages"], torch.ones_like(log_probs))
-
-    def score(self, params: Params, batch: Batch) -> Tensor:
-        return batch["advantages"].mean()
-
-    def cost(self, batch: Batch) -> dict[str, int]:
-        return {"samples": batch["actions"].numel()}
+def measure(surrogate: str, outer: str, **options: Any) -> Estimate:
+    source = ReinforcementLearning(
+        BANDIT,
+        GaussianMean().double(),
+        episodes=ACTIONS,
+        surrogate=surrogate,
+        discount=1.0,
+        baseline="none",
+        normalize_advantages=False,
+    )
+    found = expected_update(source, TASK, PARAMS, make_method(outer, ALPHA, 1, **options), TASKS)
+    print(f"{outer} {surrogate} {options}: {float(found.mean):.4f} +- {float(found.stderr):.4f}")
+    assert float(found.stderr) < 0.03
+    return found
 
 
 def test_closed_forms_are_the_published_ones() -> None:
     assert pytest.approx(-0.864) == PRODUCT_FORM
+    assert pytest.approx(-1.26912) == SAMPLED_OBJECTIVE
     assert expected("ratio", "fresh") == pytest.approx(PRODUCT_FORM)
+    exact = product_form(lambda w: -BANDIT.expected_return(w, ONE), PARAMS, ALPHA)["mean"]
+    assert float(exact) == pytest.approx(PRODUCT_FORM, rel=1e-12)
+    objective = grad(lambda w: BANDIT.sampled_objective(w, ONE, ALPHA, ACTIONS))(PARAMS)["mean"]
+    assert float(objective) == pytest.approx(SAMPLED_OBJECTIVE, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +80,15 @@ def test_closed_forms_are_the_published_ones() -> None:
     ],
 )
 def test_meta_gradient(outer: str, surrogate: str, hessian_data: str, near: float, unbiased: bool) -> None:
-    method = make_method(outer, ALPHA, 1, hessian_data=hessian_data)
-    w = {"w": torch.tensor(W, dtype=torch.float64)}
-    grads = method.update(w, Bandit(surrogate), method.inner).grads["w"]
-    mean, stderr = float(grads.mean()), float(grads.std()) / math.sqrt(TASKS)
-    print(f"{outer} {surrogate} {hessian_data}: {mean:.4f} +- {stderr:.4f}")
+    found = measure(surrogate, outer, hessian_data=hessian_data)
     assert expected(surrogate, hessian_data) == pytest.approx(near, abs=5e-4)
-    assert stderr < 0.03
-    assert abs(mean - near) < 4 * stderr
-    assert (abs(mean - PRODUCT_FORM) < 4 * stderr) == unbiased  # the wrong ones are told apart
+    assert abs(found.off(torch.tensor([expected(surrogate, hessian_data)]))) < 4
+    assert (abs(found.off(torch.tensor([PRODUCT_FORM]))) < 4) == unbiased  # the wrong ones are told apart
+    assert abs(found.off(torch.tensor([SAMPLED_OBJECTIVE]))) > 4
+
+
+@pytest.mark.parametrize("baseline", ["none", "tasks", "trajectories"])
+def test_the_score_term_makes_the_gradient_of_the_sampled_objective(baseline: str) -> None:
+    found = measure("reinforce", "e_maml", baseline=baseline)
+    assert abs(found.off(torch.tensor([SAMPLED_OBJECTIVE]))) < 4
+    assert abs(found.off(torch.tensor([PRODUCT_FORM]))) > 20

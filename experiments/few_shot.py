@@ -1,0 +1,361 @@
+"""Few-shot classification of classes never seen in training: every outer update against two ways to do without.
+
+    python -m experiments.few_shot --data digits --ways 5 --shots 1 --seeds 0 1 --log-dir runs --name digits
+    python -m experiments.few_shot --data omniglot/ --inverted --rotations --split 1100 100 423 --ways 20
+
+`from scratch` adapts the untrained network. `joint pretraining` trains it to tell all training classes apart, replaces
+the last layer by zeros for the new classes, and adapts everything; it takes as many steps as the updates, each on as
+many images. Each takes the inner step size with the highest accuracy on the validation classes, a mean over 1, 3, 5
+and 10 steps: the updates after a shorter training with each candidate. The folder gets `comparison.json` and
+`comparison.png`.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from experiments import cli
+from experiments.figures import Curve, adaptation_figure
+from experiments.run import Annealing, commit, device_name, new_folder, versions
+from metarl import MetaLearner, NonFiniteError
+from metarl.checkpoint import write_atomically, write_json
+from metarl.errors import check_choice, check_int, check_real
+from metarl.evaluation import evaluate
+from metarl.execution import Execution
+from metarl.inner import sgd
+from metarl.outer import OUTER, inner_defaults
+from metarl.statistics import bootstrap_ci
+from metarl.supervised.class_sets import ClassSet, Splits, as_floats, split
+from metarl.supervised.few_shot import FewShot
+from metarl.supervised.image_folders import has_split_folders, image_folders, split_folders
+from metarl.supervised.networks import conv4, mlp
+from metarl.supervised.oracle import torch_generator
+from metarl.supervised.shipped import digits, mnist1d
+from metarl.types import Params, Rule
+
+SHIPPED: dict[str, Callable[[], Splits]] = {"digits": digits, "mnist1d": mnist1d}
+STEPS = (0, 1, 3, 5, 10)
+BASELINE_STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
+TEST_SEED, VALIDATION_SEED = 1000, 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Settings of a comparison."""
+
+    data: str = "digits"
+    """digits, mnist1d, or a folder of class folders of images; train, val and test in it are taken as they are."""
+    ways: int = 5
+    """N: classes of a task."""
+    shots: int = 1
+    """K: support images of a class."""
+    queries: int = 15
+    """Query images of a class."""
+    outer: tuple[str, ...] = tuple(OUTER)
+    """Outer updates to compare; default: all."""
+    iterations: int = 500
+    """Meta-iterations of each run."""
+    meta_batch_size: int = 16
+    """Tasks per iteration."""
+    inner_steps: int = 3
+    """Inner steps in training."""
+    factors: tuple[float, ...] = (1.0, 4.0, 10.0)
+    """Candidates for the inner step size, as multiples of the update's default."""
+    pilot_iterations: int = 100
+    """Meta-iterations of the training that a candidate is judged by."""
+    learning_rate: float = 3e-3
+    """Outer step size of Adam, annealed to a tenth."""
+    tasks: int = 400
+    """Test tasks, and validation tasks."""
+    seeds: tuple[int, ...] = (0, 1)
+    """A run for each of these; the first one chooses the step sizes."""
+    network: Literal["mlp", "conv4"] | None = None
+    """Default: mlp for digits and mnist1d, conv4 for images."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of the mlp's hidden layers."""
+    filters: int = 32
+    """Channels of conv4."""
+    image_size: int = 28
+    """Side to resize images of a folder to."""
+    color: Literal["grey", "rgb"] = "grey"
+    """Channels of images of a folder."""
+    inverted: bool = False
+    """Take the negative of images of a folder, as for Omniglot."""
+    rotations: bool = False
+    """Quarter turns of images of a folder are further classes."""
+    split: tuple[int, int, int] | None = None
+    """Training, validation and test classes of a folder that is not divided; default: 64, 16 and 20 %."""
+    device: str = "cpu"
+    """Where to train."""
+    plugins: tuple[str, ...] = ()
+    """Modules to import first, such as one that registers your own outer update."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    log_dir: Path = Path("runs")
+    """Where the comparison's folder is made."""
+    name: str = "few_shot"
+    """Name of the comparison's folder."""
+
+
+class Setup(NamedTuple):
+    """What all runs share: the settings, and tasks of the three kinds of classes."""
+
+    given: Arguments
+    train: FewShot
+    validation: FewShot
+    test: FewShot
+    folder: Path
+
+
+class Fitted(NamedTuple):
+    """One run: the initial parameters, the rule that adapts them, and the seconds an iteration took."""
+
+    params: Params
+    rule: Rule
+    seconds: float
+
+
+@cli.one_line_errors()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the script."""
+    given = cli.parse(Arguments, arguments, "experiments.few_shot", __doc__)
+    setup = cli.prepared(lambda: prepare(given))
+    rows: dict[str, dict[str, Any]] = {}
+    for name in tqdm(["from scratch", "joint pretraining", *given.outer], disable=None, unit="method"):
+        rows[name] = compare(setup, name)
+    results = {**described(given), "results": rows}
+    write_json(setup.folder / "comparison.json", results)
+    curves = {name: Curve(row["mean"], row["ci95"]) for name, row in rows.items()}
+    figure = adaptation_figure(curves, f"{Path(given.data).name}: {given.ways} ways, {given.shots} shots, new classes")
+    figure.axes[0].set_ylabel("accuracy")
+    write_atomically(setup.folder / "comparison.png", figure.savefig)
+    print(json.dumps(results) if given.json else table(rows))
+
+
+def prepare(given: Arguments) -> Setup:
+    """Load the data; everything has then been checked, and the folder made.
+
+    Raises:
+        ValueError: naming the setting that cannot work.
+    """
+    for name in ("iterations", "pilot_iterations", "meta_batch_size", "inner_steps", "tasks", "filters", "image_size"):
+        check_int(name, getattr(given, name))
+    for name in ("ways", "shots", "queries"):  # before minutes are spent on decoding images
+        check_int(name, getattr(given, name))
+    check_real("learning_rate", given.learning_rate)
+    cli.import_plugins(given.plugins)
+    for values in ("outer", "seeds", "factors"):
+        found = getattr(given, values)
+        if not found or len(set(found)) < len(found):
+            raise ValueError(f"{values} must name at least one, and none twice, got {found}")
+    for outer in given.outer:
+        check_choice("outer", outer, OUTER)
+    for seed in given.seeds:
+        check_int("seeds", seed, minimum=0)
+    for factor in given.factors:
+        check_real("factors", factor)
+    device = cli.pick_device(given.device)
+    splits = load(given)
+    network = build_network(given, splits.train.image_shape, given.ways, given.seeds[0])
+    sizes = {"ways": given.ways, "shots": given.shots, "queries": given.queries}
+    train = FewShot(splits.train, network, **sizes, execution=execution(given, device), device=device)  # type: ignore[arg-type]  # a dict of int
+    validation, test = (dataclasses.replace(train, classes=classes) for classes in (splits.validation, splits.test))
+    return Setup(given, train, validation, test, new_folder(given.log_dir, given.name))
+
+
+def load(given: Arguments) -> Splits:
+    """The classes of `--data`.
+
+    Raises:
+        ValueError: when it is not there or cannot be used.
+    """
+    if given.data in SHIPPED:
+        return SHIPPED[given.data]()
+    if not Path(given.data).is_dir():
+        raise ValueError(f"data must be one of {sorted(SHIPPED)} or a folder of class folders, got {given.data!r}")
+    arguments: dict[str, Any] = {
+        **{name: getattr(given, name) for name in ("image_size", "color", "inverted")},
+        "at_least": given.shots + given.queries,
+    }
+    if has_split_folders(given.data):
+        splits = split_folders(given.data, **arguments)
+    else:
+        classes = image_folders(given.data, **arguments)
+        splits = split(classes, *(given.split or proportions(len(classes))))
+    return splits.with_transforms() if given.rotations else splits
+
+
+def proportions(classes: int) -> tuple[int, int, int]:
+    """So many classes as 64, 16 and 20 %."""
+    validation, test = classes * 16 // 100, classes * 20 // 100
+    return classes - validation - test, validation, test
+
+
+def network_name(given: Arguments) -> str:
+    """The network asked for, or the data's own."""
+    return given.network or ("mlp" if given.data in SHIPPED else "conv4")
+
+
+def build_network(given: Arguments, image_shape: Sequence[int], ways: int, seed: int) -> nn.Sequential:
+    """A network with freshly drawn weights."""
+    if network_name(given) == "mlp":
+        return mlp(int(np.prod(image_shape)), ways, hidden=given.hidden, seed=seed)
+    if len(image_shape) != 3 or image_shape[1] != image_shape[2]:
+        raise ValueError(f"network conv4 needs square images [channels, side, side], got {tuple(image_shape)}")
+    return conv4(image_shape[0], image_shape[-1], ways, filters=given.filters, seed=seed)
+
+
+def execution(given: Arguments, device: torch.device) -> Execution:
+    """What was measured to be the fastest: convolutions on a CPU one task at a time, the mlp traced."""
+    convolutions = network_name(given) == "conv4"
+    return Execution(chunk_size=1 if convolutions and device.type == "cpu" else None, trace=not convolutions)
+
+
+def compare(setup: Setup, name: str) -> dict[str, Any]:
+    """One row: every seed's run with the step size that is best on the validation classes, on the test classes."""
+    given = setup.given
+    fit, candidates = fitting(setup, name)
+    pilots = {size: validated(setup, lambda size=size: fit(given.seeds[0], size, True)) for size in candidates}  # type: ignore[misc]
+    best = max(pilots, key=lambda size: pilots[size])
+    runs = [fit(seed, best, False) for seed in given.seeds]
+    scores = np.stack([curve(run, setup.test, given.tasks, TEST_SEED) for run in runs])  # [seeds, steps + 1, tasks]
+    return {
+        "inner_lr": best,
+        "validation": {str(size): value if np.isfinite(value) else None for size, value in pilots.items()},
+        "mean": scores.mean((0, 2)).tolist(),
+        "ci95": [bootstrap_ci(scores[:, step], resamples=2000) for step in range(scores.shape[1])],
+        "by_seed": scores.mean(2).tolist(),
+        "seconds_per_iteration": statistics.median(run.seconds for run in runs),
+    }
+
+
+def fitting(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fitted], Sequence[float]]:
+    """How a row's run is made from a seed, a step size and whether it is a pilot; and the candidate step sizes."""
+    if name == "from scratch":
+        return lambda seed, size, _: Fitted(initial(setup, seed), sgd(size), 0.0), BASELINE_STEP_SIZES
+    if name == "joint pretraining":
+        pretrained: dict[int, tuple[Params, float]] = {}  # the step size has no part in it
+
+        def fit(seed: int, size: float, pilot: bool) -> Fitted:
+            if seed not in pretrained:
+                pretrained[seed] = pretrain(setup, seed)
+            return Fitted(pretrained[seed][0], sgd(size), pretrained[seed][1])
+
+        return fit, BASELINE_STEP_SIZES
+    sizes = [inner_defaults(name)[0] * factor for factor in setup.given.factors]
+    return lambda seed, size, pilot: meta_train(setup, name, seed, size, pilot), sizes
+
+
+def validated(setup: Setup, fit: Callable[[], Fitted]) -> float:
+    """The accuracy on the validation classes, a mean over the adapted `STEPS`; minus infinity at overflow."""
+    try:
+        scores = curve(fit(), setup.validation, setup.given.tasks, VALIDATION_SEED)
+    except NonFiniteError:
+        return -np.inf
+    return float(scores[list(STEPS[1:])].mean())
+
+
+def curve(run: Fitted, source: FewShot, num_tasks: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Accuracies `[steps + 1, tasks]`; the same seed gives the same tasks to all."""
+    tasks = source.sample(num_tasks, np.random.default_rng(seed))
+    scores: np.ndarray[tuple[int, int], np.dtype[np.float32]] = evaluate(
+        run.params, tasks, [run.rule] * max(STEPS)
+    ).scores.numpy()
+    return scores
+
+
+def initial(setup: Setup, seed: int) -> Params:
+    """The untrained parameters of a seed."""
+    return seeded(setup, seed).initial_params()
+
+
+def seeded(setup: Setup, seed: int) -> FewShot:
+    """The training tasks with a network of that seed."""
+    network = build_network(setup.given, setup.train.classes.image_shape, setup.given.ways, seed)
+    return dataclasses.replace(setup.train, network=network)
+
+
+def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool) -> Fitted:
+    """A run of an outer update."""
+    given = setup.given
+    iterations = given.pilot_iterations if pilot else given.iterations
+    learner = MetaLearner(
+        seeded(setup, seed),
+        outer,
+        inner_lr=inner_lr,
+        inner_steps=given.inner_steps,
+        meta_batch_size=given.meta_batch_size,
+        learning_rate=given.learning_rate,
+        schedule=Annealing(iterations),
+        seed=seed,
+    )
+    start = time.perf_counter()
+    learner.learn(iterations)
+    seconds = (time.perf_counter() - start) / iterations
+    return Fitted(learner.params, learner.method.inner.rule, seconds)
+
+
+def pretrain(setup: Setup, seed: int) -> tuple[Params, float]:
+    """A classifier of all training classes, its head replaced by zeros; and the seconds a step took."""
+    given, classes = setup.given, setup.train.classes
+    network = build_network(given, classes.image_shape, len(classes), seed).to(setup.train.device)
+    generator = torch_generator(np.random.default_rng(seed))
+    optimizer = torch.optim.Adam(network.parameters(), given.learning_rate)
+    annealing = torch.optim.lr_scheduler.LambdaLR(optimizer, Annealing(given.iterations))
+    number = given.meta_batch_size * given.ways * (given.shots + given.queries)
+    start = time.perf_counter()
+    for _ in range(given.iterations):
+        x, y = random_images(classes, number, next(network.parameters()), generator)
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        annealing.step()
+    params = {key: leaf.detach() for key, leaf in network.named_parameters()}
+    features = params["head.weight"].shape[1]
+    head = {"head.weight": torch.zeros(given.ways, features), "head.bias": torch.zeros(given.ways)}
+    seconds = (time.perf_counter() - start) / given.iterations
+    return {**params, **{key: leaf.to(params[key]) for key, leaf in head.items()}}, seconds
+
+
+def random_images(
+    classes: ClassSet, number: int, like: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of random classes, in the dtype and on the device of `like`, and the numbers of their classes."""
+    labels = torch.randint(len(classes), (number,), generator=generator)
+    where = torch.rand(number, generator=generator, dtype=torch.float64).tolist()
+    of_classes = [classes.images[label] for label in labels.tolist()]
+    images = [images[int(u * len(images))] for images, u in zip(of_classes, where, strict=True)]
+    return as_floats(torch.stack(images), like), labels.to(like.device)
+
+
+def described(given: Arguments) -> dict[str, Any]:
+    """The settings, and what they ran on."""
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(given).items()}
+    return {**settings, "versions": versions(), "commit": commit(), "device_name": device_name(given.device)}
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Accuracies in percent after each number of steps, as a Markdown table."""
+    head = ["method", *(f"{k} steps" for k in STEPS), "inner step size", "s / iteration"]
+    lines = [head, ["---"] * len(head)]
+    for name, row in rows.items():
+        cells = [
+            f"{100 * row['mean'][k]:.1f} [{100 * row['ci95'][k][0]:.1f}, {100 * row['ci95'][k][1]:.1f}]" for k in STEPS
+        ]
+        lines.append([name, *cells, f"{row['inner_lr']:.3g}", f"{row['seconds_per_iteration']:.3f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Plot any metric of runs against any other one: iterations, seconds, or what the theorems count.
+
+    python -m experiments.plot runs/a runs/b --y theory/grad_norm --x oracle/samples --log-x --log-y --out plot.png
+
+Metrics are those of `metrics.jsonl`, and `time/seconds`, the time spent in iterations so far. A run has a point in each
+iteration that has both metrics; what is not a number, or not positive on a logarithmic axis, leaves a gap.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments import cli
+from metarl.checkpoint import write_atomically
+from metarl.errors import did_you_mean
+
+Line = dict[str, float | None]
+"""One iteration's metrics; `None` where a number was not finite."""
+
+Points = list[tuple[float, float]]
+"""What a run shows: x and y of its iterations."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Settings of a plot."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Folders of training runs."""
+    y: str
+    """The metric to look at, such as theory/grad_norm."""
+    x: str = "iteration"
+    """The metric to plot it against: iteration, time/seconds, oracle/samples, oracle/gradients, ..."""
+    log_x: bool = False
+    """A logarithmic x-axis."""
+    log_y: bool = False
+    """A logarithmic y-axis."""
+    out: Path = Path("plot.png")
+    """The picture to write; its ending says the format."""
+
+
+@cli.one_line_errors()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the script."""
+    given = cli.parse(Arguments, arguments, "experiments.plot", __doc__)
+    curves = cli.prepared(lambda: prepare(given))
+    figure = plot(curves, given.x, given.y, log_x=given.log_x, log_y=given.log_y)
+    kind = given.out.suffix[1:]
+    write_atomically(given.out, lambda file: figure.savefig(file, format=kind))
+    print(f"{given.out}: {', '.join(f'{label} ({len(points)} points)' for label, points in curves.items())}")
+
+
+def prepare(given: Arguments) -> dict[str, Points]:
+    """What each run shows, by its label.
+
+    Raises:
+        ValueError: naming the argument that cannot work.
+    """
+    if not given.runs or len(set(given.runs)) < len(given.runs):
+        raise ValueError(f"runs must name at least one folder, and none twice, got {[str(run) for run in given.runs]}")
+    _check_out(given.out)
+    lines = {run: read(run) for run in given.runs}
+    curves = {label: points(lines[run], run, given.x, given.y) for label, run in labels(given.runs).items()}
+    for axis, (name, logarithmic) in enumerate((("x", given.log_x), ("y", given.log_y))):
+        if logarithmic and not any(point[axis] > 0 for curve in curves.values() for point in curve):
+            raise ValueError(f"log_{name} needs positive values, but {getattr(given, name)!r} has none")
+    return curves
+
+
+def read(run: Path) -> list[Line]:
+    """The metrics of every iteration of a run, with `time/seconds`.
+
+    Raises:
+        ValueError: when the folder is not a run's, or the file holds something else than metrics.
+    """
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"run must be a folder with metrics, but there is no {path}{_nearest_run(run)}")
+    lines, seconds = [], 0.0
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], 1):
+        line = _parsed(path, number, text)
+        seconds += line.get("time/iteration_seconds") or 0.0
+        lines.append({**line, "time/seconds": seconds})
+    if not lines:
+        raise ValueError(f"run must have finished an iteration, but {path} is empty")
+    return lines
+
+
+def points(lines: Iterable[Line], run: Path, x: str, y: str) -> Points:
+    """x and y of every iteration that has both, in order.
+
+    Raises:
+        ValueError: when the run never logged one of them, naming the nearest it did; or never both at once.
+    """
+    lines = list(lines)
+    known = dict.fromkeys(key for line in lines for key in line)
+    for argument, metric in (("x", x), ("y", y)):
+        if metric not in known:
+            near = did_you_mean(metric, known) or f"; it has {', '.join(known)}"
+            raise ValueError(f"{argument} must be a metric of {run}, got {metric!r}{near}")
+    found = [(_number(line[x]), _number(line[y])) for line in lines if x in line and y in line]
+    if not found:
+        raise ValueError(f"x and y must be logged in the same iterations, but {x!r} and {y!r} never are in {run}")
+    return found
+
+
+def labels(runs: Iterable[Path]) -> dict[str, Path]:
+    """Runs by their folders' names, or by the whole paths where names are the same."""
+    runs = list(runs)
+    names = {run: run.resolve().name for run in runs}
+    unique = len(set(names.values())) == len(runs)
+    return {names[run] if unique else str(run): run for run in runs}
+
+
+def plot(curves: Mapping[str, Points], x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> Figure:
+    """A line for each run."""
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    for label, curve in curves.items():
+        xs, ys = zip(*curve, strict=True)
+        ax.plot(xs, ys, label=label, linewidth=1.2, marker="." if len(curve) <= 40 else "")
+    if log_x:
+        ax.set_xscale("log", nonpositive="mask")
+    if log_y:
+        ax.set_yscale("log", nonpositive="mask")
+    ax.set(xlabel=x, ylabel=y)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def _check_out(out: Path) -> None:
+    kinds = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if out.suffix[1:] not in kinds:
+        raise ValueError(f"out must end with one of {kinds}, got {out}{did_you_mean(out.suffix[1:], kinds)}")
+    existing = next(path for path in (out.parent, *out.parent.parents) if path.exists())
+    if out.is_dir() or not existing.is_dir():
+        raise ValueError(f"out must be a file that can be written, got {out}")
+
+
+def _nearest_run(run: Path) -> str:
+    beside = [path.parent.name for path in run.parent.glob("*/metrics.jsonl")]
+    return did_you_mean(run.name, beside)
+
+
+def _parsed(path: Path, number: int, text: str) -> Line:
+    try:
+        line: Any = json.loads(text)
+    except ValueError:
+        line = None
+    numbers = isinstance(line, dict) and all(v is None or isinstance(v, int | float) for v in line.values())
+    if not numbers:
+        raise ValueError(f"run must have a line of metrics per iteration, but line {number} of {path} is {text!r:.60}")
+    parsed: Line = line
+    return parsed
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+if __name__ == "__main__":
+    main()

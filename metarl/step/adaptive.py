@@ -1,0 +1,73 @@
+"""Outer step sizes from theory: plain descent, beta_k chosen anew at every w (Fallah et al., 2020; Ji et al., 2022).
+
+    w_{k+1} = w_k - beta_k mean_i G_i(w_k),    beta_k = c / (constant + slope mean_{j in B'} |g_j(w_k; D_beta^j)|)
+
+B' and D_beta are independent of the tasks and the batches of the direction, as the theorems want.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch.func import vmap
+
+from metarl import tree
+from metarl.checkpoint import generator_state, restore_generator
+from metarl.derivatives import gradients
+from metarl.errors import check_int
+from metarl.oracles import wrapped_like
+from metarl.step.optimizer import Stepped
+from metarl.theory.step_size import StepSizeRule
+from metarl.types import MetaGrad, Params, Tasks, TaskSource
+
+
+class AdaptiveStep:
+    """A step `w - beta G` with beta from a rule and from the gradients of tasks of its own.
+
+    What it draws and the gradients it takes count in the run's counts.
+
+    Args:
+        rule: `metarl.theory.fallah_rule(...)` or `ji_rule(...)`.
+        source: where B' comes from. D_beta is what an inner draw of its tasks holds.
+        num_tasks: |B'|; `metarl.theory.fallah_batches` says how many suffice.
+        seed: of B' and D_beta.
+
+    Example:
+        >>> import torch
+        >>> from metarl import MetaLearner
+        >>> from metarl.supervised import FiniteSumSource, FiniteSumTasks
+        >>> from metarl.theory import fallah_rule
+        >>> tasks = FiniteSumTasks(lambda w, b: (w["x"] - b["c"]) ** 2 / 2, {"c": torch.tensor([0.0, 1.0])})
+        >>> source = FiniteSumSource(tasks, {"x": torch.tensor(2.0)})
+        >>> step = AdaptiveStep(fallah_rule("maml", L=1.0, rho=0.0, inner_lr=0.1), source, num_tasks=1)
+        >>> MetaLearner(source, "maml", meta_batch_size=2, outer_step=step).learn(3).iterations
+        3
+    """
+
+    def __init__(self, rule: StepSizeRule, source: TaskSource, num_tasks: int, seed: int = 0) -> None:
+        self.rule = rule
+        self.source = source
+        self.num_tasks = check_int("num_tasks", num_tasks)
+        self._rng = np.random.default_rng([check_int("seed", seed, minimum=0), 5])  # never a training seed's stream
+
+    def __call__(self, params: Params, tasks: Tasks, update: Callable[[Params, Tasks], MetaGrad]) -> Stepped:
+        """Choose beta at `params`, take the meta-gradient there and step; `info` has beta and the denominator."""
+        mean_norm = self._mean_gradient_norm(params, tasks)
+        beta = self.rule.step_size(mean_norm)
+        meta_grad = update(params, tasks)
+        stepped = tree.add_scaled(params, -beta, tree.mean(meta_grad.grads))
+        return Stepped(stepped, meta_grad, {"outer_lr": beta, "smoothness": self.rule.smoothness(mean_norm)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where its random stream is."""
+        return {"rng": generator_state(self._rng)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        restore_generator(self._rng, state["rng"])
+
+    def _mean_gradient_norm(self, params: Params, counted_with: Tasks) -> float:
+        tasks = wrapped_like(self.source.sample(self.num_tasks, self._rng), counted_with)
+        w = tree.stack(params, self.num_tasks)
+        grads = gradients(tasks, w, tasks.draw(w, "inner"))
+        return float(vmap(tree.norm)(grads).mean())

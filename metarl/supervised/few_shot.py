@@ -1,0 +1,146 @@
+"""Few-shot classification: N ways, K shots (Vinyals et al., 2016; as in Finn et al., 2017).
+
+A task is `ways` classes in random order, which gives them their labels, with `shots` support and `queries` query images
+of each. Its loss is the mean cross-entropy, its score the accuracy.
+"""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarl.errors import check_choice, check_int
+from metarl.execution import Execution
+from metarl.supervised.class_sets import ClassSet, as_floats
+from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks, torch_generator
+from metarl.tree import detached
+from metarl.types import Batch, Params, Role
+
+Setting: TypeAlias = Literal["finite_sum", "resampling"]
+
+
+@dataclass
+class FewShot:
+    """Where few-shot tasks come from: classes with their images, and the network that tells them apart.
+
+    `dataclasses.replace(source, classes=...)` gives the same tasks of other classes, such as the test classes.
+
+    Args:
+        classes: to draw from.
+        network: a module from images `[n, ...]` to logits `[n, ways]` (see `metarl.supervised.networks`). Its
+            parameters are only the starting point; they are never changed.
+        ways: N, classes of a task.
+        shots: K, support images of each class.
+        queries: query images of each class.
+        setting: `finite_sum` draws S_i and T_i once for each task and never again, which is the published protocol.
+            `resampling` draws fresh images of the task's classes every time, as the theory of resampling has it; N
+            inner steps then look at N K images of a class, so its accuracies are not K-shot ones.
+        execution: how derivatives are computed (see `metarl.execution`); with a convolutional network on a CPU,
+            `Execution(chunk_size=1)` is the best.
+        device: where parameters and images of a batch live.
+
+    Raises:
+        ValueError: for numbers that cannot work, more ways than classes, a class with too few images (naming it), and
+            a network that does not fit the images or the ways.
+
+    Example:
+        >>> import numpy as np
+        >>> from metarl.supervised.networks import mlp
+        >>> from metarl.supervised.shipped import digits
+        >>> source = FewShot(digits().train, mlp(128, ways=5), ways=5, shots=1, queries=15)
+        >>> tasks = source.sample(4, np.random.default_rng(0))
+        >>> tasks.support["x"].shape, tasks.query["x"].shape
+        (torch.Size([4, 5, 1, 8, 16]), torch.Size([4, 75, 1, 8, 16]))
+    """
+
+    classes: ClassSet
+    network: nn.Module
+    _: KW_ONLY
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    setting: Setting = "finite_sum"
+    execution: Execution | None = None
+    device: torch.device | str = "cpu"
+    score_name: ClassVar[str] = "accuracy"
+
+    def __post_init__(self) -> None:
+        check_int("ways", self.ways, minimum=2)
+        check_int("shots", self.shots)
+        check_int("queries", self.queries)
+        check_choice("setting", self.setting, ("finite_sum", "resampling"))
+        if self.ways > len(self.classes):
+            raise ValueError(f"ways must be at most {len(self.classes)}, the number of classes, got {self.ways}")
+        once = self.setting == "finite_sum"
+        self.classes.check_enough(self.shots + self.queries if once else max(self.shots, self.queries))
+        self.network.to(self.device)
+        self._execution = self.execution or Execution()
+        self._check_network()
+
+    def initial_params(self) -> Params:
+        """The network's own parameters."""
+        return detached(dict(self.network.named_parameters()))
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> FiniteSumTasks | ResamplingTasks:
+        """`num_tasks` tasks; the classes of one are all different."""
+        generator = torch_generator(rng)
+        total = len(self.classes)
+        chosen = [_some(total, self.ways, generator).tolist() for _ in range(check_int("num_tasks", num_tasks))]
+        if self.setting == "finite_sum":
+            images = self._draw(chosen, self.shots + self.queries, generator)
+            support, query = self._batch(images[:, :, : self.shots]), self._batch(images[:, :, self.shots :])
+            return FiniteSumTasks(self.loss, support, query, self.score, execution=self._execution)
+
+        def sampler(role: Role, generator: torch.Generator) -> Batch:
+            return self._batch(self._draw(chosen, self.queries if role == "outer" else self.shots, generator))
+
+        return ResamplingTasks(self.loss, num_tasks, sampler, generator, self.score, execution=self._execution)
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """The mean cross-entropy of one task."""
+        log_probs = self._logits(params, batch).log_softmax(1)
+        return -log_probs.gather(1, batch["y"][:, None]).mean()
+
+    def score(self, params: Params, batch: Batch) -> Tensor:
+        """The accuracy on one task."""
+        logits = self._logits(params, batch)
+        return (logits.argmax(1) == batch["y"]).to(logits.dtype).mean()
+
+    def _logits(self, params: Params, batch: Batch) -> Tensor:
+        logits: Tensor = functional_call(self.network, params, (batch["x"],))
+        return logits
+
+    def _draw(self, chosen: list[list[int]], number: int, generator: torch.Generator) -> Tensor:
+        """So many different images of each class of each task, `[T, ways, number, ...]`."""
+        images = self.classes.images
+        rows = [images[c][_some(len(images[c]), number, generator)] for task in chosen for c in task]
+        return torch.stack(rows).reshape(len(chosen), self.ways, number, *self.classes.image_shape)
+
+    def _batch(self, images: Tensor) -> Batch:
+        """Images `[T, ways, n, ...]` as data of the loss: x `[T, ways n, ...]` and their labels y `[T, ways n]`."""
+        leaf = next(self.network.parameters())
+        x = as_floats(images.flatten(1, 2), leaf)
+        y = torch.arange(self.ways, device=leaf.device).repeat_interleave(images.shape[2])
+        return {"x": x, "y": y.expand(len(x), -1)}
+
+    def _check_network(self) -> None:
+        """One image of each of N classes must give N rows of N logits."""
+        images = self._batch(torch.stack([x[:1] for x in self.classes.images[: self.ways]])[None])["x"][0]
+        wanted = (self.ways, self.ways)
+        try:
+            with torch.no_grad():
+                found = tuple(self.network(images).shape)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"network must take images {self.classes.image_shape}, but: {error}") from error
+        if found != wanted:
+            raise ValueError(
+                f"network must give {self.ways} images {wanted} logits, one for each of the ways, got {found}"
+            )
+
+
+def _some(total: int, number: int, generator: torch.Generator) -> Tensor:
+    """`number` different ones of 0 ... `total` - 1, in random order."""
+    return torch.randperm(total, generator=generator)[:number]

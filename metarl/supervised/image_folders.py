@@ -1,0 +1,181 @@
+"""Any folder of class folders of images as classes: Omniglot, mini-ImageNet, CIFAR-FS and one's own.
+
+A class is a folder that holds images, at whatever depth, and is named by its path from the root:
+
+    omniglot/images_background/Greek/character01/*.png    ->  "images_background/Greek/character01"
+    cifar-fs/data/apple/*.png                             ->  "apple"                    (root: cifar-fs/data)
+    mini-imagenet/{train,val,test}/n01532829/*.jpg        ->  "n01532829" of each part   (`split_folders`)
+
+Images are decoded once, into bytes in memory: classes x images x channels x height x width. That is 25 MB for Omniglot
+at 28 x 28, 184 MB for CIFAR-FS and 1.3 GB for mini-ImageNet at 84 x 84.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from metarl.errors import check_choice, check_int
+from metarl.supervised.class_sets import ClassSet, Splits
+
+EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+"""Files that count as images, in lower or upper case. Others, and hidden ones, are left alone."""
+
+PARTS: dict[str, tuple[str, ...]] = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+"""Names of the folders that divide the classes."""
+
+Color: TypeAlias = Literal["grey", "rgb"]
+
+
+class Decoding(NamedTuple):
+    """How a file becomes an image."""
+
+    image_size: int | None
+    color: Color
+    inverted: bool
+
+
+def image_folders(
+    root: Path | str,
+    *,
+    image_size: int | None = None,
+    color: Color = "rgb",
+    inverted: bool = False,
+    at_least: int = 1,
+    progress: bool = True,
+) -> ClassSet:
+    """The classes in `root`, sorted by name.
+
+    Args:
+        root: a folder of class folders, nested as they like.
+        image_size: images are resized to this many pixels square (Lanczos), whatever their aspect ratio; `None` leaves
+            them as they are, so they must all have one size.
+        color: `grey` or `rgb`, 1 or 3 channels; an alpha channel is dropped.
+        inverted: take the negative, as is usual for Omniglot: strokes are then 1, paper 0.
+        at_least: images a class must have; checked before any is decoded.
+        progress: show a progress bar where there is a terminal.
+
+    Returns:
+        Classes whose images are `uint8` `[n_c, C, height, width]`.
+
+    Raises:
+        ValueError: when `root` is not a folder or holds no images, a class has too few, a folder has both images and
+            classes in it, a file cannot be decoded, or sizes differ; naming the class or the file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("Greek/alpha", "Greek/beta"):
+        ...         (Path(root) / name).mkdir(parents=True)
+        ...         Image.new("1", (105, 105)).save(Path(root) / name / "0.png")
+        ...     classes = image_folders(root, image_size=28, color="grey", inverted=True, progress=False)
+        >>> classes.names, classes.image_shape
+        (('Greek/alpha', 'Greek/beta'), (1, 28, 28))
+    """
+    decoding = _checked(image_size, color, inverted)
+    return _read(_find(Path(root), check_int("at_least", at_least)), decoding, progress)
+
+
+def split_folders(
+    root: Path | str,
+    *,
+    image_size: int | None = None,
+    color: Color = "rgb",
+    inverted: bool = False,
+    at_least: int = 1,
+    progress: bool = True,
+) -> Splits:
+    """The classes of `root/train`, `root/val` (or `validation`) and `root/test`; arguments as of `image_folders`.
+
+    Raises:
+        ValueError: when one of them is missing, two share a class, or for the reasons of `image_folders`.
+    """
+    decoding = _checked(image_size, color, inverted)
+    folders = [_part(Path(root), names) for names in PARTS.values()]
+    found = [_find(folder, check_int("at_least", at_least)) for folder in folders]  # all, before any file is decoded
+    return Splits(*(_read(classes, decoding, progress) for classes in found))
+
+
+def has_split_folders(root: Path | str) -> bool:
+    """Whether `split_folders` is meant: `root` holds a folder for training and one for test classes."""
+    return (Path(root) / "train").is_dir() and (Path(root) / "test").is_dir()
+
+
+def _checked(image_size: int | None, color: str, inverted: bool) -> Decoding:
+    size = None if image_size is None else check_int("image_size", image_size)
+    return Decoding(size, "grey" if check_choice("color", color, ("grey", "rgb")) == "grey" else "rgb", inverted)
+
+
+def _part(root: Path, names: Sequence[str]) -> Path:
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise ValueError(f"{root} must hold the folders train, val and test, but there is no {' or '.join(names)}")
+
+
+def _find(root: Path, at_least: int) -> dict[str, list[Path]]:
+    """The files of every class, both sorted by name."""
+    if not root.is_dir():
+        raise ValueError(f"{root} must be a folder of class folders, but there is no such folder")
+    classes = dict(_walk(root, root))
+    if "." in classes or not classes:
+        found = "it holds images itself" if classes else "there are no images in it"
+        raise ValueError(f"{root} must be a folder of class folders, but {found}")
+    for name, files in classes.items():
+        if len(files) < at_least:
+            raise ValueError(f"class {name!r} of {root} must have at least {at_least} images, found {len(files)}")
+    return classes
+
+
+def _walk(root: Path, folder: Path) -> Iterator[tuple[str, list[Path]]]:
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in inside if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    deeper = [found for path in inside if path.is_dir() for found in _walk(root, path)]
+    if files and deeper:
+        raise ValueError(f"{folder} must hold images or class folders, not both")
+    if files:
+        yield folder.relative_to(root).as_posix(), files
+    yield from deeper
+
+
+def _read(classes: dict[str, list[Path]], decoding: Decoding, progress: bool) -> ClassSet:
+    first, images = next(iter(classes.values()))[0], []
+    with tqdm(
+        total=sum(map(len, classes.values())), unit="image", disable=None if progress else True, dynamic_ncols=True
+    ) as bar:
+        shape = decode(first, *decoding).shape
+        for files in classes.values():
+            of_class = torch.empty(len(files), *shape, dtype=torch.uint8)
+            for row, file in enumerate(files):
+                image = decode(file, *decoding)
+                if image.shape != shape:
+                    sizes = [f"{s[2]} x {s[1]}" for s in (image.shape, shape)]
+                    raise ValueError(f"{file} is {sizes[0]}, but {first} is {sizes[1]}: image_size must be given")
+                of_class[row] = image
+                bar.update()
+            images.append(of_class)
+    return ClassSet(tuple(classes), tuple(images))
+
+
+def decode(file: Path, image_size: int | None = None, color: Color = "rgb", inverted: bool = False) -> Tensor:
+    """One image as `uint8` `[C, height, width]`; arguments as of `image_folders`.
+
+    Raises:
+        ValueError: when it is missing, not an image, truncated, or has more than 8 bits a channel; naming the file.
+    """
+    try:
+        with Image.open(file) as image:
+            if image.mode[0] in "IF":  # converting would cut such values off at 255
+                raise ValueError(f"it has the mode {image.mode}, not 8 bits a channel")
+            pixels = image.convert("L" if color == "grey" else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # the decoders raise all of these
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
+    if image_size is not None and pixels.size != (image_size, image_size):
+        pixels = pixels.resize((image_size, image_size), Image.Resampling.LANCZOS)
+    array = np.array(pixels).reshape(pixels.height, pixels.width, -1).transpose(2, 0, 1)
+    return torch.from_numpy(255 - array if inverted else array.copy())

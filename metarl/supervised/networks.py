@@ -1,0 +1,126 @@
+"""Networks of the few-shot literature, as modules that work under `vmap` with a set of weights for each task."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarl.errors import check_choice, check_int
+
+Downsampling: TypeAlias = Literal["pool", "stride"]
+"""How a block halves the image: 2 x 2 max-pooling, or a convolution with stride 2."""
+
+
+class TransductiveBatchNorm(nn.Module):
+    """Batch normalisation by the statistics of the batch at hand, whether support or query set; none are kept.
+
+        y = (x - mean(x)) / sqrt(var(x) + 1e-5) * weight + bias,    over the batch and the positions, per channel
+
+    This is what MAML's published few-shot results use, at test time too. A prediction then depends on the other query
+    images, which share their mean and variance: the accuracies are *transductive*, and higher than those of images
+    classified one by one (Nichol et al., 2018, report about three points on mini-ImageNet). Compare like with like.
+
+    Args:
+        channels: of the inputs `[n, channels, ...]`, which need more than one value per channel.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` normalised."""
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+
+
+def conv4(
+    in_channels: int,
+    image_size: int,
+    ways: int,
+    *,
+    filters: int = 32,
+    downsampling: Downsampling = "pool",
+    seed: int = 0,
+) -> nn.Sequential:
+    """Four blocks of 3 x 3 convolution, transductive batch normalisation, ReLU and halving, then a linear head.
+
+    Published: 64 filters and strides for Omniglot, 32 filters and pooling for mini-ImageNet (Finn et al., 2017). Under
+    `vmap` each task has weights of its own, and the convolution becomes a grouped one, which is slow on a CPU: there,
+    `Execution(chunk_size=1)` is the fastest, and takes the least memory by far.
+
+    Args:
+        in_channels: 1 or 3.
+        image_size: pixels of a side, at least 16.
+        ways: logits.
+        filters: channels of every block.
+        downsampling: see `Downsampling`.
+        seed: of the initial weights; the global generator is neither read nor changed.
+
+    Returns:
+        A module from `[n, in_channels, image_size, image_size]` to `[n, ways]`; its last layer is called `head`.
+
+    Raises:
+        ValueError: for sizes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> conv4(1, 28, ways=5)(torch.rand(10, 1, 28, 28)).shape
+        torch.Size([10, 5])
+    """
+    check_int("image_size", image_size, minimum=16)
+    check_choice("downsampling", downsampling, ("pool", "stride"))
+    sizes = [check_int("in_channels", in_channels)] + [check_int("filters", filters)] * 4
+    check_int("ways", ways)
+    pooled = downsampling == "pool"
+    side = image_size // 16 if pooled else -(-image_size // 16)  # four halvings, rounded down or up
+
+    def build() -> nn.Sequential:
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for i, (before, after) in enumerate(pairwise(sizes), start=1):
+            layers[f"conv{i}"] = nn.Conv2d(before, after, 3, stride=1 if pooled else 2, padding=1)
+            layers[f"norm{i}"] = TransductiveBatchNorm(after)
+            layers[f"relu{i}"] = nn.ReLU()
+            if pooled:
+                layers[f"pool{i}"] = nn.MaxPool2d(2)
+        layers["flatten"] = nn.Flatten()
+        layers["head"] = nn.Linear(filters * side**2, ways)
+        return nn.Sequential(layers)
+
+    return _seeded(build, seed)
+
+
+def mlp(in_features: int, ways: int, *, hidden: Sequence[int] = (64, 64), seed: int = 0) -> nn.Sequential:
+    """Linear layers with ReLU between them, of images of any shape; no normalisation, so nothing transductive.
+
+    Args:
+        in_features: numbers in one image.
+        ways: logits.
+        hidden: units of the hidden layers.
+        seed: of the initial weights; the global generator is neither read nor changed.
+
+    Returns:
+        A module from `[n, ...]` to `[n, ways]`; its last layer is called `head`.
+    """
+    sizes = [check_int("in_features", in_features), *(check_int("hidden", units) for units in hidden)]
+    check_int("ways", ways)
+
+    def build() -> nn.Sequential:
+        layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        for i, (before, after) in enumerate(pairwise(sizes), start=1):
+            layers[f"linear{i}"] = nn.Linear(before, after)
+            layers[f"relu{i}"] = nn.ReLU()
+        layers["head"] = nn.Linear(sizes[-1], ways)
+        return nn.Sequential(layers)
+
+    return _seeded(build, seed)
+
+
+def _seeded(build: Callable[[], nn.Sequential], seed: int) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(check_int("seed", seed, minimum=0))
+        return build()

@@ -1,0 +1,95 @@
+"""Two small sets of classes that need no download: scikit-learn's digits and MNIST-1D, two digits at a time.
+
+Ten digits are too few classes for few-shot learning, so two are put side by side, as in the two-digit MNIST sets made
+for it: the numbers 00 to 99 are divided into 64 training, 16 validation and 20 test classes. The parts share digits,
+but no image of one.
+
+Transformed copies make worse classes here. Quarter turns leave 0, 1, 2, 5 and 8 much like themselves upside down, and
+turn 6 into 9. MNIST-1D's ten signals are drawn from templates of which 6 is the negative of 0, 7 of 1 and 8 of 3, and
+0, 3, 6 and 8 read the same backwards.
+"""
+
+import random
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from metarl.errors import check_int
+from metarl.supervised.class_sets import ClassSet, Splits
+
+DIVISION = (64, 16, 20)
+"""How many of the hundred numbers are for training, validation and test."""
+
+
+def digits(seed: int = 0) -> Splits:
+    """Scikit-learn's handwritten digits, `[58, 1, 8, 16]` for each two-digit number, in [0, 1].
+
+    Each of the three parts has 58 of the at least 174 images of a digit to itself.
+
+    Args:
+        seed: of the division and of which images are put side by side.
+
+    Raises:
+        ValueError: without scikit-learn.
+
+    Example:
+        >>> sets = digits()
+        >>> len(sets.train), len(sets.validation), len(sets.test), sets.train.image_shape
+        (64, 16, 20, (1, 8, 16))
+    """
+    data = _optional("sklearn.datasets", "scikit-learn").load_digits()
+    images = [data.images[data.target == digit][: 3 * 58] for digit in range(10)]
+    return _two_digits(torch.from_numpy(np.stack(images) / 16).float(), seed)
+
+
+def mnist1d(seed: int = 0, images: int = 100) -> Splits:
+    """MNIST-1D (Greydanus, Kobak, 2020), `[images, 1, 80]` for each two-digit number: one signal after the other.
+
+    The signals are generated, in a second or two, with the package's own settings; nothing is downloaded or written,
+    and the global random generators, which the package seeds, are put back.
+
+    Args:
+        seed: of the division and of which signals are paired; the signals are always the same.
+        images: of each class.
+
+    Raises:
+        ValueError: without the package mnist1d.
+    """
+    return _two_digits(_signals(3 * check_int("images", images)), seed)
+
+
+def _two_digits(single: torch.Tensor, seed: int) -> Splits:
+    """Numbers from images `[10, 3 n, ..., width]` of single digits; every class pairs its part's n images anew."""
+    rng = np.random.default_rng(check_int("seed", seed, minimum=0))
+    numbers = np.split(rng.permutation(100), np.cumsum(DIVISION)[:-1])
+
+    def classes(pool: torch.Tensor, part: list[int]) -> ClassSet:
+        pairs = [[pool[digit][rng.permutation(pool.shape[1])] for digit in divmod(number, 10)] for number in part]
+        return ClassSet(tuple(f"{number:02d}" for number in part), tuple(torch.cat(p, -1)[:, None] for p in pairs))
+
+    pools = single.chunk(3, dim=1)
+    return Splits(*(classes(pool, part.tolist()) for pool, part in zip(pools, numbers, strict=True)))
+
+
+def _signals(number: int) -> torch.Tensor:
+    """So many signals of each digit, `[10, number, 40]`."""
+    package = _optional("mnist1d.data", "mnist1d")
+    settings = package.get_dataset_args()
+    settings.num_samples = 10 * number
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        data = package.make_dataset(settings)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+    x, y = (np.concatenate([data[key], data[f"{key}_test"]]) for key in ("x", "y"))
+    return torch.from_numpy(np.stack([x[y == digit] for digit in range(10)])).float()
+
+
+def _optional(module: str, package: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ValueError(f'this needs the package {package}: pip install "metarl-torch[data]" ({error})') from error

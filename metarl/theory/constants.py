@@ -1,0 +1,215 @@
+"""Estimates of the constants in the convergence theorems, at given parameters, from any oracle.
+
+| | what | how |
+| --- | --- | --- |
+| L | Lipschitz constant of the tasks' gradients | greatest eigenvalue of the Hessians, by power iteration |
+| rho | Lipschitz constant of their Hessians | power iteration on `(H(u) - H(v)) / |u - v|` for points near w |
+| sigma | spread of the tasks' gradients, `sqrt(mean_i |grad f_i - grad f|^2)` | variance over tasks, less noise |
+| sigma~ | standard deviation of one sample's gradient | variance between draws, times samples per draw |
+| sigma_H | the same of one sample's Hessian, in Frobenius norm | as sigma~, on products with random vectors |
+
+L and rho are local, and power iteration approaches them from below: they are **lower bounds** of the constants the
+theorems mean, over the points that were looked at. Sampling noise in a small batch raises both.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from metarl import tree
+from metarl.derivatives import gradients, hessian_vector_products
+from metarl.errors import check_int, check_real
+from metarl.supervised.oracle import torch_generator
+from metarl.types import Batch, Params, Tasks, TaskSource
+
+
+class Constants(NamedTuple):
+    """Constants of a problem, as the theorems call them."""
+
+    L: float
+    rho: float
+    sigma: float
+    sample_sigma: float  # sigma~
+    hessian_sigma: float  # sigma_H
+
+
+class Estimation(NamedTuple):
+    """How much is spent on an estimate."""
+
+    iterations: int = 20  # of each power iteration
+    pairs: int = 4  # pairs of points for rho; every task has its own
+    radius: float = 0.1  # how far from w they are at most
+    draws: int = 8  # for the variances
+    population: int | None = None  # where draws are without replacement: out of how many points
+
+
+def estimate(
+    params: Params,
+    tasks: Tasks,
+    generator: torch.Generator,
+    estimation: Estimation = Estimation(),  # noqa: B008 (an immutable value)
+) -> Constants:
+    """The constants of `tasks` at `params` (not stacked): L and rho the greatest over tasks, the variances their mean.
+
+    sigma is that of these very tasks. Draws that are not noisy have sigma~ = sigma_H = 0.
+
+    Raises:
+        ValueError: for settings that cannot work; naming them.
+    """
+    _check(estimation)
+    w = tree.stack(params, tasks.num_tasks)
+    batches = [tasks.draw(w, "hessian") for _ in range(estimation.draws)]
+    samples = per_sample(tasks, batches[0], estimation.population)
+    noise, sigma = _gradient_deviations(tasks, w, batches)
+    return Constants(
+        L=float(_smoothness(tasks, w, batches[0], generator, estimation.iterations).max()),
+        rho=float(_hessian_lipschitz(tasks, w, batches[0], generator, estimation).max()),
+        sigma=sigma,
+        sample_sigma=samples**0.5 * noise,
+        hessian_sigma=samples**0.5 * _hessian_deviation(tasks, w, batches, generator),
+    )
+
+
+def estimate_source(
+    source: TaskSource,
+    num_tasks: int,
+    rng: np.random.Generator,
+    params: Params | None = None,
+    estimation: Estimation = Estimation(),  # noqa: B008 (an immutable value)
+) -> Constants:
+    """The constants of `num_tasks` tasks of `source`, at `params` or where training starts.
+
+    Example:
+        >>> from metarl.supervised import FiniteSumSource, FiniteSumTasks
+        >>> data = {"a": torch.tensor([1.0, 3.0]), "c": torch.tensor([0.0, 1.0])}
+        >>> tasks = FiniteSumTasks(lambda w, b: b["a"] * (w["x"] - b["c"]) ** 2 / 2, data)
+        >>> source = FiniteSumSource(tasks, {"x": torch.tensor(2.0)})
+        >>> estimate_source(source, 2, np.random.default_rng(0))  # gradients 2 and 3
+        Constants(L=3.0, rho=0.0, sigma=0.5, sample_sigma=0.0, hessian_sigma=0.0)
+    """
+    params = source.initial_params() if params is None else params
+    tasks = source.sample(check_int("num_tasks", num_tasks), rng)
+    return estimate(params, tasks, torch_generator(rng), estimation)
+
+
+def estimate_smoothness(params: Params, tasks: Tasks, generator: torch.Generator, iterations: int = 20) -> Tensor:
+    """Every task's greatest absolute eigenvalue of the Hessian at `params` (not stacked), `[T]`; L is the greatest."""
+    w = tree.stack(params, tasks.num_tasks)
+    return _smoothness(tasks, w, tasks.draw(w, "hessian"), generator, check_int("iterations", iterations))
+
+
+def operator_norms(
+    product: Callable[[Params], Params], like: Params, generator: torch.Generator, iterations: int
+) -> Tensor:
+    """`[T]` norms of symmetric operators by power iteration: `|H v|` for a unit v, which grows towards `|H|`.
+
+    Args:
+        product: multiplies stacked vectors by every task's operator.
+        like: stacked vectors of the shapes it takes.
+        generator: of the directions to begin with.
+        iterations: products to take.
+    """
+    v = _random_directions(like, generator)
+    for _ in range(iterations):
+        v = product(_unit(v))
+    return vmap(tree.norm)(v)
+
+
+def per_sample(tasks: Tasks, batch: Batch, population: int | None = None) -> float:
+    """By what the variance between draws like `batch` is to be multiplied to give the variance of one sample.
+
+    That is n, the samples per task and draw. Without replacement from M points draws vary less, and it is
+    `n (M - 1) / (M - n)`.
+
+    Raises:
+        ValueError: when a draw has all M points, so that draws say nothing of their variance.
+    """
+    n = tasks.cost(batch)["samples"] / tasks.num_tasks
+    if population is None:
+        return n
+    if population <= n:
+        raise ValueError(f"population must be more than the {n:g} samples of a draw, got {population}")
+    return n * (population - 1) / (population - n)
+
+
+def _smoothness(tasks: Tasks, w: Params, batch: Batch, generator: torch.Generator, iterations: int) -> Tensor:
+    return operator_norms(lambda v: hessian_vector_products(tasks, w, batch, v), w, generator, iterations)
+
+
+def _hessian_lipschitz(
+    tasks: Tasks, w: Params, batch: Batch, generator: torch.Generator, estimation: Estimation
+) -> Tensor:
+    """`[T]`: the greatest `|H(a) - H(b)| / |a - b|` of the pairs, both Hessians on the same batch."""
+
+    def of_a_pair() -> Tensor:
+        a, b = (_nearby(w, estimation.radius, generator) for _ in range(2))
+
+        def difference(v: Params) -> Params:
+            return tree.subtract(*(hessian_vector_products(tasks, point, batch, v) for point in (a, b)))
+
+        distance = vmap(tree.norm)(tree.subtract(a, b))
+        return operator_norms(difference, w, generator, estimation.iterations) / distance
+
+    return torch.stack([of_a_pair() for _ in range(estimation.pairs)]).amax(0)
+
+
+def _gradient_deviations(tasks: Tasks, w: Params, batches: list[Batch]) -> tuple[float, float]:
+    """The standard deviation of one draw's gradient, and that of the tasks' gradients around their mean.
+
+    The tasks' mean gradients over R draws are noisy themselves, which adds `(1 - 1/T) noise^2 / R` to their variance.
+    """
+    grads = torch.stack([tree.flatten(gradients(tasks, w, batch)) for batch in batches])  # [R, T, P]
+    shifted = grads - grads[0]  # exactly zero without noise
+    noise = shifted.var(0).sum(-1).mean()
+    means = grads[0] + shifted.mean(0)
+    between = (means - means.mean(0)).square().sum(-1).mean()
+    debiased = between - (1 - 1 / tasks.num_tasks) * noise / len(batches)
+    return float(noise.sqrt()), float(debiased.clamp(min=0).sqrt())
+
+
+def _hessian_deviation(tasks: Tasks, w: Params, batches: list[Batch], generator: torch.Generator) -> float:
+    """The standard deviation of one draw's Hessian in Frobenius norm: `E |M v|^2 = |M|_F^2` for a normal v."""
+    squares = []
+    for one, other in itertools.pairwise(batches):
+        v = _random_directions(w, generator)
+        difference = tree.subtract(*(hessian_vector_products(tasks, w, batch, v) for batch in (one, other)))
+        squares.append(vmap(tree.dot)(difference, difference).mean() / 2)
+    return float(torch.stack(squares).mean().sqrt())
+
+
+def _random_directions(like: Params, generator: torch.Generator) -> Params:
+    """Standard normal vectors; the generator may live on another device than the parameters."""
+    return {
+        key: torch.randn(leaf.shape, generator=generator, device=generator.device, dtype=leaf.dtype).to(leaf)
+        for key, leaf in like.items()
+    }
+
+
+def _unit(vectors: Params) -> Params:
+    """Every task's vector with length 1; zero stays zero."""
+
+    def scaled(v: Params) -> Params:
+        size = tree.norm(v)
+        return tree.tree_map(lambda leaf: leaf / torch.where(size > 0, size, 1.0), v)
+
+    return vmap(scaled)(vectors)
+
+
+def _nearby(w: Params, radius: float, generator: torch.Generator) -> Params:
+    """A point for every task in a random direction from w, at a distance uniform in (0, `radius`)."""
+    leaf = next(iter(w.values()))
+    distances = radius * torch.rand(len(leaf), generator=generator, device=generator.device, dtype=leaf.dtype).to(leaf)
+    return vmap(tree.add_scaled)(w, distances, _unit(_random_directions(w, generator)))
+
+
+def _check(estimation: Estimation) -> None:
+    for name, minimum in (("iterations", 1), ("pairs", 1), ("draws", 2)):
+        check_int(name, getattr(estimation, name), minimum)
+    check_real("radius", estimation.radius)
+    if estimation.population is not None:
+        check_int("population", estimation.population)

@@ -1,0 +1,188 @@
+"""`experiments.certify`: every estimator has a row, wrong formulas fail, a broken certificate is exit code 1."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from experiments import certify
+from experiments.certify import OBJECTIVE, PATH_PRODUCT, PRODUCT, Setting
+from metarl.outer import OUTER, options
+from metarl.rl import SURROGATES
+from metarl.rl.exact import Estimate
+from tests.experiments import runs
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certify, "QUICK", {"bandit": 20_000, "mdp": 10_000})
+        outcome = runs.call("certify", "--quick", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    found: dict[str, Any] = json.loads(outcome.out)
+    return found
+
+
+def rows_of(results: dict[str, Any], section: str, **wanted: Any) -> list[dict[str, Any]]:
+    return [row for row in results[section] if wanted.items() <= row.items()]
+
+
+@pytest.mark.parametrize("section", ["bandit", "mdp"])
+@pytest.mark.parametrize("outer", sorted(OUTER))
+def test_every_update_with_every_surrogate_and_choice_of_data(
+    results: dict[str, Any], outer: str, section: str
+) -> None:
+    for surrogate in SURROGATES:
+        rows = rows_of(results, section, update=outer, surrogate=surrogate)
+        if "hessian_data" in options(outer):
+            assert [row["hessian_data"] for row in rows] == ["fresh", "inner"]
+        else:
+            assert len(rows) == (3 if outer == "e_maml" and section == "bandit" else 1)
+        for row in rows:
+            assert len(row["expectation"]) == len(row["stderr"]) == len(row["targets"][PRODUCT])
+            assert row["std"] > 0
+            assert row["verdict"] != "not classified"
+
+
+def test_nothing_failed_and_what_is_unbiased(results: dict[str, Any]) -> None:
+    assert certify.failures(results) == []
+    unbiased = {(row["update"], row["surrogate"], row["claim"]) for row in results["mdp"] if row["claim"]}
+    independent = {(name, "dice", PATH_PRODUCT) for name in ("maml", "hf_maml", "multi_step_maml")}
+    assert unbiased == independent | {("e_maml", name, OBJECTIVE) for name in SURROGATES}
+    claimed = {(row["surrogate"], row["hessian_data"]) for row in rows_of(results, "bandit", claim=PRODUCT)}
+    assert claimed == {(name, "fresh") for name in ("ratio", "dice", "loaded_dice")}
+
+
+@pytest.mark.parametrize(
+    ("outer", "surrogate", "data", "value"),
+    [
+        ("maml", "ratio", "fresh", -0.8640),
+        ("hf_maml", "ratio", "fresh", -0.8640),
+        ("e_maml", "ratio", "inner", -1.26912),
+        ("maml", "reinforce", "inner", -1.83360),
+        ("maml", "reinforce", "fresh", -2.14272),
+        ("maml", "ratio", "inner", -2.19648),
+        ("fo_maml", "ratio", "", -1.44),
+    ],
+)
+def test_closed_forms_of_the_bandit(
+    results: dict[str, Any], outer: str, surrogate: str, data: str, value: float
+) -> None:
+    for row in rows_of(results, "bandit", update=outer, surrogate=surrogate, hessian_data=data):
+        assert row["exact"] == [pytest.approx(value, abs=1e-9)]
+        assert abs(row["off_exact"]) < 4
+
+
+@pytest.mark.parametrize(
+    ("outer", "surrogate", "data", "to_objective", "to_product", "deviation"),
+    [
+        ("e_maml", "ratio", "inner", 0.000, 0.019, 0.5745),
+        ("fo_maml", "ratio", "", 0.018, 0.032, None),
+        ("maml", "ratio", "inner", 0.029, 0.044, None),
+        ("maml", "reinforce", "inner", 0.154, 0.170, 0.0567),
+    ],
+)
+def test_known_figures_of_the_tabular_problem(
+    results: dict[str, Any],
+    outer: str,
+    surrogate: str,
+    data: str,
+    to_objective: float,
+    to_product: float,
+    deviation: float | None,
+) -> None:
+    (row,) = rows_of(results, "mdp", update=outer, surrogate=surrogate, hessian_data=data)
+    assert row["relative_error"][OBJECTIVE] == pytest.approx(to_objective, abs=5e-4)
+    assert row["relative_error"][PRODUCT] == pytest.approx(to_product, abs=5e-4)
+    if deviation is not None:
+        assert row["exact_std"] == pytest.approx(deviation, abs=5e-5)
+    assert abs(row["off_exact"]) < 4
+
+
+def test_known_errors_of_the_hessians(results: dict[str, Any]) -> None:
+    found = {row["surrogate"]: row["relative_error"] for row in results["hessians"]}
+    wanted = {"ratio": 0.907, "reinforce": 3.933, "dice": 0.0, "loaded_dice": 0.510}
+    assert found == pytest.approx(wanted, abs=5e-4)
+
+
+def test_several_steps_are_exact_for_their_targets(results: dict[str, Any]) -> None:
+    assert {row["steps"] for row in results["several_steps"]} == {1, 2}
+    for row in results["several_steps"]:
+        errors = row["relative_error"]
+        if row["claim"]:
+            assert errors[row["claim"]] < 1e-9
+        else:
+            assert min(errors.values()) > 0.01
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_the_right_formula_passes_and_the_wrong_one_fails(results: dict[str, Any], index: int) -> None:
+    right, wrong = results["wrong_formulas"][2 * index : 2 * index + 2]
+    assert (right["right"], wrong["right"], right["what"]) == (True, False, wrong["what"])
+    assert abs(right["bias_in_se"]) < 4
+    assert abs(wrong["bias_in_se"]) > 6
+
+
+def test_an_estimator_that_is_not_what_it_is_said_to_be_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certify, "SAMPLED", ("e_maml", "fo_maml"))
+    monkeypatch.setattr(certify, "bandit_expectation", lambda setting, objective: None)
+    row = certify.certificate(certify.bandit(), Setting("fo_maml", "ratio", {}), 20_000)
+    assert row["failed"]
+    assert "documented as unbiased for the sampled objective" in row["verdict"]
+    row = certify.certificate(certify.mdp(), Setting("fo_maml", "ratio", {}), 100)  # here enumeration sees it
+    assert row["failed"]
+    assert "documented as unbiased for the sampled objective" in row["verdict"]
+
+
+def test_code_that_differs_from_its_exact_expectation_fails() -> None:
+    exact = certify.Exact(torch.tensor([0.1]))
+    sample = Estimate(torch.tensor([0.0]), torch.tensor([0.01]), 1.0, 10_000)
+    verdict, failed = certify.judged("maml", None, {}, exact, sample)
+    assert failed
+    assert "-10.0 SE from its exact expectation" in verdict
+
+
+def test_a_new_update_shows_up_unclassified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OUTER, "mine", OUTER["fo_maml"])
+    assert len([s for s in certify.settings(("none",)) if s.update == "mine"]) == len(SURROGATES)
+    row = certify.certificate(certify.mdp(), Setting("mine", "ratio", {}), 1_000)
+    assert (row["verdict"], row["failed"], row["exact"]) == ("not classified", False, None)
+
+
+def test_the_page_and_its_picture(results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certify, "certify", lambda quick: results)
+    outcome = runs.call("certify", "--write", tmp_path / "docs" / "page.md")
+    assert (outcome.code, outcome.err) == (0, "")
+    text = (tmp_path / "docs" / "page.md").read_text()
+    assert outcome.out == text + "\n"
+    assert all(f"`{name}`" in text for name in OUTER)
+    assert "| `maml` | ratio, dice, loaded_dice | fresh | -0.8" in text
+    for block in text.split("\n\n"):
+        if block.startswith("| "):
+            assert len({line.count(" | ") for line in block.strip().splitlines()}) == 1
+    with Image.open(tmp_path / "docs" / "pictures" / "certificates.png") as image:
+        assert len(image.convert("RGB").getcolors(maxcolors=image.width * image.height) or []) > 50
+
+
+@pytest.mark.parametrize("section", ["bandit", "mdp", "several_steps", "hessians", "wrong_formulas"])
+def test_exit_code_1_when_a_certificate_fails(
+    results: dict[str, Any], section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = copy.deepcopy(results)
+    broken[section][0]["failed"] = True
+    monkeypatch.setattr(certify, "certify", lambda quick: broken)
+    outcome = runs.call("certify", "--json")
+    assert outcome.code == 1
+    assert outcome.err.startswith(f"error: certificates that fail: {section}: ")
+    assert outcome.err.count("\n") == 1
+    assert json.loads(outcome.out) == broken
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    outcome = runs.call("certify", "--quick", "--write", tmp_path)
+    assert outcome.code == 2
+    assert "write must be the path of a file" in outcome.err

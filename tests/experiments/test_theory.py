@@ -1,0 +1,208 @@
+"""`experiments.theory`: whether it runs, what it writes, how it ends; and the numerical tools of the claims."""
+
+import json
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from experiments import theory
+from experiments.claims import CLAIMS, Claim, Findings, Row
+from experiments.claims.common import (
+    Watch,
+    central_differences,
+    descend,
+    direction,
+    grad_norm,
+    objective,
+    panels,
+    rest,
+    slope,
+)
+from experiments.claims.complexity import first_below
+from experiments.claims.multi_step import jacobians
+from metarl import make_method
+from metarl.supervised.logistic import logistic_source, logistic_tasks, six_logistic_tasks
+from metarl.supervised.quadratics import (
+    maml_matrix,
+    mean_gradient,
+    quadratic_source,
+    quadratic_tasks,
+    quadratics_1d,
+    random_quadratics,
+)
+from tests.experiments import runs
+
+DOUBLE = torch.float64
+CHEAP = (4,)
+
+
+def test_cheap_claims_hold(tmp_path: Path) -> None:
+    options = [
+        "--quick",
+        "--claims",
+        *CHEAP,
+        "--out",
+        tmp_path / "pictures",
+        "--write",
+        tmp_path / "docs" / "theory.md",
+    ]
+    outcome = runs.call("theory", *options, "--json")
+    assert outcome.code == 0, outcome.out
+    found = json.loads(outcome.out)["claims"]
+    assert list(found) == [str(number) for number in CHEAP]
+    assert all(row["holds"] for claim in found.values() for row in claim["rows"])
+    assert [len(claim["rows"]) for claim in found.values()] == [6]
+
+    text = (tmp_path / "docs" / "theory.md").read_text()
+    for number in CHEAP:
+        assert f"## {number}. {CLAIMS[number].title}" in text
+        assert f"](../pictures/theory_{CLAIMS[number].name}.png)" in text
+        with Image.open(tmp_path / "pictures" / f"theory_{CLAIMS[number].name}.png") as image:
+            assert len(image.convert("RGB").getcolors(maxcolors=image.width * image.height) or []) > 50
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 6 + 2 * len(CHEAP)  # with the two lines above each claim's rows
+    assert {len(row.replace("\\|", "").split("|")) for row in rows} == {8}
+
+
+def fake(*rows: Row) -> Callable[[bool], Findings]:
+    """A claim whose findings are given."""
+    return lambda quick: Findings(list(rows), panels(1)[0], f"quick: {quick}")
+
+
+HOLDS = Row("x > |y|", "a paper", "1", "1.0", True)
+FAILS = Row("y", "a paper", "2", "3.0", False)
+UNSEEN = Row("z", "a paper", "4", "5.0", False, supported=False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "verdicts"),
+    [((HOLDS,), 0, ["yes"]), ((HOLDS, UNSEEN), 0, ["yes", "not seen"]), ((FAILS, HOLDS), 1, ["**no**", "yes"])],
+)
+def test_exit_code_and_verdicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: tuple[Row, ...], code: int, verdicts: list[str]
+) -> None:
+    monkeypatch.setitem(CLAIMS, 1, Claim("fake", "a fake", fake(*rows)))
+    outcome = runs.call("theory", "--claims", 1, "--out", tmp_path)
+    assert outcome.code == code
+    lines = [line for line in outcome.out.splitlines() if line.startswith("| 1 ")]
+    assert [line.split(" | ")[-1].removesuffix(" |") for line in lines] == verdicts
+    assert ("x > \\|y\\|" in outcome.out) == (HOLDS in rows)
+
+
+def test_quick_reaches_the_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CLAIMS, 1, Claim("fake", "a fake", fake(HOLDS)))
+    for options, wanted in ((["--quick"], "quick: True"), ([], "quick: False")):
+        path = tmp_path / "report.md"
+        assert runs.call("theory", "--claims", 1, "--out", tmp_path, "--write", path, *options).code == 0
+        assert wanted in path.read_text()
+        assert ("--quick" in path.read_text()) == bool(options)
+
+
+@pytest.mark.parametrize("claims", [[0], [1, 99], [3, 3]])
+def test_unknown_claims(tmp_path: Path, claims: list[int]) -> None:
+    outcome = runs.call("theory", "--claims", *claims, "--out", tmp_path / "none")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: claims must be some of [1, 2, 3, 4, 5, 6, 7, 8, 9], none twice, got")
+    assert len(outcome.err.splitlines()) == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_every_claim_has_its_file() -> None:
+    names = {path.stem for path in (Path(theory.__file__).parent / "claims").glob("*.py")}
+    assert {claim.name for claim in CLAIMS.values()} == names - {"__init__", "common"}
+
+
+# Tools.
+
+
+def test_central_differences_are_of_fourth_order() -> None:
+    w = torch.tensor([0.3, -0.7], dtype=DOUBLE)
+
+    def function(x: Tensor) -> Tensor:
+        return torch.stack([x[0].exp() * x[1], x[1].sin()])
+
+    exact = torch.func.jacrev(function)(w).T  # coordinate of w first
+    coarse, fine = ((central_differences(function, w, h) - exact).abs().max() for h in (0.1, 0.05))
+    assert 14 < coarse / fine < 18
+    assert fine < 1e-6
+
+
+def test_rest_is_the_zero() -> None:
+    def field(w: Tensor) -> Tensor:
+        return torch.stack([w[0] ** 3 + w[1] - 2, w[1] - w[0]])
+
+    torch.testing.assert_close(rest(field, torch.zeros(2, dtype=DOUBLE)), torch.ones(2, dtype=DOUBLE))
+    with pytest.raises(ArithmeticError, match="has not found a zero"):
+        rest(lambda w: 1 + w**2, torch.full((1,), 0.8, dtype=DOUBLE))
+
+
+def test_slope_is_the_power() -> None:
+    assert slope([1, 2, 4, 8], [3 * x**-0.7 for x in (1, 2, 4, 8)]) == pytest.approx(-0.7, abs=1e-12)
+
+
+def test_first_below() -> None:
+    watch = Watch(lambda w: 0.0)
+    watch.at, watch.seen = [0, 5, 10, 15], [1.0, 0.1, 0.3, 0.01]
+    assert first_below(watch, np.array([1.0, 0.2, 0.05])) == [0, 5, 15]
+    with pytest.raises(ArithmeticError, match="came to"):
+        first_below(watch, np.array([1e-3]))
+
+
+def test_direction_and_grad_norm_against_the_closed_form() -> None:
+    problem = random_quadratics(np.random.default_rng(0), 3, 4)
+    w = torch.ones(4, dtype=DOUBLE)
+    exact = mean_gradient(problem, maml_matrix(problem.curvatures, 0.3, 2), w)
+    tasks = quadratic_tasks(problem)
+    torch.testing.assert_close(direction(make_method("maml", 0.3, 2), tasks)(w), exact)
+    assert grad_norm(tasks, 0.3, 2)(w) == pytest.approx(exact.norm().item())
+    numeric = central_differences(objective(tasks, make_method("maml", 0.3, 2).inner), w)
+    torch.testing.assert_close(numeric, exact, rtol=1e-9, atol=0)
+
+
+def test_jacobians_of_adaptation() -> None:
+    """Against autograd through two unrolled steps."""
+    tasks = logistic_tasks(six_logistic_tasks())
+    got = jacobians(tasks, make_method("maml", 0.8, 2).inner)
+    for task in (0, 5):
+        data = {key: leaf[task] for key, leaf in tasks.support.items()}
+        gradient = torch.func.grad(lambda v, data=data: tasks.loss({"w": v}, data))
+
+        def adapted(w: Tensor, gradient: Any = gradient) -> Tensor:
+            w = w - 0.8 * gradient(w)
+            return w - 0.8 * gradient(w)
+
+        torch.testing.assert_close(got[task], torch.func.jacrev(adapted)(torch.zeros(5, dtype=DOUBLE)))
+
+
+def test_descend_is_gradient_descent() -> None:
+    source = quadratic_source(quadratics_1d([1.0], [1.0]))
+    watch = Watch(lambda w: w.item(), 2)
+    end = descend(source, make_method("maml", 0.5), 4, 0.1, 1, watch)
+    factor = 1 - 0.1 * 0.25  # F' = (1 - alpha)^2 (w - 1)
+    assert watch.at == [0, 2, 4]
+    assert watch.seen == pytest.approx([1 - factor**k for k in (0, 2, 4)])
+    assert end.item() == watch.seen[-1]
+
+
+def test_a_signal_ends_the_program() -> None:
+    """And not only the run it meets: a claim's figures would come from a run cut short."""
+
+    pending = [signal.SIGTERM]
+
+    def interrupt(w: Tensor) -> float:
+        if pending:  # a second one would end this process
+            signal.raise_signal(pending.pop())
+        return math.nan
+
+    source = logistic_source(six_logistic_tasks())
+    with pytest.raises(SystemExit) as end:
+        descend(source, make_method("fo_maml", 0.1), 50, 0.1, 6, Watch(interrupt))
+    assert end.value.code == 128 + signal.SIGTERM
