@@ -3,7 +3,7 @@
     python -m experiments.theory [--quick] [--json] [--claims 1 3] [--out FOLDER] [--write docs/theory.md]
 
 Runs the library's own outer updates in float64 on the CPU, prints a table and draws a picture of each claim. Exit code
-1 if a statement that should hold does not; a published one that these numbers are known to speak against may fail.
+1 if a statement that should hold does not; times, and what these numbers are known to speak against, may differ.
 """
 
 import json
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         text = report(checked, given)
         write_atomically(given.write, lambda file: file.write(text.encode()))
     print(json.dumps(as_json(checked)) if given.json else table(checked))
-    if any(row.supported and not row.holds for found in checked.values() for row in found.findings.rows):
+    if any(row.required and not row.holds for found in checked.values() for row in found.findings.rows):
         raise SystemExit(cli.FAILED)
 
 
@@ -86,7 +86,7 @@ def verdict(row: Row) -> str:
     """One or two words on a row."""
     if row.holds:
         return "yes"
-    return "**no**" if row.supported else "not seen"
+    return "**no**" if row.required else "not seen"
 
 
 def rows_of(numbered: dict[int, Checked]) -> list[str]:

@@ -90,6 +90,9 @@ def _traced(name: str, function: Callable[..., Any], leaves: list[Tensor], spec:
     return lambda inputs: pytree.tree_unflatten(graph(inputs), out[-1])
 
 
+_RESHAPES = {torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten._unsafe_view.default}
+
+
 def drop_identities(graph: fx.Graph) -> None:
     """Remove reshapes to the shape a tensor already has, and products with 1."""
     for node in list(graph.nodes):

@@ -29,8 +29,8 @@ class Row(NamedTuple):
     expected: str
     measured: str
     holds: bool
-    supported: bool = True
-    """Whether it should hold: False for a published statement that these numbers are known to speak against."""
+    required: bool = True
+    """Whether the script fails without it: not for times, nor for what these numbers are known to speak against."""
 
 
 class Findings(NamedTuple):
@@ -175,13 +175,13 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def label(ax: Axes, title: str, x: str, y: str, *, legend: bool = True) -> None:
-    """Title, axis labels and, with `legend`, a small legend."""
+def label(ax: Axes, title: str, x: str, y: str, *, legend: str | None = "best") -> None:
+    """Title, axis labels and a small legend, where `legend` says."""
     ax.set_title(title, fontsize=10)
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel=x, ylabel=y)
-    if legend:
-        ax.legend(fontsize=8)
+    if legend is not None:
+        ax.legend(fontsize=8, loc=legend)
 
 
 def slope(x: npt.ArrayLike, y: npt.ArrayLike) -> float:

@@ -40,7 +40,7 @@ def logistic(ax: Axes, iterations: int) -> list[Row]:
     for name, title in NAMES.items():
         watch = Watch(grad_norm(source.tasks, alpha), 2)
         descend(source, make_method(name, alpha), iterations if name == "fo_maml" else iterations // 4, 1 / L, 6, watch)
-        ax.loglog(np.array(watch.at[1:]), np.maximum(watch.seen[1:], 1e-12), STYLE[name], label=title)
+        ax.loglog(np.array(watch.at[1:]), np.maximum(watch.seen[1:], 1e-17), STYLE[name], label=title)
         least = min(watch.seen)
         if name == "fo_maml":
             claim, expected = "FO-MAML does not get below a floor (non-convex logistic tasks)", "> 5e-3"

@@ -141,7 +141,7 @@ def draw(source: FiniteSumSource, hf: dict[float, list[float]], iterations: int)
         watch = Watch(measure, max(1, iterations // 100))
         descend(source, method, iterations, 0.5, 6, watch)
         left.semilogy(watch.at, np.maximum(watch.seen, 1e-17), "--" if "delta" in name else "-", label=name)
-    label(left, "P2, alpha L = 0.5, beta = 0.5, full batches", "iteration", "|grad F(w)|")
+    label(left, "P2, alpha L = 0.5, beta = 0.5, full batches", "iteration", "|grad F(w)|", legend="center right")
     for a_l, floors in hf.items():
         (line,) = right.loglog(DELTAS, floors, "o-", label=f"HF-MAML, alpha L = {a_l}")
         right.axhline(FO_FLOORS[a_l], color=line.get_color(), linestyle=":")

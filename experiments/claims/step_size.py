@@ -176,7 +176,7 @@ def compared(adaptive: Run, constants: dict[str, Run], exact: Direction, curvatu
         ),
         Row(
             "a constant 1/L(w*) diverges from far away",
-            "a reading of that",
+            "a reading of Fallah et al. 2020",
             "divergence",
             f"it converges: |grad F| = {left_over(safe[-1]):.1e} after {len(safe) - 1}",
             abs(safe[-1]) > abs(safe[0]),

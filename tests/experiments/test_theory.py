@@ -79,7 +79,7 @@ def fake(*rows: Row) -> Callable[[bool], Findings]:
 
 HOLDS = Row("x > |y|", "a paper", "1", "1.0", True)
 FAILS = Row("y", "a paper", "2", "3.0", False)
-UNSEEN = Row("z", "a paper", "4", "5.0", False, supported=False)
+UNSEEN = Row("z", "a paper", "4", "5.0", False, required=False)
 
 
 @pytest.mark.parametrize(
