@@ -47,6 +47,7 @@ from metarl.types import Params, Rule
 SHIPPED: dict[str, Callable[[], Splits]] = {"digits": digits, "mnist1d": mnist1d}
 STEPS = (0, 1, 3, 5, 10)
 BASELINE_STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
+OPTIONS: dict[str, dict[str, Any]] = {"imaml": {"lam": 0.1}}  # its default, 2, hardly lets these networks adapt
 TEST_SEED, VALIDATION_SEED = 1000, 2000
 
 
@@ -64,13 +65,13 @@ class Arguments:
     """Query images of a class."""
     outer: tuple[str, ...] = tuple(OUTER)
     """Outer updates to compare; default: all."""
-    iterations: int = 500
+    iterations: int = 400
     """Meta-iterations of each run."""
     meta_batch_size: int = 16
     """Tasks per iteration."""
     inner_steps: int = 3
     """Inner steps in training."""
-    factors: tuple[float, ...] = (1.0, 4.0, 10.0)
+    factors: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Candidates for the inner step size, as multiples of the update's default."""
     pilot_iterations: int = 100
     """Meta-iterations of the training that a candidate is judged by."""
@@ -295,6 +296,7 @@ def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool
         outer,
         inner_lr=inner_lr,
         inner_steps=given.inner_steps,
+        outer_options=OPTIONS.get(outer),
         meta_batch_size=given.meta_batch_size,
         learning_rate=given.learning_rate,
         schedule=Annealing(iterations),

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -175,7 +175,7 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def label(ax: Axes, title: str, x: str, y: str, *, legend: str | None = "best") -> None:
+def label(ax: Axes, title: str, x: str, y: str, *, legend: Literal["best", "center right"] | None = "best") -> None:
     """Title, axis labels and a small legend, where `legend` says."""
     ax.set_title(title, fontsize=10)
     ax.xaxis.set_minor_formatter(NullFormatter())

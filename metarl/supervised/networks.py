@@ -84,9 +84,9 @@ def conv4(
         for i, (before, after) in enumerate(pairwise(sizes), start=1):
             layers[f"conv{i}"] = nn.Conv2d(before, after, 3, stride=1 if pooled else 2, padding=1)
             layers[f"norm{i}"] = TransductiveBatchNorm(after)
-            layers[f"relu{i}"] = nn.ReLU()
             if pooled:
                 layers[f"pool{i}"] = nn.MaxPool2d(2)
+            layers[f"relu{i}"] = nn.ReLU()  # after pooling it is the same function, on a quarter of the numbers
         layers["flatten"] = nn.Flatten()
         layers["head"] = nn.Linear(filters * side**2, ways)
         return nn.Sequential(layers)
