@@ -30,12 +30,12 @@ class Claim(NamedTuple):
 CLAIMS = {
     1: Claim("two_quadratics", "FO-MAML converges elsewhere than MAML", two_quadratics.check),
     2: Claim("floors", "FO-MAML stalls, MAML and HF-MAML do not", floors.check),
-    3: Claim("batches", "what larger batches and a smaller alpha buy", batches.check),
-    4: Claim("multi_step", "several inner steps need alpha of order 1/(N L)", multi_step.check),
+    3: Claim("batches", "What larger batches and a smaller alpha buy", batches.check),
+    4: Claim("multi_step", "Several inner steps need alpha of order 1/(N L)", multi_step.check),
     5: Claim("sign", "Sign-MAML: first order, exact, blind to scale", sign.check),
     6: Claim("moreau", "FO-MuML descends on the Moreau envelopes", moreau.check),
     7: Claim("imaml", "iMAML's objective is neither convex nor smooth", imaml.check),
-    8: Claim("step_size", "the adaptive step size", step_size.check),
+    8: Claim("step_size", "The adaptive step size", step_size.check),
     9: Claim("complexity", "O(1/eps^2) iterations to an eps-stationary point", complexity.check),
 }
 """By number."""

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -175,13 +175,13 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def label(ax: Axes, title: str, x: str, y: str, *, legend: Literal["best", "center right"] | None = "best") -> None:
-    """Title, axis labels and a small legend, where `legend` says."""
+def label(ax: Axes, title: str, x: str, y: str, *, legend: bool = True) -> None:
+    """Title, axis labels and with `legend`, a small legend."""
     ax.set_title(title, fontsize=10)
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel=x, ylabel=y)
-    if legend is not None:
-        ax.legend(fontsize=8, loc=legend)
+    if legend:
+        ax.legend(fontsize=8)
 
 
 def slope(x: npt.ArrayLike, y: npt.ArrayLike) -> float:

@@ -136,7 +136,7 @@ def implicit_gradient(ax: Axes) -> list[Row]:
     numeric = central_differences(objective(tasks, methods[1].inner), w)
     errors = {k: float((direction(m, tasks)(w) - numeric).norm() / numeric.norm()) for k, m in methods.items()}
     ax.semilogy(list(errors), list(errors.values()), "o-")
-    label(ax, "implicit gradient on P2, lambda = 1", "steps of conjugate gradients", "relative error", legend=None)
+    label(ax, "implicit gradient on P2, lambda = 1", "steps of conjugate gradients", "relative error", legend=False)
     least = max(errors[k + 1] / errors[k] for k in range(1, 5))
     return [
         Row(

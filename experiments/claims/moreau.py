@@ -96,7 +96,7 @@ def floors(ax: Axes, tasks: FiniteSumTasks, alpha: float) -> list[Row]:
     best = rest(exact, torch.zeros(5, dtype=torch.float64))
     found = {s: exact(rest(direction(make_method("moreau", alpha, s), tasks), best)).norm().item() for s in FLOORS}
     ax.semilogy(list(found), list(found.values()), "o-")
-    label(ax, "where FO-MuML rests (P2, alpha L = 0.5)", "S", "|gradient of the Moreau objective|", legend=None)
+    label(ax, "where FO-MuML rests (P2, alpha L = 0.5)", "S", "|gradient of the Moreau objective|", legend=False)
     good = all(near(found[s], FLOORS[s]) for s in FLOORS)
     claim = f"FO-MuML's floor falls geometrically, S = {listing(list(FLOORS))}"
     return [Row(claim, SOURCE, listing(list(FLOORS.values())), listing(list(found.values())), good)]

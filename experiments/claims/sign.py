@@ -111,7 +111,7 @@ def times(ax: Axes, repetitions: int) -> list[Row]:
     for name, values in seconds.items():
         ax.plot([name] * len(values), values, "k.", markersize=3)
     label(
-        ax, f"a convolutional network, N = {STEPS} (dots: repetitions)", "", "seconds for a meta-gradient", legend=None
+        ax, f"a convolutional network, N = {STEPS} (dots: repetitions)", "", "seconds for a meta-gradient", legend=False
     )
     sign, maml = medians["Sign-MAML"] / medians["FO-MAML"], medians["MAML"] / medians["FO-MAML"]
     return [
