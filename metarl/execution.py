@@ -78,6 +78,9 @@ def _traced(name: str, function: Callable[..., Any], leaves: list[Tensor], spec:
     try:
         graph = make_fx(flat, tracing_mode="fake")(leaves)
         drop_identities(graph.graph)
+        for node in graph.graph.nodes:  # a view that is one for the strides recorded need not be one for others
+            if node.target is torch.ops.aten.view.default:
+                node.target = torch.ops.aten.reshape.default
         graph.graph.eliminate_dead_code()
         graph.recompile()
         wanted = pytree.tree_flatten(plain(leaves))[0]
