@@ -127,9 +127,9 @@ class FunctionalGymEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
             raise ResetNeeded("call reset() before render()")
         return self.functional.render(self._state[0], {k: v[0] for k, v in self.task.items()})
 
-    def _observe(self, state: Tensor) -> npt.NDArray[np.float32]:
-        observation: npt.NDArray[np.float32] = self.functional.observation(state, self.task)[0].numpy().copy()
-        return observation
+    def _observe(self, state: Tensor) -> Any:
+        """An array, or for a Discrete space a numpy integer, which that space holds and an array of it is not."""
+        return self.functional.observation(state, self.task)[0].numpy().copy()[()]
 
     def _as_actions(self, action: Any) -> Tensor:
         if np.shape(action) != self.action_space.shape:

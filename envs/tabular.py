@@ -17,7 +17,7 @@ from torch import Tensor
 
 from envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
 from envs.rendering import AGENT, GREY, Canvas, Point
-from envs.tasks import FunctionalTasks, check_rng, check_task
+from envs.tasks import FunctionalTasks, check_rng
 from metarl.errors import check_int
 from metarl.types import Params, Task
 
@@ -70,13 +70,6 @@ def _row(table: Tensor, state: Tensor, action: Tensor) -> Tensor:
     return table[torch.arange(len(state), device=state.device), state[:, 0].long(), action]
 
 
-class TabularGymEnvOf(FunctionalGymEnv):
-    """ONE given MDP; observations are integers, not arrays without dimensions."""
-
-    def _observe(self, state: Tensor) -> Any:
-        return np.int64(super()._observe(state))
-
-
 class TabularMDP(FunctionalTasks):
     """Random MDPs: transition probabilities uniform on the simplex (Dirichlet), rewards standard normal.
 
@@ -107,10 +100,6 @@ class TabularMDP(FunctionalTasks):
         shape = (check_int("num_tasks", num_tasks), self.num_states, self.num_actions)
         transitions = check_rng(rng).dirichlet(np.ones(self.num_states), size=shape)
         return {"transitions": transitions, "rewards": rng.normal(size=shape)}
-
-    def make(self, task: Task, render_mode: str | None = None) -> TabularGymEnvOf:
-        """One ordinary environment; as for every `FunctionalTasks`."""
-        return TabularGymEnvOf(self.env, check_task(self.space, task), self.horizon, render_mode)
 
     def expected_return(self, params: Params, task: TaskTensors) -> Tensor:
         """J of ONE task by dynamic programming, in the precision of `params["logits"]` `[S, A]`."""
@@ -146,7 +135,7 @@ def two_state_problem() -> Problem:
     return Problem(TabularMDP(), task, 0.5 * rng.normal(size=4).reshape(2, 2))
 
 
-class TabularGymEnv(TabularGymEnvOf):
+class TabularGymEnv(FunctionalGymEnv):
     """The fixed two-state problem, or the random MDP of a seed, as `metarl/TabularMDP-v0`.
 
     Args:

@@ -17,34 +17,29 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
 from experiments import cli
 from experiments.figures import Curve, adaptation_figure
+from experiments.images import ImageSettings, Sources, build_few_shot, build_network
 from experiments.run import Annealing, commit, device_name, new_folder, versions
 from metarl import MetaLearner, NonFiniteError
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int, check_real
 from metarl.evaluation import evaluate
-from metarl.execution import Execution
+from metarl.generators import torch_generator
 from metarl.inner import sgd
 from metarl.outer import OUTER, inner_defaults
 from metarl.statistics import bootstrap_ci
-from metarl.supervised.class_sets import ClassSet, Splits, as_floats, split
+from metarl.supervised.class_sets import ClassSet, as_floats
 from metarl.supervised.few_shot import FewShot
-from metarl.supervised.image_folders import has_split_folders, image_folders, split_folders
-from metarl.supervised.networks import conv4, mlp
-from metarl.supervised.oracle import torch_generator
-from metarl.supervised.shipped import digits, mnist1d
 from metarl.types import Params, Rule
 
-SHIPPED: dict[str, Callable[[], Splits]] = {"digits": digits, "mnist1d": mnist1d}
 STEPS = (0, 1, 3, 5, 10)
 BASELINE_STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
 OPTIONS: dict[str, dict[str, Any]] = {"imaml": {"lam": 0.1}}  # its default, 2, hardly lets these networks adapt
@@ -52,13 +47,9 @@ TEST_SEED, VALIDATION_SEED = 1000, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(ImageSettings):
     """Settings of a comparison."""
 
-    data: str = "digits"
-    """digits, mnist1d, or a folder of class folders of images; train, val and test in it are taken as they are."""
-    ways: int = 5
-    """N: classes of a task."""
     shots: int = 1
     """K: support images of a class."""
     queries: int = 15
@@ -81,22 +72,6 @@ class Arguments:
     """Test tasks, and validation tasks."""
     seeds: tuple[int, ...] = (0, 1)
     """A run for each of these; the first one chooses the step sizes."""
-    network: Literal["mlp", "conv4"] | None = None
-    """Default: mlp for digits and mnist1d, conv4 for images."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Units of the mlp's hidden layers."""
-    filters: int = 32
-    """Channels of conv4."""
-    image_size: int = 28
-    """Side to resize images of a folder to."""
-    color: Literal["grey", "rgb"] = "grey"
-    """Channels of images of a folder."""
-    inverted: bool = False
-    """Take the negative of images of a folder, as for Omniglot."""
-    rotations: bool = False
-    """Quarter turns of images of a folder are further classes."""
-    split: tuple[int, int, int] | None = None
-    """Training, validation and test classes of a folder that is not divided; default: 64, 16 and 20 %."""
     device: str = "cpu"
     """Where to train."""
     plugins: tuple[str, ...] = ()
@@ -110,12 +85,10 @@ class Arguments:
 
 
 class Setup(NamedTuple):
-    """What all runs share: the settings, and tasks of the three kinds of classes."""
+    """What all runs share: the settings, tasks of the three kinds of classes, and the comparison's folder."""
 
     given: Arguments
-    train: FewShot
-    validation: FewShot
-    test: FewShot
+    sources: Sources
     folder: Path
 
 
@@ -150,9 +123,7 @@ def prepare(given: Arguments) -> Setup:
     Raises:
         ValueError: naming the setting that cannot work.
     """
-    for name in ("iterations", "pilot_iterations", "meta_batch_size", "inner_steps", "tasks", "filters", "image_size"):
-        check_int(name, getattr(given, name))
-    for name in ("ways", "shots", "queries"):  # before minutes are spent on decoding images
+    for name in ("iterations", "pilot_iterations", "meta_batch_size", "inner_steps", "tasks"):
         check_int(name, getattr(given, name))
     check_real("learning_rate", given.learning_rate)
     cli.import_plugins(given.plugins)
@@ -167,60 +138,8 @@ def prepare(given: Arguments) -> Setup:
     for factor in given.factors:
         check_real("factors", factor)
     device = cli.pick_device(given.device)
-    splits = load(given)
-    network = build_network(given, splits.train.image_shape, given.ways, given.seeds[0])
-    sizes = {"ways": given.ways, "shots": given.shots, "queries": given.queries}
-    train = FewShot(splits.train, network, **sizes, execution=execution(given, device), device=device)  # type: ignore[arg-type]  # a dict of int
-    validation, test = (dataclasses.replace(train, classes=classes) for classes in (splits.validation, splits.test))
-    return Setup(given, train, validation, test, new_folder(given.log_dir, given.name))
-
-
-def load(given: Arguments) -> Splits:
-    """The classes of `--data`.
-
-    Raises:
-        ValueError: when it is not there or cannot be used.
-    """
-    if given.data in SHIPPED:
-        return SHIPPED[given.data]()
-    if not Path(given.data).is_dir():
-        raise ValueError(f"data must be one of {sorted(SHIPPED)} or a folder of class folders, got {given.data!r}")
-    arguments: dict[str, Any] = {
-        **{name: getattr(given, name) for name in ("image_size", "color", "inverted")},
-        "at_least": given.shots + given.queries,
-    }
-    if has_split_folders(given.data):
-        splits = split_folders(given.data, **arguments)
-    else:
-        classes = image_folders(given.data, **arguments)
-        splits = split(classes, *(given.split or proportions(len(classes))))
-    return splits.with_transforms() if given.rotations else splits
-
-
-def proportions(classes: int) -> tuple[int, int, int]:
-    """So many classes as 64, 16 and 20 %."""
-    validation, test = classes * 16 // 100, classes * 20 // 100
-    return classes - validation - test, validation, test
-
-
-def network_name(given: Arguments) -> str:
-    """The network asked for, or the data's own."""
-    return given.network or ("mlp" if given.data in SHIPPED else "conv4")
-
-
-def build_network(given: Arguments, image_shape: Sequence[int], ways: int, seed: int) -> nn.Sequential:
-    """A network with freshly drawn weights."""
-    if network_name(given) == "mlp":
-        return mlp(int(np.prod(image_shape)), ways, hidden=given.hidden, seed=seed)
-    if len(image_shape) != 3 or image_shape[1] != image_shape[2]:
-        raise ValueError(f"network conv4 needs square images [channels, side, side], got {tuple(image_shape)}")
-    return conv4(image_shape[0], image_shape[-1], ways, filters=given.filters, seed=seed)
-
-
-def execution(given: Arguments, device: torch.device) -> Execution:
-    """What was measured to be the fastest: convolutions on a CPU one task at a time, the mlp traced."""
-    convolutions = network_name(given) == "conv4"
-    return Execution(chunk_size=1 if convolutions and device.type == "cpu" else None, trace=not convolutions)
+    sources = build_few_shot(given, None, given.shots, given.queries, device, given.seeds[0])
+    return Setup(given, sources, new_folder(given.log_dir, given.name))
 
 
 def compare(setup: Setup, name: str) -> dict[str, Any]:
@@ -230,7 +149,9 @@ def compare(setup: Setup, name: str) -> dict[str, Any]:
     pilots = {size: validated(setup, lambda size=size: fit(given.seeds[0], size, True)) for size in candidates}  # type: ignore[misc]
     best = max(pilots, key=lambda size: pilots[size])
     runs = [fit(seed, best, False) for seed in given.seeds]
-    scores = np.stack([curve(run, setup.test, given.tasks, TEST_SEED) for run in runs])  # [seeds, steps + 1, tasks]
+    scores = np.stack(
+        [curve(run, setup.sources.test, given.tasks, TEST_SEED) for run in runs]
+    )  # [seeds, steps + 1, tasks]
     return {
         "inner_lr": best,
         "validation": {str(size): value if np.isfinite(value) else None for size, value in pilots.items()},
@@ -261,7 +182,7 @@ def fitting(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fitte
 def validated(setup: Setup, fit: Callable[[], Fitted]) -> float:
     """The accuracy on the validation classes, a mean over the adapted `STEPS`; minus infinity at overflow."""
     try:
-        scores = curve(fit(), setup.validation, setup.given.tasks, VALIDATION_SEED)
+        scores = curve(fit(), setup.sources.validation, setup.given.tasks, VALIDATION_SEED)
     except NonFiniteError:
         return -np.inf
     return float(scores[list(STEPS[1:])].mean())
@@ -283,8 +204,8 @@ def initial(setup: Setup, seed: int) -> Params:
 
 def seeded(setup: Setup, seed: int) -> FewShot:
     """The training tasks with a network of that seed."""
-    network = build_network(setup.given, setup.train.classes.image_shape, setup.given.ways, seed)
-    return dataclasses.replace(setup.train, network=network)
+    train, given = setup.sources.train, setup.given
+    return dataclasses.replace(train, network=build_network(given, train.classes.image_shape, given.ways, seed))
 
 
 def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool) -> Fitted:
@@ -310,8 +231,9 @@ def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool
 
 def pretrain(setup: Setup, seed: int) -> tuple[Params, float]:
     """A classifier of all training classes, its head replaced by zeros; and the seconds a step took."""
-    given, classes = setup.given, setup.train.classes
-    network = build_network(given, classes.image_shape, len(classes), seed).to(setup.train.device)
+    given, train = setup.given, setup.sources.train
+    classes = train.classes
+    network = build_network(given, classes.image_shape, len(classes), seed).to(train.device)
     generator = torch_generator(np.random.default_rng(seed))
     optimizer = torch.optim.Adam(network.parameters(), given.learning_rate)
     annealing = torch.optim.lr_scheduler.LambdaLR(optimizer, Annealing(given.iterations))

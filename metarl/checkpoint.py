@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 
 FORMAT = "metarl-checkpoint-1"
@@ -64,23 +63,6 @@ def snapshot(state: Any) -> Any:
     if isinstance(state, Mapping):
         return {key: snapshot(value) for key, value in state.items()}
     return type(state)(map(snapshot, state)) if isinstance(state, list | tuple) else state
-
-
-def generator_state(rng: np.random.Generator) -> str:
-    """The state of a numpy generator as JSON."""
-    return json.dumps(rng.bit_generator.state)
-
-
-def restore_generator(rng: np.random.Generator, state: str) -> None:
-    """Set a numpy generator to a state from `generator_state`.
-
-    Raises:
-        ValueError: when it is not one.
-    """
-    try:
-        rng.bit_generator.state = json.loads(state)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"the checkpoint's random state must be a numpy generator's, got {state!r:.80}") from error
 
 
 def _sync_folder(folder: Path) -> None:

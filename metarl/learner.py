@@ -20,6 +20,7 @@ from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import scores
 from metarl.errors import NonFiniteError, check_int
 from metarl.evaluation import Evaluation, evaluate
+from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
 from metarl.oracles import Checking, Counting, Wrapped, check_finite
 from metarl.outer import Method, inner_defaults, make_method
@@ -212,7 +213,7 @@ class MetaLearner:
             "outer_step": self.outer_step.state_dict(),
             "counts": dict(self.counts),
             "iterations": self.iterations,
-            "rng": checkpoint.generator_state(self._rng),
+            "rng": generator_state(self._rng),
             "callbacks": [(type(c).__name__, c.state_dict()) for c in self._callbacks] + self._saved_callbacks,
         }
 
@@ -234,7 +235,7 @@ class MetaLearner:
         self.outer_step.load_state_dict(state["outer_step"])
         self.counts = Counter(state["counts"])
         self.iterations = int(state["iterations"])
-        checkpoint.restore_generator(self._rng, state["rng"])
+        restore_generator(self._rng, state["rng"])
         self._saved_callbacks = list(state["callbacks"])
 
     def _iterate(self) -> Metrics:

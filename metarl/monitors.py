@@ -17,9 +17,9 @@ from metarl import tree
 from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import over_tasks
 from metarl.errors import check_choice, check_int, check_real
+from metarl.generators import torch_generator
 from metarl.oracles import Checking, Draw, Recording, check_finite
 from metarl.outer import OUTER, Method, make_method
-from metarl.supervised.oracle import torch_generator
 from metarl.theory import estimate_smoothness, warn_if_too_large
 from metarl.types import Params, Tasks, TaskSource
 

@@ -5,6 +5,7 @@
 B' and D_beta are independent of the tasks and the batches of the direction, as the theorems want.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 from torch.func import vmap
 
 from metarl import tree
-from metarl.checkpoint import generator_state, restore_generator
 from metarl.derivatives import gradients
 from metarl.errors import check_int
+from metarl.generators import generator_state, restore_generator
 from metarl.oracles import wrapped_like
 from metarl.step.optimizer import Stepped
 from metarl.theory.step_size import StepSizeRule
@@ -59,11 +60,19 @@ class AdaptiveStep:
         return Stepped(stepped, meta_grad, {"outer_lr": beta, "smoothness": self.rule.smoothness(mean_norm)})
 
     def state_dict(self) -> dict[str, Any]:
-        """Where its random stream is."""
-        return {"rng": generator_state(self._rng)}
+        """The rule, |B'|, and where its random stream is."""
+        return {**self.rule._asdict(), "num_tasks": self.num_tasks, "rng": generator_state(self._rng)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`."""
+        """Continue from `state_dict()`.
+
+        Raises:
+            ValueError: when that was another rule's, or took another number of tasks.
+        """
+        for name, own in {**self.rule._asdict(), "num_tasks": self.num_tasks}.items():
+            # an estimated constant may differ in its last digits on another machine
+            if not math.isclose(own, state[name], rel_tol=1e-6):
+                raise ValueError(f"{name} of the adaptive step is {own}, but was {state[name]} in training")
         restore_generator(self._rng, state["rng"])
 
     def _mean_gradient_norm(self, params: Params, counted_with: Tasks) -> float:

@@ -14,8 +14,9 @@ from torch.func import functional_call
 
 from metarl.errors import check_choice, check_int
 from metarl.execution import Execution
+from metarl.generators import torch_generator
 from metarl.supervised.class_sets import ClassSet, as_floats
-from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks, torch_generator
+from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks
 from metarl.tree import detached
 from metarl.types import Batch, Params, Role
 

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from metarl.errors import check_choice, check_int, check_real
 from metarl.execution import Execution
-from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTasks, ResamplingTasks, torch_generator
+from metarl.generators import torch_generator
+from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTasks, ResamplingTasks
+from metarl.supervised.shipped import optional_package
 from metarl.types import Batch, Loss, Params, Role
 
 
@@ -93,7 +95,7 @@ def real_logistic(name: str, strength: float = 0.05) -> Logistic:
 
     Raises:
         ValueError: for another name.
-        ImportError: without scikit-learn.
+        ValueError: without scikit-learn.
     """
     check_choice("name", name, REAL_DATA)
     features, labels = _load(name)
@@ -112,10 +114,7 @@ def real_logistic(name: str, strength: float = 0.05) -> Logistic:
 
 
 def _load(name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise ImportError(f'{name!r} comes with scikit-learn: pip install "metarl-torch[data]"') from error
+    datasets = optional_package("sklearn.datasets", "scikit-learn")
     features, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
     return features, labels
 

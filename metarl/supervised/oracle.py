@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metarl.errors import check_int
 from metarl.execution import Execution
+from metarl.generators import torch_generator
 from metarl.tree import detached
 from metarl.types import Batch, Loss, Params, Role
 
@@ -213,11 +214,6 @@ class FiniteSumSource:
         if rows is not None:
             return self.tasks.subset(rows, generator)
         return self.tasks if generator is None else self.tasks.seeded(generator)
-
-
-def torch_generator(rng: np.random.Generator, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator that follows from `rng`."""
-    return torch.Generator(device).manual_seed(int(rng.integers(2**63)))
 
 
 def _check_batch_size(name: str, size: int, set_name: str, data: Batch) -> None:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from metarl.errors import check_int, check_real
 from metarl.execution import Execution
-from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTasks, ResamplingTasks, torch_generator
+from metarl.generators import torch_generator
+from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTasks, ResamplingTasks
 from metarl.types import Batch, Params, Role
 
 

@@ -39,7 +39,7 @@ def digits(seed: int = 0) -> Splits:
         >>> len(sets.train), len(sets.validation), len(sets.test), sets.train.image_shape
         (64, 16, 20, (1, 8, 16))
     """
-    data = _optional("sklearn.datasets", "scikit-learn").load_digits()
+    data = optional_package("sklearn.datasets", "scikit-learn").load_digits()
     images = [data.images[data.target == digit][: 3 * 58] for digit in range(10)]
     return _two_digits(torch.from_numpy(np.stack(images) / 16).float(), seed)
 
@@ -75,7 +75,7 @@ def _two_digits(single: torch.Tensor, seed: int) -> Splits:
 
 def _signals(number: int) -> torch.Tensor:
     """So many signals of each digit, `[10, number, 40]`."""
-    package = _optional("mnist1d.data", "mnist1d")
+    package = optional_package("mnist1d.data", "mnist1d")
     settings = package.get_dataset_args()
     settings.num_samples = 10 * number
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -88,7 +88,12 @@ def _signals(number: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([x[y == digit] for digit in range(10)])).float()
 
 
-def _optional(module: str, package: str) -> ModuleType:
+def optional_package(module: str, package: str) -> ModuleType:
+    """The module of a package from the extra `data`.
+
+    Raises:
+        ValueError: when it is not installed, with the command that installs it.
+    """
     try:
         return import_module(module)
     except ImportError as error:

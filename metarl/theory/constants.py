@@ -24,7 +24,7 @@ from torch.func import vmap
 from metarl import tree
 from metarl.derivatives import gradients, hessian_vector_products
 from metarl.errors import check_int, check_real
-from metarl.supervised.oracle import torch_generator
+from metarl.generators import torch_generator
 from metarl.types import Batch, Params, Tasks, TaskSource
 
 

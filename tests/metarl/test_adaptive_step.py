@@ -149,6 +149,20 @@ def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
     assert straight.counts == resumed.counts
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (AdaptiveStep(RULE._replace(slope=3.0), quadratic_source(PAIR), 2), "slope of the adaptive step is 3.0"),
+        (AdaptiveStep(RULE, quadratic_source(PAIR), 1), "num_tasks of the adaptive step is 1"),
+    ],
+)
+def test_a_checkpoint_of_another_rule(other: AdaptiveStep, message: str) -> None:
+    before = other.state_dict()
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(AdaptiveStep(RULE, quadratic_source(PAIR), 2).state_dict())
+    assert other.state_dict() == before
+
+
 def test_the_seed_is_its_own() -> None:
     """Another one changes the step sizes, and with them the parameters, but not what the direction draws."""
     first, again, other = (make_learner(seed).learn(1) for seed in (0, 0, 1))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from metarl import MetaLearner, checkpoint, make_method
+from metarl.generators import generator_state, restore_generator
 from metarl.supervised import FiniteSumSource, FiniteSumTasks
 
 
@@ -83,7 +84,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_generators_go_on() -> None:
     rng, other = np.random.default_rng(0), np.random.default_rng(1)
     rng.random(3)
-    checkpoint.restore_generator(other, checkpoint.generator_state(rng))
+    restore_generator(other, generator_state(rng))
     assert rng.random(5).tolist() == other.random(5).tolist()
 
 

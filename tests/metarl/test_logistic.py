@@ -149,8 +149,8 @@ def test_groups_of_patients() -> None:
 
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ImportError, match=r'pip install "metarl-torch\[data\]"'):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match=r'pip install "metarl-torch\[data\]"'):
         real_logistic("iris")
 
 

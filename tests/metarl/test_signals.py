@@ -16,7 +16,7 @@ from metarl.callbacks import Callback, Metrics
 from metarl.supervised import FiniteSumSource, FiniteSumTasks
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from metarl.callbacks import Callback, Checkpointing
 from metarl.supervised import FiniteSumSource
@@ -38,6 +38,7 @@ class Say(Callback):
     def close(self):
         print("close", flush=True)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born ignoring it
 learner = make(Slow)
 for _ in range(3):
     learner.learn(1000, [Say(), Checkpointing(Path(sys.argv[1]), every=1000)])
