@@ -149,9 +149,8 @@ def compare(setup: Setup, name: str) -> dict[str, Any]:
     pilots = {size: validated(setup, lambda size=size: fit(given.seeds[0], size, True)) for size in candidates}  # type: ignore[misc]
     best = max(pilots, key=lambda size: pilots[size])
     runs = [fit(seed, best, False) for seed in given.seeds]
-    scores = np.stack(
-        [curve(run, setup.sources.test, given.tasks, TEST_SEED) for run in runs]
-    )  # [seeds, steps + 1, tasks]
+    on_test = [curve(run, setup.sources.test, given.tasks, TEST_SEED) for run in runs]
+    scores = np.stack(on_test)  # [seeds, steps + 1, tasks]
     return {
         "inner_lr": best,
         "validation": {str(size): value if np.isfinite(value) else None for size, value in pilots.items()},

@@ -5,6 +5,7 @@ import torch
 from matplotlib.axes import Axes
 
 from experiments.claims.common import (
+    TITLES,
     Findings,
     Row,
     Vector,
@@ -12,6 +13,7 @@ from experiments.claims.common import (
     descend,
     direction,
     grad_norm,
+    grad_norm_at_rest,
     label,
     listing,
     near,
@@ -33,7 +35,6 @@ from metarl.supervised.logistic import (
 )
 
 SOURCE = "Fallah et al. 2020"
-METHODS = {"maml": "MAML", "hf_maml": "HF-MAML", "fo_maml": "FO-MAML"}
 ALPHA_L, BETA = 0.5, 0.25
 
 
@@ -57,8 +58,9 @@ def linear_in_alpha(ax: Axes) -> list[Row]:
     floors = {}
     for a_l in (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8):
         alpha = a_l / smoothness(problem)
-        w = rest(direction(make_method("fo_maml", alpha), tasks), torch.zeros(5, dtype=torch.float64))
-        floors[a_l] = grad_norm(tasks, alpha)(w)
+        floors[a_l] = grad_norm_at_rest(
+            make_method("fo_maml", alpha), tasks, alpha, torch.zeros(5, dtype=torch.float64)
+        )
     small = [0.0125, 0.025, 0.05]
     power = slope(small, [floors[a_l] for a_l in small])
     ax.loglog(list(floors), list(floors.values()), "o-", label="FO-MAML at rest")
@@ -87,10 +89,10 @@ def vanishing(ax: Axes, quick: bool) -> list[Row]:
     alpha = ALPHA_L / smoothness(problem)
     exact = grad_norm(everything, alpha)
     start = rest(direction(make_method("maml", alpha), everything), torch.zeros(5, dtype=torch.float64))
-    limit = exact(rest(direction(make_method("fo_maml", alpha), everything), start))
+    limit = grad_norm_at_rest(make_method("fo_maml", alpha), everything, alpha, start)
 
     rows = []
-    for name, title in METHODS.items():
+    for name, title in TITLES.items():
         levels = []
         for size in sizes:
             watch = Watch(exact, 10)

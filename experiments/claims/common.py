@@ -47,6 +47,14 @@ Vector: TypeAlias = Tensor
 Direction: TypeAlias = Callable[[Vector], Vector]
 """A mean meta-gradient as a function of w."""
 
+TITLES = {"maml": "MAML", "hf_maml": "HF-MAML", "fo_maml": "FO-MAML"}
+"""The updates of Fallah et al. 2020, by name, as the paper calls them."""
+
+
+def random_point() -> Vector:
+    """Where gradients on P2 are compared: five coordinates, the same each time."""
+    return torch.as_tensor(np.random.default_rng(5).normal(size=5))
+
 
 def direction(method: Method, tasks: Tasks) -> Direction:
     """The method's mean meta-gradient as a function of w."""
@@ -83,6 +91,16 @@ def central_differences(function: Callable[[Vector], Tensor], w: Vector, h: floa
     return torch.stack([along(e) for e in h * torch.eye(len(w), dtype=w.dtype)])
 
 
+def difference_quotient(function: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-5) -> Tensor:
+    """The derivative of a function that acts on each entry alone; the error is of the second order in `h`."""
+    return (function(x + h) - function(x - h)) / (2 * h)
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """`|found - wanted| / |wanted|`."""
+    return float((found - wanted).norm() / wanted.norm())
+
+
 def rest(step: Direction, w: Vector, tolerance: float = 1e-13, at_most: int = 50) -> Vector:
     """Where a direction vanishes, by Newton's method on the direction itself: where descent along it comes to rest.
 
@@ -99,6 +117,11 @@ def rest(step: Direction, w: Vector, tolerance: float = 1e-13, at_most: int = 50
         w = w - torch.linalg.solve(jacobian, g)
         g = step(w)
     raise ArithmeticError(f"Newton's method has not found a zero: |g| = {g.norm():.1e} after {at_most} steps")
+
+
+def grad_norm_at_rest(method: Method, tasks: Tasks, inner_lr: float, start: Vector) -> float:
+    """`|grad F|` of MAML's objective where the method comes to rest, searched for from `start`."""
+    return grad_norm(tasks, inner_lr)(rest(direction(method, tasks), start))
 
 
 class Watch(Callback):

@@ -6,7 +6,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from experiments.claims.common import Findings, Row, Watch, descend, grad_norm, label, panels, slope
+from experiments.claims.common import TITLES, Findings, Row, Watch, descend, grad_norm, label, panels, slope
 from metarl import make_method
 from metarl.execution import Execution
 from metarl.supervised import FiniteSumSource, FiniteSumTasks
@@ -16,7 +16,6 @@ from metarl.types import Batch, Params
 SOURCE = "Fallah et al. 2020; Ji, Yang, Liang 2022"
 TAIL = 0.25  # f falls as w^-TAIL
 STYLE = {"maml": "-", "hf_maml": "--", "fo_maml": "-"}  # MAML and HF-MAML lie on each other
-NAMES = {"maml": "MAML", "hf_maml": "HF-MAML", "fo_maml": "FO-MAML"}
 
 
 def check(quick: bool = False) -> Findings:
@@ -37,7 +36,7 @@ def logistic(ax: Axes, iterations: int) -> list[Row]:
     problem = six_logistic_tasks()._replace(margin="sigmoid", regulariser="bounded", strength=0.05)
     source, L = logistic_source(problem), smoothness(problem)
     alpha, rows = 0.9 / L, []
-    for name, title in NAMES.items():
+    for name, title in TITLES.items():
         watch = Watch(grad_norm(source.tasks, alpha), 2)
         descend(source, make_method(name, alpha), iterations if name == "fo_maml" else iterations // 4, 1 / L, 6, watch)
         ax.loglog(np.array(watch.at[1:]), np.maximum(watch.seen[1:], 1e-17), STYLE[name], label=title)
@@ -82,14 +81,14 @@ def slow_tail(trajectories: Axes, power_plot: Axes, iterations: int) -> list[Row
     for name in ("maml", "hf_maml"):
         watch = Watch(grad_norm(tasks, alpha))
         descend(source, make_method(name, alpha), iterations, 1 / TAIL, 3, watch)
-        trajectories.loglog(np.array(watch.at[1:]), watch.seen[1:], STYLE[name], label=NAMES[name])
+        trajectories.loglog(np.array(watch.at[1:]), watch.seen[1:], STYLE[name], label=TITLES[name])
         targets = np.geomspace(10 * watch.seen[-1], watch.seen[-1], 12)
         needed = first_below(watch, targets)
         power = slope(1 / targets, needed)
-        power_plot.loglog(1 / targets, needed, "o" + STYLE[name], label=f"{NAMES[name]}: power {power:.2f}")
+        power_plot.loglog(1 / targets, needed, "o" + STYLE[name], label=f"{TITLES[name]}: power {power:.2f}")
         rows.append(
             Row(
-                f"{NAMES[name]}'s iterations on tasks with a slow tail, as a power of 1/eps",
+                f"{TITLES[name]}'s iterations on tasks with a slow tail, as a power of 1/eps",
                 SOURCE,
                 f"{wanted:.2f}, at most 2",
                 f"{power:.2f}",

@@ -14,6 +14,7 @@ from experiments.claims.common import (
     descend,
     direction,
     grad_norm,
+    grad_norm_at_rest,
     label,
     listing,
     near,
@@ -59,7 +60,7 @@ def check(quick: bool = False) -> Findings:
     }
 
     def floor(method: Method, a_l: float) -> float:
-        return grad_norm(source.tasks, a_l / L)(rest(direction(method, source.tasks), solutions[a_l]))
+        return grad_norm_at_rest(method, source.tasks, a_l / L, solutions[a_l])
 
     hf = {a_l: [floor(fixed_delta(a_l / L, delta), a_l) for delta in DELTAS] for a_l in FO_FLOORS}
     rows = [*first_order_rows(floor), *hessian_free_rows(hf), *published_rows(floor)]

@@ -1,6 +1,7 @@
 """iMAML's objective is neither convex nor smooth although the tasks are; its implicit gradient is exact."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,12 +12,15 @@ from experiments.claims.common import (
     Findings,
     Row,
     central_differences,
+    difference_quotient,
     direction,
     label,
     listing,
     near,
     objective,
     panels,
+    random_point,
+    relative_error,
     scientific,
 )
 from metarl import Method, make_method
@@ -92,7 +96,7 @@ def not_convex(ax: Axes) -> list[Row]:
         (up - 2 * middle + down) / h**2
         for up, middle, down in zip(*(values(flat_spot, x + s * h) for s in (1, 0, -1)), strict=True)
     )
-    limit = (derivatives(flat_spot, x + 1e-5) - derivatives(flat_spot, x - 1e-5)) / 2e-5
+    limit = difference_quotient(partial(derivatives, flat_spot), x)
     ax.plot(x, limit, label="iMAML's objective, second derivative")
     ax.plot(x, second, "--", label=f"second differences, h = {h}")
     ax.plot(x, envelope, ":", label="Moreau envelope, second differences")
@@ -115,7 +119,7 @@ def not_smooth(ax: Axes) -> Row:
     found = {}
     for centre in WAVY:
         x = centre + torch.linspace(-2 * np.pi, 2 * np.pi, 801, dtype=torch.float64)  # x = 2 z - sin z
-        second = (derivatives(wave, x + 1e-5) - derivatives(wave, x - 1e-5)) / 2e-5
+        second = difference_quotient(partial(derivatives, wave), x)
         found[centre] = float(second.abs().max())
     ax.loglog(list(found), list(found.values()), "o-", label="z^2 / 2 + cos z")
     label(ax, "a 2-smooth f: not smooth after adaptation", "x", "largest |second derivative| near x")
@@ -131,10 +135,10 @@ def not_smooth(ax: Axes) -> Row:
 def implicit_gradient(ax: Axes) -> list[Row]:
     """On P2 with lambda = 1: against finite differences of theta -> L_out(phi(theta)), for k steps of CG."""
     tasks = logistic_source(six_logistic_tasks()).tasks
-    w = torch.as_tensor(np.random.default_rng(5).normal(size=5))
+    w = random_point()
     methods = {k: make_method("imaml", 0.8, 60, lam=1.0, cg_steps=k) for k in range(1, 7)}
     numeric = central_differences(objective(tasks, methods[1].inner), w)
-    errors = {k: float((direction(m, tasks)(w) - numeric).norm() / numeric.norm()) for k, m in methods.items()}
+    errors = {k: relative_error(direction(m, tasks)(w), numeric) for k, m in methods.items()}
     ax.semilogy(list(errors), list(errors.values()), "o-")
     label(ax, "implicit gradient on P2, lambda = 1", "steps of conjugate gradients", "relative error", legend=False)
     least = max(errors[k + 1] / errors[k] for k in range(1, 5))

@@ -4,7 +4,6 @@ import itertools
 import statistics
 import time
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -17,6 +16,8 @@ from experiments.claims.common import (
     label,
     objective,
     panels,
+    random_point,
+    relative_error,
 )
 from metarl import Method, make_method
 from metarl.supervised import FiniteSumTasks
@@ -47,14 +48,14 @@ def check(quick: bool = False) -> Findings:
 def exact_off_the_kinks() -> list[Row]:
     """The meta-gradient against finite differences of the loss after signed steps."""
     tasks = logistic_tasks(six_logistic_tasks())
-    w = torch.as_tensor(np.random.default_rng(5).normal(size=5))
+    w = random_point()
     rows = []
     for steps in (1, STEPS):
         errors = {}
         for name in ("sign_maml", "fo_maml"):
             method = make_method(name, 0.02 if name == "sign_maml" else 1.0, steps)
             numeric = central_differences(objective(tasks, method.inner), w, 1e-5)
-            errors[name] = float((direction(method, tasks)(w) - numeric).norm() / numeric.norm())
+            errors[name] = relative_error(direction(method, tasks)(w), numeric)
         rows.append(
             Row(
                 f"the first-order gradient is the true one, N = {steps} (P2); FO-MAML's is not",
@@ -70,7 +71,7 @@ def exact_off_the_kinks() -> list[Row]:
 def scale_does_not_matter() -> Row:
     """The inner loss multiplied by a constant, the outer one left as it is."""
     loss, data = logistic_loss(), logistic_tasks(six_logistic_tasks()).support
-    w = torch.as_tensor(np.random.default_rng(5).normal(size=5))
+    w = random_point()
 
     def scaled(params: Params, batch: Batch) -> Tensor:
         return batch["scale"] * loss(params, batch)

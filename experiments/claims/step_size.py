@@ -8,7 +8,19 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from experiments.claims.common import Direction, Findings, Row, Vector, Watch, direction, label, panels, slope, train
+from experiments.claims.common import (
+    Direction,
+    Findings,
+    Row,
+    Vector,
+    Watch,
+    difference_quotient,
+    direction,
+    label,
+    panels,
+    slope,
+    train,
+)
 from metarl import MetaLearner, make_method
 from metarl.callbacks import Callback, Metrics
 from metarl.execution import Execution
@@ -115,7 +127,7 @@ def not_smooth(ax: Axes, exact: Direction) -> Row:
     rule = fallah_rule("maml", L, RHO, ALPHA)
     for centre in centres:
         w = centre + torch.linspace(-np.pi, np.pi, 41, dtype=torch.float64)
-        found.append(max(abs((exact(v[None] + 1e-5) - exact(v[None] - 1e-5)).item()) / 2e-5 for v in w))
+        found.append(max(abs(difference_quotient(exact, v[None]).item()) for v in w))
         bounds.append(rule.smoothness(mean_norm(centre + np.pi)))
     ax.loglog(centres, found, "o-", label="largest |F''| near w")
     ax.loglog(centres, bounds, "k:", label="L(w)")

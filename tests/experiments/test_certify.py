@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 
 from experiments import certify
-from experiments.certify import OBJECTIVE, PATH_PRODUCT, PRODUCT, Setting
+from experiments.certificates import problems
+from experiments.certificates.estimators import Setting, settings
+from experiments.certificates.judging import certificate, judged
+from experiments.certificates.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT, Exact, bandit, mdp
 from metarl.outer import OUTER, options
 from metarl.rl import SURROGATES
 from metarl.rl.exact import Estimate
@@ -128,28 +131,28 @@ def test_the_right_formula_passes_and_the_wrong_one_fails(results: dict[str, Any
 
 
 def test_an_estimator_that_is_not_what_it_is_said_to_be_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certify, "SAMPLED", ("e_maml", "fo_maml"))
-    monkeypatch.setattr(certify, "bandit_expectation", lambda setting, objective: None)
-    row = certify.certificate(certify.bandit(), Setting("fo_maml", "ratio", {}), 20_000)
+    monkeypatch.setattr(problems, "SAMPLED", ("e_maml", "fo_maml"))
+    monkeypatch.setattr(problems, "bandit_expectation", lambda setting, objective: None)
+    row = certificate(bandit(), Setting("fo_maml", "ratio", {}), 20_000)
     assert row["failed"]
     assert "documented as unbiased for the sampled objective" in row["verdict"]
-    row = certify.certificate(certify.mdp(), Setting("fo_maml", "ratio", {}), 100)  # here enumeration sees it
+    row = certificate(mdp(), Setting("fo_maml", "ratio", {}), 100)  # here enumeration sees it
     assert row["failed"]
     assert "documented as unbiased for the sampled objective" in row["verdict"]
 
 
 def test_code_that_differs_from_its_exact_expectation_fails() -> None:
-    exact = certify.Exact(torch.tensor([0.1]))
+    exact = Exact(torch.tensor([0.1]))
     sample = Estimate(torch.tensor([0.0]), torch.tensor([0.01]), 1.0, 10_000)
-    verdict, failed = certify.judged("maml", None, {}, exact, sample)
+    verdict, failed = judged("maml", None, {}, exact, sample)
     assert failed
     assert "-10.0 SE from its exact expectation" in verdict
 
 
 def test_a_new_update_shows_up_unclassified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OUTER, "mine", OUTER["fo_maml"])
-    assert len([s for s in certify.settings(("none",)) if s.update == "mine"]) == len(SURROGATES)
-    row = certify.certificate(certify.mdp(), Setting("mine", "ratio", {}), 1_000)
+    assert len([s for s in settings(("none",)) if s.update == "mine"]) == len(SURROGATES)
+    row = certificate(mdp(), Setting("mine", "ratio", {}), 1_000)
     assert (row["verdict"], row["failed"], row["exact"]) == ("not classified", False, None)
 
 

@@ -1,0 +1,53 @@
+"""What is certified: every registered outer update with every surrogate and every choice of Hessian data."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from metarl.outer import OUTER, Method, make_method, options
+from metarl.rl import SURROGATES
+
+VARIED = {"hessian_data": ("fresh", "inner"), "baseline": ("none", "tasks", "trajectories")}
+
+PULLED, FIRST_ORDER, SAMPLED = ("maml", "multi_step_maml", "hf_maml"), ("fo_maml",), ("e_maml",)
+OTHER = {
+    "sign_maml": "the loss after sign steps",
+    "moreau": "Moreau envelopes",
+    "reptile": "a displacement",
+    "imaml": "the loss at the proximal point",
+}
+LINEAR = (*PULLED, *FIRST_ORDER, *SAMPLED, "sign_maml", "moreau", "reptile")  # in D_o and in D_h: may be enumerated
+
+
+class Setting(NamedTuple):
+    """One estimator."""
+
+    update: str
+    surrogate: str
+    options: dict[str, str]
+    steps: int = 1
+
+    @property
+    def hessian_data(self) -> str:
+        """Where D_h comes from; empty for updates without one."""
+        own = {"multi_step_maml": "fresh", "e_maml": "inner"}
+        return self.options.get("hessian_data", own.get(self.update, ""))
+
+    @property
+    def label(self) -> str:
+        """The update's name with its baseline, where it has a choice."""
+        baseline = self.options.get("baseline", "none")
+        return f"`{self.update}`" + (f", baseline {baseline}" if baseline != "none" else "")
+
+    def method(self, alpha: float) -> Method:
+        """The registered method."""
+        return make_method(self.update, alpha, self.steps, **self.options)
+
+
+def settings(baselines: tuple[str, ...]) -> Iterator[Setting]:
+    """Every registered update with every surrogate and every choice of D_h and of these baselines."""
+    varied = {**VARIED, "baseline": baselines}
+    for update, surrogate in itertools.product(OUTER, SURROGATES):
+        names = [name for name in varied if name in options(update)]
+        for chosen in itertools.product(*(varied[name] for name in names)):
+            yield Setting(update, surrogate, dict(zip(names, chosen, strict=True)))

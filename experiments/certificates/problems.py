@@ -1,0 +1,152 @@
+"""Two problems whose exact answers are known, with what every estimator is compared with: targets and expectations."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import grad
+
+from agents.exact import GaussianMean, TabularSoftmax
+from envs.enumeration import EnumeratedTasks, sampled_objective, sampled_product
+from envs.gaussian_bandit import GaussianBandit
+from envs.tabular import TabularMDP, two_state_problem
+from envs.tasks import FunctionalTasks
+from experiments.certificates.estimators import FIRST_ORDER, LINEAR, PULLED, SAMPLED, Setting
+from metarl import tree
+from metarl.execution import Execution
+from metarl.rl import SURROGATES, ReinforcementLearning
+from metarl.rl.exact import product_form
+from metarl.rl.surrogates import make_surrogate
+from metarl.types import Params, Task
+
+CENTRE, MEAN, ALPHA, ACTIONS = 1.5, 0.3, 0.2, 4  # of the bandit
+MDP_ALPHA = 0.5
+LAMBDA = {"loaded_dice": 0.5}
+
+PRODUCT, OBJECTIVE, PATH_PRODUCT = "product form", "sampled objective", "sampled product"
+
+
+class Exact(NamedTuple):
+    """An expectation without sampling error, and the standard deviation over inner data where it is known."""
+
+    mean: Tensor  # [P]
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a row is computed on. Targets are in the papers' scale, the loss -J: ours, per step, times the horizon."""
+
+    name: str
+    tasks: FunctionalTasks
+    task: Task
+    policy: nn.Module
+    params: Params
+    alpha: float  # times the horizon
+    episodes: int
+    targets: dict[str, Tensor]  # [P]
+    good_hessian: tuple[str, ...]  # surrogates whose expected Hessian is exact here
+    product: str  # what independent factors with exact Hessians estimate
+    exact: Callable[[Setting], Exact | None]
+
+    def source(self, surrogate: str) -> ReinforcementLearning:
+        """The real oracle, with nothing that could bias it."""
+        return ReinforcementLearning(
+            self.tasks,
+            self.policy,
+            episodes=self.episodes,
+            surrogate=surrogate,
+            dice_lambda=LAMBDA.get(surrogate),
+            discount=1.0,
+            baseline="none",
+            normalize_advantages=False,
+        )
+
+    def claim(self, setting: Setting) -> str | None:
+        """The target the estimator is documented to be unbiased for."""
+        if setting.update in SAMPLED:
+            return OBJECTIVE
+        unbiased = setting.update in PULLED and setting.hessian_data == "fresh"
+        return self.product if unbiased and setting.surrogate in self.good_hessian else None
+
+
+def bandit(dimension: int = 1) -> Problem:
+    """Actions a ~ N(w, I), reward -|a - c|^2, four of them in every batch; in each dimension c = 1.5, w = 0.3."""
+    tasks, policy = GaussianBandit(dimension), GaussianMean(dimension).double()
+    task = {"centre": np.full(dimension, CENTRE, np.float32)}
+    params = {"mean": torch.full((dimension,), MEAN, dtype=torch.float64)}
+    one = tensors(task)
+    targets = {
+        PRODUCT: product_form(lambda w: -tasks.expected_return(w, one), params, ALPHA)["mean"],
+        OBJECTIVE: grad(lambda w: tasks.sampled_objective(w, one, ALPHA, ACTIONS))(params)["mean"],
+    }
+    good = tuple(name for name in SURROGATES if name != "reinforce")
+    exact = functools.partial(bandit_expectation, objective=targets[OBJECTIVE])
+    return Problem("bandit", tasks, task, policy, params, ALPHA, ACTIONS, targets, good, PRODUCT, exact)
+
+
+def bandit_expectation(setting: Setting, objective: Tensor) -> Exact | None:
+    """E[G] on the one-dimensional bandit in closed form, where it has one.
+
+    With e ~ N(0, 1) and d = c - w, one action has the gradient g = e (e - d)^2 and the second derivative
+    h = (e^2 - 1) (e - d)^2 for likelihood ratios, h = -(e - d)^2 for log-probabilities. Then
+    E[G] = (1 - alpha E[h]) 2 (E[w_1] - c) + 2 alpha^2 cov(h, g) / n, the covariance only where both have the same data.
+    """
+    d = CENTRE - MEAN
+    if setting.update in SAMPLED:
+        return Exact(objective)
+    if setting.update == "reptile":
+        return Exact(torch.tensor([-2.0 * d * ALPHA], dtype=torch.float64))
+    end = 2 * (MEAN + 2 * ALPHA * d - CENTRE)
+    if setting.update in (*FIRST_ORDER, "moreau"):  # one fixed-point step is FO-MAML
+        return Exact(torch.tensor([end], dtype=torch.float64))
+    if setting.update not in PULLED:
+        return None
+    wrong = setting.surrogate == "reinforce"
+    mean, covariance = (-(1 + d**2), 10 * d + 2 * d**3) if wrong else (2.0, -44 * d - 8 * d**3)
+    shared = 2 * ALPHA**2 * covariance / ACTIONS if setting.hessian_data == "inner" else 0.0
+    return Exact(torch.tensor([(1 - ALPHA * mean) * end + shared], dtype=torch.float64))
+
+
+def mdp() -> Problem:
+    """Two states, two actions, three steps (P3), one trajectory in every batch, tabular softmax, return to go."""
+    tasks, task, logits = two_state_problem()
+    policy, params = TabularSoftmax(2, 2).double(), {"logits": torch.as_tensor(logits)}
+    exact = functools.partial(enumerated, tasks=tasks, task=task, policy=policy, params=params)
+    alpha, targets = MDP_ALPHA * tasks.horizon, mdp_targets(tasks, task, params, 1)
+    return Problem("mdp", tasks, task, policy, params, alpha, 1, targets, ("dice",), PATH_PRODUCT, exact)
+
+
+def mdp_targets(tasks: TabularMDP, task: Task, params: Params, steps: int) -> dict[str, Tensor]:
+    """The three things an estimator may be compared with, exactly."""
+    one, alpha = tensors(task), MDP_ALPHA * tasks.horizon
+    found = {
+        PRODUCT: product_form(lambda w: -tasks.expected_return(w, one) / tasks.horizon, params, alpha, steps),
+        OBJECTIVE: grad(lambda w: sampled_objective(tasks, one, w, alpha, steps))(params),
+        PATH_PRODUCT: sampled_product(tasks, one, params, alpha, steps),
+    }
+    return {name: tasks.horizon * w["logits"].flatten() for name, w in found.items()}
+
+
+def enumerated(setting: Setting, tasks: TabularMDP, task: Task, policy: nn.Module, params: Params) -> Exact | None:
+    """E[G] through the update's own code: all inner trajectories, expected outer and Hessian data.
+
+    Where an update is not known to be linear in these (conjugate gradients are not), this need not be its expectation.
+    """
+    if setting.update not in LINEAR:
+        return None
+    surrogate = make_surrogate(setting.surrogate, LAMBDA.get(setting.surrogate))
+    ways = EnumeratedTasks(tasks, tensors(task), policy, surrogate, setting.steps, Execution(chunk_size=4096))
+    method = setting.method(MDP_ALPHA * tasks.horizon)
+    grads = method.update(params, ways, method.inner).grads
+    mean = tasks.horizon * tree.flatten({k: v[None] for k, v in ways.expectation(grads).items()})[0]
+    return Exact(mean, tasks.horizon * float(ways.deviation(grads)))
+
+
+def tensors(task: Task) -> dict[str, Tensor]:
+    """ONE task's arrays as tensors."""
+    return {key: torch.as_tensor(value) for key, value in task.items()}
