@@ -21,6 +21,7 @@ import torch
 from experiments import cli
 from experiments.config import TrainConfig, build_learner
 from experiments.run import device_name, versions
+from experiments.tables import markdown_table
 from metarl.errors import check_int
 from metarl.outer import OUTER
 from metarl.rl import RLTasks
@@ -109,18 +110,19 @@ def timed(work: Callable[[], object], repetitions: int) -> dict[str, float]:
 def table(results: dict[str, Any]) -> str:
     """The measurements as a Markdown table."""
     lines = [f"{results['device']}; batched matrix product {results['matrix_product_gflops']:.0f} GFLOP/s", ""]
-    lines += ["| part | inner steps | seconds (median) | least - greatest | |", "| --- | --- | --- | --- | --- |"]
     rate = f"{results['rollout']['env_steps_per_second']:,.0f} environment steps / s"
     parts = {
         "rollout": {**results["rollout"], "note": rate},
         **results["meta_iteration"],
         "maml, D_in again as D_h": results["maml_reusing_d_in"],
     }
+    rows = []
     for name, part in parts.items():
         cells = [name, str(part.get("inner_steps", "")), f"{part['seconds']:.3f}"]
         cells += [f"{part['least']:.3f} - {part['greatest']:.3f}", part.get("note", "")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"peak memory {results['peak_memory_mb']:.0f} MB"])
+        rows.append(cells)
+    parts_table = markdown_table(["part", "inner steps", "seconds (median)", "least - greatest", ""], rows)
+    return "\n".join([*lines, parts_table, "", f"peak memory {results['peak_memory_mb']:.0f} MB"])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from experiments import cli
 from experiments.config import TRAIN, TrainConfig, build_learner
 from experiments.figures import Curve, adaptation_figure
 from experiments.run import fresh, new_folder
+from experiments.tables import markdown_table
 from experiments.train import train
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int
@@ -147,12 +148,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """The comparison as a Markdown table."""
     steps = len(next(iter(results.values()))["mean"])
     head = ["update", *(f"step {k}" for k in range(steps)), "iterations", "environment steps", "s / iteration"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for outer, row in results.items():
         cells = [f"{m:.1f} [{lo:.1f}, {hi:.1f}]" for m, (lo, hi) in zip(row["mean"], row["ci95"], strict=True)]
         spent = [f"{row['iterations']}", f"{row['env_steps'] / 1e6:.3g} M", f"{row['seconds_per_iteration']:.2f}"]
         rows.append([f"`{outer}`", *cells, *spent])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table(head, rows)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from experiments import cli
 from experiments.figures import Curve, adaptation_figure
 from experiments.images import ImageSettings, Sources, build_few_shot, build_network
 from experiments.run import Annealing, commit, device_name, new_folder, versions
+from experiments.tables import markdown_table
 from metarl import MetaLearner, NonFiniteError
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int, check_real
@@ -271,13 +272,13 @@ def described(given: Arguments) -> dict[str, Any]:
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Accuracies in percent after each number of steps, as a Markdown table."""
     head = ["method", *(f"{k} steps" for k in STEPS), "inner step size", "s / iteration"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for name, row in rows.items():
         cells = [
             f"{100 * row['mean'][k]:.1f} [{100 * row['ci95'][k][0]:.1f}, {100 * row['ci95'][k][1]:.1f}]" for k in STEPS
         ]
         lines.append([name, *cells, f"{row['inner_lr']:.3g}", f"{row['seconds_per_iteration']:.3f}"])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(head, lines)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from experiments import cli
 from experiments.claims import CLAIMS, Findings, Row
 from experiments.run import versions
+from experiments.tables import markdown_table
 from metarl.checkpoint import write_atomically
 
 
@@ -89,20 +90,20 @@ def verdict(row: Row) -> str:
     return "**no**" if row.required else "not seen"
 
 
-def rows_of(numbered: dict[int, Checked]) -> list[str]:
-    """The table's lines: a heading, then the rows of each claim."""
-    lines = ["| | claim | source | expected | measured | holds |", "| --- | --- | --- | --- | --- | --- |"]
-    for number, (findings, _) in numbered.items():
-        for row in findings.rows:
-            cells = [str(number), row.claim, row.source, row.expected, row.measured, verdict(row)]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return lines
+def rows_of(numbered: dict[int, Checked]) -> str:
+    """The table: a heading, then the rows of each claim."""
+    lines = [
+        [str(number), row.claim, row.source, row.expected, row.measured, verdict(row)]
+        for number, (findings, _) in numbered.items()
+        for row in findings.rows
+    ]
+    return markdown_table(["", "claim", "source", "expected", "measured", "holds"], lines)
 
 
 def table(checked: dict[int, Checked]) -> str:
     """All rows and the seconds of each claim, as Markdown."""
     spent = ", ".join(f"{number}: {found.seconds:.0f}" for number, found in checked.items())
-    return "\n".join([*rows_of(checked), "", f"seconds per claim: {spent}"])
+    return "\n".join([rows_of(checked), "", f"seconds per claim: {spent}"])
 
 
 def as_json(checked: dict[int, Checked]) -> dict[str, object]:
@@ -141,7 +142,7 @@ def report(checked: dict[int, Checked], given: Arguments) -> str:
     ]
     for number, found in checked.items():
         path = os.path.relpath(picture(number, given), given.write.parent)
-        lines += ["", f"## {number}. {CLAIMS[number].title}", "", *rows_of({number: found}), ""]
+        lines += ["", f"## {number}. {CLAIMS[number].title}", "", rows_of({number: found}), ""]
         lines += [f"![{CLAIMS[number].title}]({Path(path).as_posix()})", "", found.findings.remarks, ""]
         lines += [f"({found.seconds:.0f} s)"]
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ from typing import Any
 from experiments.certificates.estimators import FIRST_ORDER, OTHER, SAMPLED
 from experiments.certificates.judging import EXACT, LIMIT, SEEN
 from experiments.certificates.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT
+from experiments.tables import markdown_table
 from metarl.rl import SURROGATES
 
 INTRODUCTION = """\
@@ -108,19 +109,17 @@ def page(results: Mapping[str, Any]) -> str:
         STEPS,
         steps_table(results["several_steps"]),
         HESSIANS,
-        table(
-            ["surrogate", "relative error"],
-            [[r["surrogate"], f"{r['relative_error']:.3f}"] for r in results["hessians"]],
-        ),
+        hessian_table(results["hessians"]),
         WRONG.format(limit=LIMIT, seen=SEEN),
         wrong_table(results["wrong_formulas"]),
     ]
     return "\n".join(parts)
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
+def hessian_table(rows: list[dict[str, Any]]) -> str:
+    """A line for each surrogate."""
+    lines = [[row["surrogate"], f"{row['relative_error']:.3f}"] for row in rows]
+    return markdown_table(["surrogate", "relative error"], lines) + "\n"
 
 
 def bandit_table(rows: list[dict[str, Any]]) -> str:
@@ -135,7 +134,7 @@ def bandit_table(rows: list[dict[str, Any]]) -> str:
             gap = row["expectation"][0] - row["targets"][name][0]
             line.append("" if row["update"] in OTHER else f"{gap:+.4f} ({row['bias_in_se'][name]:+.1f} SE)")
         lines.append([*line, f"{row['std']:.2f}", row["verdict"]])
-    return table(head, lines)
+    return markdown_table(head, lines) + "\n"
 
 
 def mdp_table(rows: list[dict[str, Any]]) -> str:
@@ -151,7 +150,7 @@ def mdp_table(rows: list[dict[str, Any]]) -> str:
             line.append("" if row["update"] in OTHER else f"{row['relative_error'][name]:.3f}")
         spread = "" if row["exact_std"] is None else f"{row['exact_std']:.4f}"
         lines.append([*line, spread, f"{row['std']:.3f}", row["verdict"]])
-    return table(head, lines)
+    return markdown_table(head, lines) + "\n"
 
 
 def two(gradient: list[float]) -> str:
@@ -169,7 +168,7 @@ def steps_table(rows: list[dict[str, Any]]) -> str:
         errors = [f"{row['relative_error'][name]:.3f}" for name in names]
         start = [str(row["steps"]), row["label"], surrogate, row["hessian_data"]]
         lines.append([*start, *errors, f"{row['exact_std']:.4f}", row["verdict"]])
-    return table(head, lines)
+    return markdown_table(head, lines) + "\n"
 
 
 def wrong_table(rows: list[dict[str, Any]]) -> str:
@@ -182,7 +181,7 @@ def wrong_table(rows: list[dict[str, Any]]) -> str:
         verdict = "**FAILS** its certificate" if row["failed"] else good
         target = f"{row['target']} {row['target_value'][0]:.4f}"
         lines.append([row["what"], row["formula"], value, target, f"{row['bias_in_se']:+.1f} SE", verdict])
-    return table(head, lines)
+    return markdown_table(head, lines) + "\n"
 
 
 def grouped(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
@@ -205,4 +204,4 @@ def earlier_table(rows: list[dict[str, Any]]) -> str:
         exact, error = row["exact"][0], row["std"] / 400_000**0.5
         numbers = [f"{quoted:.3f}", f"{exact:.4f}", f"{error:.4f}", f"{(quoted - exact) / error:+.1f} SE"]
         lines.append([f"`{update}`", surrogate, data, *numbers])
-    return table(head, lines)
+    return markdown_table(head, lines) + "\n"
