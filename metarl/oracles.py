@@ -156,6 +156,7 @@ def _not_finite(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     leaves = {key: leaf for key, leaf in stacked.items() if leaf.is_floating_point() and leaf.numel()}
     if not leaves:
         return
-    largest = torch.nn.utils.get_total_norm(leaves.values(), torch.inf)  # one kernel, one synchronisation
-    if not torch.isfinite(largest):
+    # A sum is finite only if all its terms are, and takes no time; one that overflows is looked at again.
+    total = torch.stack([leaf.sum().float() for leaf in leaves.values()]).sum()  # one synchronisation
+    if not torch.isfinite(total):
         yield from ((key, leaf) for key, leaf in leaves.items() if not torch.isfinite(leaf).all())

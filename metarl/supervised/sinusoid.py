@@ -65,6 +65,7 @@ class Sinusoids:
         check_choice("setting", self.setting, ("finite_sum", "resampling"))
         network = mlp(1, 1, hidden=(40, 40), seed=self.seed) if self.network is None else self.network
         self.network = network.to(self.device)
+        self._check_network()
 
     def initial_params(self) -> Params:
         """The network's own."""
@@ -80,12 +81,17 @@ class Sinusoids:
     def tasks(
         self, amplitude: npt.ArrayLike, phase: npt.ArrayLike, rng: np.random.Generator
     ) -> "FiniteSumTasks | ResamplingTasks":
-        """The sinusoids with the given amplitudes and phases, each `[T, 1]`; `rng` draws their points."""
-        assert self.network is not None
-        leaf = next(self.network.parameters())
+        """The sinusoids with the given amplitudes and phases, each `[T, 1]`; `rng` draws their points.
+
+        Raises:
+            ValueError: for other shapes.
+        """
+        leaf = self._leaf()
         a, b = (
             torch.as_tensor(np.asarray(values), dtype=leaf.dtype, device=leaf.device) for values in (amplitude, phase)
         )
+        if a.shape != b.shape or a.shape[1:] != (1,):
+            raise ValueError(f"amplitude and phase must be [T, 1], got {list(a.shape)} and {list(b.shape)}")
         generator = torch_generator(rng, leaf.device)
 
         def sampler(role: Role, generator: torch.Generator) -> Batch:
@@ -104,3 +110,19 @@ class Sinusoids:
         assert self.network is not None
         predicted: Tensor = functional_call(self.network, params, (batch["x"],))
         return (predicted[:, 0] - batch["y"]).square().mean()
+
+    def _leaf(self) -> Tensor:
+        """A parameter: data have its precision and live where it does."""
+        assert self.network is not None
+        return next(self.network.parameters())
+
+    def _check_network(self) -> None:
+        """Two points in must give two out, each alone in its row."""
+        assert self.network is not None
+        try:
+            with torch.no_grad():
+                found = list(self.network(self._leaf().new_zeros(2, 1)).shape)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"network must take points [n, 1], but: {error}") from error
+        if found != [2, 1]:
+            raise ValueError(f"network must give two points [2, 1], got {found}")
