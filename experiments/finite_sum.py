@@ -15,7 +15,11 @@ import dataclasses
 import json
 import statistics
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +32,7 @@ from experiments.figures import adaptation_figure
 from experiments.plot import plot, points, read
 from experiments.problems import PROBLEMS, Known, Problem, ProblemSettings, check_settings
 from experiments.run import Recipe, Run, RunConfig, check_shared, learner_arguments
-from metarl import Evaluation, MetaLearner
+from metarl import Evaluation, MetaLearner, make_method
 from metarl.callbacks import Callback, HeldOutEvaluation
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int
@@ -36,6 +40,8 @@ from metarl.evaluation import evaluate
 from metarl.monitors import SmoothnessMonitor, StationarityMonitor
 from metarl.step import AdaptiveStep, OuterStep
 from metarl.theory import estimate_source, fallah_rule, ji_rule
+from metarl.theory.step_size import NUMERATOR
+from metarl.tree import stack
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
@@ -44,7 +50,7 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 class FiniteSumConfig(RunConfig, ProblemSettings):
     """Settings of one training run on a supervised problem."""
 
-    problem: Annotated[str, tyro.conf.Positional]
+    problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")]
     """The problem, see above."""
     iterations: int = 1000
     """Meta-iterations in all."""
@@ -64,17 +70,19 @@ class FiniteSumConfig(RunConfig, ProblemSettings):
     """Evaluate, and take |grad F|, every so many iterations."""
     save_every: int = 100
     """Write a checkpoint every so many iterations."""
+    eval_tasks: int = 20
+    """Held-out tasks of the evaluations during training; of a fixed set, at most all."""
     eval_steps: int = 10
     """Inner steps of evaluations."""
     final_tasks: int = 400
-    """Tasks of the evaluation at the end."""
+    """Tasks of the evaluation at the end; of a fixed set, at most all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(FiniteSumConfig):
     """Settings of one training run on a supervised problem."""
 
-    problem: Annotated[str, tyro.conf.Positional] = ""
+    problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")] = ""
     """The problem, see above; not needed with --resume."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Go on with the run in this folder, up to --iterations; its other settings stay as they are."""
@@ -85,24 +93,36 @@ class Arguments(FiniteSumConfig):
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given, asked = run.parsed(FINITE_SUM, Arguments, arguments, __doc__)
-    with cli.one_line_errors(f"; the last good checkpoint is {asked.folder / 'checkpoint.pt'}"):
+    last_good = f"; the last good checkpoint is {asked.folder / 'checkpoint.pt'}"
+    with cli.one_line_errors(last_good), one_line_warnings():
         results = train(asked, sys.stderr if given.json else sys.stdout)
     print(json.dumps(results) if given.json else table(results))
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Show warnings as errors are shown: one line, without the place in the source that gave it."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def train(asked: Run[FiniteSumConfig], messages: Any = None) -> dict[str, Any]:
     """Train to the end, evaluate, and leave everything in the run's folder; returns what `--json` prints."""
     config, learner, folder = asked.config, asked.learner, asked.folder
     problem = build_problem(config)
-    log = run.learn(asked, watching(config, problem), config.problem, messages)
-    curves = final_curves(config, learner, problem)
+    log = run.learn(asked, watching(config, learner, problem), config.problem, messages)
+    curves, title = final_curves(config, learner, problem), f"{config.problem}, {config.outer}"
     results = summary(asked, curves)
     write_json(folder / "evaluation.json", results)
-    figures = {"adaptation": adaptation_figure(curves, f"{config.problem}, {config.outer}", learner.source.score_name)}
+    figures = {"adaptation": adaptation_figure(curves, title, learner.source.score_name)}
     metric = "theory/grad_norm"
     lines = read(folder)
     if any(metric in line for line in lines):
-        curve = {config.outer: points(lines, folder, "iteration", metric)}
+        curve = {title: points(lines, folder, "iteration", metric)}
         figures["stationarity"] = plot(curve, "iteration", metric, log_y=True)
     for name, figure in figures.items():
         write_atomically(folder / f"{name}.png", figure.savefig)
@@ -127,6 +147,8 @@ def settle(config: FiniteSumConfig) -> FiniteSumConfig:
         **({"learning_rate": defaults.learning_rate} if step in OPTIMIZERS else {}),
     }
     missing: dict[str, Any] = {name: value for name, value in suits.items() if getattr(config, name) is None}
+    if config.device == "auto" and not defaults.anywhere:
+        missing["device"] = "cpu"
     return dataclasses.replace(config, **missing)
 
 
@@ -138,7 +160,17 @@ def build_problem(config: FiniteSumConfig) -> Problem:
     """
     check_settings(config.problem, config)
     check_int("seed", config.seed, minimum=0)
-    return PROBLEMS[config.problem][0](config, cli.pick_device(config.device), config.seed)
+    device = cli.pick_device(config.device)
+    if device.type != "cpu" and not PROBLEMS[config.problem][1].anywhere:
+        raise ValueError(f"device must be 'cpu' for the problem {config.problem!r}, got {config.device!r}")
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(ProblemSettings)}
+    return built(config.problem, ProblemSettings(**settings), device, config.seed)
+
+
+@lru_cache(maxsize=1)  # the learner and those who watch it have one and the same: images are decoded once
+def built(name: str, given: ProblemSettings, device: torch.device, seed: int) -> Problem:
+    """The problem, from settings that have been checked."""
+    return PROBLEMS[name][0](given, device, seed)
 
 
 def build_learner(config: FiniteSumConfig) -> MetaLearner:
@@ -151,30 +183,64 @@ def build_learner(config: FiniteSumConfig) -> MetaLearner:
     for name in ("step_tasks", "final_tasks"):
         check_int(name, getattr(config, name))
     check_int("eval_steps", config.eval_steps, minimum=0)
-    problem = build_problem(config)
     assert config.meta_batch_size is not None
     size = check_int("meta_batch_size", config.meta_batch_size)
+    arguments = {**learner_arguments(config), "meta_batch_size": size}
+    check_outer_step(config)
+    make_method(config.outer, config.inner_lr, config.inner_steps, **arguments["outer_options"])
+    problem = build_problem(config)  # may spend minutes on decoding images, so what can be checked has been
     if problem.all_tasks is not None and size > problem.all_tasks:
         raise ValueError(f"meta_batch_size must be at most {problem.all_tasks}, the tasks there are, got {size}")
-    arguments = {**learner_arguments(config), "meta_batch_size": size}
     if config.outer_step in OPTIMIZERS:
         arguments |= {"optimizer": OPTIMIZERS[config.outer_step], "learning_rate": config.learning_rate}
-        return MetaLearner(problem.train, **arguments)
-    for name, default in (("learning_rate", None), ("max_grad_norm", None), ("anneal_iterations", 0)):
+    learner = MetaLearner(problem.train, **arguments)
+    check_points(learner)
+    if config.outer_step in OPTIMIZERS:
+        return learner
+    return MetaLearner(problem.train, outer_step=theory_step(config, learner, problem), **arguments)
+
+
+def check_outer_step(config: FiniteSumConfig) -> None:
+    """Settings of another way to step are an error, not ignored; and a step size belongs to its theorem's methods.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    own_default = {"learning_rate": None, "max_grad_norm": None, "anneal_iterations": 0}  # of adam and sgd
+    for name, default in ({"step_tasks": 20} if config.outer_step in OPTIMIZERS else own_default).items():
         if getattr(config, name) != default:
-            raise ValueError(f"{name} means nothing to the step sizes of {config.outer_step!r}; leave it alone")
-    return MetaLearner(problem.train, outer_step=theory_step(config, problem), **arguments)
+            raise ValueError(f"{name} means nothing to the outer step {config.outer_step!r}; leave it alone")
+    if config.outer_step == "fallah":
+        if config.outer not in NUMERATOR:
+            raise ValueError(
+                f"outer must be one of {sorted(NUMERATOR)} for the outer step 'fallah', got {config.outer!r}"
+            )
+        if config.inner_steps not in (None, 1):
+            raise ValueError(f"inner_steps must be 1 for the outer step 'fallah', or 'ji', got {config.inner_steps}")
 
 
-def theory_step(config: FiniteSumConfig, problem: Problem) -> OuterStep:
+def check_points(learner: MetaLearner) -> None:
+    """An update that compares the points of a task needs more than one of them in a draw.
+
+    Raises:
+        ValueError: when there are not as many.
+    """
+    needed = learner.method.min_episodes
+    if needed > 1:
+        tasks = learner.source.sample(1, np.random.default_rng(0))
+        found = tasks.cost(tasks.draw(stack(learner.params, 1), "inner"))["samples"]
+        if found < needed:
+            raise ValueError(f"outer_options need at least {needed} points of a task in D_in, got {found}")
+
+
+def theory_step(config: FiniteSumConfig, learner: MetaLearner, problem: Problem) -> OuterStep:
     """The outer step of `fallah` or `ji`, with L and rho in closed form where they are known, else estimated."""
     assert config.inner_lr is not None
-    tasks = config.step_tasks if problem.all_tasks is None else min(config.step_tasks, problem.all_tasks)
+    tasks = at_most_all(config.step_tasks, problem)
     known = problem.known or estimated(problem, tasks, config.seed)
     if config.outer_step == "fallah":
         rule = fallah_rule(config.outer, known.L, known.rho, config.inner_lr)
     else:
-        learner = MetaLearner(problem.train, config.outer, inner_steps=config.inner_steps)
         rule = ji_rule(known.L, known.rho, config.inner_lr, learner.method.inner.steps)
     return AdaptiveStep(rule, problem.train, tasks, config.seed)
 
@@ -185,19 +251,15 @@ def estimated(problem: Problem, tasks: int, seed: int) -> Known:
     return Known(constants.L, constants.rho)
 
 
-def watching(config: FiniteSumConfig, problem: Problem) -> list[Callback]:
+def watching(config: FiniteSumConfig, learner: MetaLearner, problem: Problem) -> list[Callback]:
     """Held-out evaluation, |grad F|, and the warning when alpha is too large for theory."""
-    source, number = problem.test, problem.all_tasks or 100
+    source, tasks = problem.test, at_most_all(config.eval_tasks, problem)
     sizes = [None] * config.eval_steps
-    tasks = min(config.eval_tasks, number)
+    assert config.inner_lr is not None
+    points = {} if problem.known is None else problem.known.points(config.inner_lr, learner.method.inner.steps)
     return [
         HeldOutEvaluation(config.eval_every, source, tasks, sizes, config.eval_seed),
-        StationarityMonitor(
-            source,
-            number,
-            every=config.eval_every,
-            points={} if problem.known is None else known_points(config, problem.known),
-        ),
+        StationarityMonitor(source, problem.all_tasks or 100, every=config.eval_every, points=points),
         *([] if config.outer in NOT_GRADIENT_STEPS else [SmoothnessMonitor(config.eval_every, source, tasks)]),
     ]
 
@@ -206,15 +268,14 @@ NOT_GRADIENT_STEPS = ("sign_maml", "moreau", "imaml")
 """Updates whose inner steps are not `w - alpha g`, which the bound on alpha L is about."""
 
 
-def known_points(config: FiniteSumConfig, known: Known) -> Any:
-    """Stationary points in closed form."""
-    assert config.inner_lr is not None
-    return known.points(config.inner_lr, config.inner_steps or 1)
+def at_most_all(number: int, problem: Problem) -> int:
+    """So many tasks, or all of a fixed set that has fewer."""
+    return number if problem.all_tasks is None else min(number, problem.all_tasks)
 
 
 def final_curves(config: FiniteSumConfig, learner: MetaLearner, problem: Problem) -> dict[str, Evaluation]:
     """Adaptation curves of the trained and of the untrained parameters on the same held-out tasks."""
-    number = config.final_tasks if problem.all_tasks is None else problem.all_tasks
+    number = at_most_all(config.final_tasks, problem)
     rules = learner.rules([None] * config.eval_steps)
 
     def curve(params: Any) -> Evaluation:

@@ -4,6 +4,7 @@ A problem here is a source of training tasks, one of tasks to be judged on, and 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from experiments.images import ImageSettings, build_few_shot
+from metarl.errors import check_int
 from metarl.execution import Execution
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTasks
 from metarl.supervised.logistic import (
@@ -88,6 +90,7 @@ class Defaults(NamedTuple):
     learning_rate: float
     optimizer: Literal["adam", "sgd"]
     takes: tuple[str, ...] = ()  # of the settings of `ProblemSettings`
+    anywhere: bool = False  # or else on the CPU only
 
 
 class Build(Protocol):
@@ -97,7 +100,8 @@ class Build(Protocol):
 
 
 BATCHES = ("inner_batch", "outer_batch", "hessian_batch")
-IMAGES = tuple(field.name for field in dataclasses.fields(ImageSettings) if field.name != "data")
+IMAGES = tuple(field.name for field in dataclasses.fields(ImageSettings))
+OF_SHIPPED = ("ways", "network", "hidden")  # which are not square, so no convolutions
 
 
 def fixed_set(source: FiniteSumSource, known: Known) -> Problem:
@@ -108,8 +112,16 @@ def fixed_set(source: FiniteSumSource, known: Known) -> Problem:
     return Problem(source, everything, whole.num_tasks, known)
 
 
-def minibatches(given: ProblemSettings) -> BatchSizes:
-    """The sizes asked for."""
+def minibatches(given: ProblemSettings, points: float = math.inf) -> BatchSizes:
+    """The sizes asked for, of so many points.
+
+    Raises:
+        ValueError: for more than there are.
+    """
+    for name in BATCHES:
+        size = getattr(given, name)
+        if size is not None and check_int(name, size) > points:
+            raise ValueError(f"{name} must be at most {points}, the points of a task, got {size}")
     return BatchSizes(given.inner_batch, given.outer_batch, given.hessian_batch)
 
 
@@ -136,7 +148,7 @@ def of_quadratics(problem: Quadratics, given: ProblemSettings, points: int, nois
         points=points,
         noise=noise,
         rng=rng if noise else None,
-        batch_sizes=minibatches(given),
+        batch_sizes=minibatches(given, points),
         generator=torch.Generator().manual_seed(seed),
         execution=Execution(trace=True),
     )
@@ -159,10 +171,8 @@ def quadratics(given: ProblemSettings, device: torch.device, seed: int) -> Probl
 
 def of_logistic(problem: Logistic, given: ProblemSettings, seed: int) -> Problem:
     """Fixed logistic tasks."""
-    generator = torch.Generator().manual_seed(seed)
-    tasks = logistic_tasks(
-        problem, batch_sizes=minibatches(given), generator=generator, execution=Execution(trace=True)
-    )
+    sizes, generator = minibatches(given, problem.x.shape[1]), torch.Generator().manual_seed(seed)
+    tasks = logistic_tasks(problem, batch_sizes=sizes, generator=generator, execution=Execution(trace=True))
     return fixed_set(logistic_source(problem, tasks), Known(smoothness(problem), hessian_smoothness(problem)))
 
 
@@ -191,7 +201,7 @@ def sinusoid(given: ProblemSettings, device: torch.device, seed: int) -> Problem
     """Sinusoid regression; judged with many query points."""
     shots, queries = (10 if number is None else number for number in (given.shots, given.queries))
     train = Sinusoids(shots=shots, queries=queries, setting=given.setting, seed=seed, device=device)
-    judged = shots if given.eval_shots is None else given.eval_shots
+    judged = shots if given.eval_shots is None else check_int("eval_shots", given.eval_shots)
     return Problem(train, dataclasses.replace(train, shots=judged, queries=100, setting="finite_sum"))
 
 
@@ -199,12 +209,17 @@ def few_shot(data: str | None) -> Build:
     """Few-shot classification of a shipped data set, or of the folder in `given.data`; judged on the test classes."""
 
     def build(given: ProblemSettings, device: torch.device, seed: int) -> Problem:
+        if data is None and given.data in PROBLEMS:
+            raise ValueError(f"data must be a folder of class folders of images, got {given.data!r}, another problem")
         shots = 1 if given.shots is None else given.shots
         queries = 15 if given.queries is None else given.queries
         sources = build_few_shot(given, data, shots, queries, device, seed)
-        judged = shots if given.eval_shots is None else given.eval_shots
+        judged = shots if given.eval_shots is None else check_int("eval_shots", given.eval_shots)
         train = dataclasses.replace(sources.train, setting=given.setting)
-        return Problem(train, dataclasses.replace(sources.test, shots=judged))
+        try:
+            return Problem(train, dataclasses.replace(sources.test, shots=judged))
+        except ValueError as error:
+            raise ValueError(f"eval_shots = {judged} cannot be: {error}") from None
 
     return build
 
@@ -220,7 +235,8 @@ def fresh_sizes(given: ProblemSettings) -> BatchSizes:
 
 
 EXACT = Defaults(20, 0.25, 0.02, 0.1, "sgd", ("setting", *BATCHES))
-IMAGE_DEFAULTS = Defaults(16, 0.4, 0.03, 3e-3, "adam", ("setting", "shots", "queries", "eval_shots", *IMAGES))
+POINTS = ("setting", "shots", "queries", "eval_shots")
+SHIPPED = Defaults(16, 0.4, 0.03, 3e-3, "adam", (*POINTS, *OF_SHIPPED), anywhere=True)
 
 PROBLEMS: dict[str, tuple[Build, Defaults]] = {
     "two_quadratics": (two_quadratics, Defaults(2, 0.25, 0.02, 0.2, "sgd")),
@@ -236,10 +252,10 @@ PROBLEMS: dict[str, tuple[Build, Defaults]] = {
             ("wine", 3, 0.4, 0.3),
         )
     },
-    "sinusoid": (sinusoid, Defaults(25, 0.01, 0.001, 1e-3, "adam", ("setting", "shots", "queries", "eval_shots"))),
-    "digits": (few_shot("digits"), IMAGE_DEFAULTS),
-    "mnist1d": (few_shot("mnist1d"), IMAGE_DEFAULTS),
-    "images": (few_shot(None), IMAGE_DEFAULTS._replace(takes=(*IMAGE_DEFAULTS.takes, "data"))),
+    "sinusoid": (sinusoid, Defaults(25, 0.01, 0.001, 1e-3, "adam", POINTS, anywhere=True)),
+    "digits": (few_shot("digits"), SHIPPED),
+    "mnist1d": (few_shot("mnist1d"), SHIPPED),
+    "images": (few_shot(None), SHIPPED._replace(takes=(*POINTS, *IMAGES))),
 }
 """Problems by name, each with settings that suit it."""
 

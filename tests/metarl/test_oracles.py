@@ -164,7 +164,9 @@ def test_checking_ignores_integers_and_empty_trees() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_checking_lets_finite_values_pass_whose_sum_overflows(dtype: torch.dtype) -> None:
     most = torch.finfo(dtype).max
-    check_finite({"a": torch.full((4,), most, dtype=dtype), "b": torch.full((4, 2), -most), "c": torch.ones(3)}, "x")
+    check_finite(
+        {"a": torch.full((4,), most, dtype=dtype), "b": torch.full((4, 2), -most, dtype=dtype), "c": torch.ones(3)}, "x"
+    )
     for bad in (most * 2, -most * 2, float("nan")):
         with pytest.raises(NonFiniteError, match="x a, task 2"):
             check_finite({"a": torch.tensor([most, most, bad, -most], dtype=dtype)}, "x")
