@@ -2,18 +2,22 @@
 
     python -m experiments.benchmark [--quick] [--json]
 
-2-D navigation, 20 tasks x 20 episodes x 100 steps, a 2 x 100 tanh policy; medians over the repetitions. The rate of a
-batched matrix product of the policy's shapes, measured in the same run, says how fast this machine is.
+2-D navigation, 20 tasks x 20 episodes x 100 steps, a 2 x 100 tanh policy; sinusoid regression, 32 tasks of 10 + 10
+points, 2 x 40 units, exact MAML; four convolutions on 28 x 28 images, 8 tasks of 20 ways with 1 + 15 images, 5 inner
+steps, exact MAML, so many tasks at a time, each in a process of its own for its peak memory. Medians over the
+repetitions. The rate of a batched matrix product of the policy's shapes, measured in the same run, says how fast this
+machine is.
 """
 
 import dataclasses
 import json
+import multiprocessing
 import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +26,15 @@ from experiments import cli
 from experiments.config import TrainConfig, build_learner
 from experiments.run import device_name, versions
 from experiments.tables import markdown_table
+from metarl import MetaLearner
 from metarl.errors import check_int
+from metarl.execution import Execution
 from metarl.outer import OUTER
 from metarl.rl import RLTasks
+from metarl.supervised.class_sets import ClassSet
+from metarl.supervised.few_shot import FewShot
+from metarl.supervised.networks import conv4
+from metarl.supervised.sinusoid import Sinusoids
 from metarl.tree import stack
 
 
@@ -49,12 +59,23 @@ def main(arguments: list[str] | None = None) -> None:
     size = {"meta_batch_size": 4, "episodes": 4, "horizon": 20} if given.quick else {}
     config = TrainConfig(device=given.device, **size)  # type: ignore[arg-type]  # a dict of int
     cli.prepared(lambda: (check_int("repetitions", given.repetitions), build_learner(config)))
-    results = measure(config, 1 if given.quick else given.repetitions)
+    results = measure(
+        config, 1 if given.quick else given.repetitions, ImageWork(2, 5, 8) if given.quick else ImageWork()
+    )
     print(json.dumps(results) if given.json else table(results))
 
 
-def measure(config: TrainConfig, repetitions: int) -> dict[str, Any]:
+class ImageWork(NamedTuple):
+    """The size of a meta-iteration with four convolutions."""
+
+    tasks: int = 8
+    ways: int = 20
+    filters: int = 64
+
+
+def measure(config: TrainConfig, repetitions: int, images: ImageWork) -> dict[str, Any]:
     """Every measurement."""
+    chunks = [None, *(size for size in (4, 2, 1) if size < images.tasks)]
     return {
         "device": device_name(config.device),
         "versions": versions(),
@@ -63,7 +84,11 @@ def measure(config: TrainConfig, repetitions: int) -> dict[str, Any]:
         "rollout": rollout_rate(config, repetitions),
         "meta_iteration": {outer: meta_iteration(config, outer, repetitions) for outer in OUTER},
         "maml_reusing_d_in": meta_iteration(dataclasses.replace(config, hessian_data="inner"), "maml", repetitions),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "sinusoid": {str(steps): sinusoid_iteration(config.device, steps, repetitions) for steps in (1, 5)},
+        "conv4": {
+            str(chunk or "all"): alone(conv4_iteration, config.device, chunk, images, repetitions) for chunk in chunks
+        },
+        "peak_memory_mb": peak_memory(),
     }
 
 
@@ -94,6 +119,35 @@ def meta_iteration(config: TrainConfig, outer: str, repetitions: int) -> dict[st
     return {**figures, "inner_steps": learner.method.inner.steps}
 
 
+def sinusoid_iteration(device: str, steps: int, repetitions: int) -> dict[str, float]:
+    """One iteration of exact MAML; so short that ten times the repetitions are taken."""
+    learner = MetaLearner(Sinusoids(device=device), "maml", inner_lr=0.01, inner_steps=steps, meta_batch_size=32)
+    return {**timed(lambda: learner.learn(1), 10 * repetitions), "inner_steps": steps}
+
+
+def conv4_iteration(device: str, chunk: int | None, work: ImageWork, repetitions: int) -> dict[str, float]:
+    """One iteration of exact MAML, `chunk` tasks at a time, and how far it raised this process's peak memory."""
+    generator = torch.Generator().manual_seed(0)
+    images = tuple(torch.rand(16, 1, 28, 28, generator=generator) for _ in range(work.ways))
+    classes = ClassSet(tuple(map(str, range(work.ways))), images)
+    network = conv4(1, 28, work.ways, filters=work.filters)
+    source = FewShot(classes, network, ways=work.ways, execution=Execution(chunk_size=chunk), device=device)
+    learner = MetaLearner(source, "maml", inner_lr=0.1, inner_steps=5, meta_batch_size=work.tasks)
+    before = peak_memory()
+    return {**timed(lambda: learner.learn(1), repetitions), "inner_steps": 5, "memory_mb": peak_memory() - before}
+
+
+def alone(work: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
+    """`work(*arguments)` in a new process, whose peak memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
+
+
+def peak_memory() -> float:
+    """The most memory this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def timed(work: Callable[[], object], repetitions: int) -> dict[str, float]:
     """Median, least and greatest seconds of `work()`, which has been run once before."""
     seconds = []
@@ -115,11 +169,16 @@ def table(results: dict[str, Any]) -> str:
         "rollout": {**results["rollout"], "note": rate},
         **results["meta_iteration"],
         "maml, D_in again as D_h": results["maml_reusing_d_in"],
+        **{f"sinusoid, maml, {steps} steps": part for steps, part in results["sinusoid"].items()},
+        **{
+            f"4-conv, maml, tasks at a time: {chunk}": {**part, "note": f"{part['memory_mb']:.0f} MB"}
+            for chunk, part in results["conv4"].items()
+        },
     }
     rows = []
     for name, part in parts.items():
-        cells = [name, str(part.get("inner_steps", "")), f"{part['seconds']:.3f}"]
-        cells += [f"{part['least']:.3f} - {part['greatest']:.3f}", part.get("note", "")]
+        cells = [name, str(part.get("inner_steps", "")), f"{part['seconds']:.4f}"]
+        cells += [f"{part['least']:.4f} - {part['greatest']:.4f}", part.get("note", "")]
         rows.append(cells)
     parts_table = markdown_table(["part", "inner steps", "seconds (median)", "least - greatest", ""], rows)
     return "\n".join([*lines, parts_table, "", f"peak memory {results['peak_memory_mb']:.0f} MB"])

@@ -46,7 +46,11 @@ def test_benchmark_json() -> None:
     assert (outcome.code, outcome.err) == (0, "")
     found = json.loads(outcome.out)
     assert set(found["meta_iteration"]) == set(OUTER)
-    parts = [found["rollout"], found["maml_reusing_d_in"], *found["meta_iteration"].values()]
+    assert [part["inner_steps"] for part in found["sinusoid"].values()] == [1, 5]
+    assert set(found["conv4"]) == {"all", "1"}
+    assert all(part["memory_mb"] > 0 for part in found["conv4"].values())
+    images = [*found["sinusoid"].values(), *found["conv4"].values()]
+    parts = [found["rollout"], found["maml_reusing_d_in"], *found["meta_iteration"].values(), *images]
     assert all(0 < part["least"] <= part["seconds"] <= part["greatest"] for part in parts)
     assert found["rollout"]["env_steps_per_second"] == pytest.approx(4 * 4 * 20 / found["rollout"]["seconds"])
     assert found["meta_iteration"]["multi_step_maml"]["inner_steps"] == 3
