@@ -70,7 +70,7 @@ class ImageWork(NamedTuple):
 
     tasks: int = 8
     ways: int = 20
-    filters: int = 64
+    filters: int = 32
 
 
 def measure(config: TrainConfig, repetitions: int, images: ImageWork) -> dict[str, Any]:
@@ -86,7 +86,8 @@ def measure(config: TrainConfig, repetitions: int, images: ImageWork) -> dict[st
         "maml_reusing_d_in": meta_iteration(dataclasses.replace(config, hessian_data="inner"), "maml", repetitions),
         "sinusoid": {str(steps): sinusoid_iteration(config.device, steps, repetitions) for steps in (1, 5)},
         "conv4": {
-            str(chunk or "all"): alone(conv4_iteration, config.device, chunk, images, repetitions) for chunk in chunks
+            str(chunk or "all"): alone(conv4_iteration, config.device, chunk, images, min(repetitions, 3))
+            for chunk in chunks
         },
         "peak_memory_mb": peak_memory(),
     }
@@ -139,7 +140,7 @@ def conv4_iteration(device: str, chunk: int | None, work: ImageWork, repetitions
 
 def alone(work: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
     """`work(*arguments)` in a new process, whose peak memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:  # spawn would count this one's memory
         return pool.apply(work, arguments)
 
 
