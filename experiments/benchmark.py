@@ -116,14 +116,14 @@ def rollout_rate(config: TrainConfig, repetitions: int) -> dict[str, float]:
 def meta_iteration(config: TrainConfig, outer: str, repetitions: int) -> dict[str, float]:
     """One iteration of `MetaLearner.learn`, everything included."""
     learner = build_learner(dataclasses.replace(config, outer=outer))
-    figures = timed(lambda: learner.learn(1), repetitions)
+    figures = timed(lambda: cli.learn(learner, 1), repetitions)
     return {**figures, "inner_steps": learner.method.inner.steps}
 
 
 def sinusoid_iteration(device: str, steps: int, repetitions: int) -> dict[str, float]:
     """One iteration of exact MAML; so short that ten times the repetitions are taken."""
     learner = MetaLearner(Sinusoids(device=device), "maml", inner_lr=0.01, inner_steps=steps, meta_batch_size=32)
-    return {**timed(lambda: learner.learn(1), 10 * repetitions), "inner_steps": steps}
+    return {**timed(lambda: cli.learn(learner, 1), 10 * repetitions), "inner_steps": steps}
 
 
 def conv4_iteration(device: str, chunk: int | None, work: ImageWork, repetitions: int) -> dict[str, float]:
@@ -135,7 +135,7 @@ def conv4_iteration(device: str, chunk: int | None, work: ImageWork, repetitions
     source = FewShot(classes, network, ways=work.ways, execution=Execution(chunk_size=chunk), device=device)
     learner = MetaLearner(source, "maml", inner_lr=0.1, inner_steps=5, meta_batch_size=work.tasks)
     before = peak_memory()
-    return {**timed(lambda: learner.learn(1), repetitions), "inner_steps": 5, "memory_mb": peak_memory() - before}
+    return {**timed(lambda: cli.learn(learner, 1), repetitions), "inner_steps": 5, "memory_mb": peak_memory() - before}
 
 
 def alone(work: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:

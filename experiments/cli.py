@@ -12,7 +12,8 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import tyro
 
-from metarl import NonFiniteError
+from metarl import MetaLearner, NonFiniteError
+from metarl.callbacks import Callback
 
 Config = TypeVar("Config")
 
@@ -74,6 +75,13 @@ def fail(error: object, code: int) -> NoReturn:
     """Print one line to stderr and exit."""
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def learn(learner: MetaLearner, iterations: int, callbacks: Iterable[Callback] = ()) -> None:
+    """Train; a signal, at which the learner only ends its run early, ends the program: what follows wants all of it."""
+    learner.learn(iterations, callbacks)
+    if learner.stopped_by is not None:
+        fail(f"stopped by {learner.stopped_by}", SIGNAL_BASE + signal.Signals[learner.stopped_by])
 
 
 def import_plugins(modules: Iterable[str]) -> None:

@@ -224,7 +224,7 @@ def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool
         seed=seed,
     )
     start = time.perf_counter()
-    learner.learn(iterations)
+    cli.learn(learner, iterations)
     seconds = (time.perf_counter() - start) / iterations
     return Fitted(learner.params, learner.method.inner.rule, seconds)
 

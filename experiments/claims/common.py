@@ -1,7 +1,6 @@
 """What the claims share: how findings are put down, runs of the real learner, fixed points, pictures."""
 
-import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -162,15 +161,8 @@ def descend(
         optimizer=torch.optim.SGD,
         seed=seed,
     )
-    train(learner, iterations, watches)
+    cli.learn(learner, iterations, watches)
     return learner.params["w"]
-
-
-def train(learner: MetaLearner, iterations: int, callbacks: Iterable[Callback]) -> None:
-    """Train; a signal, at which the learner only ends its run early, ends the program: there is no finding then."""
-    learner.learn(iterations, callbacks)
-    if learner.stopped_by is not None:
-        cli.fail(f"stopped by {learner.stopped_by}", cli.SIGNAL_BASE + signal.Signals[learner.stopped_by])
 
 
 def scientific(value: float) -> str:

@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from experiments import cli
 from experiments.claims.common import (
     Direction,
     Findings,
@@ -19,7 +20,6 @@ from experiments.claims.common import (
     label,
     panels,
     slope,
-    train,
 )
 from metarl import MetaLearner, make_method
 from metarl.callbacks import Callback, Metrics
@@ -116,7 +116,7 @@ def run(start: float, rule: StepSizeRule, iterations: int) -> Run:
     watch, log = Watch(lambda w: w.item()), Log()
     step = AdaptiveStep(rule, tasks, num_tasks=len(CENTRES))
     learner = MetaLearner(tasks, make_method("maml", ALPHA), meta_batch_size=len(CENTRES), outer_step=step)
-    train(learner, iterations, [watch, log])
+    cli.learn(learner, iterations, [watch, log])
     return Run(watch.seen, log.outer_lr)
 
 

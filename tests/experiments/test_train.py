@@ -75,6 +75,14 @@ def test_pictures_are_not_blank(run: Path, name: str) -> None:
     assert len(colours) > 50
 
 
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("env", ["gaussian_bandit", "tabular_mdp", "linear_gaussian"])
+def test_problems_with_exact_answers_train_with_the_defaults(env: str, tmp_path: Path) -> None:
+    options = ["--meta-batch-size", 2, "--episodes", 5, "--hidden", 8, "--iterations", 2]
+    assert runs.call("train", "--env", env, *options, "--log-dir", tmp_path, "--name", env).code == 0
+    assert [line["iteration"] for line in runs.lines(tmp_path / env)] == [1, 2]
+
+
 def test_tensorboard(run: Path) -> None:
     log = events(run)
     assert set(log.Tags()["scalars"]) == SCALARS
