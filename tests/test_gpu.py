@@ -7,8 +7,13 @@ import torch
 from agents import make_policy
 from envs import Navigation
 from metarl import OUTER, MetaLearner, make_method
+from metarl.execution import Execution
 from metarl.oracles import Draw, Recording, Replaying
 from metarl.rl import ReinforcementLearning
+from metarl.supervised.class_sets import ClassSet
+from metarl.supervised.few_shot import FewShot
+from metarl.supervised.networks import conv4
+from metarl.supervised.sinusoid import Sinusoids
 from metarl.tree import tree_map
 from metarl.types import Params
 
@@ -56,3 +61,37 @@ def test_a_checkpoint_moves_between_devices(tmp_path: object) -> None:
     for key, leaf in on_cpu.params.items():
         assert torch.equal(leaf, learner.params[key].cpu())
     on_cpu.learn(1)
+
+
+SUPERVISED = {
+    "sinusoid": lambda device: Sinusoids(device=device),
+    "conv4": lambda device: FewShot(
+        noise_of(16), conv4(1, 16, 3, filters=4), ways=3, queries=3, execution=Execution(chunk_size=2), device=device
+    ),
+}
+
+
+def noise_of(size: int) -> ClassSet:
+    """Four classes of noise."""
+    generator = torch.Generator().manual_seed(0)
+    return ClassSet(tuple("abcd"), tuple(torch.rand(5, 1, size, size, generator=generator) for _ in range(4)))
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_supervised_meta_gradient_on_the_same_data(name: str) -> None:
+    method, cpu, cuda = make_method("maml", 0.01), SUPERVISED[name]("cpu"), SUPERVISED[name]("cuda")
+    params = cpu.initial_params()
+    recording = Recording(cpu.sample(3, np.random.default_rng(0)))
+    expected = method.update(params, recording, method.inner).grads
+    draws = [Draw(draw.role, to(draw.params, "cuda"), to(draw.batch, "cuda")) for draw in recording.draws]
+    replaying = Replaying(cuda.sample(3, np.random.default_rng(0)), draws)
+    found = method.update(to(params, "cuda"), replaying, method.inner).grads
+    for key in expected:
+        torch.testing.assert_close(found[key].cpu(), expected[key], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_supervised_training_and_evaluation(name: str) -> None:
+    learner = MetaLearner(SUPERVISED[name]("cuda"), "maml", inner_lr=0.01, meta_batch_size=3).learn(2)
+    assert all(leaf.device.type == "cuda" and leaf.isfinite().all() for leaf in learner.params.values())
+    assert np.isfinite(learner.evaluate(num_tasks=3, steps=2).mean).all()
