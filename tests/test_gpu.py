@@ -1,5 +1,7 @@
 """The same numbers on an accelerator as on the CPU, given the same data. Skips, visibly, where there is none."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import conv4
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.tree import tree_map
-from metarl.types import Params
+from metarl.types import Params, TaskSource
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,7 +65,7 @@ def test_a_checkpoint_moves_between_devices(tmp_path: object) -> None:
     on_cpu.learn(1)
 
 
-SUPERVISED = {
+SUPERVISED: dict[str, Callable[[str], TaskSource]] = {
     "sinusoid": lambda device: Sinusoids(device=device),
     "conv4": lambda device: FewShot(
         noise_of(16), conv4(1, 16, 3, filters=4), ways=3, queries=3, execution=Execution(chunk_size=2), device=device
