@@ -57,13 +57,13 @@ class Arguments(ImageSettings):
     """Query images of a class."""
     outer: tuple[str, ...] = tuple(OUTER)
     """Outer updates to compare; default: all."""
-    iterations: int = 400
+    iterations: int = 500
     """Meta-iterations of each run."""
     meta_batch_size: int = 16
     """Tasks per iteration."""
     inner_steps: int = 3
     """Inner steps in training."""
-    factors: tuple[float, ...] = (1.0, 2.0, 4.0)
+    factors: tuple[float, ...] = (1.0, 4.0, 10.0)
     """Candidates for the inner step size, as multiples of the update's default."""
     pilot_iterations: int = 100
     """Meta-iterations of the training that a candidate is judged by."""
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = {**described(given), "results": rows}
     write_json(setup.folder / "comparison.json", results)
     curves = {name: Curve(row["mean"], row["ci95"]) for name, row in rows.items()}
-    figure = adaptation_figure(curves, f"{Path(given.data).name}: {given.ways} ways, {given.shots} shots, new classes")
+    figure = adaptation_figure(curves, f"{Path(given.data).name}: {given.ways}-way {given.shots}-shot, new classes")
     figure.axes[0].set_ylabel("accuracy")
     write_atomically(setup.folder / "comparison.png", figure.savefig)
     print(json.dumps(results) if given.json else table(rows))

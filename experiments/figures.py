@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -27,10 +29,13 @@ def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str, scor
     beside = len(curves) > 3  # more than a legend in a corner can name
     figure = _figure(7.0 if beside else 5.5, 3.8)
     ax = figure.subplots()
+    ax.set_prop_cycle(
+        cycler(linestyle=["-", "--", ":"], marker=["o", "s", "^"]) * cycler(color=matplotlib.color_sequences["tab10"])
+    )
     for label, curve in curves.items():
         steps = range(len(curve.mean))
         low, high = zip(*curve.ci95, strict=True)
-        (line,) = ax.plot(steps, curve.mean, marker="o", label=label)
+        (line,) = ax.plot(steps, curve.mean, markersize=5, label=label)
         ax.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
     ax.set(xlabel="gradient steps", ylabel=score.replace("_", " "), xticks=list(steps))
     ax.set_title(title, fontsize=10)
