@@ -1,7 +1,7 @@
 """Few-shot classification tasks from shipped data sets or a folder of images: what the scripts share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -67,6 +67,7 @@ def build_few_shot(
         check_int(name, value)  # before minutes are spent on decoding images
     for name in ("filters", "image_size"):
         check_int(name, getattr(given, name))
+    check_meaning(given)
     splits = load(given, at_least=shots + queries)
     network = build_network(given, splits.train.image_shape, given.ways, seed)
     train = FewShot(
@@ -79,6 +80,25 @@ def build_few_shot(
         device=device,
     )
     return Sources(train, replace(train, classes=splits.validation), replace(train, classes=splits.test))
+
+
+def check_meaning(given: ImageSettings) -> None:
+    """A setting that means nothing to the data or to the network is an error, not ignored.
+
+    Raises:
+        ValueError: naming it.
+    """
+    network = network_name(given)
+    nothing = {"filters" if network == "mlp" else "hidden": f"the network {network!r}"}
+    if given.data in SHIPPED:
+        only_folders = ("image_size", "color", "inverted", "rotations", "split")
+        nothing |= dict.fromkeys(only_folders, f"{given.data!r}, which is not a folder of images")
+    elif has_split_folders(given.data):
+        nothing["split"] = f"{given.data!r}, whose folders divide the classes"
+    for field in fields(ImageSettings):
+        value = getattr(given, field.name)
+        if field.name in nothing and value != field.default:
+            raise ValueError(f"{field.name} means nothing to {nothing[field.name]}, got {value!r}")
 
 
 def load(given: ImageSettings, at_least: int) -> Splits:

@@ -14,7 +14,7 @@ from tests.experiments import runs
 
 TINY = [
     *("--iterations", 2, "--pilot-iterations", 1, "--tasks", 6, "--meta-batch-size", 2, "--queries", 2),
-    *("--inner-steps", 1, "--factors", 1.0, "--ways", 3, "--hidden", 8, "--filters", 4),
+    *("--inner-steps", 1, "--factors", 1.0, "--ways", 3),
 ]
 ROWS = {"from scratch", "joint pretraining", "maml", "sign_maml"}
 
@@ -31,9 +31,10 @@ def folder_of_images(root: Path) -> Path:
 
 @pytest.mark.parametrize("data", ["digits", "images"])
 def test_a_comparison(data: str, tmp_path: Path) -> None:
-    options: list[Any] = ["--data", data]
+    options: list[Any] = ["--data", data, "--hidden", 8]
     if data == "images":
-        options = ["--data", folder_of_images(tmp_path / "images"), "--split", 3, 3, 3, "--image-size", 16]
+        options = ["--data", folder_of_images(tmp_path / "images"), "--split", 3, 3, 3]
+        options += ["--image-size", 16, "--filters", 4]
     updates = ["--outer", "maml", "sign_maml", "--seeds", 0, 1]
     outcome = runs.call("few_shot", *options, *updates, *TINY, "--log-dir", tmp_path, "--name", "both", "--json")
     assert outcome.code == 0, outcome.err
@@ -73,6 +74,9 @@ def test_a_signal_ends_the_program_without_a_result(tmp_path: Path, monkeypatch:
         (["--outer", "maml", "maml"], ("outer must", "twice")),
         (["--factors", 0], ("factors must", "0")),
         (["--network", "conv4"], ("conv4", "square")),
+        (["--network", "conv4", "--hidden", 8], ("hidden means nothing to the network 'conv4'", "(8,)")),
+        (["--filters", 8], ("filters means nothing to the network 'mlp'", "8")),
+        (["--rotations"], ("rotations means nothing to 'digits'",)),
     ],
 )
 def test_bad_input(options: list[Any], wanted: tuple[str, ...], tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def divided(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def build(data: str, shots: int = 1, queries: int = 2, seed: int = 0, **settings: Any) -> Sources:
-    given = ImageSettings(**{"data": data, "ways": 2, "image_size": SIDE, "split": (8, 2, 2), "filters": 4, **settings})
+    small = {"hidden": (8,)} if settings.get("network") == "mlp" else {"filters": 4}
+    given = ImageSettings(**{"data": data, "ways": 2, "image_size": SIDE, "split": (8, 2, 2), **small, **settings})
     return build_few_shot(given, None, shots, queries, CPU, seed)
 
 
@@ -166,7 +167,7 @@ def test_tasks(whole: str) -> None:
 
 @pytest.mark.parametrize("network", ["conv4", "mlp"])
 def test_training(whole: str, network: str) -> None:
-    sources = build(whole, network=network, hidden=(16,), image_size=16)
+    sources = build(whole, network=network, image_size=16)
     learner = MetaLearner(sources.train, "fo_maml", inner_lr=0.4, meta_batch_size=4, learning_rate=0.01).learn(1)
     assert all(leaf.isfinite().all() for leaf in learner.params.values())
     assert 0 <= learner.evaluate(sources.test, num_tasks=2, steps=1).mean[1] <= 1
@@ -187,6 +188,12 @@ def test_training(whole: str, network: str) -> None:
         ({"image_size": 0}, "^image_size must be"),
         ({"image_size": 15}, "^image_size must be an integer of at least 16, got 15"),
         ({"network": "mlp", "hidden": (4, 0)}, "^hidden must be"),
+        ({"hidden": (8,)}, r"^hidden means nothing to the network 'conv4', got \(8,\)"),
+        ({"network": "mlp", "filters": 8}, "^filters means nothing to the network 'mlp', got 8"),
+        (
+            {"data": "digits", "filters": 32},
+            r"^split means nothing to 'digits', which is not a folder.* got \(8, 2, 2\)",
+        ),
         ({"shots": 2}, "^class '[a-l]' of .* must have at least 4 images, found 3"),
         ({"split": (10, 2, 2)}, r"^train, validation and test must add up to at most 12 classes, got \[10, 2, 2\]"),
         ({"split": (12, 0, 0)}, "^validation must be an integer of at least 1, got 0"),
@@ -196,6 +203,13 @@ def test_training(whole: str, network: str) -> None:
 def test_bad_settings(whole: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**{"data": whole, **settings})
+
+
+def test_a_division_of_folders_that_are_divided(divided: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^split means nothing to .*, whose folders divide the classes, got \(8, 2, 2\)"
+    ):
+        build(divided)
 
 
 def test_folder_without_images(tmp_path: Path) -> None:

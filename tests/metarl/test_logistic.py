@@ -99,7 +99,8 @@ def test_smoothness_is_attained() -> None:
 def test_accuracy() -> None:
     batch = {"X": torch.tensor([[1.0], [2.0], [-1.0], [3.0]]), "y": torch.tensor([1.0, 1.0, 1.0, -1.0])}
     assert accuracy({"w": torch.tensor([1.0])}, batch) == 0.5
-    assert accuracy({"w": torch.tensor([0.0])}, batch) == 0.0
+    assert accuracy({"w": torch.tensor([0.0])}, batch) == 0.5  # all are on the border
+    assert accuracy({"w": torch.tensor([-1.0])}, {k: v[:1] for k, v in batch.items()}) == 0.0
 
 
 # Data.
