@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
-from metarl.execution import Execution
+from metarl.execution import Execution, Stacked
 from metarl.oracles import report, unwrapped
 from metarl.types import Batch, Loss, Params, Tasks
 
@@ -22,7 +22,7 @@ def execution(tasks: Tasks) -> Execution:
     return cast(Execution, getattr(unwrapped(tasks), "execution", PLAIN))
 
 
-def over_tasks(tasks: Tasks, name: str, function: Callable[..., Any], *stacked: Any) -> Any:
+def over_tasks(tasks: Tasks, name: str, function: Callable[..., Any], *stacked: Stacked) -> Any:
     """`vmap(function)(*stacked)`, computed as the oracle wants it; `name` tells functions apart."""
     return execution(tasks).over_tasks(name, function, *stacked, key=unwrapped(tasks).loss)
 

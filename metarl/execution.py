@@ -5,9 +5,9 @@ rounding: chunks bound the memory, a trace saves the time that `vmap` and `grad`
 """
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -18,6 +18,12 @@ from torch.utils import _pytree as pytree
 from metarl.errors import check_int
 
 log = logging.getLogger(__name__)
+
+Stacked: TypeAlias = Tensor | Mapping[str, Tensor]
+"""What a function of one task takes, stacked over tasks: every tensor is `[T, ...]`."""
+
+Structure: TypeAlias = tuple[tuple[str, ...] | None, ...]
+"""The keys of each argument; `None` stands for a tensor."""
 
 
 @dataclass(eq=False)
@@ -41,42 +47,57 @@ class Execution:
         if self.chunk_size is not None:
             check_int("chunk_size", self.chunk_size)
 
-    def over_tasks(self, name: str, function: Callable[..., Any], *stacked: Any, key: Hashable = None) -> Any:
+    def over_tasks(self, name: str, function: Callable[..., Any], *stacked: Stacked, key: Hashable = None) -> Any:
         """`vmap(function)(*stacked)`; `name` and `key` tell traces of different functions apart."""
-        leaves, spec = pytree.tree_flatten(stacked)
+        leaves, structure = _flatten(stacked)
         size = self.chunk_size or len(leaves[0])
         if size >= len(leaves[0]):
-            return self._run(name, key, function, leaves, spec)
-        chunks = zip(*(leaf.split(size) for leaf in leaves), strict=True)
-        parts = [pytree.tree_flatten(self._run(name, key, function, list(chunk), spec)) for chunk in chunks]
+            return self._run(name, key, function, leaves, structure)
+        chunks = zip(*(torch.split(leaf, size) for leaf in leaves), strict=True)
+        parts = [pytree.tree_flatten(self._run(name, key, function, list(chunk), structure)) for chunk in chunks]
         joined = [torch.cat(pieces) for pieces in zip(*(part[0] for part in parts), strict=True)]
         return pytree.tree_unflatten(joined, parts[0][1])
 
     def _run(
-        self, name: str, key: Hashable, function: Callable[..., Any], leaves: list[Tensor], spec: pytree.TreeSpec
+        self, name: str, key: Hashable, function: Callable[..., Any], leaves: list[Tensor], structure: Structure
     ) -> Any:
         if not self.trace:
-            return vmap(function)(*pytree.tree_unflatten(leaves, spec))
-        key = (name, key, spec, *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves))
-        if key not in self._traces:
-            self._traces[key] = _traced(name, function, leaves, spec)
-        return self._traces[key](leaves)
+            return vmap(function)(*_unflatten(leaves, structure))
+        key = (name, key, structure, *[(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
+        run = self._traces.get(key)
+        if run is None:
+            run = self._traces[key] = _traced(name, function, leaves, structure)
+        return run(leaves)
 
 
-def _traced(name: str, function: Callable[..., Any], leaves: list[Tensor], spec: pytree.TreeSpec) -> Callable[..., Any]:
+def _flatten(stacked: tuple[Stacked, ...]) -> tuple[list[Tensor], Structure]:
+    leaves: list[Tensor] = []
+    for part in stacked:
+        leaves += [part] if isinstance(part, Tensor) else part.values()
+    return leaves, tuple(None if isinstance(part, Tensor) else tuple(part) for part in stacked)
+
+
+def _unflatten(leaves: Iterable[Tensor], structure: Structure) -> list[Stacked]:
+    rest = iter(leaves)
+    return [next(rest) if keys is None else {key: next(rest) for key in keys} for keys in structure]
+
+
+def _traced(
+    name: str, function: Callable[..., Any], leaves: list[Tensor], structure: Structure
+) -> Callable[[list[Tensor]], Any]:
     """`function` over all tasks, from a flat list of leaves; recorded where that can be done."""
     out: list[pytree.TreeSpec] = []
 
-    def flat(inputs: list[Tensor]) -> list[Tensor]:
-        results, structure = pytree.tree_flatten(vmap(function)(*pytree.tree_unflatten(inputs, spec)))
-        out.append(structure)
+    def plain(inputs: Iterable[Tensor]) -> Any:
+        return vmap(function)(*_unflatten(inputs, structure))
+
+    def flat(*inputs: Tensor) -> list[Tensor]:
+        results, spec = pytree.tree_flatten(plain(inputs))
+        out.append(spec)
         return results
 
-    def plain(inputs: list[Tensor]) -> Any:
-        return vmap(function)(*pytree.tree_unflatten(inputs, spec))
-
     try:
-        graph = make_fx(flat, tracing_mode="fake")(leaves)
+        graph = make_fx(flat, tracing_mode="fake")(*leaves)
         drop_identities(graph.graph)
         for node in graph.graph.nodes:  # a view that is one for the strides recorded need not be one for others
             if node.target is torch.ops.aten.view.default:
@@ -85,12 +106,13 @@ def _traced(name: str, function: Callable[..., Any], leaves: list[Tensor], spec:
         graph.recompile()
         wanted = pytree.tree_flatten(plain(leaves))[0]
         scale = max(float(x.abs().max()) for x in wanted if x.numel())
-        for got, value in zip(graph(leaves), wanted, strict=True):
+        for got, value in zip(graph(*leaves), wanted, strict=True):
             torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-5 * scale)
     except Exception as error:  # whatever a user's loss may do, and operations whose record is not what they compute
         log.warning("%s are computed without a trace, which is slower: %s", name, str(error).strip().split("\n")[0])
         return plain
-    return lambda inputs: pytree.tree_unflatten(graph(inputs), out[-1])
+    run = graph.forward  # without the hooks of a module, which there are none of
+    return lambda inputs: pytree.tree_unflatten(run(*inputs), out[-1])
 
 
 _RESHAPES = {torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten._unsafe_view.default}

@@ -192,7 +192,7 @@ def test_training(whole: str, network: str) -> None:
         ({"network": "mlp", "filters": 8}, "^filters means nothing to the network 'mlp', got 8"),
         (
             {"data": "digits", "filters": 32},
-            r"^split means nothing to 'digits', which is not a folder.* got \(8, 2, 2\)",
+            "^image_size means nothing to 'digits', which is not a folder of images, got 20",
         ),
         ({"shots": 2}, "^class '[a-l]' of .* must have at least 4 images, found 3"),
         ({"split": (10, 2, 2)}, r"^train, validation and test must add up to at most 12 classes, got \[10, 2, 2\]"),
