@@ -8,7 +8,7 @@ PACKAGES := metarl envs agents experiments
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train benchmark tensorboard check lint types unit test test-slow wheel-test format clean
+.PHONY: help install train benchmark tensorboard check lint types unit claims test test-slow wheel-test format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +53,13 @@ types: $(READY)
 unit: $(READY)
 	$(PY) -m pytest -q --doctest-modules $(PACKAGES) tests
 
-test: unit wheel-test  ## all tests but the slow ones
+claims: $(READY)  ## certify the estimators and check the papers' claims, in their quick forms
+	@mkdir -p build/claims
+	$(PY) -m experiments.certify --quick --write build/claims/certificates.md > build/claims.log 2>&1 \
+		|| { cat build/claims.log; exit 1; }
+	$(PY) -m experiments.theory --quick --out build/claims
+
+test: unit claims wheel-test  ## all tests but the slow ones, and the claims
 
 test-slow: $(READY)  ## the learning tests, minutes each
 	$(PY) -m pytest -m slow $(ARGS)
