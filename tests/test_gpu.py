@@ -8,7 +8,7 @@ import torch
 
 from agents import make_policy
 from envs import Navigation
-from metarl import OUTER, MetaLearner, make_method
+from metarl import OUTER, MetaLearner, Method, make_method
 from metarl.execution import Execution
 from metarl.oracles import Draw, Recording, Replaying
 from metarl.rl import ReinforcementLearning
@@ -32,13 +32,8 @@ def navigation(device: str) -> ReinforcementLearning:
     )
 
 
-def to(tree: Params, device: str) -> Params:
-    return tree_map(lambda leaf: leaf.to(device), tree)
-
-
-@pytest.mark.parametrize("outer", sorted(OUTER))
-def test_meta_gradient_on_the_same_data(outer: str) -> None:
-    method, cpu, cuda = make_method(outer), navigation("cpu"), navigation("cuda")
+def assert_same_meta_gradient(method: Method, make: Callable[[str], TaskSource]) -> None:
+    cpu, cuda = make("cpu"), make("cuda")
     params = cpu.initial_params()
     recording = Recording(cpu.sample(3, np.random.default_rng(0)))
     expected = method.update(params, recording, method.inner).grads
@@ -47,6 +42,15 @@ def test_meta_gradient_on_the_same_data(outer: str) -> None:
     found = method.update(to(params, "cuda"), replaying, method.inner).grads
     for key in expected:
         torch.testing.assert_close(found[key].cpu(), expected[key], rtol=1e-2, atol=1e-4)
+
+
+def to(tree: Params, device: str) -> Params:
+    return tree_map(lambda leaf: leaf.to(device), tree)
+
+
+@pytest.mark.parametrize("outer", sorted(OUTER))
+def test_meta_gradient_on_the_same_data(outer: str) -> None:
+    assert_same_meta_gradient(make_method(outer), navigation)
 
 
 @pytest.mark.parametrize("outer", sorted(OUTER))
@@ -81,15 +85,7 @@ def noise_of(size: int) -> ClassSet:
 
 @pytest.mark.parametrize("name", SUPERVISED)
 def test_supervised_meta_gradient_on_the_same_data(name: str) -> None:
-    method, cpu, cuda = make_method("maml", 0.01), SUPERVISED[name]("cpu"), SUPERVISED[name]("cuda")
-    params = cpu.initial_params()
-    recording = Recording(cpu.sample(3, np.random.default_rng(0)))
-    expected = method.update(params, recording, method.inner).grads
-    draws = [Draw(draw.role, to(draw.params, "cuda"), to(draw.batch, "cuda")) for draw in recording.draws]
-    replaying = Replaying(cuda.sample(3, np.random.default_rng(0)), draws)
-    found = method.update(to(params, "cuda"), replaying, method.inner).grads
-    for key in expected:
-        torch.testing.assert_close(found[key].cpu(), expected[key], rtol=1e-2, atol=1e-4)
+    assert_same_meta_gradient(make_method("maml", 0.01), SUPERVISED[name])
 
 
 @pytest.mark.parametrize("name", SUPERVISED)
