@@ -50,6 +50,7 @@ lint: $(READY)
 types: $(READY)
 	$(PY) -m mypy
 
+unit: export OMP_NUM_THREADS ?= 1  # the tests' tensors are too small to be shared by threads
 unit: $(READY)
 	$(PY) -m pytest -q --doctest-modules $(PACKAGES) tests
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
-from torch.func import vmap
-from torch.utils import _pytree as pytree
 
 from experiments import finite_sum
 from experiments.finite_sum import FINITE_SUM, OPTIMIZERS, FiniteSumConfig
@@ -23,6 +21,7 @@ from experiments.problems import PROBLEMS
 from experiments.run import fresh
 from metarl import checkpoint
 from metarl.callbacks import HeldOutEvaluation
+from metarl.execution import Execution
 from metarl.outer import OUTER
 from metarl.supervised.logistic import hessian_smoothness, six_logistic_tasks, smoothness
 from metarl.theory import Estimation, estimate_source
@@ -69,10 +68,10 @@ def evaluation(folder: Path) -> dict[str, Any]:
 def untraced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Spare the seconds that recording the operations takes; every test builds its problems anew."""
 
-    def plain(name: str, function: Any, leaves: Any, spec: pytree.TreeSpec) -> Callable[[Any], Any]:
-        return lambda inputs: vmap(function)(*pytree.tree_unflatten(inputs, spec))
-
-    monkeypatch.setattr("metarl.execution._traced", plain)
+    run = Execution._run
+    monkeypatch.setattr(
+        Execution, "_run", lambda self, *arguments: run(dataclasses.replace(self, trace=False), *arguments)
+    )
     finite_sum.built.cache_clear()
     yield
     finite_sum.built.cache_clear()
