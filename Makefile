@@ -50,7 +50,8 @@ lint: $(READY)
 types: $(READY)
 	$(PY) -m mypy
 
-unit: export OMP_NUM_THREADS ?= 1  # the tests' tensors are too small to be shared by threads
+# The tests' tensors are too small to be shared by threads.
+unit: export OMP_NUM_THREADS ?= 1
 unit: $(READY)
 	$(PY) -m pytest -q --doctest-modules $(PACKAGES) tests
 
