@@ -41,7 +41,7 @@ def test_every_update_improves_on_random_initialisation(outer: str) -> None:
     learner = build_learner(TrainConfig(outer=outer, meta_batch_size=10, episodes=10))
     before, after = learner.evaluate(steps=1).mean, learner.learn(30).evaluate(steps=1).mean
     print(f"{outer}: {before} before training, {after} after")
-    # measured: 22 (fo_maml, moreau, reptile) to 31 (sign_maml); 14 for e_maml, whose score term is noise at this size
+    # measured: 22 (fo_maml, moreau, reptile) to 31 (sign_maml); 14 for e_maml, probably for its noisy score term
     assert after[1] > before[1] + (10 if outer == "e_maml" else 15)
 
 
