@@ -11,17 +11,19 @@ from typing import Any
 import gymnasium
 
 from envs.functional import FunctionalEnv, FunctionalGymEnv
+from envs.functional_tasks import FunctionalTasks
 from envs.gaussian_bandit import GaussianBandit
 from envs.linear_gaussian import LinearGaussian
 from envs.navigation import Navigation, NavigationRing
 from envs.point_velocity import PointVelocity
 from envs.tabular import TabularMDP
-from envs.tasks import FunctionalTasks
+from envs.tasks import EnvTasks
 from envs.vector import TorchVectorEnv
 from metarl.errors import check_choice
 
 __all__ = [
     "ENVS",
+    "EnvTasks",
     "FunctionalEnv",
     "FunctionalGymEnv",
     "FunctionalTasks",
@@ -35,7 +37,7 @@ __all__ = [
     "make_distribution",
 ]
 
-ENVS: dict[str, Callable[..., FunctionalTasks]] = {
+ENVS: dict[str, Callable[..., EnvTasks]] = {
     "navigation": Navigation,
     "navigation_ring": NavigationRing,
     "point_velocity": PointVelocity,
@@ -46,7 +48,7 @@ ENVS: dict[str, Callable[..., FunctionalTasks]] = {
 """Names for command lines."""
 
 
-def make_distribution(name: str, **kwargs: Any) -> FunctionalTasks:
+def make_distribution(name: str, **kwargs: Any) -> EnvTasks:
     """The task distribution called `name` in `ENVS`; `kwargs` go to its constructor.
 
     Raises:

@@ -21,8 +21,9 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from envs.functional_tasks import FunctionalTasks
 from envs.rendering import AGENT, DARK, GOAL, GREY, LIGHT, Canvas, Point
-from envs.tasks import FunctionalTasks, check_task
+from envs.tasks import check_task
 from metarl.errors import check_real
 from metarl.types import Task
 

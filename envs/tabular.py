@@ -16,8 +16,9 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from envs.functional_tasks import FunctionalTasks
 from envs.rendering import AGENT, GREY, Canvas, Point
-from envs.tasks import FunctionalTasks, check_rng
+from envs.tasks import check_rng
 from metarl.errors import check_int
 from metarl.types import Params, Task
 

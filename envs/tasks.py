@@ -1,7 +1,8 @@
-"""Task distributions over functional environments: what is drawn, and the environments made from it."""
+"""Task distributions: what is drawn, and the environments made from it."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,8 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
-from envs.functional import FunctionalEnv, FunctionalGymEnv
-from envs.vector import TorchVectorEnv
 from metarl.errors import check_int
 from metarl.types import Task
 
@@ -20,29 +19,34 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class FunctionalTasks:
-    """A `metarl.types.TaskDistribution` over a `FunctionalEnv`.
+class EnvTasks(ABC):
+    """What the task distributions of this package share: a `metarl.types.TaskDistribution` that can draw itself.
 
-    A subclass says in its constructor what the environment and the space of its parameters are; the default `sample`
-    draws every entry uniformly from its Box. Parameters outside the space are accepted by `make` and `make_vec`: tests
-    out of the distribution need them.
+    The default `sample` draws every entry uniformly. Parameters outside the space are accepted by `make`
+    and `make_vec`: tests out of the distribution need them.
 
     Args:
-        env: the functions all environments share.
         space: the space of ONE task's parameters.
+        observation_space: of one environment.
+        action_space: of one environment.
         horizon: steps per episode, at most.
 
     Raises:
         ValueError: `horizon` is not a positive integer.
     """
 
-    def __init__(self, env: FunctionalEnv, space: gymnasium.spaces.Dict, horizon: int) -> None:
-        self.env, self.space, self.horizon = env, space, check_int("horizon", horizon)
-        self.observation_space: gymnasium.Space[Any] = env.observation_space
-        self.action_space: gymnasium.Space[Any] = env.action_space
+    def __init__(
+        self,
+        space: gymnasium.spaces.Dict,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        horizon: int,
+    ) -> None:
+        self.space, self.horizon = space, check_int("horizon", horizon)
+        self.observation_space, self.action_space = observation_space, action_space
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> Task:
-        """Parameters of `num_tasks` tasks, uniform over `space`: arrays `[T, ...]`, float32.
+        """Parameters of `num_tasks` tasks, uniform over `space`: arrays `[T, ...]` of its types.
 
         Raises:
             ValueError: `num_tasks` is not a positive integer, or `rng` is not a numpy generator.
@@ -51,25 +55,25 @@ class FunctionalTasks:
         check_rng(rng)
         return {name: _uniform(name, entry, num_tasks, rng) for name, entry in self.space.items()}
 
-    def make(self, task: Task, render_mode: str | None = None) -> FunctionalGymEnv:
+    @abstractmethod
+    def make(self, task: Task, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
         """One ordinary environment; the arrays of `task` are without the leading T.
 
         Raises:
             ValueError: keys or shapes of `task` differ from `space`, or a value is not finite.
         """
-        return FunctionalGymEnv(self.env, check_task(self.space, task), self.horizon, render_mode)
 
-    def make_vec(self, task: Task, episodes: int, device: torch.device | str = "cpu") -> TorchVectorEnv:
-        """T x `episodes` environments on `device`, task-major, autoreset disabled; `task` has arrays `[T, ...]`.
+    @abstractmethod
+    def make_vec(
+        self, task: Task, episodes: int, device: torch.device | str = "cpu"
+    ) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+        """T x `episodes` environments, task-major, autoreset disabled; `task` has arrays `[T, ...]`.
 
         Raises:
             ValueError: as for `make`; leading sizes that differ; `episodes` is not a positive integer; a bad `device`.
         """
-        check_int("episodes", episodes)
-        batch = check_tasks(self.space, task)
-        return TorchVectorEnv(self.env, batch, episodes, self.horizon, check_device(device))
 
-    def shifted(self) -> FunctionalTasks:
+    def shifted(self) -> EnvTasks:
         """The out-of-distribution tasks to test on.
 
         Raises:
@@ -151,6 +155,12 @@ def _finite_array(name: str, value: Any, entry: gymnasium.Space[Any]) -> npt.NDA
 
 
 def _uniform(name: str, entry: gymnasium.Space[Any], num_tasks: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+    if isinstance(entry, Discrete | MultiDiscrete):
+        number = entry.n if isinstance(entry, Discrete) else entry.nvec
+        return rng.integers(entry.start, entry.start + number, (num_tasks, *(entry.shape or ())), entry.dtype)
     if not isinstance(entry, Box) or not entry.is_bounded():
-        raise ValueError(f"space[{name!r}] must be a bounded Box to be drawn uniformly, got {entry}; override sample")
-    return rng.uniform(entry.low, entry.high, size=(num_tasks, *entry.shape)).astype(np.float32)
+        wanted = f"space[{name!r}] must be a bounded Box, a Discrete or a MultiDiscrete to be drawn uniformly"
+        raise ValueError(f"{wanted}, got {entry}; override sample")
+    if np.issubdtype(entry.dtype, np.integer):
+        return rng.integers(entry.low, entry.high, (num_tasks, *entry.shape), entry.dtype, endpoint=True)
+    return rng.uniform(entry.low, entry.high, size=(num_tasks, *entry.shape)).astype(entry.dtype)

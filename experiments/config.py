@@ -7,7 +7,7 @@ from torch import nn
 
 from agents import PolicyModule, make_policy
 from envs import ENVS, make_distribution
-from envs.tasks import FunctionalTasks
+from envs.tasks import EnvTasks
 from experiments.cli import pick_device
 from experiments.run import Recipe, RunConfig, check_shared, learner_arguments
 from metarl import MetaLearner
@@ -49,13 +49,13 @@ class TrainConfig(RunConfig):
     """Activation of the policy's hidden layers."""
 
 
-def build_distribution(config: TrainConfig) -> FunctionalTasks:
+def build_distribution(config: TrainConfig) -> EnvTasks:
     """The training tasks."""
     check_choice("env", config.env, ENVS)
     return make_distribution(config.env, **({} if config.horizon is None else {"horizon": config.horizon}))
 
 
-def build_policy(config: TrainConfig, distribution: FunctionalTasks) -> PolicyModule:
+def build_policy(config: TrainConfig, distribution: EnvTasks) -> PolicyModule:
     """The policy network at its initial parameters."""
     for units in config.hidden:
         check_int("hidden", units)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from envs.tasks import FunctionalTasks
+from envs.tasks import EnvTasks
 from experiments import cli
 from experiments.config import TRAIN
 from experiments.run import load, step_sizes
@@ -94,7 +94,7 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
     learner = load(TRAIN, given.run, **({} if given.device is None else {"device": given.device})).learner
     source = learner.source
     assert isinstance(source, ReinforcementLearning)
-    assert isinstance(source.distribution, FunctionalTasks)
+    assert isinstance(source.distribution, EnvTasks)
     try:
         distribution = source.distribution.shifted() if given.ood else source.distribution
     except ValueError as error:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from envs.tasks import FunctionalTasks
+from envs.tasks import EnvTasks
 from metarl.evaluation import Evaluation, evaluate
 from metarl.oracles import Draw, Recording
 from metarl.rl import ReinforcementLearning
@@ -67,7 +67,7 @@ def trajectory_figure(
 
 
 def _plot_episodes(tasks: TaskDistribution, ax: Axes, task: Task, draw: Draw, row: int, shown: int = 5) -> None:
-    assert isinstance(tasks, FunctionalTasks)
+    assert isinstance(tasks, EnvTasks)
     obs, mask = draw.batch["obs"][row].cpu().numpy(), draw.batch["mask"][row].cpu().numpy()
     for episode in range(min(shown, len(obs))):
         tasks.plot_episode(ax, obs[episode][mask[episode] > 0], color="tab:blue", alpha=0.5, linewidth=1)

@@ -12,9 +12,9 @@ from torch.func import grad
 
 from agents.exact import GaussianMean, TabularSoftmax
 from envs.enumeration import EnumeratedTasks, sampled_objective, sampled_product
+from envs.functional_tasks import FunctionalTasks
 from envs.gaussian_bandit import GaussianBandit
 from envs.tabular import TabularMDP, two_state_problem
-from envs.tasks import FunctionalTasks
 from experiments.certificates.estimators import FIRST_ORDER, LINEAR, PULLED, SAMPLED, Setting
 from metarl import tree
 from metarl.execution import Execution

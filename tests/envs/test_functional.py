@@ -1,12 +1,13 @@
 """The functional base classes, on an environment that is random and has discrete actions; and all that is refused."""
 
+from collections import Counter
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -129,9 +130,26 @@ def test_defaults_of_a_distribution_without_more() -> None:
     tasks.plot_episode(ax, np.zeros((2, 3)))
     assert ax.get_xlabel() == "slope 0.25"
     assert len(ax.lines) == 3
-    for unbounded in (Box(-np.inf, np.inf, (), np.float32), Discrete(3)):
+    for unbounded in (Box(-np.inf, np.inf, (), np.float32), MultiBinary(3)):
         with pytest.raises(ValueError, match=r"space\['slope'\] must be a bounded Box"):
             walks(unbounded).sample(2, RNG)
+
+
+@pytest.mark.parametrize(
+    ("space", "values"),
+    [
+        (Discrete(3, start=2), {2, 3, 4}),
+        (MultiDiscrete([2, 3]), {(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)}),
+        (Box(-1, 1, (), np.int64), {-1, 0, 1}),
+    ],
+)
+def test_uniform_over_what_can_be_counted(space: gymnasium.Space[Any], values: set[Any]) -> None:
+    drawn = walks(space).sample(600, np.random.default_rng(0))["slope"]
+    assert drawn.dtype == space.dtype
+    counts = Counter(tuple(value) if np.ndim(value) else int(value) for value in drawn)
+    assert set(counts) == values
+    mean = 600 / len(values)
+    assert all(abs(count - mean) < 4 * np.sqrt(mean) for count in counts.values())
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3", None])

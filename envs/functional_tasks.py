@@ -1,0 +1,41 @@
+"""Task distributions over functional environments."""
+
+from __future__ import annotations
+
+import gymnasium
+import torch
+
+from envs.functional import FunctionalEnv, FunctionalGymEnv
+from envs.tasks import EnvTasks, check_device, check_task, check_tasks
+from envs.vector import TorchVectorEnv
+from metarl.errors import check_int
+from metarl.types import Task
+
+
+class FunctionalTasks(EnvTasks):
+    """A distribution over a `FunctionalEnv`.
+
+    A subclass says in its constructor what the environment and the space of its parameters are.
+
+    Args:
+        env: the functions all environments share.
+        space: the space of ONE task's parameters.
+        horizon: steps per episode, at most.
+
+    Raises:
+        ValueError: `horizon` is not a positive integer.
+    """
+
+    def __init__(self, env: FunctionalEnv, space: gymnasium.spaces.Dict, horizon: int) -> None:
+        super().__init__(space, env.observation_space, env.action_space, horizon)
+        self.env = env
+
+    def make(self, task: Task, render_mode: str | None = None) -> FunctionalGymEnv:
+        """As `EnvTasks.make`."""
+        return FunctionalGymEnv(self.env, check_task(self.space, task), self.horizon, render_mode)
+
+    def make_vec(self, task: Task, episodes: int, device: torch.device | str = "cpu") -> TorchVectorEnv:
+        """As `EnvTasks.make_vec`; the environments live on `device`."""
+        check_int("episodes", episodes)
+        batch = check_tasks(self.space, task)
+        return TorchVectorEnv(self.env, batch, episodes, self.horizon, check_device(device))
