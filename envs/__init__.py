@@ -1,14 +1,20 @@
 """Task distributions: sets of environments that differ in a few parameters.
 
 Importing this package registers `metarl/Navigation-v0`, `metarl/PointVelocity-v0` and the problems with exact answers,
-`metarl/GaussianBandit-v0`, `metarl/TabularMDP-v0` and `metarl/LinearGaussian-v0`, with Gymnasium. They end their
-episodes themselves (keyword `horizon`), so the registration sets no `max_episode_steps`.
+`metarl/GaussianBandit-v0`, `metarl/TabularMDP-v0` and `metarl/LinearGaussian-v0`, and those of MuJoCo as
+`metarl/HalfCheetahVelocity-v0` and so on, with Gymnasium. They end their episodes themselves (keyword `horizon`), so
+the registration sets no `max_episode_steps`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from inspect import Parameter, signature
+from types import ModuleType
 from typing import Any
 
 import gymnasium
+from gymnasium.error import DependencyNotInstalled
 
 from envs.functional import FunctionalEnv, FunctionalGymEnv
 from envs.functional_tasks import FunctionalTasks
@@ -37,6 +43,53 @@ __all__ = [
     "make_distribution",
 ]
 
+MUJOCO = {
+    "half_cheetah_velocity": "HalfCheetahVelocity",
+    "half_cheetah_direction": "HalfCheetahDirection",
+    "ant_velocity": "AntVelocity",
+    "ant_direction": "AntDirection",
+    "ant_direction_2d": "AntDirection2D",
+    "ant_goal": "AntGoal",
+    "humanoid_direction": "HumanoidDirection",
+    "walker2d_random_parameters": "Walker2dRandomParameters",
+    "hopper_random_parameters": "HopperRandomParameters",
+}
+"""Classes in `envs.mujoco`."""
+
+
+def make_mujoco_tasks(class_name: str, **kwargs: Any) -> EnvTasks:
+    """A task distribution of `envs.mujoco`, which is imported only now: all else works without MuJoCo.
+
+    Raises:
+        ValueError: MuJoCo is not installed, with the command that installs it; or as the class.
+    """
+    tasks: EnvTasks = _checked(getattr(mujoco_tasks(), class_name), kwargs)(**kwargs)
+    return tasks
+
+
+def mujoco_tasks() -> ModuleType:
+    """The package `envs.mujoco`.
+
+    Raises:
+        ValueError: MuJoCo is not installed, with the command that installs it.
+    """
+    try:
+        return import_module("envs.mujoco")
+    except (ImportError, DependencyNotInstalled) as error:
+        reason = error.__cause__ or error  # Gymnasium's own advice would be a second one
+        raise ValueError(f'this needs the extra mujoco: pip install "metarl-torch[mujoco]" ({reason})') from error
+
+
+def make_mujoco_env(**kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """One MuJoCo environment, for Gymnasium's registry; `envs.mujoco.make_env` has the arguments.
+
+    Raises:
+        ValueError: as that, or MuJoCo is not installed, with the command that installs it.
+    """
+    env: gymnasium.Env[Any, Any] = mujoco_tasks().make_env(**kwargs)
+    return env
+
+
 ENVS: dict[str, Callable[..., EnvTasks]] = {
     "navigation": Navigation,
     "navigation_ring": NavigationRing,
@@ -45,19 +98,29 @@ ENVS: dict[str, Callable[..., EnvTasks]] = {
     "tabular_mdp": TabularMDP,
     "linear_gaussian": LinearGaussian,
 }
-"""Names for command lines."""
+ENVS |= {name: partial(make_mujoco_tasks, class_name) for name, class_name in MUJOCO.items()}
+"""Names for command lines; those of MuJoCo need the extra `mujoco`."""
 
 
 def make_distribution(name: str, **kwargs: Any) -> EnvTasks:
     """The task distribution called `name` in `ENVS`; `kwargs` go to its constructor.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or an unknown or unfit argument.
 
     >>> make_distribution("navigation", horizon=50).horizon
     50
     """
-    return ENVS[check_choice("name", name, ENVS)](**kwargs)
+    return _checked(ENVS[check_choice("name", name, ENVS)], kwargs)(**kwargs)
+
+
+def _checked(make: Callable[..., EnvTasks], kwargs: Mapping[str, Any]) -> Callable[..., EnvTasks]:
+    """`make`, if it takes all of `kwargs`."""
+    parameters = signature(make).parameters
+    if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for name in kwargs:
+            check_choice("option", name, parameters)
+    return make
 
 
 gymnasium.register("metarl/Navigation-v0", entry_point="envs.navigation:NavigationGymEnv")
@@ -65,3 +128,7 @@ gymnasium.register("metarl/PointVelocity-v0", entry_point="envs.point_velocity:P
 gymnasium.register("metarl/GaussianBandit-v0", entry_point="envs.gaussian_bandit:GaussianBanditGymEnv")
 gymnasium.register("metarl/TabularMDP-v0", entry_point="envs.tabular:TabularGymEnv")
 gymnasium.register("metarl/LinearGaussian-v0", entry_point="envs.linear_gaussian:LinearGaussianGymEnv")
+for class_name in MUJOCO.values():
+    gymnasium.register(
+        f"metarl/{class_name}-v0", entry_point="envs:make_mujoco_env", kwargs={"distribution": class_name}
+    )

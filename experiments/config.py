@@ -9,7 +9,7 @@ from agents import PolicyModule, make_policy
 from envs import ENVS, make_distribution
 from envs.tasks import EnvTasks
 from experiments.cli import pick_device
-from experiments.run import Recipe, RunConfig, check_shared, learner_arguments
+from experiments.run import Recipe, RunConfig, check_shared, learner_arguments, parse_options
 from metarl import MetaLearner
 from metarl.errors import check_choice, check_int, check_real
 from metarl.rl import ReinforcementLearning
@@ -22,7 +22,9 @@ class TrainConfig(RunConfig):
     """Settings of one training run in reinforcement learning; the evaluation at its end takes 40 tasks, 40 episodes."""
 
     env: str = "navigation"
-    """Task distribution: navigation, navigation_ring, point_velocity, gaussian_bandit, tabular_mdp, linear_gaussian."""
+    """Task distribution: navigation, point_velocity, grid_world, cart_pole, half_cheetah_velocity, ant_direction, ..."""
+    env_options: tuple[str, ...] = ()
+    """Its options as name=value, as goal_high=3 (half_cheetah_velocity), healthy_reward=1 (ant_direction)."""
     meta_batch_size: int = 20
     """Tasks per iteration."""
     learning_rate: float = 3e-3
@@ -52,7 +54,10 @@ class TrainConfig(RunConfig):
 def build_distribution(config: TrainConfig) -> EnvTasks:
     """The training tasks."""
     check_choice("env", config.env, ENVS)
-    return make_distribution(config.env, **({} if config.horizon is None else {"horizon": config.horizon}))
+    given = parse_options("env_options", config.env_options)
+    if config.horizon is not None:
+        given["horizon"] = config.horizon
+    return make_distribution(config.env, **given)
 
 
 def build_policy(config: TrainConfig, distribution: EnvTasks) -> PolicyModule:

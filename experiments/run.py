@@ -269,12 +269,22 @@ def check_shared(config: RunConfig) -> None:
 def parse_outer_options(config: RunConfig) -> dict[str, Any]:
     """The options of the outer update from `hessian_data` and `outer_options`."""
     chosen: dict[str, Any] = {} if config.hessian_data is None else {"hessian_data": config.hessian_data}
-    for entry in config.outer_options:
+    return {**chosen, **parse_options("outer_options", config.outer_options)}
+
+
+def parse_options(argument: str, entries: Sequence[str]) -> dict[str, Any]:
+    """`name=value` entries; a value is JSON where it can be, else a word.
+
+    Raises:
+        ValueError: an entry without `=`.
+    """
+    options = {}
+    for entry in entries:
         name, equals, value = entry.partition("=")
         if not equals:
-            raise ValueError(f"outer_options must be name=value, got {entry!r}")
-        chosen[name] = _plain(value)
-    return chosen
+            raise ValueError(f"{argument} must be name=value, got {entry!r}")
+        options[name] = _plain(value)
+    return options
 
 
 def _plain(value: str) -> Any:

@@ -49,14 +49,14 @@ def rollout(
     dtype, device, tasks = leaf.dtype, leaf.device, leaf.shape[0]
     per_task = (tasks, vec.num_envs // tasks)
 
-    def split(x: Any) -> Tensor:
-        """`[T * E, ...]` to `[T, E, ...]`; a copy where x is numpy, whose memory the environment may use again."""
-        whole: Tensor = x.to(device) if isinstance(x, Tensor) else torch.tensor(np.asarray(x), device=device)
+    def split(x: Any, to: torch.dtype | None = None) -> Tensor:
+        """`[T * E, ...]` to `[T, E, ...]`; one copy where x is numpy, whose memory the environment may use again."""
+        whole = x.to(device, to) if isinstance(x, Tensor) else torch.tensor(np.asarray(x), dtype=to, device=device)
         return whole.view(*per_task, *whole.shape[1:])
 
     first = vec.reset(seed=int(torch.randint(2**31 - 1, (), generator=generator, device=device)))[0]
     as_action = _action_converter(vec.single_action_space, device, speaks_torch=isinstance(first, Tensor))
-    obs = split(first).to(dtype)
+    obs = split(first, dtype)
     noise = distribution.noise((horizon, *per_task), generator, dtype)
     forward = policy.bind(params, obs)
 
@@ -67,9 +67,9 @@ def rollout(
         parameters = forward(obs)
         action = distribution.sample(parameters, noise[t])
         result = vec.step(as_action(action.flatten(0, 1)))
-        next_obs, reward, terminated, truncated = map(split, result[:4])
+        reward, terminated, truncated = map(split, result[1:4], (dtype, None, None))
         steps.append((obs, reward, running, action, *parameters))
-        obs = next_obs.to(dtype)
+        obs = split(result[0], dtype)
         terminal = terminal | (terminated & running)
         running = running & ~(terminated | truncated)
         if device.type == "cpu" and not running.any():  # elsewhere the question would cost a synchronisation
@@ -80,9 +80,7 @@ def rollout(
     mask = running_before.to(dtype)
     log_probs = distribution.log_prob(tuple(columns[4:]), action)
     final_obs = _after_last_step(seen, running_before, obs)
-    seen, reward, mask, action, log_probs = (
-        _pad(x, horizon) for x in (seen, reward.to(dtype) * mask, mask, action, log_probs)
-    )
+    seen, reward, mask, action, log_probs = (_pad(x, horizon) for x in (seen, reward * mask, mask, action, log_probs))
     return Rollout(Episodes(seen, reward, mask, final_obs, terminal), action, log_probs)
 
 

@@ -1,0 +1,95 @@
+"""Half-cheetah: goal velocity and direction (Finn, Abbeel, Levine 2017, section 5.3).
+
+The body, its 17 observations (positions without x, velocities) and its time step of 0.05 s (5 physics steps) are those
+of Gymnasium's `HalfCheetah-v5`. The original code used another simulator with a control step of 0.01 s: its 200 steps
+are 2 s, ours 10 s, so returns must not be compared. No state is terminal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+from mujoco import MjModel
+
+from envs.mujoco.objectives import direction, goal_velocity
+from envs.mujoco.physics import Array
+from envs.mujoco.tasks import DIRECTIONS, Body, Direction, GoalVelocity, goal_space
+from envs.mujoco.vector import MujocoVectorEnv
+
+
+class HalfCheetahVectorEnv(MujocoVectorEnv):
+    """Many half-cheetahs."""
+
+    normal_velocities = True
+    reset_noise = 0.1
+
+    def allocate(self, model: MjModel) -> None:
+        """Nothing: all is in the state."""
+
+    def observe(self) -> Array:
+        """Positions but x, velocities: `[N, 17]`."""
+        return np.concatenate((self.physics.qpos[:, 1:], self.physics.qvel), axis=1)
+
+    def place(self) -> Array:
+        """x, m."""
+        return self.physics.qpos[:, :1].copy()
+
+
+BODY = Body(HalfCheetahEnv, HalfCheetahVectorEnv, hidden=1)
+
+
+class HalfCheetahVelocity(GoalVelocity):
+    """Run at a speed that is not told: reward `-|v - goal| - 0.05 |a|^2`; `task["goal"]` is a number, m/s.
+
+    That is the reward of the paper's code; its text has no control cost (`ctrl_cost_weight=0`). Goals are uniform in
+    [0, 2] m/s as in the paper and in CAVIA; ProMP, PEARL and VariBAD have [0, 3] (`goal_high=3`).
+
+    Args:
+        horizon: control steps per episode, 0.05 s each.
+        goal_low: slowest goal, m/s.
+        goal_high: fastest goal, m/s.
+        ctrl_cost_weight: of |a|^2.
+        threads: that step the physics.
+
+    Raises:
+        ValueError: naming the argument.
+
+    >>> HalfCheetahVelocity().sample(2, np.random.default_rng(0))["goal"].round(3)
+    array([1.274, 0.54 ], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        horizon: int = 200,
+        goal_low: float = 0.0,
+        goal_high: float = 2.0,
+        ctrl_cost_weight: float = 0.05,
+        threads: int | None = None,
+    ) -> None:
+        space = goal_space(goal_low, goal_high)
+        self.goal_low, self.goal_high = float(goal_low), float(goal_high)
+        weights = {"ctrl_cost_weight": ctrl_cost_weight}
+        super().__init__(BODY, goal_velocity, space, horizon, weights, threads=threads)
+
+    def shifted(self) -> HalfCheetahVelocity:
+        """Faster goals than any here, in a range half as wide: U(2, 3) for the default U(0, 2)."""
+        high = self.goal_high + (self.goal_high - self.goal_low) / 2.0
+        return HalfCheetahVelocity(self.horizon, self.goal_high, high, self.rewards.ctrl_cost_weight, self.threads)
+
+
+class HalfCheetahDirection(Direction):
+    """Run forward (1) or backward (-1): reward `direction v - 0.05 |a|^2`; `task["direction"]` is a number.
+
+    That is the reward of the paper's code; its text has no control cost (`ctrl_cost_weight=0`).
+
+    Args:
+        horizon: control steps per episode, 0.05 s each.
+        ctrl_cost_weight: of |a|^2.
+        threads: that step the physics.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(self, horizon: int = 200, ctrl_cost_weight: float = 0.05, threads: int | None = None) -> None:
+        super().__init__(BODY, direction, DIRECTIONS, horizon, {"ctrl_cost_weight": ctrl_cost_weight}, threads=threads)

@@ -1,0 +1,57 @@
+"""What the tasks reward: functions of how and where a body moves, for one environment or for N at once."""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from metarl.types import Task
+
+
+class Motion(NamedTuple):
+    """Of one environment (numbers) or of N (arrays `[N]`)."""
+
+    velocity: Any  # x, and y where the body has one; m/s, over the last control step
+    position: Any  # x, y, ...; m
+
+
+class Objective(Protocol):
+    """The part of the reward that differs between tasks; the entries of `task` are `[...]` or `[N, ...]`."""
+
+    def __call__(self, motion: Motion, task: Task) -> Any: ...
+
+
+def goal_velocity(motion: Motion, task: Task) -> Any:
+    """`-|v - goal|`."""
+    return -np.abs(motion.velocity[0] - task["goal"])
+
+
+def direction(motion: Motion, task: Task) -> Any:
+    """`direction v`, forward (1) or backward (-1)."""
+    return task["direction"] * motion.velocity[0]
+
+
+def angle(motion: Motion, task: Task) -> Any:
+    """The speed in the direction `angle`, rad."""
+    return np.cos(task["angle"]) * motion.velocity[0] + np.sin(task["angle"]) * motion.velocity[1]
+
+
+def goal_position(motion: Motion, task: Task) -> Any:
+    """`-|x - goal|_1`."""
+    x, y = (motion.position[i] - task["goal"][..., i] for i in (0, 1))
+    return -(np.abs(x) + np.abs(y))
+
+
+def forward(motion: Motion, task: Task) -> Any:
+    """The speed forward; such tasks differ in the body."""
+    return motion.velocity[0]
+
+
+class Weighted(NamedTuple):
+    """An objective times a constant."""
+
+    objective: Objective
+    weight: float
+
+    def __call__(self, motion: Motion, task: Task) -> Any:
+        """The product."""
+        return self.weight * self.objective(motion, task)

@@ -1,0 +1,160 @@
+"""Walker2d and hopper whose bodies differ: masses, inertias, joint damping and friction, each scaled by chance.
+
+Every entry of `body_mass`, `body_inertia`, `dof_damping` and `geom_friction` is multiplied by 1.5^u, u uniform in
+[-3, 3]; a task is the exponents u. This is the family of `rand_param_envs`, on which ProMP and PEARL are tested; the
+bodies, their observations, rewards `v + 1 - 0.001 |a|^2` and terminations are those of Gymnasium's `Walker2d-v5` and
+`Hopper-v5`. A control step is 0.008 s.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
+from gymnasium.spaces import Box
+from mujoco import MjData, MjModel
+
+from envs.mujoco.objectives import forward
+from envs.mujoco.physics import Array
+from envs.mujoco.tasks import Body, ChangedBodies
+from envs.mujoco.vector import Flags, MujocoVectorEnv
+from metarl.errors import check_real
+from metarl.types import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SCALED = ("body_mass", "body_inertia", "dof_damping", "geom_friction")
+
+
+class PlanarVectorEnv(MujocoVectorEnv):
+    """Many bodies that walk in a plane."""
+
+    reset_noise = 5e-3
+
+    def allocate(self, model: MjModel) -> None:
+        """Nothing: all is in the state."""
+
+    def observe(self) -> Array:
+        """Positions but x, velocities within [-10, 10]: `[N, obs]`."""
+        return np.concatenate((self.physics.qpos[:, 1:], np.clip(self.physics.qvel, -10.0, 10.0)), axis=1)
+
+    def place(self) -> Array:
+        """x, m."""
+        return self.physics.qpos[:, :1].copy()
+
+
+class Walker2dVectorEnv(PlanarVectorEnv):
+    """Many walkers."""
+
+    def healthy(self) -> Flags:
+        """Upright: 0.8 m < z < 2 m, the torso within 1 rad."""
+        z, turn = self.physics.qpos[:, 1], self.physics.qpos[:, 2]
+        upright: Flags = (z > 0.8) & (z < 2.0) & (turn > -1.0) & (turn < 1.0)
+        return upright
+
+
+class HopperVectorEnv(PlanarVectorEnv):
+    """Many hoppers."""
+
+    def healthy(self) -> Flags:
+        """Upright: z > 0.7 m, the torso within 0.2 rad, and nothing in the state beyond 100."""
+        z, turn = self.physics.qpos[:, 1], self.physics.qpos[:, 2]
+        state = np.concatenate((self.physics.qpos[:, 2:], self.physics.qvel), axis=1)
+        upright: Flags = (z > 0.7) & (z < np.inf) & (turn > -0.2) & (turn < 0.2) & (np.abs(state) < 100.0).all(1)
+        return upright
+
+
+class RandomParameters(ChangedBodies):
+    """Tasks with bodies scaled by chance.
+
+    Args:
+        body: the walker.
+        horizon: control steps per episode, at most, 0.008 s each.
+        log_scale: largest exponent.
+        base: what is raised to the exponents.
+        healthy_reward: for each step that does not end the episode by a fall.
+        ctrl_cost_weight: of |a|^2.
+        terminate_when_unhealthy: end the episode at a fall.
+        threads: that step the physics.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        horizon: int,
+        log_scale: float,
+        base: float,
+        healthy_reward: float,
+        ctrl_cost_weight: float,
+        terminate_when_unhealthy: bool,
+        threads: int | None,
+    ) -> None:
+        self.log_scale, self.base = check_real("log_scale", log_scale), check_real("base", base, 1.0)
+        weights = {
+            "healthy_reward": healthy_reward,
+            "ctrl_cost_weight": ctrl_cost_weight,
+            "terminate_when_unhealthy": terminate_when_unhealthy,
+        }
+        model = body.make({}, None).model
+        boxes: dict[str, gymnasium.Space[Any]] = {
+            name: Box(-self.log_scale, self.log_scale, getattr(model, name).shape, np.float32) for name in SCALED
+        }
+        super().__init__(body, forward, gymnasium.spaces.Dict(boxes), horizon, weights, threads=threads)
+
+    def example(self) -> Task:
+        """The body as it is."""
+        return {name: np.zeros(entry.shape or (), np.float32) for name, entry in self.space.items()}
+
+    def change(self, model: MjModel, data: MjData, task: Task) -> None:
+        """Scale, and let MuJoCo compute anew what follows from masses and inertias."""
+        for name, exponents in task.items():
+            getattr(model, name)[:] *= self.base ** exponents.astype(np.float64)
+        mujoco.mj_setConst(model, data)
+
+    def plot_task(self, ax: Axes, task: Task) -> None:
+        """How heavy the body is, compared with the unchanged one."""
+        mass = self.template.model.body_mass
+        heavier = (mass * self.base ** task["body_mass"].astype(np.float64)).sum() / mass.sum()
+        ax.set_xlabel(f"{heavier:.2f} times the mass", fontsize=8)
+
+
+class Walker2dRandomParameters(RandomParameters):
+    """`Walker2d-v5` with a body scaled by chance; `RandomParameters` has the arguments."""
+
+    def __init__(
+        self,
+        horizon: int = 200,
+        log_scale: float = 3.0,
+        base: float = 1.5,
+        healthy_reward: float = 1.0,
+        ctrl_cost_weight: float = 1e-3,
+        terminate_when_unhealthy: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        costs = healthy_reward, ctrl_cost_weight, terminate_when_unhealthy
+        super().__init__(Body(Walker2dEnv, Walker2dVectorEnv, hidden=1), horizon, log_scale, base, *costs, threads)
+
+
+class HopperRandomParameters(RandomParameters):
+    """`Hopper-v5` with a body scaled by chance; `RandomParameters` has the arguments."""
+
+    def __init__(
+        self,
+        horizon: int = 200,
+        log_scale: float = 3.0,
+        base: float = 1.5,
+        healthy_reward: float = 1.0,
+        ctrl_cost_weight: float = 1e-3,
+        terminate_when_unhealthy: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        costs = healthy_reward, ctrl_cost_weight, terminate_when_unhealthy
+        super().__init__(Body(HopperEnv, HopperVectorEnv, hidden=1), horizon, log_scale, base, *costs, threads)

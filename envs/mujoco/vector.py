@@ -1,0 +1,188 @@
+"""T x E MuJoCo environments of one body as a Gymnasium vector environment, bit for bit those made one by one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.seeding import np_random
+from gymnasium.vector.utils import batch_space
+from mujoco import MjData, MjModel
+
+from envs.mujoco.objectives import Motion, Objective
+from envs.mujoco.physics import Array, Physics
+from envs.vector import AUTORESET
+from metarl.errors import check_choice
+from metarl.types import Task
+
+Flags = npt.NDArray[np.bool_]
+
+
+class Rewards(NamedTuple):
+    """The weights in a body's reward and when it is over, as Gymnasium's environments call them."""
+
+    ctrl_cost_weight: float
+    contact_cost_weight: float = 0.0
+    healthy_reward: float = 0.0
+    terminate_when_unhealthy: bool = True
+
+
+class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.NDArray[Any]], ABC):
+    """N = T x E environments, task-major, speaking numpy; a body says what is seen, what it costs, when it has fallen.
+
+    Autoreset is disabled: an environment that has ended is not stepped. Its state and flags stay as they are and its
+    reward is 0 until `reset`. An episode is truncated at its step `horizon`, unless it terminates on that very step.
+    As in Gymnasium's vector environments, environment i of `reset(seed=s)` starts as one alone does from `seed=s + i`.
+
+    Args:
+        env: one environment of this body, for its spaces, its time step and where it starts.
+        models: N models, or the same one N times.
+        objective: what the tasks differ in.
+        task: arrays `[T, ...]`.
+        rewards: weights.
+        observation: what is seen, as keywords of Gymnasium's environment.
+        horizon: steps per episode, at most.
+        threads: that step the physics; default: as many as there are CPUs.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
+    contact_forces = False  # whether they are needed after a step
+    normal_velocities: ClassVar[bool] = False  # initial ones; else they are uniform
+    reset_noise: ClassVar[float]
+
+    def __init__(
+        self,
+        env: MujocoEnv,
+        models: Sequence[MjModel],
+        objective: Objective,
+        task: Task,
+        rewards: Rewards,
+        observation: Mapping[str, bool],
+        horizon: int,
+        threads: int | None = None,
+    ) -> None:
+        self.num_envs, self.horizon = len(models), horizon
+        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+        self.observation_space = batch_space(env.observation_space, self.num_envs)
+        self.action_space = batch_space(env.action_space, self.num_envs)
+        self._action_shape = (self.num_envs, env.model.nu)
+        self._dt, self._init_qpos, self._init_qvel = env.dt, env.init_qpos, env.init_qvel
+        self._objective, self.rewards, self.observation = objective, rewards, observation
+        self._task = {k: np.repeat(v, self.num_envs // len(v), 0) for k, v in task.items()}  # [N, ...]
+        self.allocate(env.model)
+        self.physics = Physics(models, env.frame_skip, self.contact_forces, threads)
+        self._rngs: list[np.random.Generator] = []
+        self._all = range(self.num_envs)
+        self._steps = np.zeros(self.num_envs, dtype=np.int64)  # of the running episodes
+        self._ended = np.zeros(self.num_envs, dtype=bool)
+        self._terminated = np.zeros(self.num_envs, dtype=bool)
+
+    @abstractmethod
+    def allocate(self, model: MjModel) -> None:
+        """Make arrays for what `read` reads."""
+
+    def read(self, model: MjModel, data: MjData, i: int) -> None:
+        """Take what is not in the state out of `data`, for environment i; in a thread."""
+
+    @abstractmethod
+    def observe(self) -> Array:
+        """What the agents see, a new array `[N, obs]`."""
+
+    @abstractmethod
+    def place(self) -> Array:
+        """Where the bodies are, for their velocities: `[N, 1]` or `[N, 2]`, a new array."""
+
+    def healthy(self) -> Flags:
+        """Which bodies have not fallen, `[N]`."""
+        return np.ones(self.num_envs, dtype=bool)
+
+    def contact_cost(self, weight: float) -> Array | float:
+        """What contacts cost, `[N]`."""
+        return 0.0
+
+    def control_cost(self, actions: npt.NDArray[Any]) -> Array:
+        """What the actions cost, `[N]`."""
+        cost: Array = self.rewards.ctrl_cost_weight * np.sum(np.square(actions), axis=1)
+        return cost
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Begin new episodes everywhere, or where `options={"reset_mask": mask}` (bool `[N]`) says so.
+
+        Returns the observations of all environments `[N, ...]`, also of those that were left as they are.
+
+        Raises:
+            ValueError: an unknown option, or a mask of another shape or type.
+            ResetNeeded: a mask before the first full reset.
+        """
+        super().reset(seed=seed)
+        mask = self._reset_mask(options or {})
+        if seed is not None or not self._rngs:
+            first = int(self.np_random.integers(2**31)) if seed is None else seed
+            self._rngs = [np_random(first + i)[0] for i in self._all]
+        where = self._all if mask.all() else np.flatnonzero(mask).tolist()
+        noise = [self._noise(self._rngs[i]) for i in where]
+        if noise:
+            qpos, qvel = (np.array(part) for part in zip(*noise, strict=True))
+            self.physics.reset(where, self._init_qpos + qpos, self._init_qvel + qvel, self.read)
+        self._steps[mask] = 0
+        self._ended[mask] = self._terminated[mask] = False
+        return self.observe(), {}
+
+    def step(self, actions: npt.NDArray[Any]) -> tuple[Array, Array, Flags, Flags, dict[str, Any]]:
+        """One step everywhere: observations `[N, ...]`, rewards, terminated, truncated (each `[N]`), an empty info.
+
+        Raises:
+            ValueError: actions of another shape.
+            ResetNeeded: before the first reset.
+        """
+        if not self._rngs:
+            raise ResetNeeded("call reset() before step()")
+        actions = np.asarray(actions)
+        if actions.shape != self._action_shape:
+            raise ValueError(f"actions must have shape {self._action_shape}, got {actions.shape}")
+        running = ~self._ended
+        where = self._all if running.all() else np.flatnonzero(running).tolist()
+        before = self.place()
+        self.physics.ctrl[where] = actions[where]
+        self.physics.step(where, self.read)
+        self._steps[where] += 1
+        healthy = self.healthy()
+        self._terminated = ~healthy & self.rewards.terminate_when_unhealthy
+        truncated = (self._steps >= self.horizon) & ~self._terminated
+        self._ended = self._terminated | truncated
+        rewards = np.where(running, self._reward(before, actions, healthy), 0.0)
+        return self.observe(), rewards, self._terminated.copy(), truncated, {}
+
+    def _reward(self, before: Array, actions: npt.NDArray[Any], healthy: Flags) -> Array:
+        velocity = (self.place() - before) / self._dt
+        motion = Motion(velocity.T, self.physics.qpos.T)
+        gain = self._objective(motion, self._task) + healthy * self.rewards.healthy_reward
+        cost = self.contact_cost(self.rewards.contact_cost_weight)
+        reward: Array = gain - self.control_cost(actions) - cost
+        return reward
+
+    def _noise(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        """What Gymnasium's environment of this body adds to its first positions and velocities."""
+        scale = self.reset_noise
+        qpos = rng.uniform(-scale, scale, len(self._init_qpos))
+        size = len(self._init_qvel)
+        return qpos, scale * rng.standard_normal(size) if self.normal_velocities else rng.uniform(-scale, scale, size)
+
+    def _reset_mask(self, options: Mapping[str, Any]) -> Flags:
+        for name in options:
+            check_choice("reset option", name, ("reset_mask",))
+        if "reset_mask" not in options:
+            return np.ones(self.num_envs, dtype=bool)
+        if not self._rngs:
+            raise ResetNeeded("the first reset must be of all environments, without a reset_mask")
+        mask = np.asarray(options["reset_mask"])
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            wanted = f"reset_mask must be bool of shape ({self.num_envs},)"
+            raise ValueError(f"{wanted}, got {mask.dtype} of shape {mask.shape}")
+        return mask
