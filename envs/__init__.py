@@ -1,9 +1,9 @@
 """Task distributions: sets of environments that differ in a few parameters.
 
-Importing this package registers `metarl/Navigation-v0`, `metarl/PointVelocity-v0` and the problems with exact answers,
-`metarl/GaussianBandit-v0`, `metarl/TabularMDP-v0` and `metarl/LinearGaussian-v0`, and those of MuJoCo as
-`metarl/HalfCheetahVelocity-v0` and so on, with Gymnasium. They end their episodes themselves (keyword `horizon`), so
-the registration sets no `max_episode_steps`.
+Importing this package registers with Gymnasium `metarl/Navigation-v0`, `metarl/PointVelocity-v0`, `metarl/GridWorld-v0`,
+the problems with exact answers, `metarl/GaussianBandit-v0`, `metarl/TabularMDP-v0` and `metarl/LinearGaussian-v0`, and
+those of MuJoCo, `metarl/HalfCheetahVelocity-v0` and so on. They end their episodes themselves (keyword `horizon`), so the
+registration sets no `max_episode_steps`.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,30 +16,42 @@ from typing import Any
 import gymnasium
 from gymnasium.error import DependencyNotInstalled
 
+from envs.cart_pole import CartPoleGoal, CartPoleTasks
 from envs.functional import FunctionalEnv, FunctionalGymEnv
 from envs.functional_tasks import FunctionalTasks
 from envs.gaussian_bandit import GaussianBandit
+from envs.grid_world import GridWorld
+from envs.gym_tasks import GymTasks
+from envs.gym_vector import GymVectorEnv
 from envs.linear_gaussian import LinearGaussian
 from envs.navigation import Navigation, NavigationRing
 from envs.point_velocity import PointVelocity
 from envs.tabular import TabularMDP
 from envs.tasks import EnvTasks
 from envs.vector import TorchVectorEnv
+from envs.workers import WorkerError
 from metarl.errors import check_choice
 
 __all__ = [
     "ENVS",
+    "MUJOCO",
+    "CartPoleGoal",
+    "CartPoleTasks",
     "EnvTasks",
     "FunctionalEnv",
     "FunctionalGymEnv",
     "FunctionalTasks",
     "GaussianBandit",
+    "GridWorld",
+    "GymTasks",
+    "GymVectorEnv",
     "LinearGaussian",
     "Navigation",
     "NavigationRing",
     "PointVelocity",
     "TabularMDP",
     "TorchVectorEnv",
+    "WorkerError",
     "make_distribution",
 ]
 
@@ -97,6 +109,10 @@ ENVS: dict[str, Callable[..., EnvTasks]] = {
     "gaussian_bandit": GaussianBandit,
     "tabular_mdp": TabularMDP,
     "linear_gaussian": LinearGaussian,
+    "grid_world": GridWorld,
+    "grid_world_image": partial(GridWorld, image=True),
+    "cart_pole": CartPoleTasks,
+    "cart_pole_goal": CartPoleGoal,
 }
 ENVS |= {name: partial(make_mujoco_tasks, class_name) for name, class_name in MUJOCO.items()}
 """Names for command lines; those of MuJoCo need the extra `mujoco`."""
@@ -128,6 +144,7 @@ gymnasium.register("metarl/PointVelocity-v0", entry_point="envs.point_velocity:P
 gymnasium.register("metarl/GaussianBandit-v0", entry_point="envs.gaussian_bandit:GaussianBanditGymEnv")
 gymnasium.register("metarl/TabularMDP-v0", entry_point="envs.tabular:TabularGymEnv")
 gymnasium.register("metarl/LinearGaussian-v0", entry_point="envs.linear_gaussian:LinearGaussianGymEnv")
+gymnasium.register("metarl/GridWorld-v0", entry_point="envs.grid_world:GridWorldGymEnv")
 for class_name in MUJOCO.values():
     gymnasium.register(
         f"metarl/{class_name}-v0", entry_point="envs:make_mujoco_env", kwargs={"distribution": class_name}

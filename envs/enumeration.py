@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, vmap
+from torch.func import grad, jacrev, vmap
 
 from envs.functional import TaskTensors
 from envs.tabular import TabularMDP
 from metarl.errors import check_int
 from metarl.execution import Execution
+from metarl.functional import call
 from metarl.rl.advantages import discounted_sums
 from metarl.rl.distributions import Categorical
 from metarl.rl.surrogates import Surrogate, reinforce
@@ -228,5 +229,5 @@ class EnumeratedTasks:
     def _log_probs(self, params: Params, batch: Batch) -> Tensor:
         """Of the actions of one task, `[n, H]`."""
         shape = batch["actions"].shape
-        logits: tuple[Tensor] = functional_call(self.policy, params, (batch["obs"].flatten(),))
+        logits: tuple[Tensor] = call(self.policy, params, batch["obs"].flatten())
         return self._distribution.log_prob((logits[0].view(*shape, -1),), batch["actions"])

@@ -49,7 +49,7 @@ class FunctionalEnv(ABC):
 
     @abstractmethod
     def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
-        """What the agent sees, `[n, ...]`, float32."""
+        """What the agent sees, `[n, ...]`, in the type of `observation_space`."""
 
     @abstractmethod
     def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:

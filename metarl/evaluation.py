@@ -1,7 +1,7 @@
 """How good is a policy after 0, 1, 2, ... gradient steps on tasks it has never seen?"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +44,15 @@ class Evaluation(NamedTuple):
         }
 
 
+def adapted(params: Params, tasks: Tasks, rules: Sequence[Rule]) -> Iterator[Params]:
+    """`params` (not stacked) adapted to every task, stacked: before the first step and after each, a rule per step."""
+    w = anchor = stack(params, tasks.num_tasks)
+    yield w
+    for rule in rules:
+        w = inner_step(rule, w, gradients(tasks, w, tasks.draw(w, "inner")), anchor)
+        yield w
+
+
 def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule]) -> Evaluation:
     """Adapt to every task with one rule per step; score before the first step and after each, on data of its own.
 
@@ -55,13 +64,9 @@ def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule]) -> Evaluation:
         rules: the inner rule of each step, so that step sizes may change.
     """
     scoring, counting = Checking(tasks), Counting(Checking(tasks))
-    w = anchor = stack(params, tasks.num_tasks)
-    before = scoring.draw(w, "outer")
-    curve = [scores(tasks, w, before)]
-    costs = [Counter(dict.fromkeys([*tasks.cost(before), "gradients"], 0))]
-    for rule in rules:
-        grads = gradients(counting, w, counting.draw(w, "inner"))
-        w = inner_step(rule, w, grads, anchor)
-        curve.append(scores(tasks, w, scoring.draw(w, "outer")))
-        costs.append(Counter(counting.counts))
+    curve, costs = [], []
+    for w in adapted(params, counting, rules):
+        batch = scoring.draw(w, "outer")
+        curve.append(scores(tasks, w, batch))
+        costs.append(Counter({**dict.fromkeys([*tasks.cost(batch), "gradients"], 0), **counting.counts}))
     return Evaluation(torch.stack(curve).cpu(), [dict(cost) for cost in costs])

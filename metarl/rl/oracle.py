@@ -11,9 +11,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarl.errors import check_choice, check_int, check_real
+from metarl.functional import call
 from metarl.rl.advantages import (
     Baseline,
     LinearBaseline,
@@ -178,7 +178,7 @@ class RLTasks:
     def _log_probs(self, params: Params, batch: Batch) -> Tensor:
         """Of the actions of one task, `[E, H]`."""
         number, horizon = batch["mask"].shape
-        outputs = functional_call(self._source.policy, params, (batch["obs"].flatten(0, 1),))
+        outputs = call(self._source.policy, params, batch["obs"].flatten(0, 1))
         outputs = tuple(x.view(number, horizon, *x.shape[1:]) for x in outputs)
         return self._source.action_distribution.log_prob(outputs, batch["actions"])
 

@@ -13,10 +13,11 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metarl.execution import drop_identities
+from metarl.functional import call
 from metarl.rl.distributions import DistParams
 from metarl.types import Params
 
@@ -77,7 +78,7 @@ class StackedPolicy:
 
     def _forward(self, params: Params, shared: Params, obs: Tensor) -> DistParams:
         def one(w: Params, o: Tensor) -> DistParams:
-            output: DistParams = functional_call(self.policy, {**shared, **w}, (o,))
+            output: DistParams = call(self.policy, {**shared, **w}, o)
             return output
 
         outputs: DistParams = vmap(one)(params, obs)

@@ -10,10 +10,10 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarl.errors import check_choice, check_int
 from metarl.execution import Execution
+from metarl.functional import call
 from metarl.generators import torch_generator
 from metarl.supervised.class_sets import ClassSet, as_floats
 from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks
@@ -111,7 +111,7 @@ class FewShot:
         return (logits.argmax(1) == batch["y"]).to(logits.dtype).mean()
 
     def _logits(self, params: Params, batch: Batch) -> Tensor:
-        logits: Tensor = functional_call(self.network, params, (batch["x"],))
+        logits: Tensor = call(self.network, params, batch["x"])
         return logits
 
     def _draw(self, chosen: list[list[int]], number: int, generator: torch.Generator) -> Tensor:

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarl.errors import check_choice, check_int
 from metarl.execution import Execution
+from metarl.functional import call
 from metarl.generators import torch_generator
 from metarl.supervised.networks import mlp
 from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks
@@ -108,7 +108,7 @@ class Sinusoids:
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The mean squared error of one task."""
         assert self.network is not None
-        predicted: Tensor = functional_call(self.network, params, (batch["x"],))
+        predicted: Tensor = call(self.network, params, batch["x"])
         return (predicted[:, 0] - batch["y"]).square().mean()
 
     def _leaf(self) -> Tensor:

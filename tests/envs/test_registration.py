@@ -11,6 +11,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from envs import (
     ENVS,
+    MUJOCO,
     GaussianBandit,
     LinearGaussian,
     Navigation,
@@ -20,13 +21,16 @@ from envs import (
     make_distribution,
 )
 
-IDS = ["metarl/Navigation-v0", "metarl/PointVelocity-v0"]
+IDS = ["metarl/Navigation-v0", "metarl/PointVelocity-v0", "metarl/GridWorld-v0"]
 
 
 def test_names() -> None:
     exact = {"gaussian_bandit": GaussianBandit, "tabular_mdp": TabularMDP, "linear_gaussian": LinearGaussian}
     walks = {"navigation": Navigation, "navigation_ring": NavigationRing, "point_velocity": PointVelocity}
-    assert {**walks, **exact} == ENVS
+    others = {"grid_world", "grid_world_image", "cart_pole", "cart_pole_goal", *MUJOCO}
+    assert {name: ENVS[name] for name in (*walks, *exact)} == {**walks, **exact}
+    assert set(ENVS) == {*walks, *exact, *others}
+    assert make_distribution("grid_world_image").observation_space.shape == (1, 40, 40)
     tasks = make_distribution("navigation", horizon=7, squared_distance=True)
     assert isinstance(tasks, Navigation)
     assert (tasks.horizon, tasks.squared_distance) == (7, True)

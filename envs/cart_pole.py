@@ -1,0 +1,127 @@
+"""Gymnasium's CartPole with poles and carts that differ, and with a hidden place where the cart should be.
+
+| parameter  | drawn from   | Gymnasium's |                                             |
+|------------|--------------|-------------|---------------------------------------------|
+| `length`   | [0.25, 1.5]  | 0.5         | half the pole's length, in metres           |
+| `masspole` | [0.05, 0.5]  | 0.1         | kg                                          |
+| `masscart` | [0.5, 2]     | 1           | kg                                          |
+| `goal`     | [-1, 1]      | none        | metres from the centre; `CartPoleGoal` only |
+
+In `CartPoleTasks` the dynamics vary and every step gives 1, so one robust policy can be good at all tasks: expect
+little from adaptation. In `CartPoleGoal` a step gives
+
+    reward = 1 - min(1, |x' - goal|)        x': where the cart is after the step
+
+and the goal cannot be observed. The best that can be done without knowing it, to balance in the centre, earns half a
+point a step on average; next to the goal it is one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box
+
+from envs.functional import Frame
+from envs.gym_tasks import GymTasks
+from envs.rendering import AGENT, DARK, GOAL, GREY, Canvas, Point
+from metarl.errors import check_choice
+
+DYNAMICS = {"length": (0.25, 1.5), "masspole": (0.05, 0.5), "masscart": (0.5, 2.0)}
+PLACES = {"goal": (-1.0, 1.0)}
+TRACK = -1.5  # height in the picture
+
+
+class CartPole(CartPoleEnv):
+    """Gymnasium's CartPole, drawn without pygame.
+
+    Args:
+        render_mode: None or "rgb_array".
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 50}  # type: ignore[misc]
+    goal: float | None = None
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        if render_mode is not None:
+            check_choice("render_mode", render_mode, self.metadata["render_modes"])
+        super().__init__(render_mode=render_mode)
+
+    def render(self) -> Frame | None:
+        """The frame `[256, 256, 3]`, or None if `render_mode` is None; a goal is in green."""
+        if self.render_mode is None:
+            return None
+        if self.state is None:
+            raise ResetNeeded("call reset() before render()")
+        x, _, angle, _ = self.state
+        tip = Point(x + 2.0 * self.length * math.sin(angle), TRACK + 2.0 * self.length * math.cos(angle))
+        canvas = Canvas(-2.4, 2.4).line(Point(-2.4, TRACK), Point(2.4, TRACK), GREY)
+        canvas.box(Point(x - 0.3, TRACK - 0.15), Point(x + 0.3, TRACK + 0.15), AGENT)
+        canvas.line(Point(x, TRACK), tip, DARK, width=4)
+        if self.goal is not None:
+            canvas.disc(Point(self.goal, TRACK - 0.3), 0.08, GOAL)
+        return canvas.frame()
+
+
+class CartPoleGoalEnv(CartPole):
+    """CartPole rewarded for being near `goal`, in metres from the centre, which is not observed; see `CartPole`."""
+
+    goal: float = 0.0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """As Gymnasium's, with the reward `1 - min(1, |x - goal|)` of the new position."""
+        observation, _, terminated, truncated, info = super().step(action)  # type: ignore[no-untyped-call]
+        assert self.state is not None
+        return observation, 1.0 - min(1.0, abs(float(self.state[0]) - self.goal)), terminated, truncated, info
+
+
+def set_cart_pole(env: CartPole, task: dict[str, float]) -> None:
+    """Set the parameters in `task`, and the two that CartPole derives from them."""
+    for name, value in task.items():
+        setattr(env, name, value)
+    env.total_mass = env.masspole + env.masscart
+    env.polemass_length = env.masspole * env.length
+
+
+class CartPoleTasks(GymTasks):
+    """CartPole with uniformly drawn pole half-length, pole mass and cart mass.
+
+    Args:
+        horizon: steps per episode, at most.
+        workers: processes that step the environments; 0 steps them in this one, which is faster for one so light.
+
+    Raises:
+        ValueError: naming the argument.
+
+    >>> tasks = CartPoleTasks()
+    >>> {name: value.round(2) for name, value in tasks.sample(2, np.random.default_rng(0)).items()}
+    {'length': array([1.05, 0.59], dtype=float32), ...}
+    """
+
+    def __init__(self, horizon: int = 200, workers: int = 0) -> None:
+        super().__init__(CartPole, _box(DYNAMICS), horizon=horizon, set_task=set_cart_pole, workers=workers)
+
+
+class CartPoleGoal(GymTasks):
+    """CartPole with uniformly drawn dynamics and a hidden, uniformly drawn place for the cart.
+
+    Args:
+        horizon: steps per episode, at most.
+        workers: as for `CartPoleTasks`.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(self, horizon: int = 200, workers: int = 0) -> None:
+        space = _box({**DYNAMICS, **PLACES})
+        super().__init__(CartPoleGoalEnv, space, horizon=horizon, set_task=set_cart_pole, workers=workers)
+
+
+def _box(ranges: dict[str, tuple[float, float]]) -> gymnasium.spaces.Dict:
+    return gymnasium.spaces.Dict({name: Box(low, high, (), np.float32) for name, (low, high) in ranges.items()})

@@ -1,0 +1,175 @@
+"""A small grid with a hidden goal: discrete actions, one number or a picture to look at.
+
+    cell' = cell + (up, down, left, right or nothing), kept inside the grid        reward = -||cell' - goal||_1 / M
+
+M = 2 (size - 1) is the distance of opposite corners, so rewards are in [-1, 0]. The goal is not observed: it must be
+found by adapting. The reward is dense because one policy-gradient step on 20 episodes has to see in which direction the
+goal lies; being paid at the goal only, most tasks' first episodes would say nothing. No state is terminal: to be good
+is to walk to the goal and to stay there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from torch import Tensor
+
+from envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from envs.functional_tasks import FunctionalTasks
+from envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
+from envs.tasks import check_rng, check_task
+from metarl.errors import check_int
+from metarl.types import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+UP, DOWN, LEFT, RIGHT, STAY = range(5)
+PIXELS = 40  # Stable-Baselines3's CNN wants at least 36
+AGENT_VALUE, LINE_VALUE = 255, 64
+
+
+class GridWorldEnv(FunctionalEnv):
+    """The functions; the state is the cell (x, y) `[n, 2]`, (0, 0) at the bottom left, `task["goal"]` is `[n, 2]`.
+
+    Observed is one of `size^2` numbers that is 1, the one at `size * y + x`, or with `image` a grey picture
+    `[1, 40, 40]` of the grid and the agent in it.
+    """
+
+    def __init__(self, size: int = 5, image: bool = False) -> None:
+        if check_int("size", size, minimum=2) > PIXELS // 2:
+            raise ValueError(f"size must be at most {PIXELS // 2}, two pixels of the picture a cell, got {size}")
+        if not isinstance(image, bool):
+            raise ValueError(f"image must be True or False, got {image!r}")
+        self.size, self.image = int(size), image
+        self.observation_space = (
+            Box(0, 255, (1, PIXELS, PIXELS), np.uint8) if image else Box(0.0, 1.0, (self.size**2,), np.float32)
+        )
+        self.action_space = Discrete(5)
+        # of every cell: to look up is ten times as fast as to draw
+        self._views = _pictures(self.size) if image else torch.eye(self.size**2)
+
+    def initial(self, task: TaskTensors, generator: torch.Generator) -> Tensor:
+        """The middle of the grid, `(size // 2, size // 2)`."""
+        return torch.full(task["goal"].shape, float(self.size // 2), device=task["goal"].device)
+
+    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, generator: torch.Generator) -> Tensor:
+        """One cell up (0), down (1), left (2) or right (3), or none (4); walls hold the agent where it is."""
+        along_x = (action == RIGHT).to(state.dtype) - (action == LEFT).to(state.dtype)
+        along_y = (action == UP).to(state.dtype) - (action == DOWN).to(state.dtype)
+        return (state + torch.stack([along_x, along_y], dim=-1)).clamp(0, self.size - 1)
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
+        """Minus the steps from the *new* cell to the goal, over those between opposite corners."""
+        return -(next_state - task["goal"]).abs().sum(-1) / (2 * (self.size - 1))
+
+    def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
+        """The cell: float32 `[n, size^2]`, or uint8 `[n, 1, 40, 40]`."""
+        cell = (self.size * state[:, 1] + state[:, 0]).long()
+        if self._views.device != state.device:
+            self._views = self._views.to(state.device)
+        return self._views.index_select(0, cell)
+
+    def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
+        """Never."""
+        return torch.zeros(len(state), dtype=torch.bool, device=state.device)
+
+    def render(self, state: Tensor, task: TaskTensors) -> Frame:
+        """The goal's cell in green, the agent in blue."""
+        canvas = Canvas(-0.5, self.size - 0.5)
+        for edge in np.arange(0.5, self.size - 1):
+            canvas.line(Point(-0.5, edge), Point(self.size, edge), LIGHT)
+            canvas.line(Point(edge, -0.5), Point(edge, self.size), LIGHT)
+        x, y = task["goal"].tolist()
+        canvas.box(Point(x - 0.4, y - 0.4), Point(x + 0.4, y + 0.4), GOAL)
+        return canvas.disc(Point(*state.tolist()), 0.3, AGENT).frame()
+
+
+def _pictures(size: int) -> Tensor:
+    """With the agent in each cell, uint8 `[size^2, 1, 40, 40]`: its cell white, the cells' edges grey, y upwards."""
+    cell = torch.arange(PIXELS) * size // PIXELS  # of each pixel, to the right; upwards it is turned round
+    edge = cell != cell.roll(1)
+    lines = LINE_VALUE * (edge.flip(0)[:, None] | edge)  # [40, 40]
+    cells = torch.arange(size**2)[:, None]
+    agent = (cell.flip(0) == cells // size)[:, :, None] & (cell == cells % size)[:, None, :]  # [size^2, 40, 40]
+    return lines.masked_fill(agent, AGENT_VALUE).to(torch.uint8)[:, None]
+
+
+class GridWorld(FunctionalTasks):
+    """Goals uniform over the cells other than the start: `task["goal"]` is (x, y), whole numbers below `size`.
+
+    Args:
+        size: cells along each side, 2 to 20.
+        horizon: steps per episode; every episode has this many.
+        image: observe a picture `[1, 40, 40]` instead of the cell's place in a list.
+
+    Raises:
+        ValueError: naming the argument.
+
+    >>> GridWorld().sample(2, np.random.default_rng(0))["goal"]
+    array([[1, 4],
+           [1, 3]])
+    """
+
+    def __init__(self, size: int = 5, horizon: int = 20, image: bool = False) -> None:
+        env = GridWorldEnv(size, image)
+        super().__init__(env, gymnasium.spaces.Dict({"goal": MultiDiscrete([env.size, env.size])}), horizon)
+        self.size, self.image = env.size, image
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> Task:
+        """`num_tasks` goals, int64 `[T, 2]`."""
+        check_int("num_tasks", num_tasks)
+        start = (self.size + 1) * (self.size // 2)
+        cell = check_rng(rng).integers(self.size**2 - 1, size=num_tasks)
+        cell += cell >= start  # leaves the start out
+        return {"goal": np.stack([cell % self.size, cell // self.size], axis=1)}
+
+    def plot_task(self, ax: Axes, task: Task) -> None:
+        """The goal as a star, in the whole grid."""
+        x, y = check_task(self.space, task)["goal"]
+        ax.plot([x], [y], marker="*", markersize=12, color="tab:green", linestyle="none")
+        ax.set(xlim=(-0.5, self.size - 0.5), ylim=(-0.5, self.size - 0.5), aspect="equal")
+
+    def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
+        """The path through the cells."""
+        ax.plot(*self._cells(observations).T, **line_kwargs)
+
+    def _cells(self, observations: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """(x, y) of each of `observations`, `[n, 2]`."""
+        brightest = observations.reshape(len(observations), -1).argmax(1)  # of the agent's pixels, the first
+        if not self.image:
+            return np.stack([brightest % self.size, brightest // self.size], axis=1)
+        row, column = brightest // PIXELS, brightest % PIXELS
+        return np.stack([column * self.size // PIXELS, (PIXELS - 1 - row) * self.size // PIXELS], axis=1)
+
+
+class GridWorldGymEnv(FunctionalGymEnv):
+    """One grid, `metarl/GridWorld-v0`. It truncates itself at `horizon`; there is no TimeLimit.
+
+    Args:
+        goal: the cell (x, y); the default is the upper right corner of the default grid.
+        size: as for `GridWorld`.
+        image: as for `GridWorld`.
+        horizon: steps per episode.
+        render_mode: None or "rgb_array".
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        goal: Sequence[int] = (4, 4),
+        size: int = 5,
+        image: bool = False,
+        horizon: int = 20,
+        render_mode: str | None = None,
+    ) -> None:
+        tasks = GridWorld(size, horizon, image)
+        super().__init__(tasks.env, check_task(tasks.space, {"goal": goal}), horizon, render_mode)

@@ -1,0 +1,281 @@
+"""N ordinary Gymnasium environments stepped together, speaking numpy.
+
+`GymVectorEnv` is what callers see: it checks what comes in. Behind it an `Engine` does the stepping: a `Slice` in this
+process, or `envs.workers.RemoteSlices`, one `Slice` in each worker process.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from gymnasium.vector.utils import batch_space
+
+from envs.vector import AUTORESET
+from metarl.errors import check_choice, check_int
+from metarl.types import Task
+
+Array: TypeAlias = npt.NDArray[Any]
+AnyEnv: TypeAlias = gymnasium.Env[Any, Any]
+SetTask: TypeAlias = Callable[[Any, dict[str, Any]], None]
+"""Sets ONE task's parameters on an unwrapped environment: `set_task(env, task)`."""
+
+
+class EpisodeLimit(gymnasium.wrappers.TimeLimit[Any, Any]):
+    """Gymnasium's TimeLimit, where an episode that terminates on its last step is not truncated and an end is final.
+
+    Args:
+        env: a TimeLimit it already has, as its outermost wrapper, is replaced.
+        max_episode_steps: the horizon.
+    """
+
+    def __init__(self, env: AnyEnv, max_episode_steps: int) -> None:
+        inner = env.env if isinstance(env, gymnasium.wrappers.TimeLimit) else env
+        super().__init__(inner, max_episode_steps)
+        self._ended = True  # nothing has begun
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        result = super().reset(seed=seed, options=options)
+        self._ended = False
+        return result
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step.
+
+        Raises:
+            ResetNeeded: no episode has begun, or it has ended.
+        """
+        if self._ended:
+            raise ResetNeeded("call reset() before step(): no episode has begun, or it has ended")
+        observation, reward, terminated, truncated, info = super().step(action)
+        terminated = bool(terminated)
+        truncated = bool(truncated) and not terminated
+        self._ended = terminated or truncated
+        return observation, reward, terminated, truncated, info
+
+
+class EnvMaker(NamedTuple):
+    """How one environment is made from one task's parameters."""
+
+    env: EnvSpec | Callable[..., AnyEnv]
+    env_kwargs: Mapping[str, Any]
+    set_task: SetTask | None
+
+    def build(self, task: Task, render_mode: str | None = None) -> AnyEnv:
+        """An environment of `task`; if there is a `set_task`, of the default parameters."""
+        kwargs = {**self.env_kwargs, **({} if self.set_task else as_arguments(task))}
+        if render_mode is not None:
+            kwargs["render_mode"] = render_mode
+        if not isinstance(self.env, EnvSpec):
+            return self.env(**kwargs)
+        # -1: no TimeLimit, which could be inside other wrappers. GymTasks has looked at one environment itself.
+        return gymnasium.make(self.env, max_episode_steps=-1, disable_env_checker=True, **kwargs)
+
+    def set(self, env: AnyEnv, task: Task) -> AnyEnv:
+        """`env` with the parameters of `task`, where there is a `set_task`."""
+        if self.set_task is not None:
+            self.set_task(env.unwrapped, as_arguments(task))
+        return env
+
+
+def as_arguments(task: Task) -> dict[str, Any]:
+    """One task's parameters as constructors like them: Python scalars, and arrays."""
+    return {name: value.item() if value.ndim == 0 else value for name, value in task.items()}
+
+
+class EnvStore:
+    """Environments to take and to put back; with a `set_task` they are used again, as making them can be slow.
+
+    What was taken belongs to the taker alone until it is put back. A pickle of the store holds no environments.
+    """
+
+    def __init__(self, maker: EnvMaker, horizon: int) -> None:
+        self.maker, self.horizon = maker, horizon
+        self._idle: list[AnyEnv] = []
+
+    def __reduce__(self) -> tuple[type[EnvStore], tuple[EnvMaker, int]]:
+        return EnvStore, (self.maker, self.horizon)
+
+    def make(self, task: Task, render_mode: str | None = None) -> EpisodeLimit:
+        """A new environment; `task` is without a leading dimension."""
+        return EpisodeLimit(self.maker.set(self.maker.build(task, render_mode), task), self.horizon)
+
+    def take(self, task: Task) -> list[AnyEnv]:
+        """One environment for every row of `task`, whose arrays are `[n, ...]`."""
+        return [self.maker.set(self._idle.pop(), row) if self._idle else self.make(row) for row in _rows(task)]
+
+    def put_back(self, envs: list[AnyEnv]) -> None:
+        """Keep `envs` for later; without a `set_task` nothing can be done with them, so they are closed."""
+        self._idle += envs
+        if self.maker.set_task is None:
+            self.close()
+
+    def close(self) -> None:
+        """Close the environments that nobody has taken."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _rows(task: Task) -> Iterator[Task]:
+    for i in range(len(next(iter(task.values())))):
+        yield {name: np.asarray(value[i]) for name, value in task.items()}
+
+
+class Step(NamedTuple):
+    """What n environments answered."""
+
+    observations: Array  # [n, ...]
+    rewards: Array  # [n], float64
+    terminated: Array  # [n], bool
+    truncated: Array  # [n], bool
+
+
+class Engine(Protocol):
+    """What steps n environments. Arguments have been checked; what is returned is the caller's."""
+
+    def reset(self, mask: Array, seed: int | None) -> Array:
+        """Begin episodes where `mask` `[n]` is true, environment i with `seed + i`; all observations `[n, ...]`."""
+
+    def step(self, actions: Array) -> Step:
+        """One step of those that have not ended."""
+
+    def close(self) -> None:
+        """Give the environments back."""
+
+
+class Slice:
+    """n environments in this process, one for each row of `task` (arrays `[n, ...]`)."""
+
+    def __init__(self, store: EnvStore, task: Task, observation_space: gymnasium.Space[Any]) -> None:
+        self._envs = store.take(task)
+        n = len(self._envs)
+        self._observations = np.zeros((n, *(observation_space.shape or ())), observation_space.dtype)
+        self._terminated, self._truncated = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+        self._give_back = weakref.finalize(self, store.put_back, self._envs)
+
+    def reset(self, mask: Array, seed: int | None) -> Array:
+        """As `Engine.reset`."""
+        for i in np.flatnonzero(mask).tolist():
+            self._observations[i], _ = self._envs[i].reset(seed=None if seed is None else seed + i)
+        self._terminated &= ~mask
+        self._truncated &= ~mask
+        return self._observations.copy()
+
+    def step(self, actions: Array) -> Step:
+        """As `Engine.step`."""
+        rewards = np.zeros(len(self._envs))
+        try:
+            for i in np.flatnonzero(~(self._terminated | self._truncated)).tolist():
+                result = self._envs[i].step(actions[i])
+                self._observations[i], rewards[i], self._terminated[i], self._truncated[i], _ = result
+        except BaseException:
+            self._envs.clear()  # in the middle of a step: not fit to be used again
+            raise
+        return Step(self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy())
+
+    def close(self) -> None:
+        """As `Engine.close`; done by itself when nobody holds the slice any more."""
+        self._give_back()
+
+
+class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
+    """N environments in the order of `engine`; observations `[N, ...]` are of the observation space's type.
+
+    Autoreset is disabled: an environment that has ended is frozen. It is not stepped, its last observation and flags
+    stay as they are and its reward is 0 until `reset`.
+
+    Args:
+        engine: steps the environments.
+        num_envs: N.
+        observation_space: of one environment.
+        action_space: of one environment.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        engine: Engine,
+        num_envs: int,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+    ) -> None:
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self._engine, self._begun = engine, False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Begin new episodes everywhere, or where `options={"reset_mask": mask}` (bool `[N]`) says so.
+
+        Environment i starts as one alone does with `reset(seed=seed + i)`. Returns the observations of all
+        environments `[N, ...]`, also of those that were left as they are.
+
+        Raises:
+            ValueError: a seed that is no integer, an unknown option, or a mask of another shape or type.
+            ResetNeeded: a mask before the first full reset.
+            ClosedEnvironmentError: after `close`.
+            WorkerError: a worker process failed.
+        """
+        self._check_open()
+        mask = self._reset_mask(options or {})
+        if seed is not None:
+            seed = check_int("seed", seed, 0)
+        elif not self._begun:  # environments that are used again would go on with the seed they had
+            seed = int(np.random.default_rng().integers(2**31))
+        observations = self._engine.reset(mask, seed)
+        self._begun = True
+        return observations, {}
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """One step: observations `[N, ...]`, rewards, terminated, truncated (each `[N]`), an empty info.
+
+        Raises:
+            ValueError: actions of another shape, or of a type that cannot be the action space's.
+            ResetNeeded: before the first reset.
+            ClosedEnvironmentError: after `close`.
+            WorkerError: a worker process failed.
+        """
+        self._check_open()
+        if not self._begun:
+            raise ResetNeeded("call reset() before step()")
+        return *self._engine.step(self._as_actions(actions)), {}
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Give the environments back; also done when nobody holds this object any more."""
+        self._engine.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError("this vector environment has been closed; make another one")
+
+    def _as_actions(self, actions: Array) -> Array:
+        """A copy: environments may keep their action, and callers write into theirs."""
+        array, space = np.asarray(actions), self.action_space
+        if array.shape != space.shape:
+            raise ValueError(f"actions must have shape {space.shape}, got {array.shape}")
+        try:
+            return array.astype(space.dtype, casting="same_kind")
+        except TypeError as error:
+            raise ValueError(f"actions must be of type {space.dtype}, got {array.dtype}") from error
+
+    def _reset_mask(self, options: Mapping[str, Any]) -> Array:
+        for name in options:
+            check_choice("reset option", name, ("reset_mask",))
+        if "reset_mask" not in options:
+            return np.ones(self.num_envs, dtype=bool)
+        if not self._begun:
+            raise ResetNeeded("the first reset must be of all environments, without a reset_mask")
+        mask = np.asarray(options["reset_mask"])
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            wanted = f"reset_mask must be bool of shape ({self.num_envs},)"
+            raise ValueError(f"{wanted}, got {mask.dtype} of shape {mask.shape}")
+        return mask

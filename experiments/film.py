@@ -1,0 +1,194 @@
+"""See what a trained policy does before adaptation and after: a strip of pictures and a film, on held-out tasks.
+
+    python -m experiments.film runs/cheetah --steps 0 3 --tasks 2
+
+Writes `film.png`, a row for each task and number of gradient steps, and `film.gif`, all of them side by side, into the
+run's folder. The policy is adapted as in `experiments.evaluate`; on film it takes the mean, or likeliest, action.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+import tyro
+from gymnasium import spaces
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+
+from envs.tasks import EnvTasks
+from experiments import cli, evaluate
+from experiments.run import step_sizes
+from metarl import MetaLearner
+from metarl.checkpoint import write_atomically
+from metarl.errors import check_int
+from metarl.evaluation import adapted
+from metarl.functional import call
+from metarl.rl import ReinforcementLearning
+from metarl.tree import take
+from metarl.types import Params, Task
+
+Frame = npt.NDArray[np.uint8]
+SMALLER = 240  # pixels of a film's pictures, at most
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Settings of a film."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of a training run."""
+    steps: tuple[int, ...] = (0, 3)
+    """Numbers of gradient steps to show."""
+    tasks: int = 2
+    """Held-out tasks."""
+    episodes: int = 40
+    """Episodes each gradient step is computed from."""
+    seed: int = 1000
+    """Seed of the tasks and of everything random in them."""
+    frames: int = 8
+    """Pictures in a row of the strip."""
+    every: int = 2
+    """Environment steps between two pictures of the film."""
+    out: Path | None = None
+    """Folder to write to; default: the run's."""
+    plugins: tuple[str, ...] = ()
+    """Modules to import first, such as one that registers your own outer update."""
+
+
+class Scene(NamedTuple):
+    """One episode: its pictures, one before each step and one at the end."""
+
+    title: str
+    frames: list[Frame]
+
+
+@cli.one_line_errors()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the script."""
+    given = cli.parse(Arguments, arguments, "experiments.film", __doc__)
+    learner, source = cli.prepared(lambda: prepare(given))
+    scenes = shoot(learner, source, given)
+    folder = given.out or given.run
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "film.png", strip(scenes, given.frames).savefig)
+    write_atomically(folder / "film.gif", lambda file: film(scenes, given.every, file))
+    print(f"{folder / 'film.png'}, {folder / 'film.gif'}: {'; '.join(scene.title for scene in scenes)}")
+
+
+def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
+    """The trained learner and the source of held-out tasks.
+
+    Raises:
+        ValueError: naming what cannot work.
+    """
+    for step in given.steps:
+        check_int("steps", step, minimum=0)
+    if not given.steps:
+        raise ValueError("steps must name at least one number of gradient steps")
+    for name in ("frames", "every"):
+        check_int(name, getattr(given, name))
+    if given.out is not None and given.out.exists() and not given.out.is_dir():
+        raise ValueError(f"out must be a folder, got {given.out}")
+    return evaluate.prepare(
+        evaluate.Arguments(
+            given.run, tasks=given.tasks, episodes=given.episodes, seed=given.seed, plugins=given.plugins, device="cpu"
+        )
+    )
+
+
+def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments) -> list[Scene]:
+    """An episode of every task after every number of steps; task by task."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # there is no screen for MuJoCo to open a window on
+    tasks = source.distribution
+    assert isinstance(tasks, EnvTasks)
+    oracle = source.sample(given.tasks, np.random.default_rng([given.seed, 3]))
+    rules = learner.rules(step_sizes(learner, max(given.steps), "halved"))
+    after = list(adapted(learner.params, oracle, rules))
+    scenes = []
+    for t in range(given.tasks):
+        task = {name: value[t] for name, value in oracle.task.items()}
+        for step in given.steps:
+            act = actor(source.policy, take(after[step], t), tasks.action_space)
+            frames, total = episode(tasks, task, act, given.seed)
+            scenes.append(Scene(f"{described(task)}, step {step}: return {total:.1f}", frames))
+    return scenes
+
+
+def described(task: Task) -> str:
+    """A task's parameters, as far as they are few."""
+    return ", ".join(f"{name} {np.round(v, 2).tolist()}" for name, v in task.items() if v.size <= 2) or "a task"
+
+
+def actor(policy: nn.Module, params: Params, space: gymnasium.Space[Any]) -> Callable[[Any], Any]:
+    """The mean action, or the likeliest."""
+
+    @torch.no_grad()
+    def act(observation: Any) -> Any:
+        leaf = next(iter(params.values()))
+        outputs: tuple[Tensor, ...] = call(policy, params, torch.as_tensor(np.asarray(observation)).to(leaf)[None])
+        if isinstance(space, spaces.Box):
+            return outputs[0][0].numpy().astype(space.dtype).clip(space.low, space.high)
+        return int(outputs[0][0].argmax())
+
+    return act
+
+
+def episode(tasks: EnvTasks, task: Task, act: Callable[[Any], Any], seed: int) -> tuple[list[Frame], float]:
+    """Pictures, one before each step and one at the end, and the return."""
+    env = tasks.make(task, render_mode="rgb_array")
+    observation, _ = env.reset(seed=seed)
+    frames, total, ended = [picture(env)], 0.0, False
+    while not ended:
+        observation, reward, terminated, truncated, _ = env.step(act(observation))
+        frames.append(picture(env))
+        total, ended = total + float(reward), terminated or truncated
+    env.close()
+    return frames, total
+
+
+def picture(env: gymnasium.Env[Any, Any]) -> Frame:
+    """The environment now, `[height, width, 3]`, not larger than a film's picture."""
+    frame = env.render()
+    assert isinstance(frame, np.ndarray)
+    image = Image.fromarray(frame)
+    image.thumbnail((SMALLER, SMALLER))
+    return np.asarray(image)
+
+
+def strip(scenes: Sequence[Scene], number: int) -> Figure:
+    """A row of `number` pictures for each scene, evenly spaced over its episode."""
+    figure = Figure(figsize=(1.6 * number, 1.8 * len(scenes)), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)  # no global pyplot state, no window
+    rows = figure.subplots(len(scenes), number, squeeze=False)
+    for row, scene in zip(rows, scenes, strict=True):
+        shown = np.linspace(0, len(scene.frames) - 1, number).round().astype(int)
+        for ax, k in zip(row, shown, strict=True):
+            ax.imshow(scene.frames[k])
+            ax.set(xticks=[], yticks=[])
+            ax.set_xlabel(f"{k}", fontsize=7)
+        row[0].set_title(scene.title, fontsize=9, loc="left")
+    return figure
+
+
+def film(scenes: Sequence[Scene], every: int, file: Any) -> None:
+    """All scenes side by side as an animated GIF; those that end early stand still."""
+    length = max(len(scene.frames) for scene in scenes)
+    pictures = []
+    for k in range(0, length, every):
+        side_by_side = np.concatenate([scene.frames[min(k, len(scene.frames) - 1)] for scene in scenes], axis=1)
+        pictures.append(Image.fromarray(side_by_side).quantize(64))
+    pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:], duration=50 * every, loop=0)
+
+
+if __name__ == "__main__":
+    main()

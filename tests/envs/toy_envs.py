@@ -1,0 +1,161 @@
+"""Small environments at the top level of a module, where worker processes find them, and distributions over them."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+
+from envs.cart_pole import CartPoleTasks
+from envs.gym_tasks import GymTasks
+
+WORK, RAISE, EXIT, HANG = range(4)
+BREAK = 2
+"""What `Countdown` does not survive; not in its action space."""
+
+
+class Countdown(gymnasium.Env[Any, Any]):
+    """Terminates after `length` steps; observes the steps made since `reset` and the first random number of each."""
+
+    instances: ClassVar[list["Countdown"]] = []
+
+    def __init__(self, length: int = 3) -> None:
+        self.observation_space, self.action_space = Box(0.0, np.inf, (2,), np.float32), Discrete(2)
+        self.length, self.steps, self.all_steps, self.closed, self.broken = length, 0, 0, False, False
+        self.instances.append(self)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observe(), {"info": "is dropped"}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.broken |= bool(action == BREAK)
+        if self.broken:
+            raise OSError("it is broken, and stays so")
+        self.steps += 1
+        self.all_steps += 1
+        return self._observe(), float(self.steps + action), self.steps >= self.length, False, {}
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _observe(self) -> np.ndarray:
+        return np.array([self.steps, self.np_random.random()], dtype=np.float32)
+
+
+gymnasium.register("metarl-toys/Countdown-v0", entry_point="tests.envs.toy_envs:Countdown", max_episode_steps=4)
+gymnasium.register(
+    "metarl-toys/Wrapped-v0",
+    entry_point="tests.envs.toy_envs:Countdown",
+    max_episode_steps=4,
+    additional_wrappers=(gymnasium.wrappers.RecordEpisodeStatistics.wrapper_spec(),),  # outside the TimeLimit
+)
+LENGTH = Dict({"length": Discrete(4, start=1)})
+
+
+def set_length(env: Countdown, task: dict[str, Any]) -> None:
+    env.length = task["length"]
+
+
+def limited_countdown(**kwargs: Any) -> gymnasium.Env[Any, Any]:
+    return gymnasium.make("metarl-toys/Countdown-v0", max_episode_steps=2, **kwargs)
+
+
+class Pictures(gymnasium.Env[Any, Any]):
+    """A picture with noise that moves by the action; ends when its first pixel is dark."""
+
+    def __init__(self, brightness: float, tint: np.ndarray) -> None:
+        assert isinstance(brightness, float)
+        assert isinstance(tint, np.ndarray)
+        self.observation_space, self.action_space = Box(0, 255, (6, 5, 3), np.uint8), Box(-1.0, 1.0, (2,), np.float32)
+        self._brightness, self._tint = brightness, tint
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._picture = self._new()
+        return self._picture, {}  # the array it goes on with, as careless environments do
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._picture[:] = np.roll(self._new(), int(3 * action[0]), axis=0)
+        reward = np.float32(action.sum())
+        action[:] = 0.0  # it is free to
+        return self._picture, reward, bool(self._picture[0, 0, 0] < 20), False, {}
+
+    def _new(self) -> np.ndarray:
+        noise = self.np_random.integers(0, 200, (6, 5, 3))
+        return (self._brightness * noise + self._tint).astype(np.uint8)
+
+
+class Trouble(gymnasium.Env[Any, Any]):
+    """Does what its action says; observes how many of its kind its process has made, as a single number."""
+
+    made: ClassVar[int] = 0
+
+    def __init__(self, length: int = 1) -> None:
+        self.observation_space, self.action_space = Box(0, 2**62, (), np.int64), Discrete(4)
+        Trouble.made += 1
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.int64(self.made), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if action == RAISE:
+            raise ZeroDivisionError("a fault of the environment")
+        if action == EXIT:
+            os._exit(3)
+        if action == HANG:
+            print("hanging", flush=True)
+            time.sleep(600)
+        return np.int64(self.made), 1.0, False, False, {}
+
+
+def trouble(workers: int, timeout: float = 60.0) -> GymTasks:
+    return GymTasks(Trouble, LENGTH, horizon=50, set_task=set_length, workers=workers, timeout=timeout)
+
+
+def frozen_lake(**kwargs: Any) -> GymTasks:
+    return GymTasks("FrozenLake-v1", Dict({"is_slippery": Discrete(2)}), horizon=12, **kwargs)
+
+
+def lake_with_a_hole(hole: np.ndarray, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    rows = [["S", *"FFF"], list("FFFF"), list("FFFG")]
+    rows[hole[0]][hole[1]] = "H"
+    return gymnasium.make("FrozenLake-v1", desc=["".join(row) for row in rows], render_mode=render_mode)
+
+
+def lakes(**kwargs: Any) -> GymTasks:
+    return GymTasks(lake_with_a_hole, Dict({"hole": Box(np.array([1, 0]), np.array([2, 2]), dtype=np.int64)}), **kwargs)
+
+
+def pendulum(**kwargs: Any) -> GymTasks:
+    return GymTasks("Pendulum-v1", Dict({"g": Box(5.0, 15.0, (), np.float32)}), horizon=10, **kwargs)
+
+
+def countdown(**kwargs: Any) -> GymTasks:
+    return GymTasks(Countdown, LENGTH, horizon=3, set_task=set_length, **kwargs)
+
+
+def pictures(**kwargs: Any) -> GymTasks:
+    space = Dict({"brightness": Box(0.5, 1.0, (), np.float32), "tint": Box(0, 40, (3,), np.int64)})
+    return GymTasks(Pictures, space, horizon=30, **kwargs)
+
+
+DISTRIBUTIONS: dict[str, Callable[..., GymTasks]] = {
+    "cart_pole": lambda **kwargs: CartPoleTasks(25, **kwargs),
+    "frozen_lake": frozen_lake,
+    "lakes": lakes,
+    "pendulum": pendulum,
+    "countdown": countdown,
+    "pictures": pictures,
+}
+
+
+def random_actions(tasks: GymTasks, steps: int, num_envs: int) -> np.ndarray:
+    """`[steps, N, ...]`, the same each time."""
+    tasks.action_space.seed(0)
+    return np.array([[tasks.action_space.sample() for _ in range(num_envs)] for _ in range(steps)])
