@@ -1,9 +1,9 @@
 """Task distributions: sets of environments that differ in a few parameters.
 
-Importing this package registers with Gymnasium `metarl/Navigation-v0`, `metarl/PointVelocity-v0`, `metarl/GridWorld-v0`,
-the problems with exact answers, `metarl/GaussianBandit-v0`, `metarl/TabularMDP-v0` and `metarl/LinearGaussian-v0`, and
-those of MuJoCo, `metarl/HalfCheetahVelocity-v0` and so on. They end their episodes themselves (keyword `horizon`), so the
-registration sets no `max_episode_steps`.
+Importing this package registers with Gymnasium `metarl/Navigation-v0`, `metarl/PointVelocity-v0`,
+`metarl/GridWorld-v0`, the problems with exact answers (`metarl/GaussianBandit-v0`, `metarl/TabularMDP-v0` and
+`metarl/LinearGaussian-v0`), and those of MuJoCo (`metarl/HalfCheetahVelocity-v0` and so on). They end their episodes
+themselves (keyword `horizon`), so the registration sets no `max_episode_steps`.
 """
 
 from collections.abc import Callable, Mapping

@@ -6,7 +6,8 @@
 points, 2 x 40 units, exact MAML; four convolutions on 28 x 28 images, 8 tasks of 20 ways with 1 + 15 images, 5 inner
 steps, exact MAML, so many tasks at a time, each in a process of its own for its peak memory. Medians over the
 repetitions. The rate of a batched matrix product of the policy's shapes, measured in the same run, says how fast this
-machine is.
+machine is. With the extra `mujoco`: the rates of `experiments.mujoco_rates`, and exact MAML on half-cheetah goal
+velocity, 40 tasks x 20 episodes x 100 steps.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,8 @@ import torch
 
 from experiments import cli
 from experiments.config import TrainConfig, build_learner
+from experiments.mujoco_rates import Size, mujoco_rates
+from experiments.mujoco_rates import meta_iteration as mujoco_iteration
 from experiments.run import device_name, versions
 from experiments.tables import markdown_table
 from metarl import MetaLearner
@@ -62,6 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     results = measure(
         config, 1 if given.quick else given.repetitions, ImageWork(2, 5, 8) if given.quick else ImageWork()
     )
+    if find_spec("mujoco") is not None:
+        results |= mujoco_part(config, 1 if given.quick else min(given.repetitions, 3), given.quick)
     print(json.dumps(results) if given.json else table(results))
 
 
@@ -90,6 +96,21 @@ def measure(config: TrainConfig, repetitions: int, images: ImageWork) -> dict[st
             for chunk in chunks
         },
         "peak_memory_mb": peak_memory(),
+    }
+
+
+def mujoco_part(config: TrainConfig, repetitions: int, quick: bool) -> dict[str, Any]:
+    """Rates of stepping, and an iteration of exact MAML on half-cheetah goal velocity, 40 tasks."""
+    tasks = config.meta_batch_size if quick else 40
+    cheetah = dataclasses.replace(
+        config, env="half_cheetah_velocity", meta_batch_size=tasks, horizon=config.horizon or 100
+    )
+    return {
+        "mujoco": mujoco_rates(Size((4,), 40, 1) if quick else Size()),
+        "half_cheetah_velocity": {
+            str(data): mujoco_iteration(dataclasses.replace(cheetah, hessian_data=data), repetitions)
+            for data in (None, "inner")
+        },
     }
 
 
@@ -170,6 +191,13 @@ def table(results: dict[str, Any]) -> str:
         "rollout": {**results["rollout"], "note": rate},
         **results["meta_iteration"],
         "maml, D_in again as D_h": results["maml_reusing_d_in"],
+        **{
+            f"half_cheetah_velocity, maml{', D_in again' if data == 'inner' else ''}": {
+                **part,
+                "note": f"{part['draws']:.0f} draws: {part['draw_seconds']:.2f} s",
+            }
+            for data, part in results.get("half_cheetah_velocity", {}).items()
+        },
         **{f"sinusoid, maml, {steps} steps": part for steps, part in results["sinusoid"].items()},
         **{
             f"4-conv, maml, tasks at a time: {chunk}": {**part, "note": f"{part['memory_mb']:.0f} MB"}
@@ -182,7 +210,21 @@ def table(results: dict[str, Any]) -> str:
         cells += [f"{part['least']:.4f} - {part['greatest']:.4f}", part.get("note", "")]
         rows.append(cells)
     parts_table = markdown_table(["part", "inner steps", "seconds (median)", "least - greatest", ""], rows)
-    return "\n".join([*lines, parts_table, "", f"peak memory {results['peak_memory_mb']:.0f} MB"])
+    lines += [parts_table, "", f"peak memory {results['peak_memory_mb']:.0f} MB"]
+    return "\n".join([*lines, *mujoco_table(results.get("mujoco", []))])
+
+
+def mujoco_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Environment steps a second, as the lines of a Markdown table."""
+    if not rows:
+        return []
+    columns = ("whole", "physics", "Sync", "Async", "envpool")
+    cells = []
+    for row in rows:
+        figures = [f"{row[c]:,.0f}" if c in row else "" for c in columns]
+        cells.append([row["env"], str(row["environments"]), *figures, f"{row['whole / physics']:.2f}"])
+    head = ["environment steps / s", "environments", *columns, "whole / physics"]
+    return ["", markdown_table(head, cells)]
 
 
 if __name__ == "__main__":

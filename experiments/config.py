@@ -1,8 +1,9 @@
 """The settings of a reinforcement-learning run, and what they build."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
 from agents import PolicyModule, make_policy
@@ -22,7 +23,7 @@ class TrainConfig(RunConfig):
     """Settings of one training run in reinforcement learning; the evaluation at its end takes 40 tasks, 40 episodes."""
 
     env: str = "navigation"
-    """Task distribution: navigation, point_velocity, grid_world, cart_pole, half_cheetah_velocity, ant_direction, ..."""
+    """Task distribution: navigation, grid_world, cart_pole_goal, half_cheetah_velocity, ... (docs/environments.md)."""
     env_options: tuple[str, ...] = ()
     """Its options as name=value, as goal_high=3 (half_cheetah_velocity), healthy_reward=1 (ant_direction)."""
     meta_batch_size: int = 20
@@ -41,14 +42,16 @@ class TrainConfig(RunConfig):
     """Discount of the advantages; returns are reported undiscounted."""
     gae_lambda: float = 1.0
     """Lambda of generalised advantage estimation."""
-    baseline: str = "linear"
-    """Baseline fitted per task and draw: linear, time or none."""
+    baseline: str | None = None
+    """Baseline fitted per task and draw: linear (default), time (default for images) or none."""
     hidden: tuple[int, ...] = (100, 100)
     """Units of the policy's hidden layers."""
     log_std_init: float = -0.5
     """Logarithm of the initial standard deviation of continuous actions."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Activation of the policy's hidden layers."""
+    features_dim: int = 64
+    """Outputs of the convolutions, before the hidden layers, where observations are images."""
 
 
 def build_distribution(config: TrainConfig) -> EnvTasks:
@@ -64,11 +67,14 @@ def build_policy(config: TrainConfig, distribution: EnvTasks) -> PolicyModule:
     """The policy network at its initial parameters."""
     for units in config.hidden:
         check_int("hidden", units)
-    policy_kwargs = {
+    policy_kwargs: dict[str, Any] = {
         "net_arch": {"pi": list(config.hidden), "vf": []},
         "activation_fn": ACTIVATIONS[check_choice("activation", config.activation, ACTIVATIONS)],
         "log_std_init": check_real("log_std_init", config.log_std_init, -20.0, 2.0),
     }
+    features_dim = check_int("features_dim", config.features_dim)
+    if is_image_space(distribution.observation_space):
+        policy_kwargs["features_extractor_kwargs"] = {"features_dim": features_dim}
     spaces = distribution.observation_space, distribution.action_space
     return make_policy(*spaces, policy_kwargs=policy_kwargs, seed=check_int("seed", config.seed, minimum=0))
 
@@ -76,6 +82,7 @@ def build_policy(config: TrainConfig, distribution: EnvTasks) -> PolicyModule:
 def build_source(config: TrainConfig) -> ReinforcementLearning:
     """The source of training tasks."""
     distribution = build_distribution(config)
+    baseline = "time" if is_image_space(distribution.observation_space) else "linear"
     return ReinforcementLearning(
         distribution,
         build_policy(config, distribution),
@@ -84,7 +91,7 @@ def build_source(config: TrainConfig) -> ReinforcementLearning:
         dice_lambda=config.dice_lambda,
         discount=config.discount,
         gae_lambda=config.gae_lambda,
-        baseline=config.baseline,
+        baseline=baseline if config.baseline is None else config.baseline,
         device=pick_device(config.device),
     )
 

@@ -53,7 +53,7 @@ class Physics:
         threads: int | None = None,
     ) -> None:
         threads = min(threads or usable_cpus(), len(models))
-        self._frame_skip, self._contact_forces = frame_skip, contact_forces
+        self.model, self.frame_skip, self._contact_forces = models[0], frame_skip, contact_forces
         self._datas = [MjData(models[0]) for _ in range(threads)]
         self._blocks = [state_block(models[0], data) for data in self._datas]
         self._pool = thread_pool(threads - 1) if threads > 1 else None
@@ -85,7 +85,7 @@ class Physics:
             future.result()
 
     def _step(self, model: MjModel, data: MjData) -> None:
-        mujoco.mj_step(model, data, self._frame_skip)
+        mujoco.mj_step(model, data, self.frame_skip)
         if self._contact_forces:
             mujoco.mj_rnePostConstraint(model, data)
 

@@ -23,7 +23,7 @@ from tests.experiments import runs
 
 WORDS = ("0", "-1", "1.5", "x", "nan")
 INTEGERS = {  # the setting, and the bad ones among WORDS
-    **dict.fromkeys(("iterations", "inner_steps", "meta_batch_size", "episodes", "horizon", "hidden"), WORDS),
+    **dict.fromkeys(("iterations", "inner_steps", "meta_batch_size", "episodes", "horizon", "hidden", "features_dim"), WORDS),
     **dict.fromkeys(("eval_every", "eval_tasks", "save_every"), WORDS),
     **dict.fromkeys(("anneal_iterations", "seed", "eval_seed"), WORDS[1:]),  # here zero is good
 }
@@ -59,6 +59,11 @@ CASES = [
     Bad("train", "--seed 99999999999999999999", ("seed", "99999999999999999999")),
     Bad("train", "--env navigatoin", ("env must", "'navigatoin'", "did you mean 'navigation'")),
     Bad("train", "--env cheetah", ("env must", "'cheetah'", "point_velocity")),
+    Bad("train", "--env-options goal_low", ("env_options must be name=value", "'goal_low'")),
+    Bad("train", "--env-options gaol_low=0.1", ("option must", "'gaol_low'", "did you mean 'goal_low'")),
+    Bad("train", "--env-options goal_low=x", ("goal_low must", "'x'")),
+    Bad("train", "--env half_cheetah_velocity --env-options threads=0", ("threads must", "got 0")),
+    Bad("train", "--env grid_world --env-options size=1", ("size must", "got 1")),
     Bad("train", "--surrogate loaded_dice", ("dice_lambda and surrogate='loaded_dice' go together",)),
     Bad("train", "--dice-lambda 0.5", ("dice_lambda and surrogate='loaded_dice' go together", "'ratio'")),
     Bad("train", "--outer e_maml --meta-batch-size 1", ("meta_batch_size must be at least 2", "got 1")),
