@@ -74,8 +74,12 @@ def contenders(
     ours = tasks.make_vec(task, number)
     one = partial(tasks.make, {key: value[0] for key, value in task.items()})
     sync = gymnasium.vector.SyncVectorEnv([one] * number)
-    runs = {"whole": partial(run, ours), "physics": partial(physics, ours), "Sync": partial(run, sync)}
-    close = [ours.close, sync.close]
+    runs: dict[str, Callable[[Actions], float]] = {
+        "whole": partial(run, ours),
+        "physics": partial(physics, ours),
+        "Sync": partial(run, sync),
+    }
+    close: list[Callable[[], object]] = [ours.close, sync.close]
     if number <= MOST_PROCESSES:
         processes = gymnasium.vector.AsyncVectorEnv([one] * number)
         runs["Async"] = partial(run, processes)

@@ -171,6 +171,7 @@ class GoalVelocity(MujocoTasks):
     def plot_task(self, ax: Axes, task: Task) -> None:
         """The goal velocity as a dashed line."""
         ax.axhline(float(check_task(self.space, task)["goal"]), color="tab:green", linestyle="--")
+        ax.set_ylabel("speed, m/s", fontsize=8)
 
 
 class Direction(MujocoTasks):
@@ -189,7 +190,8 @@ class Direction(MujocoTasks):
         """A dashed line at rest, and which side of it is wanted."""
         forwards = float(check_task(self.space, task)["direction"]) > 0
         ax.axhline(0.0, color="tab:green", linestyle="--")
-        ax.set_xlabel("forward" if forwards else "backward", fontsize=8)
+        ax.set_xlabel("wanted: forward (up)" if forwards else "wanted: backward (down)", fontsize=8)
+        ax.set_ylabel("speed, m/s", fontsize=8)
 
 
 class Angle(MujocoTasks):

@@ -1,5 +1,6 @@
 """Reinforcement learning as an oracle: task-batched rollouts, advantages, surrogate losses."""
 
+from metarl.rl.checker import TaskDistributionError, check_task_distribution
 from metarl.rl.distributions import ActionDistribution, Categorical, DiagonalGaussian
 from metarl.rl.oracle import ReinforcementLearning, RLTasks
 from metarl.rl.policy import StackedPolicy, policy_params
@@ -13,5 +14,7 @@ __all__ = [
     "RLTasks",
     "ReinforcementLearning",
     "StackedPolicy",
+    "TaskDistributionError",
+    "check_task_distribution",
     "policy_params",
 ]

@@ -55,3 +55,13 @@ def test_benchmark_json() -> None:
     assert found["rollout"]["env_steps_per_second"] == pytest.approx(4 * 4 * 20 / found["rollout"]["seconds"])
     assert found["meta_iteration"]["multi_step_maml"]["inner_steps"] == 3
     assert found["matrix_product_gflops"] > 0
+    assert [(row["env"], row["environments"]) for row in found["mujoco"]] == [
+        ("half_cheetah_velocity", 4),
+        ("ant_velocity", 4),
+    ]
+    for row in found["mujoco"]:
+        assert all(row[name] > 0 for name in ("whole", "physics", "Sync", "Async"))
+        assert row["whole / physics"] == pytest.approx(row["whole"] / row["physics"])
+    for part, draws in zip(found["half_cheetah_velocity"].values(), (3, 2), strict=True):
+        assert part["draws"] == draws
+        assert 0 < part["draw_seconds"] < part["seconds"]
