@@ -3,7 +3,7 @@
 Part of `experiments.benchmark`, as is how an iteration's seconds split into draws and the rest. Random actions; the
 contenders take turns, so that the machine's moods hit all alike.
 
-- whole: our vector environment, observations, rewards, terminations and checks included.
+- whole: our vector environment, observations, rewards and checks included; ants that fall go on.
 - physics: `mujoco.rollout` called once a control step with the states it returned, and nothing else done.
 - Sync, Async: Gymnasium's vector environments over the same single environments; Async only for few, as it takes a
   process each.
@@ -31,6 +31,7 @@ from metarl.types import Batch, Params, Role, Tasks, TaskSource
 
 MOST_PROCESSES = 40
 NAMES = {"half_cheetah_velocity": "HalfCheetah-v4", "ant_velocity": "Ant-v4"}  # envpool's names
+OPTIONS: dict[str, dict[str, Any]] = {"ant_velocity": {"terminate_when_unhealthy": False}}  # all steps are steps
 
 Actions = npt.NDArray[np.float32]
 """`[steps, N, action]`."""
@@ -51,7 +52,7 @@ def mujoco_rates(size: Size) -> list[dict[str, Any]]:
 
 def rates(name: str, number: int, size: Size) -> dict[str, Any]:
     """Environment steps a second of every contender, in turns."""
-    tasks = make_distribution(name)
+    tasks = make_distribution(name, **OPTIONS.get(name, {}))
     steps = max(2, size.steps // number)
     actions = np.random.default_rng(0).uniform(-1, 1, (steps, number, *(tasks.action_space.shape or ())))
     runs, close = contenders(name, tasks, number)

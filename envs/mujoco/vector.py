@@ -52,6 +52,7 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
     """
 
     metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
+    steps_in_threads = True  # which want the cores: see metarl.rl.rollout
     contact_forces = False  # whether they are needed after a step
     normal_velocities: ClassVar[bool] = False  # initial ones; else they are uniform
     reset_noise: ClassVar[float]

@@ -1,6 +1,7 @@
 """Task-batched rollouts: T tasks x E episodes x H steps, all environments advancing together, one episode each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,17 @@ class Rollout(NamedTuple):
     episodes: Episodes
     actions: Tensor  # [T, E, H, *action]
     log_probs: Tensor  # [T, E, H], of the policy that acted
+
+
+@contextmanager
+def _cores_for(vec: VectorEnv[Any, Any, Any]) -> Iterator[None]:
+    """One thread for torch while environments step in threads: its threads would spin between operations."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if getattr(vec, "steps_in_threads", False) else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()
@@ -63,17 +75,18 @@ def rollout(
     running = torch.ones(per_task, dtype=torch.bool, device=device)
     terminal = torch.zeros_like(running)
     steps = []
-    for t in range(horizon):
-        parameters = forward(obs)
-        action = distribution.sample(parameters, noise[t])
-        result = vec.step(as_action(action.flatten(0, 1)))
-        reward, terminated, truncated = map(split, result[1:4], (dtype, None, None))
-        steps.append((obs, reward, running, action, *parameters))
-        obs = split(result[0], dtype)
-        terminal = terminal | (terminated & running)
-        running = running & ~(terminated | truncated)
-        if device.type == "cpu" and not running.any():  # elsewhere the question would cost a synchronisation
-            break
+    with _cores_for(vec):
+        for t in range(horizon):
+            parameters = forward(obs)
+            action = distribution.sample(parameters, noise[t])
+            result = vec.step(as_action(action.flatten(0, 1)))
+            reward, terminated, truncated = map(split, result[1:4], (dtype, None, None))
+            steps.append((obs, reward, running, action, *parameters))
+            obs = split(result[0], dtype)
+            terminal = terminal | (terminated & running)
+            running = running & ~(terminated | truncated)
+            if device.type == "cpu" and not running.any():  # elsewhere the question would cost a synchronisation
+                break
 
     columns = [torch.stack(column).movedim(0, 2).contiguous() for column in zip(*steps, strict=True)]
     seen, reward, running_before, action = columns[:4]
