@@ -1,5 +1,6 @@
 """`experiments.film`: pictures of the policy before adaptation and after, and nothing else changes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from tests.experiments import runs
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return runs.train(tmp_path / "run")
+def run(trained: Callable[[str], Path]) -> Path:
+    return trained("navigation")
 
 
 def pictures(path: Path) -> list[np.ndarray]:
