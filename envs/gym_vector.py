@@ -17,8 +17,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector.utils import batch_space
 
-from envs.vector import AUTORESET
-from metarl.errors import check_choice, check_int
+from envs.vector import AUTORESET, numpy_reset_mask
+from metarl.errors import check_int
 from metarl.types import Task
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -226,7 +226,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
             WorkerError: a worker process failed.
         """
         self._check_open()
-        mask = self._reset_mask(options or {})
+        mask = numpy_reset_mask(options or {}, self.num_envs, begun=self._begun)
         if seed is not None:
             seed = check_int("seed", seed, 0)
         elif not self._begun:  # environments that are used again would go on with the seed they had
@@ -266,16 +266,3 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
             return array.astype(space.dtype, casting="same_kind")
         except TypeError as error:
             raise ValueError(f"actions must be of type {space.dtype}, got {array.dtype}") from error
-
-    def _reset_mask(self, options: Mapping[str, Any]) -> Array:
-        for name in options:
-            check_choice("reset option", name, ("reset_mask",))
-        if "reset_mask" not in options:
-            return np.ones(self.num_envs, dtype=bool)
-        if not self._begun:
-            raise ResetNeeded("the first reset must be of all environments, without a reset_mask")
-        mask = np.asarray(options["reset_mask"])
-        if mask.shape != (self.num_envs,) or mask.dtype != bool:
-            wanted = f"reset_mask must be bool of shape ({self.num_envs},)"
-            raise ValueError(f"{wanted}, got {mask.dtype} of shape {mask.shape}")
-        return mask

@@ -116,3 +116,22 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
             wanted = f"reset_mask must be bool of shape ({self.num_envs},)"
             raise ValueError(f"{wanted}, got {mask.dtype} of shape {tuple(mask.shape)}")
         return mask
+
+
+def numpy_reset_mask(options: Mapping[str, Any], num_envs: int, *, begun: bool) -> npt.NDArray[np.bool_]:
+    """Which of `num_envs` environments `reset(options=...)` is about, for vector environments that speak numpy.
+
+    Raises:
+        ValueError: an unknown option, or a mask of another shape or type.
+        ResetNeeded: a mask before the first full reset.
+    """
+    for name in options:
+        check_choice("reset option", name, ("reset_mask",))
+    if "reset_mask" not in options:
+        return np.ones(num_envs, dtype=bool)
+    if not begun:
+        raise ResetNeeded("the first reset must be of all environments, without a reset_mask")
+    mask = np.asarray(options["reset_mask"])
+    if mask.shape != (num_envs,) or mask.dtype != bool:
+        raise ValueError(f"reset_mask must be bool of shape ({num_envs},), got {mask.dtype} of shape {mask.shape}")
+    return mask

@@ -8,7 +8,9 @@ bodies, their observations, rewards `v + 1 - 0.001 |a|^2` and terminations are t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 import mujoco
@@ -20,7 +22,7 @@ from mujoco import MjData, MjModel
 
 from envs.mujoco.objectives import forward
 from envs.mujoco.physics import Array
-from envs.mujoco.tasks import Body, ChangedBodies
+from envs.mujoco.tasks import Body, MujocoTasks
 from envs.mujoco.vector import Flags, MujocoVectorEnv
 from metarl.errors import check_real
 from metarl.types import Task
@@ -69,11 +71,10 @@ class HopperVectorEnv(PlanarVectorEnv):
         return upright
 
 
-class RandomParameters(ChangedBodies):
-    """Tasks with bodies scaled by chance.
+class RandomParameters(MujocoTasks):
+    """Tasks with bodies scaled by chance, a model each.
 
     Args:
-        body: the walker.
         horizon: control steps per episode, at most, 0.008 s each.
         log_scale: largest exponent.
         base: what is raised to the exponents.
@@ -86,16 +87,17 @@ class RandomParameters(ChangedBodies):
         ValueError: naming the argument.
     """
 
+    walker: ClassVar[Body]
+
     def __init__(
         self,
-        body: Body,
-        horizon: int,
-        log_scale: float,
-        base: float,
-        healthy_reward: float,
-        ctrl_cost_weight: float,
-        terminate_when_unhealthy: bool,
-        threads: int | None,
+        horizon: int = 200,
+        log_scale: float = 3.0,
+        base: float = 1.5,
+        healthy_reward: float = 1.0,
+        ctrl_cost_weight: float = 1e-3,
+        terminate_when_unhealthy: bool = True,
+        threads: int | None = None,
     ) -> None:
         self.log_scale, self.base = check_real("log_scale", log_scale), check_real("base", base, 1.0)
         weights = {
@@ -103,11 +105,20 @@ class RandomParameters(ChangedBodies):
             "ctrl_cost_weight": ctrl_cost_weight,
             "terminate_when_unhealthy": terminate_when_unhealthy,
         }
-        model = body.make({}, None).model
+        model = self.walker.make({}, None).model
         boxes: dict[str, gymnasium.Space[Any]] = {
             name: Box(-self.log_scale, self.log_scale, getattr(model, name).shape, np.float32) for name in SCALED
         }
-        super().__init__(body, forward, gymnasium.spaces.Dict(boxes), horizon, weights, threads=threads)
+        super().__init__(self.walker, forward, gymnasium.spaces.Dict(boxes), horizon, weights, threads=threads)
+
+    def models(self, tasks: Task) -> Sequence[MjModel]:
+        """Copies of the body's model, changed."""
+        models = []
+        for t in range(len(tasks["body_mass"])):
+            model = copy.copy(self.template.model)
+            self.change(model, MjData(model), {name: value[t] for name, value in tasks.items()})
+            models.append(model)
+        return models
 
     def example(self) -> Task:
         """The body as it is."""
@@ -127,34 +138,12 @@ class RandomParameters(ChangedBodies):
 
 
 class Walker2dRandomParameters(RandomParameters):
-    """`Walker2d-v5` with a body scaled by chance; `RandomParameters` has the arguments."""
+    """`Walker2d-v5` with a body scaled by chance."""
 
-    def __init__(
-        self,
-        horizon: int = 200,
-        log_scale: float = 3.0,
-        base: float = 1.5,
-        healthy_reward: float = 1.0,
-        ctrl_cost_weight: float = 1e-3,
-        terminate_when_unhealthy: bool = True,
-        threads: int | None = None,
-    ) -> None:
-        costs = healthy_reward, ctrl_cost_weight, terminate_when_unhealthy
-        super().__init__(Body(Walker2dEnv, Walker2dVectorEnv, hidden=1), horizon, log_scale, base, *costs, threads)
+    walker = Body(Walker2dEnv, Walker2dVectorEnv, hidden=1)
 
 
 class HopperRandomParameters(RandomParameters):
-    """`Hopper-v5` with a body scaled by chance; `RandomParameters` has the arguments."""
+    """`Hopper-v5` with a body scaled by chance."""
 
-    def __init__(
-        self,
-        horizon: int = 200,
-        log_scale: float = 3.0,
-        base: float = 1.5,
-        healthy_reward: float = 1.0,
-        ctrl_cost_weight: float = 1e-3,
-        terminate_when_unhealthy: bool = True,
-        threads: int | None = None,
-    ) -> None:
-        costs = healthy_reward, ctrl_cost_weight, terminate_when_unhealthy
-        super().__init__(Body(HopperEnv, HopperVectorEnv, hidden=1), horizon, log_scale, base, *costs, threads)
+    walker = Body(HopperEnv, HopperVectorEnv, hidden=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,19 +111,6 @@ class MujocoTasks(EnvTasks):
         """The forward velocity, m/s, over time, s."""
         first = self.template.model.nq - self.body.hidden
         ax.plot(self.template.dt * np.arange(len(observations)), observations[:, first], **line_kwargs)
-
-
-class ChangedBodies(MujocoTasks):
-    """Tasks with a model each."""
-
-    def models(self, tasks: Task) -> Sequence[MjModel]:
-        """Copies of the body's model, changed."""
-        models = []
-        for t in range(len(next(iter(tasks.values())))):
-            model = copy.copy(self.template.model)
-            self.change(model, MjData(model), {name: value[t] for name, value in tasks.items()})
-            models.append(model)
-        return models
 
 
 class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -17,8 +17,7 @@ from mujoco import MjData, MjModel
 
 from envs.mujoco.objectives import Motion, Objective
 from envs.mujoco.physics import Array, Physics
-from envs.vector import AUTORESET
-from metarl.errors import check_choice
+from envs.vector import AUTORESET, numpy_reset_mask
 from metarl.types import Task
 
 Flags = npt.NDArray[np.bool_]
@@ -122,7 +121,7 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
             ResetNeeded: a mask before the first full reset.
         """
         super().reset(seed=seed)
-        mask = self._reset_mask(options or {})
+        mask = numpy_reset_mask(options or {}, self.num_envs, begun=bool(self._rngs))
         if seed is not None or not self._rngs:
             first = int(self.np_random.integers(2**31)) if seed is None else seed
             self._rngs = [np_random(first + i)[0] for i in self._all]
@@ -174,16 +173,3 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
         qpos = rng.uniform(-scale, scale, len(self._init_qpos))
         size = len(self._init_qvel)
         return qpos, scale * rng.standard_normal(size) if self.normal_velocities else rng.uniform(-scale, scale, size)
-
-    def _reset_mask(self, options: Mapping[str, Any]) -> Flags:
-        for name in options:
-            check_choice("reset option", name, ("reset_mask",))
-        if "reset_mask" not in options:
-            return np.ones(self.num_envs, dtype=bool)
-        if not self._rngs:
-            raise ResetNeeded("the first reset must be of all environments, without a reset_mask")
-        mask = np.asarray(options["reset_mask"])
-        if mask.shape != (self.num_envs,) or mask.dtype != bool:
-            wanted = f"reset_mask must be bool of shape ({self.num_envs},)"
-            raise ValueError(f"{wanted}, got {mask.dtype} of shape {mask.shape}")
-        return mask
