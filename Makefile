@@ -53,7 +53,7 @@ types: $(READY)
 # The tests' tensors are too small to be shared by threads.
 unit: export OMP_NUM_THREADS ?= 1
 unit: $(READY)
-	$(PY) -m pytest -q --doctest-modules $(PACKAGES) tests
+	$(PY) -m pytest -q -n auto --dist worksteal --doctest-modules $(PACKAGES) tests
 
 claims: $(READY)  ## check the papers' claims in the quick form (the certificates' one is among the tests)
 	$(PY) -m experiments.theory --quick --out build/claims

@@ -65,10 +65,11 @@ class Arguments:
 
 
 class Scene(NamedTuple):
-    """One episode: its pictures, one before each step and one at the end."""
+    """One episode: its pictures, one before each step and one at the end, and where the body was, if that is known."""
 
     title: str
     frames: list[Frame]
+    places: list[float | None]
 
 
 @cli.one_line_errors()
@@ -119,8 +120,8 @@ def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments)
         task = {name: value[t] for name, value in oracle.task.items()}
         for step in given.steps:
             act = actor(source.policy, take(after[step], t), tasks.action_space)
-            frames, total = episode(tasks, task, act, given.seed)
-            scenes.append(Scene(f"{described(task)}, step {step}: return {total:.1f}", frames))
+            title = f"{described(task)}, step {step}"
+            scenes.append(episode(tasks, task, act, given.seed, title))
     return scenes
 
 
@@ -143,17 +144,18 @@ def actor(policy: nn.Module, params: Params, space: gymnasium.Space[Any]) -> Cal
     return act
 
 
-def episode(tasks: EnvTasks, task: Task, act: Callable[[Any], Any], seed: int) -> tuple[list[Frame], float]:
-    """Pictures, one before each step and one at the end, and the return."""
+def episode(tasks: EnvTasks, task: Task, act: Callable[[Any], Any], seed: int, title: str) -> Scene:
+    """Act in one environment to the end of an episode; the title gets its return."""
     env = tasks.make(task, render_mode="rgb_array")
-    observation, _ = env.reset(seed=seed)
-    frames, total, ended = [picture(env)], 0.0, False
+    observation, info = env.reset(seed=seed)
+    frames, places, total, ended = [picture(env)], [info.get("x_position")], 0.0, False
     while not ended:
-        observation, reward, terminated, truncated, _ = env.step(act(observation))
+        observation, reward, terminated, truncated, info = env.step(act(observation))
         frames.append(picture(env))
+        places.append(info.get("x_position"))
         total, ended = total + float(reward), terminated or truncated
     env.close()
-    return frames, total
+    return Scene(f"{title}: return {total:.1f}", frames, places)
 
 
 def picture(env: gymnasium.Env[Any, Any]) -> Frame:
@@ -175,7 +177,8 @@ def strip(scenes: Sequence[Scene], number: int) -> Figure:
         for ax, k in zip(row, shown, strict=True):
             ax.imshow(scene.frames[k])
             ax.set(xticks=[], yticks=[])
-            ax.set_xlabel(f"{k}", fontsize=7)
+            place = scene.places[k]
+            ax.set_xlabel(f"{k}" if place is None else f"{k}: x = {place:.1f} m", fontsize=7)
         row[0].set_title(scene.title, fontsize=9, loc="left")
     return figure
 

@@ -40,8 +40,9 @@ class Body(NamedTuple):
 
     def make(self, settings: Mapping[str, Any], render_mode: str | None) -> MujocoEnv:
         """Gymnasium's environment."""
+        camera = {} if render_mode is None else {"camera_name": "track"}  # the default one lets the body run away
         with _remarks_logged():
-            return self.env(**settings, render_mode=render_mode)
+            return self.env(**settings, **camera, render_mode=render_mode)
 
 
 class MujocoTasks(EnvTasks):

@@ -58,9 +58,9 @@ def test_the_policy_on_film_is_the_adapted_one(run: Path) -> None:
     seen = []
     original = film.episode
 
-    def watched(tasks, task, act, seed):  # type: ignore[no-untyped-def]
+    def watched(tasks, task, act, *rest):  # type: ignore[no-untyped-def]
         seen.append(act(observation))
-        return original(tasks, task, act, seed)
+        return original(tasks, task, act, *rest)
 
     film.episode = watched
     try:
