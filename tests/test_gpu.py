@@ -8,6 +8,7 @@ import torch
 
 from agents import make_policy
 from envs import Navigation
+from experiments.config import TrainConfig, build_learner
 from metarl import OUTER, MetaLearner, Method, make_method
 from metarl.execution import Execution
 from metarl.oracles import Draw, Recording, Replaying
@@ -58,6 +59,14 @@ def test_training_and_evaluation(outer: str) -> None:
     learner = MetaLearner(navigation("cuda"), outer, meta_batch_size=3).learn(2)
     assert all(leaf.device.type == "cuda" and leaf.isfinite().all() for leaf in learner.params.values())
     assert np.isfinite(learner.evaluate(num_tasks=3, steps=2).mean).all()
+
+
+@pytest.mark.parametrize("env", ["half_cheetah_velocity", "cart_pole_goal", "grid_world_image"])
+def test_environments_on_the_cpu_and_images(env: str) -> None:
+    """Environments that speak numpy feed a policy on the accelerator; a CNN runs there."""
+    learner = build_learner(TrainConfig(env=env, horizon=5, episodes=2, meta_batch_size=2, device="cuda")).learn(1)
+    assert all(leaf.device.type == "cuda" and leaf.isfinite().all() for leaf in learner.params.values())
+    assert np.isfinite(learner.evaluate(num_tasks=2, steps=1).mean).all()
 
 
 def test_a_checkpoint_moves_between_devices(tmp_path: object) -> None:

@@ -4,6 +4,7 @@ Slow, a minute or so each: `make test-slow`. Random initialisation is far below 
 """
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,29 @@ def test_adapts_to_held_out_tasks(env: str, outer: str) -> None:
     print(f"{env}, {outer}: {before} before training, {after} after")
     for step, threshold in thresholds.items():
         assert before[step] < threshold < after[step]
+
+
+SMALL = {"meta_batch_size": 8, "episodes": 10}
+KINDS: dict[str, tuple[dict[str, Any], int, float]] = {  # settings, iterations, threshold after one step
+    "grid_world_image": ({"inner_lr": 0.5, "learning_rate": 1e-3, **SMALL}, 25, -4.5),  # measured @image@
+    "cart_pole_goal": ({"inner_lr": 1.0, "horizon": 100}, 40, 40.0),  # measured @pole@
+    "half_cheetah_direction": (
+        {"inner_lr": 1.0, "horizon": 100, "outer": "fo_maml", **SMALL},
+        40,
+        10.0,
+    ),  # measured @cheetah@
+}
+
+
+@pytest.mark.parametrize("env", KINDS)
+def test_one_step_adapts_on_every_kind_of_environment(env: str) -> None:
+    settings, iterations, threshold = KINDS[env]
+    learner = build_learner(TrainConfig(env=env, **settings))
+    before = learner.evaluate(num_tasks=20, steps=1).mean
+    after = learner.learn(iterations).evaluate(num_tasks=20, steps=1).mean
+    print(f"{env}: {before} before training, {after} after")
+    assert max(before) < threshold < after[1]
+    assert after[1] > after[0]
 
 
 @pytest.mark.parametrize("outer", sorted(OUTER))
