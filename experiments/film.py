@@ -127,7 +127,8 @@ def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments)
 
 def described(task: Task) -> str:
     """A task's parameters, as far as they are few."""
-    return ", ".join(f"{name} {np.round(v, 2).tolist()}" for name, v in task.items() if v.size <= 2) or "a task"
+    few = {name: np.round(value.astype(np.float64), 2).tolist() for name, value in task.items() if value.size <= 2}
+    return ", ".join(f"{name} {value}" for name, value in few.items()) or "a task"
 
 
 def actor(policy: nn.Module, params: Params, space: gymnasium.Space[Any]) -> Callable[[Any], Any]:
