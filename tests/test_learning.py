@@ -41,11 +41,6 @@ SMALL = {"meta_batch_size": 8, "episodes": 10}
 KINDS: dict[str, tuple[dict[str, Any], int, float]] = {  # settings, iterations, threshold after one step
     "grid_world_image": ({"inner_lr": 0.5, "learning_rate": 1e-3, **SMALL}, 25, -4.5),  # measured -3.1
     "cart_pole_goal": ({"inner_lr": 1.0, "horizon": 100}, 40, 40.0),  # measured 52
-    "half_cheetah_direction": (
-        {"inner_lr": 1.0, "horizon": 100, "outer": "fo_maml", **SMALL},
-        40,
-        10.0,
-    ),  # measured @cheetah@
 }
 
 
