@@ -48,7 +48,7 @@ def test_the_same_call_writes_the_same(run: Path, tmp_path: Path) -> None:
     assert runs.files(tmp_path / "a")["film.gif"] == runs.files(tmp_path / "b")["film.gif"]
 
 
-def test_the_policy_on_film_is_the_adapted_one(run: Path) -> None:
+def test_the_policy_on_film_is_the_adapted_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it does in a task after its steps is the mean action at the parameters that `adapt` gives."""
     given = film.Arguments(run, steps=(0, 1), tasks=2, episodes=4)
     learner, source = film.prepare(given)
@@ -62,11 +62,8 @@ def test_the_policy_on_film_is_the_adapted_one(run: Path) -> None:
         seen.append(act(observation))
         return original(tasks, task, act, *rest)
 
-    film.episode = watched
-    try:
-        film.shoot(learner, source, given)
-    finally:
-        film.episode = original
+    monkeypatch.setattr(film, "episode", watched)
+    film.shoot(learner, source, given)
     expected = [
         actor(source.policy, params, source.distribution.action_space)(observation)
         for t in range(2)

@@ -28,11 +28,14 @@ class TaskDistributionError(ValueError):
     """
 
     def __init__(self, name: str, problems: Iterable[str], unchecked: Iterable[str] = ()) -> None:
-        self.problems, self.unchecked = tuple(problems), tuple(unchecked)
+        self.name, self.problems, self.unchecked = name, tuple(problems), tuple(unchecked)
         lines = [f"{name} breaks what a task distribution promises; to be mended ({len(self.problems)}):"]
         lines += [f"  {number}. {problem}" for number, problem in enumerate(self.problems, start=1)]
         lines += [f"Not checked before that is mended: {', '.join(self.unchecked)}."] if self.unchecked else []
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type["TaskDistributionError"], tuple[str, tuple[str, ...], tuple[str, ...]]]:
+        return type(self), (self.name, self.problems, self.unchecked)
 
 
 def check_task_distribution(

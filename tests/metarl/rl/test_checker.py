@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 import random
 import re
 import time
@@ -988,3 +989,9 @@ def test_every_check_comes_after_those_it_needs() -> None:
     checks = CHECKS | WORKER_CHECKS
     order = list(checks)
     assert all(order.index(need) < order.index(check) for check, needs in checks.items() for need in needs)
+
+
+def test_the_error_travels_between_processes() -> None:
+    error = TaskDistributionError("Careless", ["one", "two"], ["three"])
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.problems, again.unchecked) == (str(error), ("one", "two"), ("three",))

@@ -212,3 +212,24 @@ def test_no_graph_and_float64() -> None:
     for x in (episodes.obs, episodes.rewards, episodes.mask, actions, log_probs):
         assert x.dtype == torch.float64
         assert not x.requires_grad
+
+
+@pytest.mark.parametrize(("in_threads", "expected"), [(True, 1), (False, 2)])
+def test_torch_leaves_the_cores_to_environments_that_step_in_threads(in_threads: bool, expected: int) -> None:
+    tasks, policy, params, task = setup("navigation")
+    vec = tasks.make_vec(task, 2)
+    seen, step, before = [], vec.step, torch.get_num_threads()
+
+    def watched(actions: torch.Tensor) -> Any:
+        seen.append(torch.get_num_threads())
+        return step(actions)
+
+    vec.step, vec.steps_in_threads = watched, in_threads  # type: ignore[method-assign, attr-defined]
+    try:
+        torch.set_num_threads(2)
+        distribution = distribution_for(tasks.action_space)
+        rollout(vec, StackedPolicy(policy), distribution, params, 3, torch.Generator().manual_seed(0))
+        assert seen == [expected] * 3
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
