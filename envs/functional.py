@@ -30,18 +30,24 @@ class FunctionalEnv(ABC):
 
     The state is one float32 tensor `[n, S]`. Actions arrive as `[n, ...]`, float32 for a Box and int64 for a Discrete
     space, not clipped: what lies outside the Box is the environment's business.
+
+    What is random is a function of `noise`, float32 numbers uniform in (0, 1): `initial_noise` of them for each first
+    state, `transition_noise` for each step (`normal` makes standard normal ones of them). So episodes can be recorded,
+    and every task's be the same wherever it is computed.
     """
 
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
+    initial_noise: int = 0
+    transition_noise: int = 0
 
     @abstractmethod
-    def initial(self, task: TaskTensors, generator: torch.Generator) -> Tensor:
-        """First states, `[n, S]`."""
+    def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
+        """First states, `[n, S]`; `noise` is `[n, initial_noise]`."""
 
     @abstractmethod
-    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, generator: torch.Generator) -> Tensor:
-        """Next states, `[n, S]`."""
+    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
+        """Next states, `[n, S]`; `noise` is `[n, transition_noise]`."""
 
     @abstractmethod
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
@@ -62,6 +68,17 @@ class FunctionalEnv(ABC):
             ValueError: the family defines none.
         """
         raise ValueError(f"{type(self).__name__} does not say how it is drawn; define render")
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Noise for a `FunctionalEnv`: float32, uniform in (0, 1), both ends excluded, on the generator's device."""
+    return torch.rand(shape, generator=generator, device=generator.device).clamp_(min=2.0**-25)
+
+
+def normal(noise: Tensor) -> Tensor:
+    """Standard normal numbers from uniform ones in (0, 1), by the inverse of their distribution function."""
+    result: Tensor = torch.special.ndtri(noise)
+    return result
 
 
 def action_dtype(space: gymnasium.Space[Any]) -> torch.dtype:
@@ -101,7 +118,7 @@ class FunctionalGymEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
         super().reset(seed=seed)
         if seed is not None or self._state is None:
             self._generator.manual_seed(int(self.np_random.integers(2**63)))
-        self._state = self.functional.initial(self.task, self._generator)
+        self._state = self.functional.initial(self.task, uniform((1, self.functional.initial_noise), self._generator))
         self._steps, self._ended = 0, False
         return self._observe(self._state), {}
 
@@ -111,7 +128,8 @@ class FunctionalGymEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
         if self._state is None or self._ended:
             raise ResetNeeded("call reset() before step(): no episode has begun, or it has ended")
         actions = self._as_actions(action)
-        state = self.functional.transition(self._state, actions, self.task, self._generator)
+        noise = uniform((1, self.functional.transition_noise), self._generator)
+        state = self.functional.transition(self._state, actions, self.task, noise)
         reward = self.functional.reward(self._state, actions, state, self.task)
         self._state, self._steps = state, self._steps + 1
         terminated = bool(self.functional.terminal(state, self.task))

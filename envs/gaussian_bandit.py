@@ -35,11 +35,11 @@ class GaussianBanditEnv(FunctionalEnv):
         self.observation_space = Box(0.0, 1.0, (1,), np.float32)
         self.action_space = Box(-np.inf, np.inf, (dimension,), np.float32)
 
-    def initial(self, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
         """Zeros: nothing was done yet."""
         return torch.zeros_like(task["centre"])
 
-    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
         """The action, for pictures; nothing depends on it."""
         return action
 

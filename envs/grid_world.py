@@ -55,11 +55,11 @@ class GridWorldEnv(FunctionalEnv):
         # of every cell: to look up is ten times as fast as to draw
         self._views = _pictures(self.size) if image else torch.eye(self.size**2)
 
-    def initial(self, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
         """The middle of the grid, `(size // 2, size // 2)`."""
         return torch.full(task["goal"].shape, float(self.size // 2), device=task["goal"].device)
 
-    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
         """One cell up (0), down (1), left (2) or right (3), or none (4); walls hold the agent where it is."""
         along_x = (action == RIGHT).to(state.dtype) - (action == LEFT).to(state.dtype)
         along_y = (action == UP).to(state.dtype) - (action == DOWN).to(state.dtype)

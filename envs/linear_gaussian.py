@@ -18,7 +18,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors, normal
 from envs.functional_tasks import FunctionalTasks
 from envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from envs.tasks import check_task
@@ -29,6 +29,8 @@ from metarl.types import Params
 class LinearGaussianEnv(FunctionalEnv):
     """The functions; state and observation are x `[n, 1]`, `task["a"]` and `task["b"]` are `[n]`."""
 
+    transition_noise = 1
+
     def __init__(self, state_cost: float, action_cost: float, noise: float, start: float) -> None:
         self.state_cost = check_real("state_cost", state_cost, open_low=False)
         self.action_cost = check_real("action_cost", action_cost, open_low=False)
@@ -37,14 +39,13 @@ class LinearGaussianEnv(FunctionalEnv):
         self.observation_space = Box(-np.inf, np.inf, (1,), np.float32)
         self.action_space = Box(-np.inf, np.inf, (1,), np.float32)
 
-    def initial(self, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
         """`start`."""
         return torch.full_like(task["a"], self.start)[:, None]
 
-    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
         """`a x + b u + sigma xi`."""
-        noise = torch.randn(state.shape, generator=generator, device=state.device, dtype=state.dtype)
-        return task["a"][:, None] * state + task["b"][:, None] * action + self.noise * noise
+        return task["a"][:, None] * state + task["b"][:, None] * action + self.noise * normal(noise)
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
         """`-(q x^2 + r u^2)`, of the state the action was taken in."""

@@ -46,18 +46,19 @@ class NavigationEnv(FunctionalEnv):
         self.observation_space = Box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = Box(-1.0, 1.0, (2,), np.float32)
 
-    def initial(self, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
         """The origin."""
         return torch.zeros_like(task["goal"])
 
-    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
         """`state + 0.1 clip(action, -1, 1)`."""
         return state.add(action.clamp(-1.0, 1.0), alpha=STEP_SIZE)
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
         """Minus the distance from the *new* position to the goal, or minus its square."""
         offset = next_state - task["goal"]
-        return -offset.square().sum(-1) if self.squared_distance else -torch.linalg.vector_norm(offset, dim=-1)
+        squared = offset.square().sum(-1)
+        return -squared if self.squared_distance else -squared.sqrt()
 
     def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
         """The position."""

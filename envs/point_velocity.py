@@ -51,11 +51,11 @@ class PointVelocityEnv(FunctionalEnv):
         self.observation_space = Box(-np.inf, np.inf, (1,), np.float32)
         self.action_space = Box(-1.0, 1.0, (1,), np.float32)
 
-    def initial(self, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
         """At rest at the origin."""
         return task["goal"].new_zeros(*task["goal"].shape, 2)
 
-    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
         """The equation of motion, integrated exactly over one time step."""
         position, velocity = state.unbind(-1)
         push = action[:, 0].clamp(-1.0, 1.0)  # [n]

@@ -29,21 +29,22 @@ class TabularEnv(FunctionalEnv):
     `task["transitions"]` is P `[n, S, A, S]`, `task["rewards"]` is R `[n, S, A]`. No state is terminal.
     """
 
+    transition_noise = 1
+
     def __init__(self, num_states: int, num_actions: int) -> None:
         self.num_states = check_int("num_states", num_states)
         self.num_actions = check_int("num_actions", num_actions)
         self.observation_space = Discrete(num_states)
         self.action_space = Discrete(num_actions)
 
-    def initial(self, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
         """State 0."""
         return torch.zeros(len(task["rewards"]), 1, device=task["rewards"].device)
 
-    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
         """A next state with the probabilities `P[s, a]`, by inverting their cumulative sum."""
         steps = _row(task["transitions"], state, action).cumsum(-1)[:, :-1]  # [n, S - 1]
-        uniform = torch.rand(len(state), 1, generator=generator, device=state.device, dtype=steps.dtype)
-        return (uniform >= steps).sum(-1, keepdim=True).to(state.dtype)
+        return (noise >= steps).sum(-1, keepdim=True).to(state.dtype)
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
         """`R[s, a]`."""

@@ -12,7 +12,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.functional import FunctionalEnv, action_dtype
+from envs.functional import FunctionalEnv, action_dtype, uniform
 from metarl.errors import check_choice, check_int
 from metarl.types import Task
 
@@ -56,6 +56,12 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
         self._deadline = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._ended = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
+    @property
+    def pure(self) -> FunctionalEnv | None:
+        """The functions, where steps and resets are nothing but these: rollouts may then be made of them directly."""
+        own = type(self).step is TorchVectorEnv.step and type(self).reset is TorchVectorEnv.reset
+        return self.functional if own else None
+
     @torch.no_grad()
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         """Begin new episodes everywhere, or where `options={"reset_mask": mask}` (bool `[N]`) says so.
@@ -70,7 +76,8 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
         mask = self._reset_mask(options or {})
         if seed is not None or self._state is None:
             self._generator.manual_seed(int(self.np_random.integers(2**63)))
-        state = self.functional.initial(self.task, self._generator)
+        noise = uniform((self.num_envs, self.functional.initial_noise), self._generator)
+        state = self.functional.initial(self.task, noise)
         self._state = state if self._state is None else torch.where(mask[:, None], state, self._state)
         self._deadline = self._deadline.masked_fill(mask, self._clock + self.horizon)
         self._ended = self._ended & ~mask
@@ -87,7 +94,8 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
         if self._state is None:
             raise ResetNeeded("call reset() before step()")
         actions, env, task = self._as_actions(actions), self.functional, self.task
-        proposed = env.transition(self._state, actions, task, self._generator)
+        noise = uniform((self.num_envs, env.transition_noise), self._generator)
+        proposed = env.transition(self._state, actions, task, noise)
         reward = env.reward(self._state, actions, proposed, task).masked_fill(self._ended, 0.0)
         self._state = state = torch.where(self._ended.unsqueeze(-1), self._state, proposed)
         self._clock += 1

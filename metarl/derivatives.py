@@ -24,7 +24,8 @@ def execution(tasks: Tasks) -> Execution:
 
 def over_tasks(tasks: Tasks, name: str, function: Callable[..., Any], *stacked: Stacked) -> Any:
     """`vmap(function)(*stacked)`, computed as the oracle wants it; `name` tells functions apart."""
-    return execution(tasks).over_tasks(name, function, *stacked, key=unwrapped(tasks).loss)
+    oracle = unwrapped(tasks)
+    return execution(tasks).over_tasks(name, function, *stacked, key=getattr(oracle, "execution_key", oracle.loss))
 
 
 def gradients(tasks: Tasks, params: Params, batch: Batch) -> Params:

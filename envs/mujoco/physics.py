@@ -54,6 +54,7 @@ class Physics:
     ) -> None:
         threads = min(threads or usable_cpus(), len(models))
         self.model, self.frame_skip, self._contact_forces = models[0], frame_skip, contact_forces
+        self.threads = threads
         self._datas = [MjData(models[0]) for _ in range(threads)]
         self._blocks = [state_block(models[0], data) for data in self._datas]
         self._pool = thread_pool(threads - 1) if threads > 1 else None
@@ -78,7 +79,7 @@ class Physics:
     def _run(self, work: Work, environments: Sequence[int], read: Read) -> None:
         # one iterator for all threads, this one among them: whoever is free takes the next environment
         items = iter(self._items if len(environments) == len(self._items) else [self._items[i] for i in environments])
-        workers = list(zip(self._datas, self._blocks, strict=True))
+        workers = list(zip(self._datas, self._blocks, strict=True))[: self.threads]
         futures = [self._pool.submit(_take, work, read, items, *worker) for worker in workers[1:] if self._pool]
         _take(work, read, items, *workers[0])
         for future in futures:

@@ -18,6 +18,7 @@ from mujoco import MjData, MjModel
 from envs.mujoco.objectives import Motion, Objective
 from envs.mujoco.physics import Array, Physics
 from envs.vector import AUTORESET, numpy_reset_mask
+from metarl.errors import check_int
 from metarl.types import Task
 
 Flags = npt.NDArray[np.bool_]
@@ -51,7 +52,6 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
     """
 
     metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
-    steps_in_threads = True  # which want the cores: see metarl.rl.rollout
     contact_forces = False  # whether they are needed after a step
     normal_velocities: ClassVar[bool] = False  # initial ones; else they are uniform
     reset_noise: ClassVar[float]
@@ -82,6 +82,15 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
         self._steps = np.zeros(self.num_envs, dtype=np.int64)  # of the running episodes
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._terminated = np.zeros(self.num_envs, dtype=bool)
+
+    @property
+    def threads(self) -> int:
+        """That step the physics; the results do not depend on it."""
+        return self.physics.threads
+
+    @threads.setter
+    def threads(self, number: int) -> None:
+        self.physics.threads = check_int("threads", number)
 
     @abstractmethod
     def allocate(self, model: MjModel) -> None:

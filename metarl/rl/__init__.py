@@ -1,19 +1,20 @@
 """Reinforcement learning as an oracle: task-batched rollouts, advantages, surrogate losses."""
 
+from metarl.rl.actor import Actor
 from metarl.rl.checker import TaskDistributionError, check_task_distribution
 from metarl.rl.distributions import ActionDistribution, Categorical, DiagonalGaussian
 from metarl.rl.oracle import ReinforcementLearning, RLTasks
-from metarl.rl.policy import StackedPolicy, policy_params
+from metarl.rl.policy import policy_params
 from metarl.rl.surrogates import SURROGATES
 
 __all__ = [
     "SURROGATES",
     "ActionDistribution",
+    "Actor",
     "Categorical",
     "DiagonalGaussian",
     "RLTasks",
     "ReinforcementLearning",
-    "StackedPolicy",
     "TaskDistributionError",
     "check_task_distribution",
     "policy_params",

@@ -4,16 +4,21 @@ Every draw rolls out afresh with the parameters it is given, so D_in, D_o and D_
 uses trajectories of the *current* adapted policy.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from metarl.errors import check_choice, check_int, check_real
+from metarl.execution import Execution
+from metarl.execution.threads import over_threads
 from metarl.functional import call
+from metarl.rl.actor import Actor
 from metarl.rl.advantages import (
     Baseline,
     LinearBaseline,
@@ -23,9 +28,11 @@ from metarl.rl.advantages import (
     normalized,
 )
 from metarl.rl.distributions import distribution_for
-from metarl.rl.policy import StackedPolicy, policy_params
-from metarl.rl.rollout import Rollout, rollout
+from metarl.rl.policy import policy_params
+from metarl.rl.rollout import Rollout, joined
+from metarl.rl.streams import Streams
 from metarl.rl.surrogates import Surrogate, make_surrogate, reinforce
+from metarl.tree import tree_map
 from metarl.types import Batch, Params, Role, Task, TaskDistribution
 
 BASELINES: dict[str, Baseline] = {
@@ -58,6 +65,7 @@ class ReinforcementLearning:
         bootstrap: whether the time limit only cuts episodes off, so that the value of the last observation stands for
             the rest; by default the horizon is part of the task (see `metarl.rl.advantages`).
         device: where parameters live and environments run.
+        execution: how derivatives are computed (see `metarl.execution`); by default they are traced.
 
     Raises:
         ValueError: for arguments that cannot work, naming them.
@@ -85,6 +93,7 @@ class ReinforcementLearning:
     normalize_advantages: bool = True
     bootstrap: bool = False
     device: torch.device | str = "cpu"
+    execution: Execution | None = None
     score_name: ClassVar[str] = "return"
 
     def __post_init__(self) -> None:
@@ -95,7 +104,8 @@ class ReinforcementLearning:
         check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
         self.action_distribution = distribution_for(self.distribution.action_space)
         self.policy.to(self.device)
-        self.stacked_policy = StackedPolicy(self.policy)
+        self.actor = Actor(self.policy, self.action_distribution)
+        self._execution = self.execution or Execution(trace=True)
 
     def initial_params(self) -> Params:
         """The policy's own values of the parameters its actions depend on."""
@@ -110,24 +120,72 @@ class ReinforcementLearning:
 
     def tasks(self, task: Task, rng: np.random.Generator) -> "RLTasks":
         """The given tasks, every array `[T, ...]`; `rng` seeds their randomness."""
-        return RLTasks(self, task, torch.Generator(self.device).manual_seed(int(rng.integers(2**63))))
+        number = len(next(iter(task.values())))
+        return RLTasks(self, task, Streams(int(rng.integers(2**63)), number, self.device))
+
+
+GROUP = 200
+"""Environments that one thread steps at a time, about: fewer cost more of Python's time, more leave cores idle."""
+
+
+class Group(NamedTuple):
+    """The environments of tasks `first` to `last` - 1."""
+
+    first: int
+    last: int
+    vec: VectorEnv[Any, Any, Any]
+
+    def part(self, params: Params) -> Params:
+        """Their rows of stacked parameters."""
+        return tree_map(lambda leaf: leaf[self.first : self.last], params)
 
 
 class RLTasks:
-    """A batch of reinforcement-learning tasks: T x E environments and the generator of their randomness."""
+    """A batch of reinforcement-learning tasks: T x E environments and a stream of random numbers for each task."""
 
-    def __init__(self, source: ReinforcementLearning, task: Task, generator: torch.Generator) -> None:
+    def __init__(self, source: ReinforcementLearning, task: Task, streams: Streams) -> None:
         self.num_tasks = len(next(iter(task.values())))
         self.task = task
-        self._source = source
-        self._generator = generator
-        self._vec = source.distribution.make_vec(task, source.episodes, source.device)
+        self.execution, self.execution_key = source._execution, source.actor
+        self._source, self._streams = source, streams
+        self._groups: list[Group] | None = None
+
+    def shard(self, first: int, last: int) -> "RLTasks":
+        """Tasks `first` to `last` - 1, which draw what they would have drawn as part of the whole, from the start."""
+        task = {name: value[first:last] for name, value in self.task.items()}
+        return RLTasks(self._source, task, self._streams.shard(first, last))
 
     def rollout(self, params: Params) -> Rollout:
         """One episode in every environment at stacked `params`."""
-        source = self._source
-        policy, actions = source.stacked_policy, source.action_distribution
-        return rollout(self._vec, policy, actions, params, source.distribution.horizon, self._generator)
+        source, actor = self._source, self._source.actor
+        groups = self._groups = self._groups or self._make_groups()
+        dtype = next(iter(params.values())).dtype
+        noise = actor.noise(groups[0].vec, self._streams, source.distribution.horizon, source.episodes, dtype)
+
+        def of_group(group: Group) -> Rollout:
+            return actor.rollout(group.vec, group.part(params), noise.of(group.first, group.last))
+
+        ready = [
+            actor.prepare(group.vec, group.part(params), noise.of(group.first, group.last), len(groups))
+            for group in (groups[0], groups[-1])
+        ]
+        return joined(over_threads(of_group, groups) if len(groups) > 1 and all(ready) else [*map(of_group, groups)])
+
+    def _make_groups(self) -> "list[Group]":
+        """Environments for all tasks, or where threads may step them for some tasks each; not depending on threads."""
+        source, episodes = self._source, self._source.episodes
+        apart = getattr(source.distribution, "in_threads", lambda device: False)(torch.device(source.device))
+        wanted = self.num_tasks * episodes // GROUP if apart else 1
+        number = max(1, min(self.num_tasks, wanted))
+        bounds = [i * self.num_tasks // number for i in range(number + 1)]
+        groups = []
+        for first, last in itertools.pairwise(bounds):
+            task = {name: value[first:last] for name, value in self.task.items()}
+            vec = source.distribution.make_vec(task, episodes, source.device)
+            if hasattr(vec, "threads"):
+                vec.threads = max(1, torch.get_num_threads() // number)
+            groups.append(Group(first, last, vec))
+        return groups
 
     def draw(self, params: Params, role: Role) -> Batch:
         """Roll out at stacked `params` and estimate advantages; leaves are `[T, E, H, ...]`."""

@@ -1,8 +1,8 @@
-"""Task-batched rollouts: T tasks x E episodes x H steps, all environments advancing together, one episode each."""
+"""What a rollout is, and how it is made in environments that are stepped as they are."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -10,10 +10,11 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from metarl.execution.threads import one_torch_thread
 from metarl.rl.advantages import Episodes
-from metarl.rl.distributions import ActionDistribution
-from metarl.rl.policy import StackedPolicy
-from metarl.types import Params
+from metarl.rl.distributions import ActionDistribution, DistParams
+
+Forward: TypeAlias = Callable[[Tensor], DistParams]
 
 
 class Rollout(NamedTuple):
@@ -24,77 +25,100 @@ class Rollout(NamedTuple):
     log_probs: Tensor  # [T, E, H], of the policy that acted
 
 
-@contextmanager
-def _cores_for(vec: VectorEnv[Any, Any, Any]) -> Iterator[None]:
-    """One thread for torch while environments step in threads: its threads would spin between operations."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if getattr(vec, "steps_in_threads", False) else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+class Noise(NamedTuple):
+    """Everything random in a rollout."""
+
+    actions: Tensor  # [T, H, E, ...]
+    initial: Tensor  # [T, E, k], of functional environments
+    transitions: Tensor  # [T, H, E, k], likewise
+    seed: int  # of other environments
+
+    def at(self, t: int) -> list[Tensor]:
+        """The noise of one step: of the actions `[T, E, ...]`, of N environments `[N, k]`."""
+        return [self.actions[:, t], self.transitions[:, t].flatten(0, 1)]
+
+    def of(self, first: int, last: int) -> "Noise":
+        """That of tasks `first` to `last` - 1."""
+        actions, initial, transitions = (x[first:last] for x in self[:3])
+        return Noise(actions, initial, transitions, self.seed + first * self.actions.shape[2])
 
 
-@torch.no_grad()
-def rollout(
-    vec: VectorEnv[Any, Any, Any],
-    policy: StackedPolicy,
-    distribution: ActionDistribution,
-    params: Params,
-    horizon: int,
-    generator: torch.Generator,
-) -> Rollout:
-    """One episode in each of the T x E environments of `vec`, acted by `policy` at each task's own parameters.
+class Steps(NamedTuple):
+    """A rollout step by step."""
 
-    Environments that have ended are stepped on until all have; what they return is masked. Actions are clipped to the
-    action space on their way to the environment, while the log-probability is that of the action the policy took.
+    columns: Sequence[Tensor]  # [h, T, E, ...] each: obs, reward, running before the step, action, *parameters
+    last_obs: Tensor  # [T, E, *obs]
+    terminated: Tensor  # [T, E], bool
+
+
+def step_through(
+    vec: VectorEnv[Any, Any, Any], forward: Forward, distribution: ActionDistribution, noise: Noise, dtype: torch.dtype
+) -> Steps:
+    """One episode in each environment of `vec`; those that have ended are stepped on until all have.
 
     Args:
         vec: T x E environments in task-major order, autoreset disabled, speaking numpy or torch.
-        policy: the network.
-        distribution: of its actions.
-        params: stacked `[T, ...]`.
-        horizon: H.
-        generator: of the action noise; it also seeds `vec`.
+        forward: the policy, `[T, E, *obs]` to what `distribution` takes; its results may hold until its next call only.
+        distribution: of actions.
+        noise: `vec` is seeded from it.
+        dtype: of observations and rewards.
     """
-    leaf = next(iter(params.values()))
-    dtype, device, tasks = leaf.dtype, leaf.device, leaf.shape[0]
-    per_task = (tasks, vec.num_envs // tasks)
+    tasks, horizon, episodes = noise.actions.shape[:3]
+    per_task, device = (tasks, episodes), noise.actions.device
 
     def split(x: Any, to: torch.dtype | None = None) -> Tensor:
         """`[T * E, ...]` to `[T, E, ...]`; one copy where x is numpy, whose memory the environment may use again."""
         whole = x.to(device, to) if isinstance(x, Tensor) else torch.tensor(np.asarray(x), dtype=to, device=device)
         return whole.view(*per_task, *whole.shape[1:])
 
-    first = vec.reset(seed=int(torch.randint(2**31 - 1, (), generator=generator, device=device)))[0]
-    as_action = _action_converter(vec.single_action_space, device, speaks_torch=isinstance(first, Tensor))
+    first = vec.reset(seed=noise.seed)[0]
+    clip = clipper(vec.single_action_space, device)
     obs = split(first, dtype)
-    noise = distribution.noise((horizon, *per_task), generator, dtype)
-    forward = policy.bind(params, obs)
-
     running = torch.ones(per_task, dtype=torch.bool, device=device)
-    terminal = torch.zeros_like(running)
-    steps = []
-    with _cores_for(vec):
+    terminated = torch.zeros_like(running)
+    columns = []
+    # torch's threads would spin between operations while the environments' want the cores
+    with one_torch_thread() if getattr(vec, "threads", 1) > 1 else nullcontext():
         for t in range(horizon):
             parameters = forward(obs)
-            action = distribution.sample(parameters, noise[t])
-            result = vec.step(as_action(action.flatten(0, 1)))
-            reward, terminated, truncated = map(split, result[1:4], (dtype, None, None))
-            steps.append((obs, reward, running, action, *parameters))
+            action = distribution.sample(parameters, noise.actions[:, t])
+            sent = clip(action.flatten(0, 1))
+            result = vec.step(sent if isinstance(first, Tensor) else sent.cpu().numpy())
+            reward, ends, truncated = map(split, result[1:4], (dtype, None, None))
+            columns.append((obs, reward, running, action, *[x.clone() for x in parameters]))
             obs = split(result[0], dtype)
-            terminal = terminal | (terminated & running)
-            running = running & ~(terminated | truncated)
+            terminated = terminated | (ends & running)
+            running = running & ~(ends | truncated)
             if device.type == "cpu" and not running.any():  # elsewhere the question would cost a synchronisation
                 break
+    return Steps([torch.stack(column) for column in zip(*columns, strict=True)], obs, terminated)
 
-    columns = [torch.stack(column).movedim(0, 2).contiguous() for column in zip(*steps, strict=True)]
+
+def finished(steps: Steps, distribution: ActionDistribution, horizon: int) -> Rollout:
+    """The rollout in arrays `[T, E, H, ...]`, with zeros after the last step of all."""
+    columns = [column.movedim(0, 2).contiguous() for column in steps.columns]
     seen, reward, running_before, action = columns[:4]
-    mask = running_before.to(dtype)
+    mask = running_before.to(reward.dtype)
     log_probs = distribution.log_prob(tuple(columns[4:]), action)
-    final_obs = _after_last_step(seen, running_before, obs)
+    final_obs = _after_last_step(seen, running_before, steps.last_obs)
     seen, reward, mask, action, log_probs = (_pad(x, horizon) for x in (seen, reward * mask, mask, action, log_probs))
-    return Rollout(Episodes(seen, reward, mask, final_obs, terminal), action, log_probs)
+    return Rollout(Episodes(seen, reward, mask, final_obs, steps.terminated), action, log_probs)
+
+
+def joined(parts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of some tasks each as one of all."""
+    if len(parts) == 1:
+        return parts[0]
+    episodes = Episodes(*map(torch.cat, zip(*(part.episodes for part in parts), strict=True)))
+    return Rollout(episodes, torch.cat([part.actions for part in parts]), torch.cat([part.log_probs for part in parts]))
+
+
+def clipper(space: spaces.Space[Any], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """From what the policy sampled to what the environment takes."""
+    if not isinstance(space, spaces.Box):
+        return lambda action: action
+    low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
+    return lambda action: action.to(low.dtype).clamp(low, high)
 
 
 def _after_last_step(seen: Tensor, running: Tensor, last: Tensor) -> Tensor:
@@ -110,15 +134,3 @@ def _pad(x: Tensor, horizon: int) -> Tensor:
     """`[T, E, h, ...]` to `[T, E, H, ...]` with zeros."""
     missing = horizon - x.shape[2]
     return torch.cat([x, x.new_zeros(*x.shape[:2], missing, *x.shape[3:])], dim=2) if missing else x
-
-
-def _action_converter(
-    space: spaces.Space[Any], device: torch.device, *, speaks_torch: bool
-) -> Callable[[Tensor], Tensor | np.ndarray[Any, Any]]:
-    """From what the policy sampled to what the environment takes."""
-    if isinstance(space, spaces.Box):
-        low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
-        clip: Callable[[Tensor], Tensor] = lambda a: a.to(low.dtype).clamp(low, high)  # noqa: E731
-    else:
-        clip = lambda a: a  # noqa: E731
-    return clip if speaks_torch else lambda a: clip(a).cpu().numpy()

@@ -22,6 +22,7 @@ from envs.enumeration import (
     sampled_product,
     trajectories,
 )
+from envs.functional import uniform
 from envs.tabular import two_state_problem
 from metarl import MetaLearner
 from metarl.execution import Execution
@@ -197,7 +198,7 @@ def test_transitions_have_their_probabilities() -> None:
     for s in range(3):
         for a in range(2):
             state, action = torch.full((number, 1), float(s)), torch.full((number,), a)
-            moved = tasks.env.transition(state, action, many, generator)
+            moved = tasks.env.transition(state, action, many, uniform((number, 1), generator))
             seen = torch.bincount(moved[:, 0].long(), minlength=3).double() / number
             p = task["transitions"][s, a]
             assert (seen - p).abs().le(4 * (p * (1 - p) / number).sqrt()).all()

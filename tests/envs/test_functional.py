@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from envs import FunctionalEnv, FunctionalTasks, Navigation, PointVelocity, TorchVectorEnv
-from envs.functional import Frame, TaskTensors
+from envs.functional import Frame, TaskTensors, normal
 
 RNG = np.random.default_rng(0)
 
@@ -20,17 +20,19 @@ RNG = np.random.default_rng(0)
 class NoisyWalk(FunctionalEnv):
     """Position += slope * (action - 1) + noise; random start; ends beyond 3."""
 
+    initial_noise = 1
+    transition_noise = 1
+
     def __init__(self) -> None:
         self.observation_space = Box(-np.inf, np.inf, (1,), np.float32)
         self.action_space = Discrete(3)
 
-    def initial(self, task: TaskTensors, generator: torch.Generator) -> Tensor:
-        return torch.rand(len(task["slope"]), 1, generator=generator)
+    def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
+        return noise
 
-    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, generator: torch.Generator) -> Tensor:
+    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
         assert action.dtype == torch.int64
-        noise = 0.01 * torch.randn(state.shape, generator=generator)
-        return state + task["slope"][:, None] * (action[:, None] - 1) + noise
+        return state + task["slope"][:, None] * (action[:, None] - 1) + 0.01 * normal(noise)
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
         return (next_state - state).squeeze(-1)

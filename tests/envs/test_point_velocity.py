@@ -14,8 +14,8 @@ NO_TASK = {"goal": torch.zeros(1)}
 
 
 def transition(position: float, velocity: float, action: float) -> list[float]:
-    state, generator = torch.tensor([[position, velocity]]), torch.Generator()
-    result: list[float] = PointVelocityEnv().transition(state, torch.tensor([[action]]), NO_TASK, generator)[0].tolist()
+    state, noise = torch.tensor([[position, velocity]]), torch.empty(1, 0)
+    result: list[float] = PointVelocityEnv().transition(state, torch.tensor([[action]]), NO_TASK, noise)[0].tolist()
     return result
 
 

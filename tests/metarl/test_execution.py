@@ -63,10 +63,11 @@ def test_a_trace_is_made_once_for_every_shape_and_type() -> None:
 
 
 def test_what_cannot_be_traced_runs_plainly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    factor = torch.tensor(3.0)  # not an argument: a record would freeze its value
+    calls = []
 
     def loss(params: Params, batch: Batch) -> torch.Tensor:
-        return params["w"] * batch["x"].sum() * factor
+        calls.append(1)
+        return params["w"] * batch["x"].sum() * len(calls)  # a record would freeze the number
 
     execution = Execution(trace=True)
 
@@ -75,10 +76,21 @@ def test_what_cannot_be_traced_runs_plainly_and_says_so(caplog: pytest.LogCaptur
         return result
 
     with caplog.at_level(logging.WARNING, "metarl.execution"):
-        assert torch.equal(run(), torch.full((2,), 6.0))
-        factor.fill_(5.0)
-        assert torch.equal(run(), torch.full((2,), 10.0))
+        assert torch.equal(run(), torch.full((2,), 6.0))  # the first two calls were the record and the comparison
+        assert torch.equal(run(), torch.full((2,), 8.0))
     assert [r.message.startswith("losses are computed without a trace") for r in caplog.records] == [True]
+
+
+def test_tensors_a_function_refers_to_keep_their_current_values() -> None:
+    factor, execution = torch.tensor([3.0, 3.0]), Execution(trace=True)
+
+    def loss(params: Params, batch: Batch) -> torch.Tensor:
+        return params["w"] * (batch["x"] * factor).sum()
+
+    for value in (3.0, 5.0):
+        factor.fill_(value)
+        got = execution.over_tasks("losses", loss, {"w": torch.ones(2)}, {"x": torch.ones(2, 2)})
+        assert torch.equal(got, torch.full((2,), 2 * value))
 
 
 def test_bad_chunks() -> None:

@@ -91,10 +91,10 @@ class SignedSteps(FunctionalEnv):
         self.observation_space = Box(-np.inf, np.inf, (1,), np.float32)
         self.action_space = Discrete(2)
 
-    def initial(self, task, generator):
+    def initial(self, task, noise):
         return torch.zeros(len(task["direction"]), 1)
 
-    def transition(self, state, action, task, generator):
+    def transition(self, state, action, task, noise):
         return state + 0.2 * (2.0 * action[:, None] - 1.0)
 
     def reward(self, state, action, next_state, task):

@@ -1,7 +1,7 @@
 """The traced, task-batched policy forward against the plain one and a loop over tasks."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -11,8 +11,9 @@ from torch.func import functional_call
 
 from agents import make_policy
 from metarl import tree
-from metarl.rl import StackedPolicy, policy_params
-from metarl.rl import policy as module
+from metarl.execution import repeated as module
+from metarl.execution.program import Program
+from metarl.rl import Actor, DiagonalGaussian, policy_params
 from metarl.types import Params
 
 OBSERVATIONS = spaces.Box(-1, 1, (3,))
@@ -70,11 +71,15 @@ def stacked(policy: nn.Module, num_tasks: int = 3, seed: int = 0) -> Params:
     return {k: v + 0.3 * torch.randn(num_tasks, *v.shape, generator=generator) for k, v in params.items()}
 
 
+def actor(policy: nn.Module) -> Actor:
+    return Actor(policy, DiagonalGaussian(2))
+
+
 def check(policy: nn.Module, forward: Callable[[Tensor], tuple[Tensor, ...]], params: Params, obs: Tensor) -> None:
     """`forward`, the vmapped forward and a loop over tasks agree."""
     looped = [functional_call(policy, tree.take(params, i), (obs[i],)) for i in range(len(obs))]
     wanted = [torch.stack(column) for column in zip(*looped, strict=True)]
-    for got in (forward(obs), StackedPolicy(policy)(params, obs)):
+    for got in (forward(obs), actor(policy).forward(params, obs)):
         assert len(got) == len(wanted)
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a, b)
@@ -83,12 +88,20 @@ def check(policy: nn.Module, forward: Callable[[Tensor], tuple[Tensor, ...]], pa
 @pytest.mark.parametrize("name", POLICIES)
 def test_bound_equals_a_loop_over_tasks(name: str) -> None:
     policy = POLICIES[name]()
-    stacked_policy, obs = StackedPolicy(policy), torch.randn(2, 3, 5, 3)
+    acts, obs = actor(policy), torch.randn(2, 3, 5, 3)
     first, second = stacked(policy, seed=1), stacked(policy, seed=2)
-    bound = [stacked_policy.bind(params, obs[0]) for params in (first, second)]  # before any call: none leaks
-    for forward, params in zip(bound, (first, second), strict=True):
-        check(policy, forward, params, obs[0])
-        check(policy, forward, params, obs[1])  # other observations than it was bound with
+    with acts.bound(first, obs[0]) as one, acts.bound(second, obs[0]) as other:  # before any call: none leaks
+        for forward, params in ((one, first), (other, second)):
+            check(policy, forward, params, obs[0])
+            check(policy, forward, params, obs[1])  # other observations than it was bound with
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_tasks_that_share_their_parameters(name: str) -> None:
+    policy = POLICIES[name]()
+    params, obs = tree.stack(tree.take(stacked(policy), 0), 3), torch.randn(3, 5, 3)
+    with actor(policy).bound(params, obs) as forward:
+        check(policy, forward, params, obs)
 
 
 @pytest.mark.parametrize("name", ["box", "discrete", "own"])
@@ -113,71 +126,68 @@ def test_params_are_copies() -> None:
 
 
 def test_what_depends_on_the_parameters_alone_is_computed_once() -> None:
-    policy = POLICIES["box"]()
-    stacked_policy, obs = StackedPolicy(policy), torch.randn(3, 5, 3)
-    stacked_policy.bind(stacked(policy), obs)
-    ((once, every_step),) = stacked_policy._traced.values()
-    operations = [
-        {str(node.target) for node in g.graph.nodes if node.op == "call_function"} for g in (once, every_step)
-    ]
-    assert any("exp.default" in name for name in operations[0])  # the scale is exp(log_std)
-    assert not any("exp.default" in name or "transpose" in name for name in operations[1])
-    assert any("tanh" in name for name in operations[1])
+    policy, obs = POLICIES["box"](), torch.randn(3, 5, 3)
+    acts = actor(policy)
+    with acts.bound(stacked(policy), obs):
+        pass
+    (record,) = acts._records.values()
+    ((program,),) = record._idle.values()
+    assert isinstance(program, Program)
+    once, always = ([call.function for call in calls] for calls in (program._once, program._always))
+    assert torch.exp in once  # the scale is exp(log_std)
+    assert torch.exp not in always
+    assert torch.sigmoid in always  # as which the hyperbolic tangent is computed
 
 
-def test_traced_once_per_shape() -> None:
+def test_recorded_once_per_shape() -> None:
     policy = POLICIES["box"]()
-    stacked_policy = StackedPolicy(policy)
-    for num_tasks, episodes, traces in [(3, 5, 1), (3, 5, 1), (2, 5, 2), (3, 4, 3), (3, 5, 3)]:
+    acts = actor(policy)
+    for num_tasks, episodes, records in [(3, 5, 1), (3, 5, 1), (2, 5, 2), (3, 4, 3), (3, 5, 3)]:
         params, obs = stacked(policy, num_tasks), torch.randn(num_tasks, episodes, 3)
-        check(policy, stacked_policy.bind(params, obs), params, obs)
-        assert len(stacked_policy._traced) == traces
-    doubled = {k: v.double() for k, v in stacked(policy).items()}
-    check(policy, stacked_policy.bind(doubled, torch.randn(3, 5, 3).double()), doubled, torch.randn(3, 5, 3).double())
+        with acts.bound(params, obs) as forward:
+            check(policy, forward, params, obs)
+        (record,) = acts._records.values()
+        assert len(record._graphs) == records
+    doubled, obs = {k: v.double() for k, v in stacked(policy).items()}, torch.randn(3, 5, 3).double()
+    with acts.bound(doubled, obs) as forward:
+        check(policy, forward, doubled, obs)
 
 
 def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no tracing today")
 
-    monkeypatch.setattr(module, "make_fx", refuse)
+    monkeypatch.setattr(module, "traced", refuse)
     policy, obs = Own(), torch.randn(3, 5, 3)
-    params = stacked(policy)
+    params, acts = stacked(policy), actor(policy)
     with caplog.at_level(logging.WARNING):
-        forward = StackedPolicy(policy).bind(params, obs)
-    assert "cannot be traced and runs slower: no tracing today" in caplog.text
-    check(policy, forward, params, obs)
+        for _ in range(3):  # tried once
+            with acts.bound(params, obs) as forward:
+                check(policy, forward, params, obs)
+    assert [r.message for r in caplog.records] == ["the policy cannot be traced and runs slower: no tracing today"]
 
 
-def test_falls_back_where_the_trace_is_wrong(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    right = module._split
+def test_falls_back_where_the_record_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(self: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return [x + 1 for x in right(self, inputs)]
 
-    def wrong(traced: torch.fx.GraphModule) -> tuple[object, object]:
-        once, every_step = right(traced)
-        return once, lambda *args: tuple(x + 1 for x in every_step(*args))
-
-    monkeypatch.setattr(module, "_split", wrong)
+    right = Program.run
+    monkeypatch.setattr(Program, "run", wrong)
     policy, obs = Own(), torch.randn(3, 5, 3)
     params = stacked(policy)
-    forward = StackedPolicy(policy).bind(params, obs)
+    with actor(policy).bound(params, obs) as forward:
+        check(policy, forward, params, obs)
     assert "cannot be traced" in caplog.text
-    check(policy, forward, params, obs)
 
 
-def test_what_cannot_be_traced_is_tried_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(module, "make_fx", None)
-    policy, obs = Own(), torch.randn(3, 5, 3)
-    stacked_policy = StackedPolicy(policy)
-    for _ in range(3):
-        check(policy, stacked_policy.bind(stacked(policy), obs), stacked(policy), obs)
-    assert len([record for record in caplog.records if "cannot be traced" in record.message]) == 1
-
-
-def test_buffers_and_frozen_parameters_are_traced_as_they_are_now(caplog: pytest.LogCaptureFixture) -> None:
+def test_buffers_and_frozen_parameters_are_as_they_are_now(caplog: pytest.LogCaptureFixture) -> None:
     policy, obs = WithBuffer(), torch.randn(3, 5, 3)
     policy.layer.bias.requires_grad_(False)
-    stacked_policy = StackedPolicy(policy)
-    for mean in (0.5, -2.0):  # the second time the trace is an old one
+    acts = actor(policy)
+    for mean in (0.5, -2.0):  # the second time the record is an old one
         policy.mean.fill_(mean)
-        check(policy, stacked_policy.bind(stacked(policy), obs), stacked(policy), obs)
+        with acts.bound(stacked(policy), obs) as forward:
+            check(policy, forward, stacked(policy), obs)
     assert "cannot be traced" not in caplog.text

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from agents import make_policy
 from envs import FunctionalEnv, FunctionalTasks, Navigation, PointVelocity
 from metarl import tree
-from metarl.rl import StackedPolicy, policy_params
+from metarl.rl import Actor, policy_params
 from metarl.rl.distributions import distribution_for
-from metarl.rl.rollout import Rollout, rollout
+from metarl.rl.rollout import Rollout
+from metarl.rl.streams import Streams
 from metarl.types import Params, Task
 
 Array = npt.NDArray[Any]
@@ -29,10 +30,10 @@ class WalkEnv(FunctionalEnv):
         self.observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
         self.action_space = spaces.Discrete(2)
 
-    def initial(self, task: Any, generator: torch.Generator) -> Tensor:
+    def initial(self, task: Any, noise: Tensor) -> Tensor:
         return torch.zeros(len(task["wall"]), 1)
 
-    def transition(self, state: Tensor, action: Tensor, task: Any, generator: torch.Generator) -> Tensor:
+    def transition(self, state: Tensor, action: Tensor, task: Any, noise: Tensor) -> Tensor:
         return state + 2.0 * action[:, None] - 1.0
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: Any) -> Tensor:
@@ -84,6 +85,13 @@ class NumpyVec(VectorEnv[Array, Array, Array]):
         return self.obs, self.reward, self.terminated, self.truncated, {}
 
 
+def rollout(vec: Any, policy: nn.Module, params: Params, horizon: int, seed: int = 0) -> Rollout:
+    actor = Actor(policy, distribution_for(vec.single_action_space))
+    leaf = next(iter(params.values()))
+    noise = actor.noise(vec, Streams(seed, len(leaf)), horizon, vec.num_envs // len(leaf), leaf.dtype)
+    return actor.rollout(vec, params, noise)
+
+
 def setup(name: str, num_tasks: int = 3, seed: int = 0) -> tuple[FunctionalTasks, nn.Module, Params, Task]:
     tasks = DISTRIBUTIONS[name]
     policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs={"net_arch": [8]}, seed=seed)
@@ -96,9 +104,7 @@ def setup(name: str, num_tasks: int = 3, seed: int = 0) -> tuple[FunctionalTasks
 def run(name: str, episodes: int = 4, seed: int = 0, vec: Any = None) -> Rollout:
     tasks, policy, params, task = setup(name)
     vec = tasks.make_vec(task, episodes) if vec is None else vec
-    actions = distribution_for(tasks.action_space)
-    generator = torch.Generator().manual_seed(seed)
-    return rollout(vec, StackedPolicy(policy), actions, params, tasks.horizon, generator)
+    return rollout(vec, policy, params, tasks.horizon, seed)
 
 
 def numpy_vec(name: str, episodes: int = 4) -> NumpyVec:
@@ -166,9 +172,7 @@ def test_actions_are_clipped_for_the_environment_alone() -> None:
 def test_early_exit_pads_with_zeros() -> None:
     tasks, policy, params, _ = setup("walk")
     vec = NumpyVec([tasks.make({"wall": 1.0}) for _ in range(6)])
-    episodes, actions, log_probs = rollout(
-        vec, StackedPolicy(policy), distribution_for(tasks.action_space), params, 9, torch.Generator().manual_seed(0)
-    )
+    episodes, actions, log_probs = rollout(vec, policy, params, 9)
     assert len(vec.actions) == 1  # the wall is one step away: nothing is run for nothing
     assert actions.shape == log_probs.shape == episodes.mask.shape == (3, 2, 9)
     assert episodes.obs.shape == (3, 2, 9, 1)
@@ -189,11 +193,9 @@ def test_same_seed_same_numbers(name: str) -> None:
 
 def test_each_task_acts_with_its_own_parameters() -> None:
     tasks, policy, params, task = setup("navigation")
-    distribution = distribution_for(tasks.action_space)
 
     def actions(params: Params) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return rollout(tasks.make_vec(task, 4), StackedPolicy(policy), distribution, params, 6, generator).actions
+        return rollout(tasks.make_vec(task, 4), policy, params, 6).actions
 
     before = actions(params)
     bias = "policy.action_net.bias"
@@ -206,29 +208,26 @@ def test_each_task_acts_with_its_own_parameters() -> None:
 def test_no_graph_and_float64() -> None:
     tasks, policy, params, task = setup("navigation")
     doubled = {k: v.double().requires_grad_() for k, v in params.items()}
-    generator = torch.Generator().manual_seed(0)
-    vec, distribution = tasks.make_vec(task, 4), distribution_for(tasks.action_space)
-    episodes, actions, log_probs = rollout(vec, StackedPolicy(policy.double()), distribution, doubled, 6, generator)
+    episodes, actions, log_probs = rollout(tasks.make_vec(task, 4), policy.double(), doubled, 6)
     for x in (episodes.obs, episodes.rewards, episodes.mask, actions, log_probs):
         assert x.dtype == torch.float64
         assert not x.requires_grad
 
 
-@pytest.mark.parametrize(("in_threads", "expected"), [(True, 1), (False, 2)])
-def test_torch_leaves_the_cores_to_environments_that_step_in_threads(in_threads: bool, expected: int) -> None:
-    tasks, policy, params, task = setup("navigation")
-    vec = tasks.make_vec(task, 2)
+@pytest.mark.parametrize(("env_threads", "expected"), [(2, 1), (1, 2)])
+def test_torch_leaves_the_cores_to_environments_that_step_in_threads(env_threads: int, expected: int) -> None:
+    _, policy, params, _ = setup("navigation")
+    vec = numpy_vec("navigation")
     seen, step, before = [], vec.step, torch.get_num_threads()
 
-    def watched(actions: torch.Tensor) -> Any:
+    def watched(actions: Array) -> Any:
         seen.append(torch.get_num_threads())
         return step(actions)
 
-    vec.step, vec.steps_in_threads = watched, in_threads  # type: ignore[method-assign, attr-defined]
+    vec.step, vec.threads = watched, env_threads  # type: ignore[method-assign, attr-defined]
     try:
         torch.set_num_threads(2)
-        distribution = distribution_for(tasks.action_space)
-        rollout(vec, StackedPolicy(policy), distribution, params, 3, torch.Generator().manual_seed(0))
+        rollout(vec, policy, params, 3)
         assert seen == [expected] * 3
         assert torch.get_num_threads() == 2
     finally:

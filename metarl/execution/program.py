@@ -1,0 +1,262 @@
+"""Running a traced graph on the CPU in memory of its own.
+
+Fresh memory is what makes eager code slow on large tensors: the system hands out zeroed pages at a tenth of the speed
+at which the operations could fill them. Here every intermediate has a place before the first run, places are used again
+as soon as their contents are no longer needed (so they stay in the cache), reshapes and transposes are made once, and
+what is left of the graph is a list of calls that write into their places.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from metarl.execution.tracing import aten, is_pure, results, value
+
+# The same operations under names that take half the time to call, by the kinds of arguments they are recorded with.
+_QUICK_NAMES = {
+    ("Tensor", "Scalar"): "add sub mul div lt le gt ge eq ne",
+    ("Tensor",): "bitwise_and bitwise_or clamp",
+    ("default",): "bmm mm baddbmm addmm neg exp log sigmoid tanh abs sqrt bitwise_not addcmul clamp logical_and"
+    " logical_not cat stack amax minimum maximum",
+    ("dim_IntList",): "sum",
+    ("dim",): "mean",
+    ("self",): "where",
+    ("Tensor_Scalar",): "pow",
+}
+_QUICK: dict[Any, Callable[..., Tensor]] = {
+    getattr(getattr(aten, name), kind): getattr(torch, name)
+    for kinds, names in _QUICK_NAMES.items()
+    for name in names.split()
+    for kind in kinds
+}
+
+
+_WITHOUT_DATA = {
+    operator.getitem,
+    aten.lift_fresh_copy.default,
+    *(getattr(aten, name).default for name in ("ones", "zeros", "full", "ones_like", "zeros_like", "full_like")),
+}
+"""What depends on the shapes of its arguments alone, or is a constant of the source."""
+
+
+class NotPlannableError(Exception):
+    """A graph whose memory cannot be planned: it writes into tensors or draws random numbers."""
+
+
+class Plan:
+    """Which place every result of a graph gets, without the memory itself.
+
+    Args:
+        graph: from `traced`.
+        constants: how many of its first inputs stay the same over many runs.
+
+    Raises:
+        NotPlannableError: as said there.
+    """
+
+    def __init__(self, graph: fx.Graph, constants: int = 0) -> None:
+        self.nodes, self.results, self.constants = list(graph.nodes), results(graph), constants
+        calls = [node for node in self.nodes if node.op == "call_function"]
+        if unfit := [node for node in calls if not is_pure(node)]:
+            raise NotPlannableError(f"{unfit[0].target} writes into its arguments or draws random numbers")
+        self.inputs = [node for node in self.nodes if node.op == "placeholder"]
+        # without constants all is computed in every run, also what follows from tensors the function refers to
+        self.varying = _reached_from(self.inputs[constants:], calls) if constants else set(self.nodes)
+        self.place: dict[fx.Node, int | None] = {}  # None: it has memory already
+        self.sizes: list[int] = []  # of places, in bytes
+        self._give_places(calls)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory a program of this plan takes."""
+        return sum(self.sizes)
+
+    def _give_places(self, calls: Sequence[fx.Node]) -> None:
+        owner = {node: node for node in self.nodes}
+        for node in calls:
+            if is_view(node):
+                owner[node] = owner[node.all_input_nodes[0]]
+        last: dict[fx.Node, fx.Node] = {}  # where each owner's memory is needed for the last time
+        for node in self.nodes:
+            for used in node.all_input_nodes:
+                last[owner[used]] = node
+        free: dict[int, list[int]] = {}
+        for node in self.inputs:
+            self.place[node] = self._new(node, free) if node.users else None
+        for node in calls:
+            if not is_made_once(node) and isinstance(node.meta["val"], Tensor):
+                inherited = self._inherited(node, owner, last)
+                self.place[node] = self._new(node, free) if inherited is None else inherited
+            for used in {owner[x] for x in node.all_input_nodes}:
+                place = self.place.get(used)
+                if place is not None and place != self.place.get(node) and last[used] is node and used in self.varying:
+                    free.setdefault(self.sizes[place], []).append(place)
+
+    def _new(self, node: fx.Node, free: dict[int, list[int]]) -> int:
+        size = _span(value(node))
+        if node in self.varying and free.get(size):
+            return free[size].pop()  # the one used last is the likeliest to be in the cache
+        self.sizes.append(size)
+        return len(self.sizes) - 1
+
+    def _inherited(self, node: fx.Node, owner: dict[fx.Node, fx.Node], last: dict[fx.Node, fx.Node]) -> int | None:
+        """The place of an input that an elementwise operation may overwrite."""
+        if torch.Tag.pointwise not in getattr(node.target, "tags", ()) or node not in self.varying:
+            return None
+        for used in node.all_input_nodes:
+            whose = owner[used]
+            others = [x for x in node.all_input_nodes if x is not used and owner[x] is whose]
+            place = self.place.get(whose)
+            if place is None or last[whose] is not node or whose not in self.varying or others:
+                continue
+            if _same_layout(used, node, self.sizes[place]):
+                return place
+        return None
+
+
+class Call(NamedTuple):
+    """One step of a program."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Program:
+    """A plan with memory. Not for two threads at once; results are valid until the next run.
+
+    Args:
+        plan: of the graph.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        memory = [torch.empty(size, dtype=torch.uint8) for size in plan.sizes]
+        values: dict[fx.Node, Any] = {}
+        self._once: list[Call] = []
+        self._always: list[Call] = []
+        for node in plan.nodes[:-1]:  # the last is the output
+            place = plan.place.get(node)
+            own = None if place is None else _tensor_in(memory[place], value(node))
+            if node.op == "placeholder":
+                values[node] = own
+            elif node.op == "get_attr":
+                values[node] = operator.attrgetter(str(node.target))(node.graph.owning_module)
+            else:
+                args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                if is_made_once(node):
+                    values[node] = node.target(*args, **kwargs)
+                    continue
+                values[node] = own if own is not None else [_empty_like(x) for x in node.meta["val"]]
+                calls = self._always if node in plan.varying else self._once
+                calls.append(_writing(node.target, args, kwargs, values[node]))
+        inputs = [values[node] for node in plan.inputs]
+        self._constants, self._inputs = inputs[: plan.constants], inputs[plan.constants :]
+        self.outputs: list[Tensor] = [values[node] for node in plan.results]
+        self.varies = [node in plan.varying for node in plan.results]
+
+    def bind(self, constants: Sequence[Tensor]) -> None:
+        """Set the inputs that stay the same, and compute what follows from them alone."""
+        _run(self._constants, constants, self._once)
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Compute the rest."""
+        _run(self._inputs, inputs, self._always)
+        return self.outputs
+
+
+def _run(places: Sequence[Tensor | None], inputs: Sequence[Tensor], calls: Sequence[Call]) -> None:
+    for place, given in zip(places, inputs, strict=True):
+        if place is not None:  # else nothing depends on it
+            place.copy_(given)
+    for function, args, kwargs in calls:
+        function(*args, **kwargs)
+
+
+def peak_bytes(graph: fx.Graph) -> int:
+    """The memory that a run of a traced graph takes for its intermediates."""
+    try:
+        return Plan(graph).nbytes
+    except NotPlannableError:
+        sizes = (node.meta["val"] for node in graph.nodes if isinstance(node.meta.get("val"), Tensor))
+        return sum(map(_span, sizes))  # an upper bound
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether a call's result is its first argument's memory."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(r.alias_info is not None for r in schema.returns)
+
+
+def is_made_once(node: fx.Node) -> bool:
+    """Whether a call can be made when the memory is laid out, and holds from then on."""
+    return node.target in _WITHOUT_DATA or is_view(node)
+
+
+def _reached_from(sources: Sequence[fx.Node], calls: Sequence[fx.Node]) -> set[fx.Node]:
+    reached = set(sources)
+    for node in calls:
+        if reached.intersection(node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
+def _span(tensor: Tensor) -> int:
+    """From the first to the last byte of a tensor."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def _same_layout(used: fx.Node, node: fx.Node, size: int) -> bool:
+    before, after = value(used), value(node)
+    alike = before.shape == after.shape and before.stride() == after.stride() and before.dtype == after.dtype
+    return alike and before.storage_offset() == 0 and _span(after) == size
+
+
+def _tensor_in(memory: Tensor, like: Tensor) -> Tensor:
+    return torch.empty(0, dtype=like.dtype).set_(memory.untyped_storage(), 0, like.shape, like.stride())
+
+
+def _empty_like(like: Tensor | None) -> Tensor | None:
+    """Memory for one of several results; `None` for one that is not computed."""
+    return None if like is None else torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+
+
+def _writing(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any) -> Call:
+    """The call that leaves what `target(*args, **kwargs)` gives in `results`, without other memory where it can."""
+    if target in (aten.clone.default, aten._to_copy.default):
+        return Call(results.copy_, args[:1], {})
+    if target in _QUICK:
+        return Call(_QUICK[target], args, {**kwargs, "out": results})
+    variant = _out_variant(target)
+    if variant is None:
+        return Call(_copied, (target, args, kwargs, results), {})
+    operation, out = variant
+    return Call(operation, args, {**kwargs, out: results})
+
+
+def _copied(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any) -> None:
+    found = target(*args, **kwargs)
+    pairs = zip(results, found, strict=True) if isinstance(results, list) else [(results, found)]
+    for place, result in pairs:
+        if place is not None:
+            place.copy_(result)
+
+
+@functools.cache
+def _out_variant(target: Any) -> tuple[Any, str] | None:
+    """The overload of an operation with one result that writes it into a given tensor, and what it calls that."""
+    wanted = [(a.name, str(a.type)) for a in target._schema.arguments]
+    for name in target.overloadpacket.overloads():
+        overload = getattr(target.overloadpacket, name)
+        outs = [a.name for a in overload._schema.arguments if a.is_out]
+        rest = [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out]
+        generated = torch.Tag.generated in overload.tags  # which copies, too
+        if rest == wanted and len(outs) == len(target._schema.returns) == 1 and not generated:
+            return overload, outs[0]
+    return None

@@ -1,0 +1,124 @@
+"""A function that is run many times while some of its inputs stay the same, such as one step of a rollout."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from metarl.execution.cuda import CudaGraph
+from metarl.execution.program import NotPlannableError, Plan, Program
+from metarl.execution.tracing import traced
+
+log = logging.getLogger(__name__)
+
+Function: TypeAlias = Callable[..., Sequence[Tensor]]
+
+
+class Runner(Protocol):
+    """A recorded function; not for two threads at once. Results are valid until the next run."""
+
+    def bind(self, constants: Sequence[Tensor]) -> None:
+        """Set the inputs that stay the same."""
+
+    def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The results for the others."""
+
+
+class Operations:
+    """Calls a function as it is: the last resort, and what others are compared with."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        self._constants: list[Tensor] = []
+
+    def bind(self, constants: Sequence[Tensor]) -> None:
+        self._constants = [x.contiguous() for x in constants]
+
+    def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        return self._function(*self._constants, *[x.contiguous() for x in inputs])
+
+
+def runner(graph: fx.GraphModule, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Runner:
+    """The fastest way to run a traced graph on the device its inputs are on."""
+    device = inputs[0].device.type
+    if device == "cuda":
+        return CudaGraph(graph.forward, constants, inputs)
+    if device == "cpu":
+        try:
+            return Program(Plan(graph.graph, len(constants)))
+        except NotPlannableError as error:
+            log.info("run operation by operation: %s", error)
+    return Operations(graph.forward)
+
+
+class Repeated:
+    """Records `function(*constants, *inputs)` once for every shape.
+
+    What cannot be recorded, or gives something else than without when it is first run, is called as it is, and that is
+    logged.
+
+    Args:
+        name: what is computed, for messages.
+        function: pure; it is only called here, while a record is made, or where there is none.
+    """
+
+    def __init__(self, name: str, function: Function) -> None:
+        self._name, self._function = name, function
+        self._graphs: dict[Any, fx.GraphModule | None] = {}
+        self._idle: dict[Any, list[Runner]] = {}
+
+    @contextmanager
+    def bound(self, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Iterator[Runner]:
+        """A runner with these constants, for inputs that look like these; to be used in one thread, without gradients.
+
+        Records that are missing are made, which only one thread may do: see `prepare`.
+        """
+        self.prepare(constants, inputs)
+        key = _key(constants, inputs)
+        found = self._take(key, constants, inputs)
+        found.bind(constants)
+        try:
+            yield found
+        finally:
+            self._idle[key].append(found)
+
+    @torch.no_grad()
+    def prepare(self, constants: Sequence[Tensor], inputs: Sequence[Tensor], copies: int = 1) -> bool:
+        """Make the record for such inputs, with which `copies` threads can run at once; whether there is one."""
+        key = _key(constants, inputs)
+        if key not in self._graphs:
+            self._make(key, constants, inputs)
+        if self._graphs[key] is not None:
+            self._idle[key] += [self._take(key, constants, inputs) for _ in range(len(self._idle[key]), copies)]
+        return self._graphs[key] is not None
+
+    def graph(self, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> fx.GraphModule | None:
+        """The record for such inputs, if it could be made."""
+        self.prepare(constants, inputs)
+        return self._graphs[_key(constants, inputs)]
+
+    def _make(self, key: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+        self._idle[key] = []
+        try:
+            self._graphs[key] = traced(self._function, [*constants, *inputs])
+            found = self._take(key, constants, inputs)
+            found.bind(constants)
+            for got, wanted in zip(found.run(inputs), self._function(*constants, *inputs), strict=True):
+                torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+            self._idle[key].append(found)
+        except Exception as error:  # whatever tracing trips over, the plain function is right
+            log.warning("%s cannot be traced and runs slower: %s", self._name, str(error).strip().split("\n")[0])
+            self._graphs[key] = None
+
+    def _take(self, key: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Runner:
+        if self._idle[key]:
+            return self._idle[key].pop()
+        graph = self._graphs[key]
+        return Operations(self._function) if graph is None else runner(graph, constants, inputs)
+
+
+def _key(constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    return (len(constants), *[(x.shape, x.dtype, x.device) for x in (*constants, *inputs)])

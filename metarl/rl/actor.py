@@ -1,0 +1,236 @@
+"""A policy that acts in many environments at once, without Python's overhead in every operation.
+
+Environments that are pure functions of tensors are recorded together with the policy: one step of all of them is one
+list of operations in memory of its own on a CPU, a whole rollout is one CUDA graph on a GPU. Any other vector
+environment is stepped as it is, between the recorded forwards of the policy.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor, fx, nn
+
+from metarl.execution.cuda import CudaGraph
+from metarl.execution.repeated import Repeated
+from metarl.rl.distributions import ActionDistribution, DistParams
+from metarl.rl.policy import shared_state, stacked_forward
+from metarl.rl.rollout import Forward, Noise, Rollout, Steps, clipper, finished, step_through
+from metarl.rl.streams import Streams
+from metarl.tree import tree_map
+from metarl.types import Params, PureEnv
+
+UNIFORM_LOW = 2.0**-25
+"""Random numbers of environments lie between this and 1, so that their logarithms are finite."""
+
+
+class Actor:
+    """A policy, the distribution of its actions, and the records of what it does.
+
+    Args:
+        policy: a module whose `forward(obs [B, ...])` returns the parameters of the action distribution.
+        distribution: of its actions.
+    """
+
+    def __init__(self, policy: nn.Module, distribution: ActionDistribution) -> None:
+        self.policy, self.distribution = policy, distribution
+        self._records: dict[Any, Repeated] = {}
+        self._graphs: dict[Any, CudaGraph] = {}
+
+    def forward(self, params: Params, obs: Tensor) -> DistParams:
+        """The plain forward of all tasks: `params [T, ...], obs [T, E, ...] -> parameters [T, E, ...]`."""
+        return stacked_forward(self.policy, params, shared_state(self.policy, params), obs)
+
+    @contextmanager
+    def bound(self, params: Params, obs: Tensor) -> Iterator[Forward]:
+        """The recorded forward at these parameters, for observations that look like `obs`, without gradients.
+
+        Its results hold until its next call.
+        """
+        record, constants = self._forward(params)
+        with record.bound(constants, [obs]) as runner:
+            yield lambda o: tuple(runner.run([o]))
+
+    def noise(
+        self, vec: VectorEnv[Any, Any, Any], streams: Streams, horizon: int, episodes: int, dtype: torch.dtype
+    ) -> Noise:
+        """The random numbers of a rollout in environments like `vec`, drawn from a stream for each task."""
+        initial, transitions = 0, 0
+        if (env := pure_env(vec)) is not None:
+            initial, transitions = env.initial_noise, env.transition_noise
+
+        def uniform(*shape: int) -> Tensor:
+            return streams.draw(lambda n, g: torch.rand(n, *shape, generator=g, device=g.device)).clamp_(UNIFORM_LOW)
+
+        return Noise(
+            streams.draw(lambda n, g: self.distribution.noise((n, horizon, episodes), g, dtype)),
+            uniform(episodes, initial),
+            uniform(horizon, episodes, transitions),
+            streams.seed(episodes),
+        )
+
+    @torch.no_grad()
+    def prepare(self, vec: VectorEnv[Any, Any, Any], params: Params, noise: Noise, copies: int = 1) -> bool:
+        """Make the records for `copies` rollouts at once; whether there are any: without, only one thread may act."""
+        if (env := pure_env(vec)) is not None:
+            record, constants = self._step(env, vec, params)
+            return record.prepare(constants, _first_inputs(env, vec, noise), copies)
+        record, constants = self._forward(params)
+        return record.prepare(constants, [_first_obs(vec, params, noise)], copies)
+
+    @torch.no_grad()
+    def rollout(self, vec: VectorEnv[Any, Any, Any], params: Params, noise: Noise) -> Rollout:
+        """One episode in each of the T x E environments of `vec`, each task acted in at its own parameters.
+
+        Actions are clipped to the action space on their way to the environment, while the log-probability is that of
+        the action the policy took. What environments return after their end is masked.
+
+        Args:
+            vec: T x E environments in task-major order, autoreset disabled, speaking numpy or torch.
+            params: stacked `[T, ...]`.
+            noise: see `noise`; its length is the horizon.
+        """
+        if (env := pure_env(vec)) is None:
+            with self.bound(params, _first_obs(vec, params, noise)) as forward:
+                steps = step_through(vec, forward, self.distribution, noise, _dtype(params))
+        else:
+            steps = self._in_pure_env(env, vec, params, noise)
+        return finished(steps, self.distribution, noise.actions.shape[1])
+
+    def _in_pure_env(self, env: PureEnv, vec: Any, params: Params, noise: Noise) -> Steps:
+        record, constants = self._step(env, vec, params)
+        inputs = _first_inputs(env, vec, noise)
+        if noise.actions.device.type == "cuda" and (graph := record.graph(constants, inputs)) is not None:
+            return _steps(env, vec.task, self._replayed(graph, constants, inputs[0], noise))
+        with record.bound(constants, inputs) as runner:
+            return _steps(env, vec.task, episode(runner.run, inputs[0], noise.actions, noise.transitions))
+
+    def _replayed(self, graph: fx.GraphModule, constants: list[Tensor], state: Tensor, noise: Noise) -> list[Tensor]:
+        """A whole rollout on the device, without waiting for the host in between."""
+        inputs = [state, noise.actions, noise.transitions]
+        key = (graph, noise.actions.shape)
+        if key not in self._graphs:
+
+            def whole(*leaves: Tensor) -> list[Tensor]:
+                fixed, rest = leaves[: len(constants)], leaves[len(constants) :]
+                return episode(lambda varying: graph.forward(*fixed, *varying), *rest)
+
+            self._graphs[key] = CudaGraph(whole, constants, inputs)
+        self._graphs[key].bind(constants)
+        return [x.clone() for x in self._graphs[key].run(inputs)]
+
+    def _forward(self, params: Params) -> tuple[Repeated, list[Tensor]]:
+        """What repeats the policy's forward, and what stays the same in it."""
+        params, shared = self._apart(params)
+        key = (*params, None, *shared)
+        if key not in self._records:
+
+            def forward(*leaves: Tensor) -> DistParams:
+                own, common = _named([params, shared], leaves)
+                return stacked_forward(self.policy, own, common, leaves[-1])
+
+            self._records[key] = Repeated("the policy", forward)
+        return self._records[key], [*params.values(), *shared.values()]
+
+    def _step(self, env: PureEnv, vec: Any, params: Params) -> tuple[Repeated, list[Tensor]]:
+        """What repeats a step of all environments, and what stays the same in it."""
+        dtype, (params, shared) = _dtype(params), self._apart(params)
+        key = (id(env), dtype, *params, None, *shared)
+        if key not in self._records:
+            function = self._step_function(env, vec, [params, shared, vec.task], dtype)
+            self._records[key] = Repeated("steps of the environments", function)
+        return self._records[key], [*params.values(), *shared.values(), *vec.task.values()]
+
+    def _apart(self, params: Params) -> tuple[Params, Params]:
+        """What differs between tasks, and what they share: all, before adaptation, and then products are one."""
+        shared = shared_state(self.policy, params)
+        if all(leaf.stride(0) == 0 for leaf in params.values()):
+            return {}, {**shared, **tree_map(lambda leaf: leaf[0], params)}
+        return params, shared
+
+    def _step_function(
+        self, env: PureEnv, vec: Any, names: Sequence[Iterable[str]], dtype: torch.dtype
+    ) -> Callable[..., list[Tensor]]:
+        clip = clipper(vec.single_action_space, torch.device(vec.device))
+        names = [list(group) for group in names]
+
+        def step(*leaves: Tensor) -> list[Tensor]:
+            params, shared, task = _named(names, leaves)
+            state, running, action_noise, transition_noise = leaves[-4:]
+            per_task = action_noise.shape[:2]
+            seen = env.observation(state, task)
+            seen = seen.view(*per_task, *seen.shape[1:]).to(dtype)
+            parameters = stacked_forward(self.policy, params, shared, seen)
+            action = self.distribution.sample(parameters, action_noise)
+            sent = clip(action.flatten(0, 1))
+            proposed = env.transition(state, sent, task, transition_noise)
+            reward = env.reward(state, sent, proposed, task).to(seen.dtype).view(per_task)
+            after = torch.where(running[:, None], proposed, state)  # what has ended stays as it is
+            return [after, running & ~env.terminal(after, task), seen, reward, action, *parameters]
+
+        return step
+
+
+def episode(
+    step: Callable[[Sequence[Tensor]], Sequence[Tensor]], state: Tensor, actions: Tensor, transitions: Tensor
+) -> list[Tensor]:
+    """Repeat a step for as long as an episode runs.
+
+    Args:
+        step: from state `[N, S]`, running `[N]` and noise to those after it and to what is kept; all valid until the
+            next call.
+        state: at first.
+        actions: noise `[T, H, E, ...]`.
+        transitions: noise `[T, H, E, k]`.
+
+    Returns:
+        The last state, what runs on, and for every step `[h, ...]` what ran on before it and what was kept.
+    """
+    running = torch.ones(len(state), dtype=torch.bool, device=state.device)
+    kept = []
+    for action_noise, transition_noise in zip(
+        actions.unbind(1), transitions.transpose(0, 1).flatten(1, 2), strict=True
+    ):
+        before = running.clone()
+        state, running, *rest = step([state, running, action_noise, transition_noise])
+        kept.append([before, *[x.clone() for x in rest]])
+        if state.device.type == "cpu" and not running.any():  # elsewhere the question would cost a synchronisation
+            break
+    return [state.clone(), running.clone(), *map(torch.stack, zip(*kept, strict=True))]
+
+
+def pure_env(vec: VectorEnv[Any, Any, Any]) -> PureEnv | None:
+    """The functions behind a vector environment whose steps are nothing but these, if it has any."""
+    found: PureEnv | None = getattr(vec, "pure", None)
+    return found
+
+
+def _first_obs(vec: VectorEnv[Any, Any, Any], params: Params, noise: Noise) -> Tensor:
+    """Something that looks like observations, `[T, E, *obs]`."""
+    size = (*noise.initial.shape[:2], *(vec.single_observation_space.shape or ()))
+    return torch.zeros(size, dtype=_dtype(params), device=noise.actions.device)
+
+
+def _first_inputs(env: PureEnv, vec: Any, noise: Noise) -> list[Tensor]:
+    """What the first step takes beside its constants."""
+    state = env.initial(vec.task, noise.initial.flatten(0, 1))
+    return [state, torch.ones(len(state), dtype=torch.bool, device=state.device), *noise.at(0)]
+
+
+def _steps(env: PureEnv, task: Mapping[str, Tensor], results: Sequence[Tensor]) -> Steps:
+    state, running, before, seen, *rest = results
+    per_task = seen.shape[1:3]
+    last = env.observation(state, task)
+    last = last.view(*per_task, *last.shape[1:]).to(seen.dtype)
+    return Steps([seen, rest[0], before.view(-1, *per_task), *rest[1:]], last, ~running.view(per_task))
+
+
+def _named(names: Sequence[Iterable[str]], leaves: Sequence[Tensor]) -> list[Params]:
+    rest = iter(leaves)
+    return [{name: next(rest) for name in group} for group in names]
+
+
+def _dtype(params: Params) -> torch.dtype:
+    return next(iter(params.values())).dtype

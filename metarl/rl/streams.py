@@ -1,0 +1,55 @@
+"""Random streams of tasks: what a task draws follows from the batch's seed and the task's place in it alone.
+
+So it does not matter which other tasks are computed beside it, in which thread or in which process.
+"""
+
+from collections.abc import Callable
+from typing import Self, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MOST_STREAMS = 1024
+"""A batch of more tasks has several in a row share a stream: starting one takes longer than drawing little from it."""
+
+Draw: TypeAlias = Callable[[int, torch.Generator], Tensor]
+"""`draw(n, generator)`: random numbers of n tasks, `[n, ...]`."""
+
+
+class Streams:
+    """The streams of a batch of tasks, or of some of them in a row.
+
+    Args:
+        seed: of the whole batch.
+        num_tasks: T of the whole batch.
+        device: where numbers are drawn.
+        first: the first task these streams are of.
+        last: the one after the last; default: T.
+    """
+
+    def __init__(
+        self, seed: int, num_tasks: int, device: torch.device | str = "cpu", first: int = 0, last: int | None = None
+    ) -> None:
+        self._seed, self._num_tasks, self._device = seed, num_tasks, device
+        self.first, self.last = first, num_tasks if last is None else last
+        self._block = -(-num_tasks // MOST_STREAMS)
+        self._blocks = range(self.first // self._block, -(-self.last // self._block))
+        seeds = np.random.SeedSequence(seed).generate_state(-(-num_tasks // self._block), np.uint64)
+        self._generators = [torch.Generator(device).manual_seed(int(seeds[block] >> 1)) for block in self._blocks]
+        self._common = np.random.default_rng([seed, num_tasks])
+
+    def shard(self, first: int, last: int) -> Self:
+        """The streams of tasks `first` to `last` - 1, counted from the first of these, as they were at the start."""
+        return type(self)(self._seed, self._num_tasks, self._device, self.first + first, self.first + last)
+
+    def draw(self, draw: Draw) -> Tensor:
+        """Numbers of every task, `[last - first, ...]`."""
+        sizes = [min(self._block, self._num_tasks - block * self._block) for block in self._blocks]
+        parts = [draw(size, generator) for size, generator in zip(sizes, self._generators, strict=True)]
+        skipped = self.first - self._blocks.start * self._block  # of a block that the shard begins within
+        return torch.cat(parts)[skipped : skipped + self.last - self.first]
+
+    def seed(self, episodes: int) -> int:
+        """A seed for T x `episodes` environments, of which each takes the seed plus its number."""
+        return int(self._common.integers(2**31 - self._num_tasks * episodes)) + self.first * episodes
