@@ -73,10 +73,6 @@ class EnvTasks(ABC):
             ValueError: as for `make`; leading sizes that differ; `episodes` is not a positive integer; a bad `device`.
         """
 
-    def in_threads(self, device: torch.device) -> bool:
-        """Whether vector environments of some tasks each may be stepped in threads at once, and gain by it."""
-        return False
-
     def shifted(self) -> EnvTasks:
         """The out-of-distribution tasks to test on.
 

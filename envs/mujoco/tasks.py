@@ -87,10 +87,6 @@ class MujocoTasks(EnvTasks):
         self.change(env.model, env.data, one)
         return TaskEnv(env, self.objective, one, self.horizon)
 
-    def in_threads(self, device: torch.device) -> bool:
-        """Always: the physics run on the CPU without the interpreter's lock."""
-        return True
-
     def make_vec(self, task: Task, episodes: int, device: torch.device | str = "cpu") -> MujocoVectorEnv:
         """As `EnvTasks.make_vec`; MuJoCo steps on the CPU and numpy is spoken, whatever the `device`."""
         check_int("episodes", episodes)

@@ -6,34 +6,15 @@ as soon as their contents are no longer needed (so they stay in the cache), resh
 what is left of the graph is a list of calls that write into their places.
 """
 
-import functools
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from metarl.execution.calls import Call, Repetition, Script, writing
 from metarl.execution.tracing import aten, is_pure, results, value
-
-# The same operations under names that take half the time to call, by the kinds of arguments they are recorded with.
-_QUICK_NAMES = {
-    ("Tensor", "Scalar"): "add sub mul div lt le gt ge eq ne",
-    ("Tensor",): "bitwise_and bitwise_or clamp",
-    ("default",): "bmm mm baddbmm addmm neg exp log sigmoid tanh abs sqrt bitwise_not addcmul clamp logical_and"
-    " logical_not cat stack amax minimum maximum",
-    ("dim_IntList",): "sum",
-    ("dim",): "mean",
-    ("self",): "where",
-    ("Tensor_Scalar",): "pow",
-}
-_QUICK: dict[Any, Callable[..., Tensor]] = {
-    getattr(getattr(aten, name), kind): getattr(torch, name)
-    for kinds, names in _QUICK_NAMES.items()
-    for name in names.split()
-    for kind in kinds
-}
-
 
 _WITHOUT_DATA = {
     operator.getitem,
@@ -118,14 +99,6 @@ class Plan:
         return None
 
 
-class Call(NamedTuple):
-    """One step of a program."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 class Program:
     """A plan with memory. Not for two threads at once; results are valid until the next run.
 
@@ -136,8 +109,8 @@ class Program:
     def __init__(self, plan: Plan) -> None:
         memory = [torch.empty(size, dtype=torch.uint8) for size in plan.sizes]
         values: dict[fx.Node, Any] = {}
-        self._once: list[Call] = []
-        self._always: list[Call] = []
+        once: list[Call] = []
+        always: list[Call] = []
         for node in plan.nodes[:-1]:  # the last is the output
             place = plan.place.get(node)
             own = None if place is None else _tensor_in(memory[place], value(node))
@@ -151,29 +124,51 @@ class Program:
                     values[node] = node.target(*args, **kwargs)
                     continue
                 values[node] = own if own is not None else [_empty_like(x) for x in node.meta["val"]]
-                calls = self._always if node in plan.varying else self._once
-                calls.append(_writing(node.target, args, kwargs, values[node]))
+                calls = always if node in plan.varying else once
+                calls.append(writing(node.target, args, kwargs, values[node]))
         inputs = [values[node] for node in plan.inputs]
         self._constants, self._inputs = inputs[: plan.constants], inputs[plan.constants :]
         self.outputs: list[Tensor] = [values[node] for node in plan.results]
-        self.varies = [node in plan.varying for node in plan.results]
+        self.once, self.always = once, always
+        self._fixed, self._rest = Script(once), Script(always)
 
     def bind(self, constants: Sequence[Tensor]) -> None:
         """Set the inputs that stay the same, and compute what follows from them alone."""
-        _run(self._constants, constants, self._once)
+        _fill(self._constants, constants)
+        self._fixed.once()
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Compute the rest."""
-        _run(self._inputs, inputs, self._always)
+        _fill(self._inputs, inputs)
+        self._rest.once()
         return self.outputs
 
+    def repeat(self, carried: Sequence[Tensor], sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """See `metarl.execution.repeated.repeat`."""
+        number = len(carried)
+        _fill(self._inputs[:number], carried)
+        steps = sequences[0].shape[0]
+        kept = [result.new_empty(steps, *result.shape) for result in self.outputs[number:]]
+        used = [(x, place) for x, place in zip(sequences, self._inputs[number:], strict=True) if place is not None]
+        moving = [pair for pair in zip(self._inputs, self.outputs[:number], strict=False) if pair[0] is not None]
+        done = self._rest.many(
+            Repetition(
+                [x for x, _ in used],
+                [place for _, place in used],
+                self.outputs[number:],
+                kept,
+                [before for before, _ in moving if before is not None],
+                [after for _, after in moving],
+                self.outputs[number - 1],
+            )
+        )
+        return [x.clone() for x in self.outputs[:number]], [x[:done] for x in kept]
 
-def _run(places: Sequence[Tensor | None], inputs: Sequence[Tensor], calls: Sequence[Call]) -> None:
+
+def _fill(places: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
     for place, given in zip(places, inputs, strict=True):
         if place is not None:  # else nothing depends on it
             place.copy_(given)
-    for function, args, kwargs in calls:
-        function(*args, **kwargs)
 
 
 def peak_bytes(graph: fx.Graph) -> int:
@@ -225,38 +220,3 @@ def _tensor_in(memory: Tensor, like: Tensor) -> Tensor:
 def _empty_like(like: Tensor | None) -> Tensor | None:
     """Memory for one of several results; `None` for one that is not computed."""
     return None if like is None else torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
-
-
-def _writing(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any) -> Call:
-    """The call that leaves what `target(*args, **kwargs)` gives in `results`, without other memory where it can."""
-    if target in (aten.clone.default, aten._to_copy.default):
-        return Call(results.copy_, args[:1], {})
-    if target in _QUICK:
-        return Call(_QUICK[target], args, {**kwargs, "out": results})
-    variant = _out_variant(target)
-    if variant is None:
-        return Call(_copied, (target, args, kwargs, results), {})
-    operation, out = variant
-    return Call(operation, args, {**kwargs, out: results})
-
-
-def _copied(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any) -> None:
-    found = target(*args, **kwargs)
-    pairs = zip(results, found, strict=True) if isinstance(results, list) else [(results, found)]
-    for place, result in pairs:
-        if place is not None:
-            place.copy_(result)
-
-
-@functools.cache
-def _out_variant(target: Any) -> tuple[Any, str] | None:
-    """The overload of an operation with one result that writes it into a given tensor, and what it calls that."""
-    wanted = [(a.name, str(a.type)) for a in target._schema.arguments]
-    for name in target.overloadpacket.overloads():
-        overload = getattr(target.overloadpacket, name)
-        outs = [a.name for a in overload._schema.arguments if a.is_out]
-        rest = [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out]
-        generated = torch.Tag.generated in overload.tags  # which copies, too
-        if rest == wanted and len(outs) == len(target._schema.returns) == 1 and not generated:
-            return overload, outs[0]
-    return None

@@ -27,6 +27,30 @@ class Runner(Protocol):
         """The results for the others."""
 
 
+def repeat(runner: Runner, carried: Sequence[Tensor], sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Run again and again, each time with what the last run left.
+
+    Args:
+        runner: of a function whose first inputs and results are what is carried, the last of it bool `[N]`: what runs
+            on. On a CPU it is over as soon as nothing does.
+        carried: at first.
+        sequences: the other inputs, one after the other: `[H, ...]`.
+
+    Returns:
+        What is carried at last, and the other results of every run: `[h, ...]`.
+    """
+    if isinstance(runner, Program):
+        return runner.repeat(carried, sequences)
+    kept, carried = [], list(carried)
+    for inputs in zip(*sequences, strict=True):
+        results = runner.run([*carried, *inputs])
+        carried = [x.clone() for x in results[: len(carried)]]
+        kept.append([x.clone() for x in results[len(carried) :]])
+        if carried[-1].device.type == "cpu" and not carried[-1].any():  # elsewhere it would cost a synchronisation
+            break
+    return carried, [torch.stack(column) for column in zip(*kept, strict=True)]
+
+
 class Operations:
     """Calls a function as it is: the last resort, and what others are compared with."""
 
@@ -72,39 +96,28 @@ class Repeated:
 
     @contextmanager
     def bound(self, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Iterator[Runner]:
-        """A runner with these constants, for inputs that look like these; to be used in one thread, without gradients.
-
-        Records that are missing are made, which only one thread may do: see `prepare`.
-        """
-        self.prepare(constants, inputs)
+        """A runner with these constants, for inputs that look like these; to be used without gradients."""
+        found = self._take(self.graph(constants, inputs), constants, inputs)
         key = _key(constants, inputs)
-        found = self._take(key, constants, inputs)
         found.bind(constants)
         try:
             yield found
         finally:
             self._idle[key].append(found)
 
-    @torch.no_grad()
-    def prepare(self, constants: Sequence[Tensor], inputs: Sequence[Tensor], copies: int = 1) -> bool:
-        """Make the record for such inputs, with which `copies` threads can run at once; whether there is one."""
+    def graph(self, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> fx.GraphModule | None:
+        """The record for such inputs, if it could be made."""
         key = _key(constants, inputs)
         if key not in self._graphs:
             self._make(key, constants, inputs)
-        if self._graphs[key] is not None:
-            self._idle[key] += [self._take(key, constants, inputs) for _ in range(len(self._idle[key]), copies)]
-        return self._graphs[key] is not None
+        return self._graphs[key]
 
-    def graph(self, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> fx.GraphModule | None:
-        """The record for such inputs, if it could be made."""
-        self.prepare(constants, inputs)
-        return self._graphs[_key(constants, inputs)]
-
+    @torch.no_grad()
     def _make(self, key: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         self._idle[key] = []
         try:
             self._graphs[key] = traced(self._function, [*constants, *inputs])
-            found = self._take(key, constants, inputs)
+            found = self._take(self._graphs[key], constants, inputs)
             found.bind(constants)
             for got, wanted in zip(found.run(inputs), self._function(*constants, *inputs), strict=True):
                 torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
@@ -113,10 +126,9 @@ class Repeated:
             log.warning("%s cannot be traced and runs slower: %s", self._name, str(error).strip().split("\n")[0])
             self._graphs[key] = None
 
-    def _take(self, key: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Runner:
-        if self._idle[key]:
-            return self._idle[key].pop()
-        graph = self._graphs[key]
+    def _take(self, graph: fx.GraphModule | None, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Runner:
+        if idle := self._idle[_key(constants, inputs)]:
+            return idle.pop()
         return Operations(self._function) if graph is None else runner(graph, constants, inputs)
 
 

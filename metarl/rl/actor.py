@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, fx, nn
 
 from metarl.execution.cuda import CudaGraph
-from metarl.execution.repeated import Repeated
+from metarl.execution.repeated import Operations, Repeated, repeat
 from metarl.rl.distributions import ActionDistribution, DistParams
 from metarl.rl.policy import shared_state, stacked_forward
 from metarl.rl.rollout import Forward, Noise, Rollout, Steps, clipper, finished, step_through
@@ -72,15 +72,6 @@ class Actor:
         )
 
     @torch.no_grad()
-    def prepare(self, vec: VectorEnv[Any, Any, Any], params: Params, noise: Noise, copies: int = 1) -> bool:
-        """Make the records for `copies` rollouts at once; whether there are any: without, only one thread may act."""
-        if (env := pure_env(vec)) is not None:
-            record, constants = self._step(env, vec, params)
-            return record.prepare(constants, _first_inputs(env, vec, noise), copies)
-        record, constants = self._forward(params)
-        return record.prepare(constants, [_first_obs(vec, params, noise)], copies)
-
-    @torch.no_grad()
     def rollout(self, vec: VectorEnv[Any, Any, Any], params: Params, noise: Noise) -> Rollout:
         """One episode in each of the T x E environments of `vec`, each task acted in at its own parameters.
 
@@ -103,23 +94,29 @@ class Actor:
         record, constants = self._step(env, vec, params)
         inputs = _first_inputs(env, vec, noise)
         if noise.actions.device.type == "cuda" and (graph := record.graph(constants, inputs)) is not None:
-            return _steps(env, vec.task, self._replayed(graph, constants, inputs[0], noise))
+            return _steps(env, vec.task, *self._replayed(graph, constants, inputs[:2], noise))
         with record.bound(constants, inputs) as runner:
-            return _steps(env, vec.task, episode(runner.run, inputs[0], noise.actions, noise.transitions))
+            return _steps(env, vec.task, *repeat(runner, inputs[:2], noise.sequences()))
 
-    def _replayed(self, graph: fx.GraphModule, constants: list[Tensor], state: Tensor, noise: Noise) -> list[Tensor]:
+    def _replayed(
+        self, graph: fx.GraphModule, constants: list[Tensor], carried: list[Tensor], noise: Noise
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """A whole rollout on the device, without waiting for the host in between."""
-        inputs = [state, noise.actions, noise.transitions]
+        inputs = [*carried, *noise.sequences()]
         key = (graph, noise.actions.shape)
         if key not in self._graphs:
 
             def whole(*leaves: Tensor) -> list[Tensor]:
-                fixed, rest = leaves[: len(constants)], leaves[len(constants) :]
-                return episode(lambda varying: graph.forward(*fixed, *varying), *rest)
+                step = Operations(graph.forward)
+                step.bind(leaves[: len(constants)])
+                first = len(constants) + len(carried)
+                at_last, kept = repeat(step, leaves[len(constants) : first], leaves[first:])
+                return at_last + kept
 
             self._graphs[key] = CudaGraph(whole, constants, inputs)
         self._graphs[key].bind(constants)
-        return [x.clone() for x in self._graphs[key].run(inputs)]
+        results = [x.clone() for x in self._graphs[key].run(inputs)]
+        return results[: len(carried)], results[len(carried) :]
 
     def _forward(self, params: Params) -> tuple[Repeated, list[Tensor]]:
         """What repeats the policy's forward, and what stays the same in it."""
@@ -168,37 +165,10 @@ class Actor:
             proposed = env.transition(state, sent, task, transition_noise)
             reward = env.reward(state, sent, proposed, task).to(seen.dtype).view(per_task)
             after = torch.where(running[:, None], proposed, state)  # what has ended stays as it is
-            return [after, running & ~env.terminal(after, task), seen, reward, action, *parameters]
+            going = running & ~env.terminal(after, task)
+            return [after, going, seen, reward, running, action, *parameters]
 
         return step
-
-
-def episode(
-    step: Callable[[Sequence[Tensor]], Sequence[Tensor]], state: Tensor, actions: Tensor, transitions: Tensor
-) -> list[Tensor]:
-    """Repeat a step for as long as an episode runs.
-
-    Args:
-        step: from state `[N, S]`, running `[N]` and noise to those after it and to what is kept; all valid until the
-            next call.
-        state: at first.
-        actions: noise `[T, H, E, ...]`.
-        transitions: noise `[T, H, E, k]`.
-
-    Returns:
-        The last state, what runs on, and for every step `[h, ...]` what ran on before it and what was kept.
-    """
-    running = torch.ones(len(state), dtype=torch.bool, device=state.device)
-    kept = []
-    for action_noise, transition_noise in zip(
-        actions.unbind(1), transitions.transpose(0, 1).flatten(1, 2), strict=True
-    ):
-        before = running.clone()
-        state, running, *rest = step([state, running, action_noise, transition_noise])
-        kept.append([before, *[x.clone() for x in rest]])
-        if state.device.type == "cpu" and not running.any():  # elsewhere the question would cost a synchronisation
-            break
-    return [state.clone(), running.clone(), *map(torch.stack, zip(*kept, strict=True))]
 
 
 def pure_env(vec: VectorEnv[Any, Any, Any]) -> PureEnv | None:
@@ -216,15 +186,15 @@ def _first_obs(vec: VectorEnv[Any, Any, Any], params: Params, noise: Noise) -> T
 def _first_inputs(env: PureEnv, vec: Any, noise: Noise) -> list[Tensor]:
     """What the first step takes beside its constants."""
     state = env.initial(vec.task, noise.initial.flatten(0, 1))
-    return [state, torch.ones(len(state), dtype=torch.bool, device=state.device), *noise.at(0)]
+    return [state, torch.ones(len(state), dtype=torch.bool, device=state.device), *[x[0] for x in noise.sequences()]]
 
 
-def _steps(env: PureEnv, task: Mapping[str, Tensor], results: Sequence[Tensor]) -> Steps:
-    state, running, before, seen, *rest = results
+def _steps(env: PureEnv, task: Mapping[str, Tensor], at_last: Sequence[Tensor], kept: Sequence[Tensor]) -> Steps:
+    (state, running), (seen, reward, ran, *rest) = at_last, kept
     per_task = seen.shape[1:3]
     last = env.observation(state, task)
     last = last.view(*per_task, *last.shape[1:]).to(seen.dtype)
-    return Steps([seen, rest[0], before.view(-1, *per_task), *rest[1:]], last, ~running.view(per_task))
+    return Steps([seen, reward, ran.view(-1, *per_task), *rest], last, ~running.view(per_task))
 
 
 def _named(names: Sequence[Iterable[str]], leaves: Sequence[Tensor]) -> list[Params]:

@@ -4,10 +4,10 @@ Every draw rolls out afresh with the parameters it is given, so D_in, D_o and D_
 uses trajectories of the *current* adapted policy.
 """
 
-import itertools
+import functools
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from metarl.errors import check_choice, check_int, check_real
 from metarl.execution import Execution
-from metarl.execution.threads import over_threads
 from metarl.functional import call
 from metarl.rl.actor import Actor
 from metarl.rl.advantages import (
@@ -29,10 +28,9 @@ from metarl.rl.advantages import (
 )
 from metarl.rl.distributions import distribution_for
 from metarl.rl.policy import policy_params
-from metarl.rl.rollout import Rollout, joined
+from metarl.rl.rollout import Rollout
 from metarl.rl.streams import Streams
 from metarl.rl.surrogates import Surrogate, make_surrogate, reinforce
-from metarl.tree import tree_map
 from metarl.types import Batch, Params, Role, Task, TaskDistribution
 
 BASELINES: dict[str, Baseline] = {
@@ -124,22 +122,6 @@ class ReinforcementLearning:
         return RLTasks(self, task, Streams(int(rng.integers(2**63)), number, self.device))
 
 
-GROUP = 200
-"""Environments that one thread steps at a time, about: fewer cost more of Python's time, more leave cores idle."""
-
-
-class Group(NamedTuple):
-    """The environments of tasks `first` to `last` - 1."""
-
-    first: int
-    last: int
-    vec: VectorEnv[Any, Any, Any]
-
-    def part(self, params: Params) -> Params:
-        """Their rows of stacked parameters."""
-        return tree_map(lambda leaf: leaf[self.first : self.last], params)
-
-
 class RLTasks:
     """A batch of reinforcement-learning tasks: T x E environments and a stream of random numbers for each task."""
 
@@ -148,7 +130,14 @@ class RLTasks:
         self.task = task
         self.execution, self.execution_key = source._execution, source.actor
         self._source, self._streams = source, streams
-        self._groups: list[Group] | None = None
+
+    @functools.cached_property
+    def _vec(self) -> VectorEnv[Any, Any, Any]:
+        source = self._source
+        vec = source.distribution.make_vec(self.task, source.episodes, source.device)
+        if hasattr(vec, "threads"):
+            vec.threads = torch.get_num_threads()
+        return vec
 
     def shard(self, first: int, last: int) -> "RLTasks":
         """Tasks `first` to `last` - 1, which draw what they would have drawn as part of the whole, from the start."""
@@ -158,34 +147,9 @@ class RLTasks:
     def rollout(self, params: Params) -> Rollout:
         """One episode in every environment at stacked `params`."""
         source, actor = self._source, self._source.actor
-        groups = self._groups = self._groups or self._make_groups()
-        dtype = next(iter(params.values())).dtype
-        noise = actor.noise(groups[0].vec, self._streams, source.distribution.horizon, source.episodes, dtype)
-
-        def of_group(group: Group) -> Rollout:
-            return actor.rollout(group.vec, group.part(params), noise.of(group.first, group.last))
-
-        ready = [
-            actor.prepare(group.vec, group.part(params), noise.of(group.first, group.last), len(groups))
-            for group in (groups[0], groups[-1])
-        ]
-        return joined(over_threads(of_group, groups) if len(groups) > 1 and all(ready) else [*map(of_group, groups)])
-
-    def _make_groups(self) -> "list[Group]":
-        """Environments for all tasks, or where threads may step them for some tasks each; not depending on threads."""
-        source, episodes = self._source, self._source.episodes
-        apart = getattr(source.distribution, "in_threads", lambda device: False)(torch.device(source.device))
-        wanted = self.num_tasks * episodes // GROUP if apart else 1
-        number = max(1, min(self.num_tasks, wanted))
-        bounds = [i * self.num_tasks // number for i in range(number + 1)]
-        groups = []
-        for first, last in itertools.pairwise(bounds):
-            task = {name: value[first:last] for name, value in self.task.items()}
-            vec = source.distribution.make_vec(task, episodes, source.device)
-            if hasattr(vec, "threads"):
-                vec.threads = max(1, torch.get_num_threads() // number)
-            groups.append(Group(first, last, vec))
-        return groups
+        horizon, episodes, dtype = source.distribution.horizon, source.episodes, next(iter(params.values())).dtype
+        noise = actor.noise(self._vec, self._streams, horizon, episodes, dtype)
+        return actor.rollout(self._vec, params, noise)
 
     def draw(self, params: Params, role: Role) -> Batch:
         """Roll out at stacked `params` and estimate advantages; leaves are `[T, E, H, ...]`."""

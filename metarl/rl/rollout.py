@@ -33,14 +33,9 @@ class Noise(NamedTuple):
     transitions: Tensor  # [T, H, E, k], likewise
     seed: int  # of other environments
 
-    def at(self, t: int) -> list[Tensor]:
-        """The noise of one step: of the actions `[T, E, ...]`, of N environments `[N, k]`."""
-        return [self.actions[:, t], self.transitions[:, t].flatten(0, 1)]
-
-    def of(self, first: int, last: int) -> "Noise":
-        """That of tasks `first` to `last` - 1."""
-        actions, initial, transitions = (x[first:last] for x in self[:3])
-        return Noise(actions, initial, transitions, self.seed + first * self.actions.shape[2])
+    def sequences(self) -> list[Tensor]:
+        """The noise of the steps: of actions `[H, T, E, ...]`, of N environments `[H, N, k]`."""
+        return [self.actions.transpose(0, 1), self.transitions.transpose(0, 1).flatten(1, 2)]
 
 
 class Steps(NamedTuple):
@@ -103,14 +98,6 @@ def finished(steps: Steps, distribution: ActionDistribution, horizon: int) -> Ro
     final_obs = _after_last_step(seen, running_before, steps.last_obs)
     seen, reward, mask, action, log_probs = (_pad(x, horizon) for x in (seen, reward * mask, mask, action, log_probs))
     return Rollout(Episodes(seen, reward, mask, final_obs, steps.terminated), action, log_probs)
-
-
-def joined(parts: Sequence[Rollout]) -> Rollout:
-    """Rollouts of some tasks each as one of all."""
-    if len(parts) == 1:
-        return parts[0]
-    episodes = Episodes(*map(torch.cat, zip(*(part.episodes for part in parts), strict=True)))
-    return Rollout(episodes, torch.cat([part.actions for part in parts]), torch.cat([part.log_probs for part in parts]))
 
 
 def clipper(space: spaces.Space[Any], device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,201 @@
+"""A list of calls that write into given tensors, as one TorchScript function.
+
+No interpreter lock is held while that runs, so threads that each run a list do not wait for each other; and a call
+takes half the time of one from Python.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+aten = torch.ops.aten
+
+Results: TypeAlias = Tensor | Sequence[Tensor | None]
+
+
+class Repetition(NamedTuple):
+    """What happens around calls that are made again and again, at time t."""
+
+    sequences: list[Tensor]  # whose element t is copied
+    places: list[Tensor]  # to these before the calls;
+    results: list[Tensor]  # which are copied after the calls
+    kept: list[Tensor]  # to element t of these;
+    carried: list[Tensor]  # which get, at last,
+    following: list[Tensor]  # the values of these
+    runs_on: Tensor  # bool, one of the carried
+
+
+_SOURCE = """
+def once(x: List[Tensor]):
+    {names}
+    if True:
+        {lines}
+    return None
+
+
+def many(
+    x: List[Tensor],
+    sequences: List[Tensor],
+    places: List[Tensor],
+    results: List[Tensor],
+    kept: List[Tensor],
+    carried: List[Tensor],
+    following: List[Tensor],
+    runs_on: Tensor,
+) -> int:
+    {names}
+    for t in range(kept[0].size(0)):
+        for i in range(len(sequences)):
+            places[i].copy_(sequences[i][t])
+        {lines}
+        for i in range(len(kept)):
+            kept[i][t].copy_(results[i])
+        for i in range(len(carried)):
+            carried[i].copy_(following[i])
+        if not bool(runs_on.any()):
+            return t + 1
+    return kept[0].size(0)
+"""
+
+
+def _indented(lines: Sequence[str]) -> str:
+    return "\n        ".join(lines or ["pass"])
+
+
+_COPIES = {"clone", "_to_copy"}
+_WITH_NUMBERS = {aten.add, aten.sub, aten.mul, aten.div, aten.lt, aten.le, aten.gt, aten.ge, aten.eq, aten.ne}
+
+
+class Call(NamedTuple):
+    """An operation, its arguments, and the tensors that get its results; `None` for one that nobody wants."""
+
+    operation: Any  # an overload in torch.ops.aten
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    out: str | None  # what it calls the tensor it writes its result into; None: it makes its results itself
+    results: Results
+
+    @property
+    def name(self) -> str:
+        """In torch.ops.aten."""
+        return str(self.operation._schema.name).removeprefix("aten::")
+
+    def __call__(self) -> None:
+        """From Python."""
+        if self.out is not None:
+            self.operation(*self.args, **self.kwargs, **{self.out: self.results})
+            return
+        found = self.args[0] if self.name in _COPIES else self.operation(*self.args, **self.kwargs)
+        pairs = [(self.results, found)] if isinstance(self.results, Tensor) else zip(self.results, found, strict=True)
+        for place, result in pairs:
+            if place is not None:
+                place.copy_(result)
+
+
+def writing(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Results) -> Call:
+    """The call that leaves what `target(*args, **kwargs)` gives in `results`, without other memory where it can."""
+    if (
+        target.overloadpacket in _WITH_NUMBERS
+    ):  # with a number they would make a copy; a tensor that holds it is as good
+        target, like = target.overloadpacket.Tensor, next(x for x in args if isinstance(x, Tensor))
+        args = tuple(_as_tensor(x, like) for x in args)
+    found = _out_variant(target)
+    return (
+        Call(target, args, kwargs, None, results) if found is None else Call(found[0], args, kwargs, found[1], results)
+    )
+
+
+class Script:
+    """Calls as one compiled function; one by one where they cannot be compiled."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = list(calls)
+        self._tensors: list[Tensor] = []
+        self._numbers: dict[int, int] = {}
+        self._once: Callable[[list[Tensor]], None] | None = None
+        try:
+            lines = [line for i, call in enumerate(calls) for line in self._lines(i, call)]
+            names = [f"x{i} = x[{i}]" for i in range(len(self._tensors))]
+            unit = torch.jit.CompilationUnit(_SOURCE.format(names="\n    ".join(names), lines=_indented(lines)))
+            self._once, self._many = unit.once, unit.many
+        except (RuntimeError, ValueError) as error:
+            log.info("operations are called one by one: %s", str(error).strip().split("\n")[0])
+
+    def once(self) -> None:
+        """Make all calls."""
+        if self._once is None:
+            for call in self._calls:
+                call()
+        else:
+            self._once(self._tensors)
+
+    def many(self, repetition: "Repetition") -> int:
+        """Make all calls again and again, until no element of `runs_on` is true; returns how often."""
+        if self._once is not None:
+            return int(self._many(self._tensors, *repetition))
+        for t in range(len(repetition.kept[0])):
+            for place, sequence in zip(repetition.places, repetition.sequences, strict=True):
+                place.copy_(sequence[t])
+            self.once()
+            for record, result in zip(repetition.kept, repetition.results, strict=True):
+                record[t].copy_(result)
+            for before, after in zip(repetition.carried, repetition.following, strict=True):
+                before.copy_(after)
+            if not repetition.runs_on.any():
+                return t + 1
+        return len(repetition.kept[0])
+
+    def _lines(self, i: int, call: Call) -> list[str]:
+        given = [self._text(x) for x in call.args] + [f"{k}={self._text(x)}" for k, x in call.kwargs.items()]
+        if call.out is not None:
+            return [f"torch.ops.aten.{call.name}({', '.join([*given, f'{call.out}={self._text(call.results)}'])})"]
+        if call.name in _COPIES:
+            return [f"{self._text(call.results)}.copy_({given[0]})"]
+        made = f"r{i} = torch.ops.aten.{call.name}({', '.join(given)})"
+        if isinstance(call.results, Tensor):
+            return [made, f"{self._text(call.results)}.copy_(r{i})"]
+        return [made, *[f"{self._text(x)}.copy_(r{i}[{k}])" for k, x in enumerate(call.results) if x is not None]]
+
+    def _text(self, value: Any) -> str:
+        if isinstance(value, Tensor):
+            number = self._numbers.setdefault(id(value), len(self._tensors))
+            if number == len(self._tensors):
+                self._tensors.append(value)
+            return f"x{number}"
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(map(self._text, value))}]"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"float('{value}')"
+        if isinstance(value, torch.device):
+            return f"torch.device('{value}')"
+        if value is None or isinstance(value, bool | int | float | torch.dtype | torch.layout | torch.memory_format):
+            return str(value)
+        raise ValueError(f"{value!r} has no text")
+
+
+def _as_tensor(value: Any, like: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value
+    floating = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+    return torch.tensor(value, dtype=floating if isinstance(value, float) else like.dtype)
+
+
+@functools.cache
+def _out_variant(target: Any) -> tuple[Any, str] | None:
+    """The overload of an operation with one result that writes it into a given tensor, and what it calls that."""
+    wanted = [(a.name, str(a.type)) for a in target._schema.arguments]
+    for name in target.overloadpacket.overloads():
+        overload = getattr(target.overloadpacket, name)
+        outs = [a.name for a in overload._schema.arguments if a.is_out]
+        rest = [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out]
+        generated = torch.Tag.generated in overload.tags  # which makes a copy
+        if rest == wanted and len(outs) == len(target._schema.returns) == 1 and not generated:
+            return overload, outs[0]
+    return None
