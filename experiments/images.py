@@ -76,7 +76,7 @@ def build_few_shot(
         ways=given.ways,
         shots=shots,
         queries=queries,
-        execution=execution(given, device),
+        execution=Execution(trace=True),
         device=device,
     )
     return Sources(train, replace(train, classes=splits.validation), replace(train, classes=splits.test))
@@ -141,9 +141,3 @@ def build_network(given: ImageSettings, image_shape: Sequence[int], ways: int, s
     if len(image_shape) != 3 or image_shape[1] != image_shape[2]:
         raise ValueError(f"network conv4 needs square images [channels, side, side], got {tuple(image_shape)}")
     return conv4(image_shape[0], image_shape[-1], ways, filters=given.filters, seed=seed)
-
-
-def execution(given: ImageSettings, device: torch.device) -> Execution:
-    """What was measured to be the fastest: convolutions on a CPU one task at a time, the mlp traced."""
-    convolutions = network_name(given) == "conv4"
-    return Execution(chunk_size=1 if convolutions and device.type == "cpu" else None, trace=not convolutions)

@@ -3,8 +3,9 @@
 Every rule is a function of ONE task, `rule(params, grads, anchor) -> params`; `adapt` applies it to all tasks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch.func import vmap
@@ -14,12 +15,19 @@ from metarl.errors import check_real
 from metarl.tree import stack, tree_map
 from metarl.types import Batch, Inner, Params, Rule, Tasks
 
+Adjoint: TypeAlias = Callable[[Params], tuple[Params, Params, Params | None]]
+"""From a cotangent of what a rule gives to those of its three arguments; `None` for zero."""
+
 
 @dataclass(frozen=True)
 class Elementwise:
-    """A rule that treats every number by itself, and so is the same for one task and for a stack of them: no vmap."""
+    """A rule that treats every number by itself, and so is the same for one task and for a stack of them: no vmap.
+
+    Where it is linear in its arguments, `adjoint` says what `rule_pull_back` would otherwise ask of autograd.
+    """
 
     rule: Rule
+    adjoint: Adjoint | None = None
 
     def __call__(self, params: Params, grads: Params, anchor: Params) -> Params:
         return self.rule(params, grads, anchor)
@@ -29,11 +37,10 @@ def sgd(learning_rate: float) -> Rule:
     """`w - alpha g`, the inner step of MAML (Finn et al., 2017)."""
     alpha = check_real("learning_rate", learning_rate, open_low=False)
 
-    @Elementwise
     def rule(params: Params, grads: Params, anchor: Params) -> Params:
         return {k: params[k] - alpha * grads[k] for k in params}
 
-    return rule
+    return Elementwise(rule, lambda v: (v, tree_map(lambda x: -alpha * x, v), None))
 
 
 def sign_sgd(learning_rate: float) -> Rule:
@@ -86,11 +93,14 @@ def inner_step(rule: Rule, params: Params, grads: Params, anchor: Params) -> Par
 
 def rule_pull_back(
     rule: Rule, params: Params, grads: Params, anchor: Params, cotangent: Params
-) -> tuple[Params, Params, Params]:
+) -> tuple[Params, Params, Params | None]:
     """The vector-Jacobian products of one inner step with respect to its three arguments; no loss is involved.
 
-    For `w - alpha g` they are `(v, -alpha v, 0)`; for `w - alpha sign(g)` they are `(v, 0, 0)`.
+    For `w - alpha g` they are `(v, -alpha v, 0)`; for `w - alpha sign(g)` they are `(v, 0, 0)`. `None` stands for zero
+    where the rule says so itself.
     """
+    if isinstance(rule, Elementwise) and rule.adjoint is not None:
+        return rule.adjoint(cotangent)
     with torch.enable_grad():
         arguments = [tree_map(lambda x: x.detach().requires_grad_(), x) for x in (params, grads, anchor)]
         moved = {k: v for k, v in inner_step(rule, *arguments).items() if v.requires_grad}

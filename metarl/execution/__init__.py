@@ -6,7 +6,8 @@ memory of its own: on a CPU as a `Program`, its chunks in threads; on an acceler
 """
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -17,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from metarl.errors import check_int
 from metarl.execution.program import peak_bytes
-from metarl.execution.repeated import Runner, runner
+from metarl.execution.repeated import Runner, make_runner
 from metarl.execution.threads import over_threads
 from metarl.execution.tracing import results, traced, value
 
@@ -67,7 +68,8 @@ class Execution:
         def plain(inputs: Iterable[Tensor]) -> Any:
             return vmap(function)(*_unflatten(inputs, structure))
 
-        if not self.trace and self.memory_budget is None:
+        differentiated = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+        if differentiated or (not self.trace and self.memory_budget is None):
             return _in_chunks(plain, leaves, self.chunk_size or len(leaves[0]))
         shapes = [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
         key = (name, key, structure, *shapes)
@@ -146,21 +148,22 @@ class Record:
 
     def __call__(self, leaves: list[Tensor]) -> Any:
         """The function of all tasks."""
+        if len(self._starts) == 1:
+            with self._any_runner(leaves) as runner:
+                return pytree.tree_unflatten([x.clone() for x in runner.run(leaves)], self._structure)
         wholes = [torch.empty(len(leaves[0]), *x.shape[1:], dtype=x.dtype, device=self._device) for x in self._like]
 
         def one_chunk(start: int) -> None:
-            runner = self._idle.pop() if self._idle else self._runner(leaves)
             rows = slice(start, start + self.chunk_size)
-            for whole, part in zip(wholes, runner.run([leaf[rows] for leaf in leaves]), strict=True):
-                whole[rows] = part
-            self._idle.append(runner)
+            with self._any_runner(leaves) as runner:
+                for whole, part in zip(wholes, runner.run([leaf[rows] for leaf in leaves]), strict=True):
+                    whole[rows] = part
 
-        if self._device.type == "cpu" and len(self._starts) > 1:
+        if self._device.type == "cpu":
             over_threads(one_chunk, self._starts)
         else:
-            with torch.no_grad():
-                for start in self._starts:
-                    one_chunk(start)
+            for start in self._starts:
+                one_chunk(start)
         return pytree.tree_unflatten(wholes, self._structure)
 
     def check(self, plain: Plain, leaves: list[Tensor]) -> None:
@@ -172,14 +175,20 @@ class Record:
         first = [leaf[: self.chunk_size] for leaf in leaves]
         wanted = pytree.tree_leaves(plain(first))
         scale = max(float(x.abs().max()) for x in wanted if x.numel())
-        with torch.no_grad():
-            self._idle.append(self._runner(leaves))
-            found = self._idle[-1].run(first)
-        for got, expected in zip(found, wanted, strict=True):
-            torch.testing.assert_close(got, expected.detach(), rtol=1e-4, atol=1e-5 * scale)
+        with self._any_runner(leaves) as runner:
+            for got, expected in zip(runner.run(first), wanted, strict=True):
+                torch.testing.assert_close(got, expected.detach(), rtol=1e-4, atol=1e-5 * scale)
 
-    def _runner(self, leaves: list[Tensor]) -> Runner:
-        return runner(self._graph, [], [leaf[: self.chunk_size] for leaf in leaves])
+    @contextmanager
+    def _any_runner(self, leaves: list[Tensor]) -> Iterator[Runner]:
+        """One that no other thread has at the moment; without gradients."""
+        try:
+            found = self._idle.pop()
+        except IndexError:
+            found = make_runner(self._graph, [], [leaf[: self.chunk_size] for leaf in leaves])
+        with torch.no_grad():
+            yield found
+        self._idle.append(found)
 
 
 def _flatten(stacked: tuple[Stacked, ...]) -> tuple[list[Tensor], Structure]:

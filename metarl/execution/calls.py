@@ -153,7 +153,12 @@ class Script:
         return len(repetition.kept[0])
 
     def _lines(self, i: int, call: Call) -> list[str]:
-        given = [self._text(x) for x in call.args] + [f"{k}={self._text(x)}" for k, x in call.kwargs.items()]
+        kinds = [str(a.type) for a in call.operation._schema.arguments]
+        given = [self._text(x) for x in call.args]
+        for k, kind in enumerate(kinds[: len(given)]):
+            if kind == "List[Optional[Tensor]]":
+                given[k] = f"torch.jit.annotate({kind}, {given[k]})"
+        given += [f"{k}={self._text(x)}" for k, x in call.kwargs.items()]
         if call.out is not None:
             return [f"torch.ops.aten.{call.name}({', '.join([*given, f'{call.out}={self._text(call.results)}'])})"]
         if call.name in _COPIES:

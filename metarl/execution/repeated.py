@@ -65,7 +65,7 @@ class Operations:
         return self._function(*self._constants, *[x.contiguous() for x in inputs])
 
 
-def runner(graph: fx.GraphModule, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Runner:
+def make_runner(graph: fx.GraphModule, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Runner:
     """The fastest way to run a traced graph on the device its inputs are on."""
     device = inputs[0].device.type
     if device == "cuda":
@@ -129,7 +129,7 @@ class Repeated:
     def _take(self, graph: fx.GraphModule | None, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Runner:
         if idle := self._idle[_key(constants, inputs)]:
             return idle.pop()
-        return Operations(self._function) if graph is None else runner(graph, constants, inputs)
+        return Operations(self._function) if graph is None else make_runner(graph, constants, inputs)
 
 
 def _key(constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Any, ...]:

@@ -10,12 +10,10 @@ The methods differ only in how they multiply by the Hessian. Only one step's gra
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
-import torch
-
 from metarl.derivatives import gradients, scores
 from metarl.errors import check_choice
 from metarl.inner import Path, rule_pull_back
-from metarl.tree import add, tree_map
+from metarl.tree import add
 from metarl.types import Batch, Inner, MetaGrad, Params, Tasks
 
 HessianData: TypeAlias = Literal["fresh", "inner"]
@@ -36,13 +34,14 @@ def pull_back(
 ) -> Params:
     """The gradient at `w_N` pulled back to `w_0`: the factor of the *last* step acts first."""
     anchor = path.params[0]
-    through_anchor = tree_map(torch.zeros_like, cotangent)
+    through_anchor: Params | None = None
     for w, batch, g in zip(reversed(path.params[:-1]), reversed(path.batches), reversed(path.grads), strict=True):
         through_w, through_g, to_anchor = rule_pull_back(inner.rule, w, g, anchor, cotangent)
         data = tasks.draw(w, "hessian") if hessian_data == "fresh" else batch
         cotangent = add(through_w, multiply(tasks, w, data, through_g))
-        through_anchor = add(through_anchor, to_anchor)
-    return add(cotangent, through_anchor)
+        if to_anchor is not None:
+            through_anchor = to_anchor if through_anchor is None else add(through_anchor, to_anchor)
+    return cotangent if through_anchor is None else add(cotangent, through_anchor)
 
 
 def check_hessian_data(value: str) -> HessianData:

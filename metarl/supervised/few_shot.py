@@ -39,8 +39,8 @@ class FewShot:
         setting: `finite_sum` draws S_i and T_i once for each task and never again, which is the published protocol.
             `resampling` draws fresh images of the task's classes every time, as the theory of resampling has it; N
             inner steps then look at N K images of a class, so its accuracies are not K-shot ones.
-        execution: how derivatives are computed (see `metarl.execution`); with a convolutional network on a CPU,
-            `Execution(chunk_size=1)` is the best.
+        execution: how derivatives are computed (see `metarl.execution`): `Execution(trace=True)` is the fastest, and
+            takes as many tasks at a time as fit the cache or the memory.
         device: where parameters and images of a batch live.
 
     Raises:

@@ -50,8 +50,8 @@ def conv4(
     """Four blocks of 3 x 3 convolution, transductive batch normalisation, ReLU and halving, then a linear head.
 
     Published: 64 filters and strides for Omniglot, 32 filters and pooling for mini-ImageNet (Finn et al., 2017). Under
-    `vmap` each task has weights of its own, and the convolution becomes a grouped one, which is slow on a CPU: there,
-    `Execution(chunk_size=1)` is the fastest, and takes the least memory by far.
+    `vmap` each task has weights of its own, and the convolution becomes a grouped one, which is slow on a CPU: there
+    few tasks at a time are the fastest, and take the least memory by far; `Execution(trace=True)` sees to it.
 
     Args:
         in_channels: 1 or 3.
