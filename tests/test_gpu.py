@@ -1,5 +1,7 @@
 """The same numbers on an accelerator as on the CPU, given the same data. Skips, visibly, where there is none."""
 
+import copy
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -7,17 +9,21 @@ import pytest
 import torch
 
 from agents import make_policy
-from envs import Navigation
+from envs import FunctionalTasks, GridWorld, LinearGaussian, Navigation
 from experiments.config import TrainConfig, build_learner
 from metarl import OUTER, MetaLearner, Method, make_method
+from metarl.derivatives import gradients
 from metarl.execution import Execution
+from metarl.execution.cuda import CudaGraph
 from metarl.oracles import Draw, Recording, Replaying
 from metarl.rl import ReinforcementLearning
+from metarl.rl.rollout import Noise
+from metarl.rl.streams import Streams
 from metarl.supervised.class_sets import ClassSet
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import conv4
 from metarl.supervised.sinusoid import Sinusoids
-from metarl.tree import tree_map
+from metarl.tree import stack, tree_map
 from metarl.types import Params, TaskSource
 
 pytestmark = [
@@ -52,6 +58,55 @@ def to(tree: Params, device: str) -> Params:
 @pytest.mark.parametrize("outer", sorted(OUTER))
 def test_meta_gradient_on_the_same_data(outer: str) -> None:
     assert_same_meta_gradient(make_method(outer), navigation)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [Navigation(horizon=20), LinearGaussian(horizon=20), GridWorld(horizon=20)],
+    ids=lambda env: type(env).__name__,
+)
+def test_rollouts_with_the_same_noise(env: FunctionalTasks) -> None:
+    """One CUDA graph for a whole rollout; the second time it is replayed."""
+    policy = make_policy(env.observation_space, env.action_space)
+    cpu, cuda = (ReinforcementLearning(env, copy.deepcopy(policy), episodes=4, device=d) for d in ("cpu", "cuda"))
+    task = env.sample(3, np.random.default_rng(0))
+    params = stack(cpu.initial_params(), 3)
+    for seed in (0, 1):
+        vec = env.make_vec(task, 4)
+        noise = cpu.actor.noise(vec, Streams(seed, 3), 20, 4, torch.float32)
+        wanted = cpu.actor.rollout(vec, params, noise)
+        there = Noise(noise.actions.cuda(), noise.initial.cuda(), noise.transitions.cuda(), noise.seed)
+        found = cuda.actor.rollout(env.make_vec(task, 4, "cuda"), to(params, "cuda"), there)
+        for a, b in zip([*found.episodes, *found[1:]], [*wanted.episodes, *wanted[1:]], strict=True):
+            torch.testing.assert_close(a.cpu(), b, rtol=1e-3, atol=1e-4)
+    assert len(cuda.actor._graphs) == 1
+
+
+def test_derivatives_are_cuda_graphs(caplog: pytest.LogCaptureFixture) -> None:
+    source = navigation("cuda")
+    tasks = source.sample(3, np.random.default_rng(0))
+    params = stack(source.initial_params(), 3)
+    batch = tasks.draw(params, "inner")
+    first, second = (gradients(tasks, params, batch) for _ in range(2))
+    for key, leaf in first.items():
+        torch.testing.assert_close(leaf, second[key])
+    records = [record for record in tasks.execution._records.values() if record is not None]
+    assert [type(runner) for record in records for runner in record._idle] == [CudaGraph]
+    assert "without a trace" not in caplog.text
+
+
+def test_chunks_fit_the_memory_budget() -> None:
+    source = navigation("cuda")
+    tasks = dataclasses.replace(source, execution=Execution(trace=True, memory_budget=1)).sample(
+        3, np.random.default_rng(0)
+    )
+    params = stack(source.initial_params(), 3)
+    batch = tasks.draw(params, "inner")
+    found = gradients(tasks, params, batch)
+    whole = gradients(source.tasks(tasks.task, np.random.default_rng(0)), params, batch)
+    for key, leaf in whole.items():
+        torch.testing.assert_close(found[key], leaf, rtol=1e-4, atol=1e-5)
+    assert [record.chunk_size for record in tasks.execution._records.values() if record is not None] == [1]
 
 
 @pytest.mark.parametrize("outer", sorted(OUTER))

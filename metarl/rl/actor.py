@@ -5,6 +5,7 @@ list of operations in memory of its own on a CPU, a whole rollout is one CUDA gr
 environment is stepped as it is, between the recorded forwards of the policy.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,9 @@ UNIFORM_LOW = 2.0**-25
 """Random numbers of environments lie between this and 1, so that their logarithms are finite."""
 
 
+log = logging.getLogger(__name__)
+
+
 class Actor:
     """A policy, the distribution of its actions, and the records of what it does.
 
@@ -37,7 +41,7 @@ class Actor:
     def __init__(self, policy: nn.Module, distribution: ActionDistribution) -> None:
         self.policy, self.distribution = policy, distribution
         self._records: dict[Any, Repeated] = {}
-        self._graphs: dict[Any, CudaGraph] = {}
+        self._graphs: dict[Any, CudaGraph | None] = {}
 
     def forward(self, params: Params, obs: Tensor) -> DistParams:
         """The plain forward of all tasks: `params [T, ...], obs [T, E, ...] -> parameters [T, E, ...]`."""
@@ -94,14 +98,16 @@ class Actor:
         record, constants = self._step(env, vec, params)
         inputs = _first_inputs(env, vec, noise)
         if noise.actions.device.type == "cuda" and (graph := record.graph(constants, inputs)) is not None:
-            return _steps(env, vec.task, *self._replayed(graph, constants, inputs[:2], noise))
+            results = self._replayed(graph, constants, inputs[:2], noise)
+            if results is not None:
+                return _steps(env, vec.task, *results)
         with record.bound(constants, inputs) as runner:
             return _steps(env, vec.task, *repeat(runner, inputs[:2], noise.sequences()))
 
     def _replayed(
         self, graph: fx.GraphModule, constants: list[Tensor], carried: list[Tensor], noise: Noise
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """A whole rollout on the device, without waiting for the host in between."""
+    ) -> tuple[list[Tensor], list[Tensor]] | None:
+        """A whole rollout on the device, without waiting for the host in between; `None` where that cannot be had."""
         inputs = [*carried, *noise.sequences()]
         key = (graph, noise.actions.shape)
         if key not in self._graphs:
@@ -113,9 +119,16 @@ class Actor:
                 at_last, kept = repeat(step, leaves[len(constants) : first], leaves[first:])
                 return at_last + kept
 
-            self._graphs[key] = CudaGraph(whole, constants, inputs)
-        self._graphs[key].bind(constants)
-        results = [x.clone() for x in self._graphs[key].run(inputs)]
+            try:
+                self._graphs[key] = CudaGraph(whole, constants, inputs)
+            except RuntimeError as error:  # such as a constant of the environment that is not on the device
+                log.warning("rollouts are no single CUDA graph and run step by step: %s", str(error).split("\n")[0])
+                self._graphs[key] = None
+        found = self._graphs[key]
+        if found is None:
+            return None
+        found.bind(constants)
+        results = [x.clone() for x in found.run(inputs)]
         return results[: len(carried)], results[len(carried) :]
 
     def _forward(self, params: Params) -> tuple[Repeated, list[Tensor]]:
