@@ -5,6 +5,7 @@ only: chunks bound the memory, a record saves the time that `vmap` and `grad` sp
 memory of its own: on a CPU as a `Program`, its chunks in threads; on an accelerator as a CUDA graph.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from metarl.errors import check_int
-from metarl.execution.program import peak_bytes
+from metarl.execution.program import Arena, peak_bytes
 from metarl.execution.repeated import Runner, make_runner
 from metarl.execution.threads import over_threads
 from metarl.execution.tracing import results, traced, value
@@ -32,6 +33,10 @@ Structure: TypeAlias = tuple[tuple[str, ...] | None, ...]
 
 CACHE = 4 << 20
 """Bytes a chunk's intermediates may take on a CPU where several tasks are to share one: a core's share of its cache."""
+
+
+MEMORY = 512 << 20
+"""Bytes that the chunks of several threads may take together on a CPU; else fewer threads compute chunks at once."""
 
 
 @dataclass(eq=False)
@@ -55,6 +60,7 @@ class Execution:
     memory_budget: int | None = None
     trace: bool = False
     _records: dict[Any, "Record | None"] = field(default_factory=dict, repr=False)
+    _arenas: list[Arena] = field(default_factory=list, repr=False)  # of the first runner of every record, the second...
 
     def __post_init__(self) -> None:
         for name in ("chunk_size", "memory_budget"):
@@ -82,7 +88,7 @@ class Execution:
 
     def _record(self, name: str, plain: "Plain", leaves: list[Tensor]) -> "Record | None":
         try:
-            record = Record(plain, leaves, self._chunk_size(plain, leaves))
+            record = Record(plain, leaves, self._chunk_size(plain, leaves), self._arenas)
             if self.trace:
                 record.check(plain, leaves)
             return record
@@ -125,9 +131,12 @@ class Record:
         function: over tasks.
         leaves: stacked, for their shapes.
         chunk_size: from the bytes all tasks take at once.
+        arenas: memory that it shares with records that do not run at the same time.
     """
 
-    def __init__(self, function: Plain, leaves: list[Tensor], chunk_size: Callable[[int], int]) -> None:
+    def __init__(
+        self, function: Plain, leaves: list[Tensor], chunk_size: Callable[[int], int], arenas: list[Arena]
+    ) -> None:
         out: list[pytree.TreeSpec] = []
 
         def flat(*inputs: Tensor) -> list[Tensor]:
@@ -141,10 +150,12 @@ class Record:
         self.chunk_size = size = -(-tasks // chunks)
         self._starts = [min(i * size, tasks - size) for i in range(chunks)]
         self._graph = graph if chunks == 1 else traced(flat, [leaf[:size] for leaf in leaves])
+        self._nbytes = max(1, peak_bytes(self._graph.graph))
         self._like = [value(node) for node in results(self._graph.graph)]
         self._structure = out[-1]
         self._device = leaves[0].device
         self._idle: list[Runner] = []
+        self._arenas, self._next_arena = arenas, itertools.count()
 
     def __call__(self, leaves: list[Tensor]) -> Any:
         """The function of all tasks."""
@@ -160,7 +171,7 @@ class Record:
                     whole[rows] = part
 
         if self._device.type == "cpu":
-            over_threads(one_chunk, self._starts)
+            over_threads(one_chunk, self._starts, max(1, MEMORY // self._nbytes))
         else:
             for start in self._starts:
                 one_chunk(start)
@@ -185,10 +196,16 @@ class Record:
         try:
             found = self._idle.pop()
         except IndexError:
-            found = make_runner(self._graph, [], [leaf[: self.chunk_size] for leaf in leaves])
+            found = self._new_runner(leaves)
         with torch.no_grad():
             yield found
         self._idle.append(found)
+
+    def _new_runner(self, leaves: list[Tensor]) -> Runner:
+        number = next(self._next_arena)
+        while len(self._arenas) <= number:
+            self._arenas.append(Arena())
+        return make_runner(self._graph, [], [leaf[: self.chunk_size] for leaf in leaves], self._arenas[number])
 
 
 def _flatten(stacked: tuple[Stacked, ...]) -> tuple[list[Tensor], Structure]:

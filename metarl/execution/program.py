@@ -7,6 +7,7 @@ what is left of the graph is a list of calls that write into their places.
 """
 
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,15 +100,42 @@ class Plan:
         return None
 
 
+class Arena:
+    """Memory that several programs without constants use, one at a time."""
+
+    def __init__(self) -> None:
+        self._memory: dict[int, list[Tensor]] = {}
+
+    def take(self, sizes: Sequence[int]) -> list[Tensor]:
+        """A piece of memory of each size, in bytes; the same ones for everybody."""
+        taken: Counter[int] = Counter()
+        pieces = []
+        for size in sizes:
+            there = self._memory.setdefault(size, [])
+            if taken[size] == len(there):
+                there.append(torch.empty(size, dtype=torch.uint8))
+            pieces.append(there[taken[size]])
+            taken[size] += 1
+        return pieces
+
+
 class Program:
-    """A plan with memory. Not for two threads at once; results are valid until the next run.
+    """A plan with memory. Not for two threads at once.
+
+    Its results are valid until its next run; where it shares its memory, until the next run of any program that does.
 
     Args:
         plan: of the graph.
+        arena: memory to share, for a plan without constants; default: its own.
+
+    Raises:
+        ValueError: for constants in memory that is shared.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        memory = [torch.empty(size, dtype=torch.uint8) for size in plan.sizes]
+    def __init__(self, plan: Plan, arena: Arena | None = None) -> None:
+        if arena is not None and plan.constants:
+            raise ValueError("arena must be None for a plan with constants: other programs would overwrite them")
+        memory = (arena or Arena()).take(plan.sizes)
         values: dict[fx.Node, Any] = {}
         once: list[Call] = []
         always: list[Call] = []

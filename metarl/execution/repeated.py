@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from metarl.execution.cuda import CudaGraph
-from metarl.execution.program import NotPlannableError, Plan, Program
+from metarl.execution.program import Arena, NotPlannableError, Plan, Program
 from metarl.execution.tracing import traced
 
 log = logging.getLogger(__name__)
@@ -65,14 +65,16 @@ class Operations:
         return self._function(*self._constants, *[x.contiguous() for x in inputs])
 
 
-def make_runner(graph: fx.GraphModule, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Runner:
-    """The fastest way to run a traced graph on the device its inputs are on."""
+def make_runner(
+    graph: fx.GraphModule, constants: Sequence[Tensor], inputs: Sequence[Tensor], arena: Arena | None = None
+) -> Runner:
+    """The fastest way to run a traced graph on the device its inputs are on; `arena` is for programs to share."""
     device = inputs[0].device.type
     if device == "cuda":
         return CudaGraph(graph.forward, constants, inputs)
     if device == "cpu":
         try:
-            return Program(Plan(graph.graph, len(constants)))
+            return Program(Plan(graph.graph, len(constants)), arena)
         except NotPlannableError as error:
             log.info("run operation by operation: %s", error)
     return Operations(graph.forward)

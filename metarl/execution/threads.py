@@ -17,12 +17,20 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def over_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def over_threads(work: Callable[[Item], Result], items: Sequence[Item], most: int | None = None) -> list[Result]:
     """`[work(item) for item in items]` without gradients, by as many threads as torch has; whoever is free takes one.
 
     `work` must be safe in several threads at once, and not call this again. The results do not depend on their number.
+
+    Args:
+        work: what is done.
+        items: what it is done with.
+        most: threads at most. A single one lets torch split each operation instead.
     """
-    helpers = min(torch.get_num_threads(), len(items)) - 1
+    helpers = min(torch.get_num_threads(), len(items), len(items) if most is None else most) - 1
+    if helpers == 0:
+        with torch.no_grad():
+            return [*map(work, items)]
     results: dict[int, Result] = {}
     rest = iter(enumerate(items))  # shared: what a thread takes is gone for the others
 

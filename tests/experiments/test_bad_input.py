@@ -150,6 +150,9 @@ CASES = [
     Bad("benchmark", "--repetitions 0", ("repetitions must", "got 0")),
     Bad("benchmark", "--device nonsense", ("device must", "'nonsense'")),
     Bad("benchmark", "--fast", ("--fast",)),
+    Bad("benchmark", "--only navigatoin", ("only must", "'navigatoin'", "did you mean 'navigation'")),
+    Bad("benchmark", "--only rollouts --picture growth.png", ("picture must", "growth.png")),
+    Bad("benchmark", "--picture nowhere/growth.png", ("picture must", "nowhere/growth.png")),
 ]
 if not torch.cuda.is_available():
     CASES.append(Bad("train", "--device cuda", ("device must", "'cuda'")))

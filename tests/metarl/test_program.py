@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 
 from metarl.execution import Execution
 from metarl.execution.calls import Script
-from metarl.execution.program import NotPlannableError, Plan, Program
+from metarl.execution.program import Arena, NotPlannableError, Plan, Program
 from metarl.execution.repeated import Operations, Repeated, repeat
 from metarl.execution.threads import over_threads
 from metarl.execution.tracing import traced
@@ -151,6 +151,17 @@ def test_places_are_used_again() -> None:
     plan = Plan(traced(chain, [x]).graph)
     assert plan.nbytes <= 4 * x.numel() * x.element_size()
     same(Program(plan).run([x]), chain(x))
+
+
+def test_programs_that_share_their_memory() -> None:
+    arena = Arena()
+    programs = [(f, Program(Plan(traced(f, inputs()).graph), arena)) for f in FUNCTIONS]
+    for _ in range(2):
+        for function, program in programs:
+            given = inputs()
+            same(program.run(given), function(*given))
+    with pytest.raises(ValueError, match="arena must be None for a plan with constants"):
+        Program(Plan(traced(layer, inputs()).graph, 1), arena)
 
 
 def test_the_fast_hyperbolic_tangent() -> None:

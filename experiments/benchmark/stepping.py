@@ -1,7 +1,6 @@
 """Environment steps a second of many MuJoCo environments: ours, physics alone, and other ways to step them.
 
-Part of `experiments.benchmark`, as is how an iteration's seconds split into draws and the rest. Random actions; the
-contenders take turns, so that the machine's moods hit all alike.
+Random actions; the contenders take turns, so that the machine's moods hit all alike.
 
 - whole: our vector environment, observations, rewards and checks included; ants that fall go on.
 - physics: `mujoco.rollout` called once a control step with the states it returned, and nothing else done.
@@ -23,11 +22,6 @@ import numpy.typing as npt
 
 from envs import make_distribution
 from envs.tasks import EnvTasks
-from experiments.config import TrainConfig, build_source
-from experiments.run import learner_arguments
-from metarl import MetaLearner
-from metarl.oracles import Wrapped
-from metarl.types import Batch, Params, Role, Tasks, TaskSource
 
 MOST_PROCESSES = 40
 NAMES = {"half_cheetah_velocity": "HalfCheetah-v4", "ant_velocity": "Ant-v4"}  # envpool's names
@@ -45,12 +39,7 @@ class Size(NamedTuple):
     rounds: int = 7
 
 
-def mujoco_rates(size: Size) -> list[dict[str, Any]]:
-    """A row for each body and number of environments: medians, and the median ratio of whole to physics."""
-    return [rates(name, number, size) for name in NAMES for number in size.environments]
-
-
-def rates(name: str, number: int, size: Size) -> dict[str, Any]:
+def stepping_rates(name: str, number: int, size: Size) -> dict[str, Any]:
     """Environment steps a second of every contender, in turns."""
     tasks = make_distribution(name, **OPTIONS.get(name, {}))
     steps = max(2, size.steps // number)
@@ -125,50 +114,13 @@ def physics(env: Any, actions: Actions) -> float:
         return 1.0 / (time.perf_counter() - start)
 
 
-class TimedDraws(Wrapped):
-    """Adds up the seconds that draws take."""
-
-    def __init__(self, tasks: Tasks, spent: list[float]) -> None:
-        super().__init__(tasks)
-        self.spent = spent
-
-    def draw(self, params: Params, role: Role) -> Batch:
-        start = time.perf_counter()
-        batch = super().draw(params, role)
-        self.spent.append(time.perf_counter() - start)
-        return batch
-
-
-class TimedSource:
-    """A task source whose draws are timed."""
-
-    def __init__(self, source: TaskSource) -> None:
-        self.source, self.score_name, self.spent = source, source.score_name, list[float]()
-
-    def initial_params(self) -> Params:
-        return self.source.initial_params()
-
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> TimedDraws:
-        return TimedDraws(self.source.sample(num_tasks, rng), self.spent)
-
-
-def meta_iteration(config: TrainConfig, repetitions: int) -> dict[str, float]:
-    """Median seconds of an iteration and of the draws in it; the rest is derivatives and the outer step."""
-    source = TimedSource(build_source(config))
-    learner = MetaLearner(source, meta_batch_size=config.meta_batch_size, **learner_arguments(config))
-    learner.learn(1)
-    seconds, drawing = [], []
-    for _ in range(repetitions):
-        source.spent.clear()
-        start = time.perf_counter()
-        learner.learn(1)
-        seconds.append(time.perf_counter() - start)
-        drawing.append(sum(source.spent))
-    return {
-        "seconds": statistics.median(seconds),
-        "least": min(seconds),
-        "greatest": max(seconds),
-        "draw_seconds": statistics.median(drawing),
-        "draws": len(source.spent),
-        "inner_steps": learner.method.inner.steps,
-    }
+def physics_rate(name: str, number: int, steps: int = 16000) -> float:
+    """Environment steps a second of `number` environments by physics alone, from so many steps of all of them."""
+    tasks = make_distribution(name, **OPTIONS.get(name, {}))
+    env = tasks.make_vec(tasks.sample(1, np.random.default_rng(0)), number)
+    shape = (max(2, steps // number), number, *(tasks.action_space.shape or ()))
+    actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    try:
+        return number * len(actions) * physics(env, actions)
+    finally:
+        env.close()

@@ -1,4 +1,4 @@
-"""`experiments.compare` and `experiments.benchmark`: whether they run and what they print."""
+"""`experiments.compare`: whether it runs and what it prints."""
 
 import json
 from functools import partial
@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from experiments import train
-from metarl.outer import OUTER
 from tests.experiments import runs
 
 
@@ -39,29 +38,3 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = [line.split("|")[1:-1] for line in outcome.out.splitlines() if line.startswith("|")]
     assert [row[0].strip() for row in table] == ["update", "---", "`maml`", "`fo_maml`"]
     assert {len(row) for row in table} == {1 + 4 + 3}
-
-
-def test_benchmark_json() -> None:
-    outcome = runs.call("benchmark", "--quick", "--json")
-    assert (outcome.code, outcome.err) == (0, "")
-    found = json.loads(outcome.out)
-    assert set(found["meta_iteration"]) == set(OUTER)
-    assert [part["inner_steps"] for part in found["sinusoid"].values()] == [1, 5]
-    assert set(found["conv4"]) == {"all", "1"}
-    assert all(part["memory_mb"] > 0 for part in found["conv4"].values())
-    images = [*found["sinusoid"].values(), *found["conv4"].values()]
-    parts = [found["rollout"], found["maml_reusing_d_in"], *found["meta_iteration"].values(), *images]
-    assert all(0 < part["least"] <= part["seconds"] <= part["greatest"] for part in parts)
-    assert found["rollout"]["env_steps_per_second"] == pytest.approx(4 * 4 * 20 / found["rollout"]["seconds"])
-    assert found["meta_iteration"]["multi_step_maml"]["inner_steps"] == 3
-    assert found["matrix_product_gflops"] > 0
-    assert [(row["env"], row["environments"]) for row in found["mujoco"]] == [
-        ("half_cheetah_velocity", 4),
-        ("ant_velocity", 4),
-    ]
-    for row in found["mujoco"]:
-        assert all(row[name] > 0 for name in ("whole", "physics", "Sync", "Async"))
-        assert row["whole / physics"] == pytest.approx(row["whole"] / row["physics"])
-    for part, draws in zip(found["half_cheetah_velocity"].values(), (3, 2), strict=True):
-        assert part["draws"] == draws
-        assert 0 < part["draw_seconds"] < part["seconds"]
