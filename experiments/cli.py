@@ -2,11 +2,15 @@
 
 import importlib
 import io
+import logging
+import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -14,6 +18,7 @@ import tyro
 
 from metarl import MetaLearner, NonFiniteError
 from metarl.callbacks import Callback
+from metarl.distributed import ALONE, Processes, joined, local_rank
 
 Config = TypeVar("Config")
 
@@ -27,6 +32,7 @@ def parse(
     script: str,
     description: str | None,
     default: Config | None = None,
+    processes: Processes = ALONE,
 ) -> Config:
     """The arguments as `config`, over `default` where it is given; a wrong one is one line and exit code 2."""
     given: dict[str, Any] = {} if default is None else {"default": default}
@@ -41,7 +47,7 @@ def parse(
     except SystemExit as end:
         if end.code != BAD_INPUT:
             raise
-    fail(_one_line(said.getvalue()), BAD_INPUT)
+    _refuse(_one_line(said.getvalue()), processes)
 
 
 def _one_line(box: str) -> str:
@@ -52,28 +58,59 @@ def _one_line(box: str) -> str:
     return re.sub(r"^[A-Z][a-z]+ [a-z]+ (?=[A-Z])", "", text).removeprefix("Error ")  # a title drawn without a border
 
 
-def prepared(prepare: Callable[[], Config]) -> Config:
-    """`prepare()`; its `ValueError` becomes one line and exit code 2. To be called before anything is written."""
+def prepared(prepare: Callable[[], Config], processes: Processes = ALONE) -> Config:
+    """`prepare()`; its `ValueError` becomes one line and exit code 2. To be called before anything is written.
+
+    With several processes, it must be the same `ValueError` in all (see `Processes.together`).
+    """
     try:
         return prepare()
     except ValueError as error:
-        fail(error, BAD_INPUT)
+        _refuse(error, processes)
+
+
+def _refuse(error: object, processes: Processes) -> NoReturn:
+    if processes.is_first:
+        print(f"error: {error}", file=sys.stderr)
+    processes.gather_objects(None)  # the first one that leaves takes the others with it: not before the line is out
+    raise SystemExit(BAD_INPUT)
 
 
 @contextmanager
-def one_line_errors(hint: str = "") -> Iterator[None]:
-    """End the program with one line, and `hint`, at a NaN (exit code 1) or at Ctrl-C (130)."""
+def together() -> Iterator[Processes]:
+    """The processes torchrun has started, or this one alone; only the first one prints and warns."""
+    with ExitStack() as stack:
+        with one_line_errors():
+            processes = prepared(lambda: stack.enter_context(joined()))
+        if not processes.is_first:
+            stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+            stack.callback(logging.disable, logging.NOTSET)
+        yield processes
+
+
+@contextmanager
+def one_line_errors(hint: str = "", processes: Processes = ALONE) -> Iterator[None]:
+    """End the program with one line, and `hint`, at a NaN, when another process has ended (1), or at Ctrl-C (130).
+
+    What happened to all processes, the first one says.
+    """
     try:
         yield
     except NonFiniteError as error:
-        fail(f"{error}{hint}", FAILED)
+        fail(f"{error}{hint}", FAILED, silent=error.task is None and not processes.is_first)
+    except ConnectionError as error:
+        fail(f"{error}{hint}", FAILED, silent=not processes.is_first)
     except KeyboardInterrupt:
-        fail(f"interrupted{hint}", SIGNAL_BASE + signal.SIGINT)
+        fail(f"interrupted{hint}", SIGNAL_BASE + signal.SIGINT, silent=not processes.is_first)
 
 
-def fail(error: object, code: int) -> NoReturn:
+def fail(error: object, code: int, *, silent: bool = False) -> NoReturn:
     """Print one line to stderr and exit."""
-    print(f"error: {error}", file=sys.stderr)
+    if not silent:
+        print(f"error: {error}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -100,13 +137,16 @@ def import_plugins(modules: Iterable[str]) -> None:
 def pick_device(name: str) -> torch.device:
     """The device called `name`; `auto` is an accelerator where there is one, else the CPU.
 
+    `cuda` without a number is the GPU that belongs to this process: its LOCAL_RANK.
+
     Raises:
         ValueError: for a device that torch does not know, or that is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        device = torch.device("cuda", local_rank()) if name == "cuda" else device
         torch.empty((), device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).strip().split("\n")[0].split(". ")[0]

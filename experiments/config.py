@@ -12,6 +12,7 @@ from envs.tasks import EnvTasks
 from experiments.cli import pick_device
 from experiments.run import Recipe, RunConfig, check_shared, learner_arguments, parse_options
 from metarl import MetaLearner
+from metarl.distributed import ALONE, Processes
 from metarl.errors import check_choice, check_int, check_real
 from metarl.rl import ReinforcementLearning
 
@@ -96,14 +97,14 @@ def build_source(config: TrainConfig) -> ReinforcementLearning:
     )
 
 
-def build_learner(config: TrainConfig) -> MetaLearner:
+def build_learner(config: TrainConfig, processes: Processes = ALONE) -> MetaLearner:
     """The learner before training; everything in the configuration has then been checked.
 
     Raises:
         ValueError: naming the setting that cannot work.
     """
     check_shared(config)
-    arguments = {**learner_arguments(config), "learning_rate": config.learning_rate}
+    arguments = {**learner_arguments(config, processes), "learning_rate": config.learning_rate}
     return MetaLearner(build_source(config), meta_batch_size=config.meta_batch_size, **arguments)
 
 

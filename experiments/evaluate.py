@@ -91,7 +91,7 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
     for name in ("steps", "seed"):
         check_int(name, getattr(given, name), minimum=0)
     cli.import_plugins(given.plugins)
-    learner = load(TRAIN, given.run, **({} if given.device is None else {"device": given.device})).learner
+    learner = load(TRAIN, given.run, {} if given.device is None else {"device": given.device}).learner
     source = learner.source
     assert isinstance(source, ReinforcementLearning)
     assert isinstance(source.distribution, EnvTasks)
@@ -116,7 +116,7 @@ def held_out_curves(
     rules = learner.rules(step_sizes(learner, steps, step_schedule))
 
     def curve(params: dict[str, Any]) -> Evaluation:
-        return evaluate(params, source.sample(tasks, np.random.default_rng([seed, 1])), rules)
+        return evaluate(params, source.sample(tasks, np.random.default_rng([seed, 1])), rules, learner.processes)
 
     return Curves(curve(learner.params), curve(source.initial_params()))
 

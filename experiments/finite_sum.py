@@ -35,6 +35,7 @@ from experiments.run import Recipe, Run, RunConfig, check_shared, learner_argume
 from metarl import Evaluation, MetaLearner, make_method
 from metarl.callbacks import Callback, HeldOutEvaluation
 from metarl.checkpoint import write_atomically, write_json
+from metarl.distributed import ALONE, Processes
 from metarl.errors import check_choice, check_int
 from metarl.evaluation import evaluate
 from metarl.monitors import SmoothnessMonitor, StationarityMonitor
@@ -92,11 +93,13 @@ class Arguments(FiniteSumConfig):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    given, asked = run.parsed(FINITE_SUM, Arguments, arguments, __doc__)
-    last_good = f"; the last good checkpoint is {asked.folder / 'checkpoint.pt'}"
-    with cli.one_line_errors(last_good), one_line_warnings():
-        results = train(asked, sys.stderr if given.json else sys.stdout)
-    print(json.dumps(results) if given.json else table(results))
+    with cli.together() as processes:
+        given, asked = run.parsed(FINITE_SUM, Arguments, arguments, __doc__, processes)
+        last_good = f"; the last good checkpoint is {asked.folder / 'checkpoint.pt'}"
+        with cli.one_line_errors(last_good, processes), one_line_warnings():
+            results = train(asked, sys.stderr if given.json else sys.stdout)
+        if processes.is_first:
+            print(json.dumps(results) if given.json else table(results))
 
 
 @contextmanager
@@ -111,11 +114,16 @@ def one_line_warnings() -> Iterator[None]:
 
 
 def train(asked: Run[FiniteSumConfig], messages: Any = None) -> dict[str, Any]:
-    """Train to the end, evaluate, and leave everything in the run's folder; returns what `--json` prints."""
+    """Train to the end, evaluate, and leave everything in the run's folder; returns what `--json` prints.
+
+    Of several processes, the first one does the last two; the others return nothing.
+    """
     config, learner, folder = asked.config, asked.learner, asked.folder
     problem = build_problem(config)
     log = run.learn(asked, watching(config, learner, problem), config.problem, messages)
     curves, title = final_curves(config, learner, problem), f"{config.problem}, {config.outer}"
+    if not learner.processes.is_first:
+        return {}
     results = summary(asked, curves)
     write_json(folder / "evaluation.json", results)
     figures = {"adaptation": adaptation_figure(curves, title, learner.source.score_name)}
@@ -173,7 +181,7 @@ def built(name: str, given: ProblemSettings, device: torch.device, seed: int) ->
     return PROBLEMS[name][0](given, device, seed)
 
 
-def build_learner(config: FiniteSumConfig) -> MetaLearner:
+def build_learner(config: FiniteSumConfig, processes: Processes = ALONE) -> MetaLearner:
     """The learner before training; everything in the configuration has then been checked.
 
     Raises:
@@ -185,7 +193,7 @@ def build_learner(config: FiniteSumConfig) -> MetaLearner:
     check_int("eval_steps", config.eval_steps, minimum=0)
     assert config.meta_batch_size is not None
     size = check_int("meta_batch_size", config.meta_batch_size)
-    arguments = {**learner_arguments(config), "meta_batch_size": size}
+    arguments = {**learner_arguments(config, processes), "meta_batch_size": size}
     check_outer_step(config)
     make_method(config.outer, config.inner_lr, config.inner_steps, **arguments["outer_options"])
     problem = build_problem(config)  # may spend minutes on decoding images, so what can be checked has been
@@ -237,6 +245,8 @@ def theory_step(config: FiniteSumConfig, learner: MetaLearner, problem: Problem)
     """The outer step of `fallah` or `ji`, with L and rho in closed form where they are known, else estimated."""
     assert config.inner_lr is not None
     tasks = at_most_all(config.step_tasks, problem)
+    if tasks < learner.processes.size:
+        raise ValueError(f"step_tasks must be at least {learner.processes.size} for as many processes, got {tasks}")
     known = problem.known or estimated(problem, tasks, config.seed)
     if config.outer_step == "fallah":
         rule = fallah_rule(config.outer, known.L, known.rho, config.inner_lr)
@@ -279,7 +289,8 @@ def final_curves(config: FiniteSumConfig, learner: MetaLearner, problem: Problem
     rules = learner.rules([None] * config.eval_steps)
 
     def curve(params: Any) -> Evaluation:
-        return evaluate(params, problem.test.sample(number, np.random.default_rng([config.eval_seed, 1])), rules)
+        tasks = problem.test.sample(number, np.random.default_rng([config.eval_seed, 1]))
+        return evaluate(params, tasks, rules, learner.processes)
 
     return {"meta-trained": curve(learner.params), "random initialisation": curve(learner.source.initial_params())}
 

@@ -2,6 +2,8 @@
 
 The folder has `config.json` (the settings with versions and commit), `metrics.jsonl` (a line per iteration),
 TensorBoard events, `checkpoint.pt`, and what the script leaves at the end, `evaluation.json` among it.
+
+Of several processes, only the first one looks at folders and writes; it tells the others what it found.
 """
 
 import dataclasses
@@ -11,10 +13,11 @@ import signal
 import subprocess
 import time
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 
 import torch
@@ -25,6 +28,7 @@ from experiments.cli import import_plugins, pick_device
 from metarl import MetaLearner, checkpoint
 from metarl.callbacks import Callback, Checkpointing, ProgressBar
 from metarl.checkpoint import write_json
+from metarl.distributed import ALONE, Processes, is_launched, launch, restarts
 from metarl.errors import check_int
 from metarl.logging import RunLog
 
@@ -66,7 +70,7 @@ class RunConfig:
     log_dir: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs")
     """Where run folders are made."""
     name: str | None = None
-    """Name of the run's folder; default: what is trained, update, seed and time."""
+    """Name of the run's folder; default: what is trained, update, seed and time. Needed under torchrun."""
 
 
 C = TypeVar("C", bound=RunConfig)
@@ -90,24 +94,29 @@ class Recipe(Generic[C]):
 
     script: str  # as it is called, for messages
     config: type[C]
-    build: Callable[[C], MetaLearner]  # the learner before training; checks every setting
+    build: Callable[[C, Processes], MetaLearner]  # the learner before training; checks every setting
     about: Callable[[C], str]  # what is trained on, for names and titles
     settle: Callable[[C], C] = lambda config: config  # fill in defaults that depend on other settings
 
 
 def parsed(
-    recipe: Recipe[C], arguments_class: type[Any], arguments: list[str] | None, description: str | None
+    recipe: Recipe[C],
+    arguments_class: type[Any],
+    arguments: list[str] | None,
+    description: str | None,
+    processes: Processes,
 ) -> tuple[Any, Run[C]]:
     """The command line as `arguments_class` (the configuration and `resume`), and the run it asks for."""
-    given = cli.parse(arguments_class, arguments, recipe.script, description)
+    given = cli.parse(arguments_class, arguments, recipe.script, description, None, processes)
     folder = given.resume
     if folder is None:
-        return given, cli.prepared(lambda: fresh(recipe, settings_of(recipe, given)))
-    saved = cli.prepared(lambda: saved_config(recipe, folder))
+        return given, cli.prepared(lambda: fresh(recipe, settings_of(recipe, given), processes), processes)
+    saved = cli.prepared(lambda: processes.from_first(lambda: saved_config(recipe, folder)), processes)
     # read again over the run's own settings: what then differs from them was really given
     own = arguments_class(**{**vars(saved), "resume": folder})
-    given = cli.parse(arguments_class, arguments, recipe.script, description, default=own)
-    return given, cli.prepared(lambda: resumed(recipe, folder, saved, settings_of(recipe, given)))
+    given = cli.parse(arguments_class, arguments, recipe.script, description, own, processes)
+    settings = settings_of(recipe, given)
+    return given, cli.prepared(lambda: resumed(recipe, folder, saved, settings, processes), processes)
 
 
 def settings_of(recipe: Recipe[C], given: Any) -> C:
@@ -115,44 +124,98 @@ def settings_of(recipe: Recipe[C], given: Any) -> C:
     return recipe.config(**{field.name: getattr(given, field.name) for field in dataclasses.fields(recipe.config)})
 
 
-def fresh(recipe: Recipe[C], config: C) -> Run[C]:
+def fresh(recipe: Recipe[C], config: C, processes: Processes = ALONE) -> Run[C]:
     """A new run; its folder is made last, when all settings have been checked.
+
+    Under torchrun, processes that are started again after one was killed go on with the run that they had begun.
 
     Raises:
         ValueError: naming the setting that cannot work, or the folder that exists.
     """
-    config = recipe.settle(config)
-    if config.anneal_iterations is None:  # settled now: a run that is resumed for longer keeps its schedule
-        config = dataclasses.replace(config, anneal_iterations=config.iterations)
-    learner = recipe.build(config)
-    about = f"{recipe.about(config)}-{config.outer}-{config.seed}"
-    name = config.name or f"{about}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = new_folder(config.log_dir, name)
-    config = dataclasses.replace(config, name=name)
-    write_json(folder / "config.json", to_json(config))
-    learner.save(folder / "checkpoint.pt")
+    config = processes.together(lambda: settled(recipe, config))
+    learner = processes.together(lambda: recipe.build(config, processes))
+    restarted = processes.any(restarts() > 0)  # of several machines, only that of the killed process may count it
+    name = config.name
+    assert name is not None  # it has been settled
+    folder = config.log_dir / name
+
+    def begin() -> Mapping[str, Any]:
+        again = folder.is_dir() and (restarted or is_of_this_launch(folder))
+        state = left_by_killed(recipe, config, folder) if again else None
+        if state is not None:
+            return state
+        new_folder(config.log_dir, name, exist_ok=again)
+        write_json(folder / "config.json", to_json(config, processes))
+        learner.save(folder / "checkpoint.pt")
+        return learner.state_dict()
+
+    learner.load_state_dict(processes.from_first(begin))
     return Run(config, learner, folder)
 
 
-def new_folder(log_dir: Path, name: str) -> Path:
+def settled(recipe: Recipe[C], config: C) -> C:
+    """With everything filled in that depends on other settings.
+
+    Raises:
+        ValueError: naming the setting that cannot work.
+    """
+    if config.name is None and is_launched():
+        raise ValueError("name must be given under torchrun: a process that is started again looks for it, got None")
+    config = recipe.settle(config)
+    about = f"{recipe.about(config)}-{config.outer}-{config.seed}"
+    name = config.name or f"{about}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # settled now: a run that is resumed for longer keeps its schedule
+    anneal = config.iterations if config.anneal_iterations is None else config.anneal_iterations
+    return dataclasses.replace(config, name=name, anneal_iterations=anneal)
+
+
+def is_of_this_launch(folder: Path) -> bool:
+    """Whether the run in `folder` was begun by the same call of torchrun, as far as that has a name."""
+    try:
+        found = json.loads((folder / "config.json").read_text()).get("launch")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return found is not None and found == launch()
+
+
+def left_by_killed(recipe: Recipe[C], config: C, folder: Path) -> dict[str, Any] | None:
+    """The last checkpoint of a run with these settings, or nothing where it was killed before it had saved one.
+
+    Raises:
+        ValueError: when the folder is another one.
+    """
+    found = {path.name for path in folder.iterdir()}
+    other = "config.json" in found and saved_config(recipe, folder) != config
+    if not other and "config.json" in found and "checkpoint.pt" in found:
+        return checkpoint.load(folder / "checkpoint.pt")
+    if other or not found <= {"config.json", ".config.json.tmp", ".checkpoint.pt.tmp"}:
+        raise ValueError(_taken(folder))
+    return None
+
+
+def new_folder(log_dir: Path, name: str, *, exist_ok: bool = False) -> Path:
     """Make the folder `name` in `log_dir`.
 
     Raises:
-        ValueError: when the name is not one, the folder exists, or it cannot be made.
+        ValueError: when the name is not one, the folder exists (unless `exist_ok`), or it cannot be made.
     """
     if name in ("", ".", "..") or Path(name).name != name:
         raise ValueError(f"name must be the name of a folder without a path, got {name!r}")
     folder = log_dir / name
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=exist_ok)
     except FileExistsError:
-        raise ValueError(f"{folder} exists; choose another --name, or go on with it: --resume {folder}") from None
+        raise ValueError(_taken(folder)) from None
     except OSError as error:
         raise ValueError(f"log_dir must be writable, got {log_dir} ({error.strerror})") from None
     return folder
 
 
-def resumed(recipe: Recipe[C], folder: Path, saved: C, given: C) -> Run[C]:
+def _taken(folder: Path) -> str:
+    return f"{folder} exists; choose another --name, or go on with it: --resume {folder}"
+
+
+def resumed(recipe: Recipe[C], folder: Path, saved: C, given: C, processes: Processes = ALONE) -> Run[C]:
     """The run in `folder`, whose settings are `saved`, at its last checkpoint, with those that are `given` now.
 
     Raises:
@@ -163,23 +226,32 @@ def resumed(recipe: Recipe[C], folder: Path, saved: C, given: C) -> Run[C]:
         if name not in CHANGEABLE:
             kept = getattr(saved, name)
             raise ValueError(f"{name} cannot change when a run is resumed: it is {kept!r}, got {value!r}")
-    run = load(recipe, folder, **changes)
-    done, evaluated = run.learner.iterations, (folder / "evaluation.json").exists()
-    if run.config.iterations < done or (run.config.iterations == done and evaluated):
-        raise ValueError(f"iterations must be more than the {done} that {folder} has, got {run.config.iterations}")
-    write_json(folder / "config.json", to_json(run.config))
+    run = load(recipe, folder, changes, processes)
+    done, wanted = run.learner.iterations, run.config.iterations
+    restarted = processes.any(restarts() > 0)
+
+    def begin() -> None:
+        evaluated = (folder / "evaluation.json").exists() and not restarted  # one that was killed meanwhile goes on
+        if wanted < done or (wanted == done and evaluated):
+            raise ValueError(f"iterations must be more than the {done} that {folder} has, got {wanted}")
+        write_json(folder / "config.json", to_json(run.config, processes))
+
+    processes.from_first(begin)
     return run
 
 
-def load(recipe: Recipe[C], folder: Path, **changes: Any) -> Run[C]:
+def load(
+    recipe: Recipe[C], folder: Path, changes: Mapping[str, Any] = MappingProxyType({}), processes: Processes = ALONE
+) -> Run[C]:
     """The run in `folder` at its last checkpoint, with some settings changed.
 
     Raises:
         ValueError: when the folder is not a run's, or its checkpoint is missing, truncated or another run's.
     """
-    config = dataclasses.replace(saved_config(recipe, folder), **changes)
-    learner = recipe.build(config)
-    learner.load_state_dict(checkpoint.load(folder / "checkpoint.pt"))
+    config = dataclasses.replace(processes.from_first(lambda: saved_config(recipe, folder)), **changes)
+    learner = processes.together(lambda: recipe.build(config, processes))
+    state = processes.from_first(lambda: checkpoint.load(folder / "checkpoint.pt"))
+    processes.together(lambda: learner.load_state_dict(state))
     return Run(config, learner, folder)
 
 
@@ -217,21 +289,25 @@ def learn(run: Run[C], before_log: Sequence[Callback], about: str, messages: Tex
     A signal that ended training ends the program here, with how to go on.
     """
     config, learner, folder = run.config, run.learner, run.folder
-    print(
-        f"{folder}: {config.outer} on {about}, {config.iterations - learner.iterations} iterations to go", file=messages
-    )
-    log = RunLog(folder, {"configuration": f"```json\n{json.dumps(to_json(config), indent=2)}\n```"})
+
+    def say(text: str) -> None:
+        if learner.processes.is_first:
+            print(text, file=messages)
+
+    say(f"{folder}: {config.outer} on {about}, {config.iterations - learner.iterations} iterations to go")
+    settings = json.dumps(to_json(config, learner.processes), indent=2)
+    log = RunLog(folder, {"configuration": f"```json\n{settings}\n```"})
     callbacks = [*before_log, log, ProgressBar(), Checkpointing(folder / "checkpoint.pt", config.save_every)]
     if learner.iterations < config.iterations:
         learner.learn(config.iterations - learner.iterations, callbacks)
     if learner.stopped_by is not None:
         where = f"saved after iteration {learner.iterations}; to go on: --resume {folder}"
-        print(f"stopped by {learner.stopped_by}, {where}", file=messages)
+        say(f"stopped by {learner.stopped_by}, {where}")
         raise SystemExit(cli.SIGNAL_BASE + signal.Signals[learner.stopped_by])
     return log
 
 
-def learner_arguments(config: RunConfig) -> dict[str, Any]:
+def learner_arguments(config: RunConfig, processes: Processes) -> dict[str, Any]:
     """Arguments of `MetaLearner` that every run has."""
     return {
         "outer": config.outer,
@@ -241,6 +317,7 @@ def learner_arguments(config: RunConfig) -> dict[str, Any]:
         "max_grad_norm": config.max_grad_norm,
         "schedule": Annealing(config.anneal_iterations) if config.anneal_iterations else None,
         "seed": config.seed,
+        "processes": processes,
     }
 
 
@@ -301,10 +378,11 @@ def step_sizes(learner: MetaLearner, steps: int, schedule: str) -> list[float]:
     return [learner.inner_lr if step < trained else learner.inner_lr / 2 for step in range(steps)]
 
 
-def to_json(config: RunConfig) -> dict[str, Any]:
-    """The configuration with what it ran on: versions, commit, device."""
+def to_json(config: RunConfig, processes: Processes) -> dict[str, Any]:
+    """The configuration with what it ran on: versions, commit, device, the processes and who launched them."""
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
-    return {**settings, "versions": versions(), "commit": commit(), "device_name": device_name(config.device)}
+    ran_on = {"versions": versions(), "commit": commit(), "device_name": device_name(config.device)}
+    return {**settings, **ran_on, "processes": processes.size, "launch": launch()}
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
     python -m experiments.train --env navigation --outer maml --iterations 150 --seed 0 --log-dir runs --name nav
     python -m experiments.train --resume runs/nav --iterations 300
+    torchrun --nproc-per-node 4 -m experiments.train --env navigation --name nav4
 
 The run's folder gets `config.json`, `metrics.jsonl` (a line per iteration), TensorBoard events, `checkpoint.pt` and, at
 the end, `evaluation.json`, `adaptation.png` and `trajectories.png`. Ctrl-C or SIGTERM finishes the iteration and saves.
@@ -36,9 +37,10 @@ class Arguments(TrainConfig):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    _, asked = run.parsed(TRAIN, Arguments, arguments, __doc__)
-    with cli.one_line_errors(f"; the last good checkpoint is {asked.folder / 'checkpoint.pt'}"):
-        train(asked)
+    with cli.together() as processes:
+        _, asked = run.parsed(TRAIN, Arguments, arguments, __doc__, processes)
+        with cli.one_line_errors(f"; the last good checkpoint is {asked.folder / 'checkpoint.pt'}", processes):
+            train(asked)
 
 
 def train(run_: Run[TrainConfig]) -> None:
@@ -51,10 +53,12 @@ def train(run_: Run[TrainConfig]) -> None:
 
 
 def report(run_: Run[TrainConfig], log: RunLog) -> None:
-    """The held-out evaluation as numbers and pictures."""
+    """The held-out evaluation, shared by all processes; the first one leaves it as numbers and pictures."""
     config, learner, folder = run_.config, run_.learner, run_.folder
     assert isinstance(learner.source, ReinforcementLearning)
     curves: Curves = held_out_curves(learner, learner.source, steps=EVALUATION_STEPS)
+    if not learner.processes.is_first:
+        return
     write_json(folder / "evaluation.json", curves.summary())
     print_table(curves)
     rules = learner.rules(step_sizes(learner, EVALUATION_STEPS, "halved"))

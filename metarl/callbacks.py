@@ -5,7 +5,7 @@ They are called in the order they are given. One that saves belongs last, so tha
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
 
 from tqdm import tqdm
 
@@ -21,6 +21,9 @@ Metrics: TypeAlias = dict[str, float]
 
 class Callback:
     """The base: does nothing. Override what is needed."""
+
+    first_process_only: ClassVar[bool] = False
+    """Whether only the first of several processes has it: for what shows or writes, and computes nothing together."""
 
     def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
         """Before the first iteration; training ends at `total_iterations` in all."""
@@ -45,6 +48,8 @@ class Callback:
 class ProgressBar(Callback):
     """A progress bar with the scores before and after adaptation and the environment steps per second."""
 
+    first_process_only = True
+
     def __init__(self) -> None:
         self._bar: tqdm[NoReturn] | None = None
 
@@ -67,6 +72,8 @@ class ProgressBar(Callback):
 
 class Checkpointing(Callback):
     """Saves to `path` every `every` iterations and at the end; the previous file stays until the new one is whole."""
+
+    first_process_only = True
 
     def __init__(self, path: Path, every: int = 10) -> None:
         self.path = path

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from metarl.derivatives import gradients, scores
+from metarl.distributed import ALONE, Processes
 from metarl.inner import inner_step
-from metarl.oracles import Checking, Counting
+from metarl.oracles import Checking, Counting, sharded, share_of
 from metarl.statistics import bootstrap_ci
-from metarl.tree import stack
+from metarl.tree import stack, tree_map
 from metarl.types import Params, Rule, Tasks
 
 
@@ -46,14 +47,14 @@ class Evaluation(NamedTuple):
 
 def adapted(params: Params, tasks: Tasks, rules: Sequence[Rule]) -> Iterator[Params]:
     """`params` (not stacked) adapted to every task, stacked: before the first step and after each, a rule per step."""
-    w = anchor = stack(params, tasks.num_tasks)
+    w = anchor = stack(tree_map(Tensor.detach, params), tasks.num_tasks)
     yield w
     for rule in rules:
         w = inner_step(rule, w, gradients(tasks, w, tasks.draw(w, "inner")), anchor)
         yield w
 
 
-def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule]) -> Evaluation:
+def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule], processes: Processes = ALONE) -> Evaluation:
     """Adapt to every task with one rule per step; score before the first step and after each, on data of its own.
 
     No graph is built, and `params` are not changed. Only the data that adaptation used is counted as its cost.
@@ -62,11 +63,16 @@ def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule]) -> Evaluation:
         params: where adaptation starts, not stacked.
         tasks: held-out tasks.
         rules: the inner rule of each step, so that step sizes may change.
+        processes: who share the tasks; each gets the evaluation of all. Fewer tasks than processes are not shared.
     """
-    scoring, counting = Checking(tasks), Counting(Checking(tasks))
+    own = sharded(tasks, processes) if processes.size <= tasks.num_tasks else tasks
+    scoring, counting = Checking(own), Counting(Checking(own))
     curve, costs = [], []
     for w in adapted(params, counting, rules):
         batch = scoring.draw(w, "outer")
-        curve.append(scores(tasks, w, batch))
-        costs.append(Counter({**dict.fromkeys([*tasks.cost(batch), "gradients"], 0), **counting.counts}))
-    return Evaluation(torch.stack(curve).cpu(), [dict(cost) for cost in costs])
+        curve.append(scores(own, w, batch))
+        costs.append(Counter({**dict.fromkeys([*own.cost(batch), "gradients"], 0), **counting.counts}))
+    share = share_of(own)
+    totals = share.processes.sum(torch.tensor([list(cost.values()) for cost in costs])).tolist()
+    all_scores = share.gather(torch.stack(curve, 1).cpu()).mT.contiguous()  # [K + 1, T]
+    return Evaluation(all_scores, [dict(zip(costs[0], row, strict=True)) for row in totals])

@@ -1,5 +1,6 @@
 """The loop: sample tasks, let the outer update make a meta-gradient, step; with everything needed to go on later."""
 
+import hashlib
 import inspect
 import math
 import signal
@@ -14,18 +15,21 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from metarl import checkpoint, tree
 from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import scores
+from metarl.distributed import ALONE, Processes
 from metarl.errors import NonFiniteError, check_int
 from metarl.evaluation import Evaluation, evaluate
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
-from metarl.oracles import Checking, Counting, Wrapped, check_finite
+from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
 from metarl.outer import Method, inner_defaults, make_method
-from metarl.step import OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, spread
-from metarl.types import Batch, MetaGrad, Params, Role, Rule, Tasks, TaskSource
+from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
+from metarl.summation import total
+from metarl.types import Batch, Params, Role, Rule, Tasks, TaskSource
 
 
 class MetaLearner:
@@ -45,6 +49,8 @@ class MetaLearner:
         outer_step: how a meta-gradient moves the parameters, instead of a step of `optimizer`; the four arguments above
             then have no meaning and must be left alone.
         seed: everything random in training follows from it.
+        processes: who train together (see `metarl.distributed`). All of them make the same learner and call the same
+            methods; the tasks are shared, the results are everyone's, and do not depend on how many they are.
 
     Raises:
         ValueError: for arguments that cannot work, before anything starts.
@@ -77,15 +83,18 @@ class MetaLearner:
         schedule: Schedule | None = None,
         outer_step: OuterStep | None = None,
         seed: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
         self.source = source
+        self.processes = processes
         self.outer = outer
         self.inner_lr = inner_defaults(outer)[0] if isinstance(outer, str) and inner_lr is None else inner_lr
         self.outer_options = dict(outer_options or {})
         self.method = self._make_method(inner_lr, inner_steps)
         self.meta_batch_size = check_int("meta_batch_size", meta_batch_size)
-        _check_at_least("meta_batch_size", meta_batch_size, self.method.min_tasks)
-        _check_at_least("episodes", getattr(source, "episodes", None), self.method.min_episodes)
+        _check_at_least("meta_batch_size", meta_batch_size, self.method.min_tasks, "this outer update")
+        _check_at_least("meta_batch_size", meta_batch_size, processes.size, "as many processes")
+        _check_at_least("episodes", getattr(source, "episodes", None), self.method.min_episodes, "this outer update")
         self.seed = check_int("seed", seed, minimum=0)
         self.params: Params = source.initial_params()
         arguments: dict[str, Any] = {
@@ -109,13 +118,17 @@ class MetaLearner:
         """Train for `iterations` more iterations.
 
         The first SIGINT (Ctrl-C) or SIGTERM lets the running iteration finish and ends training in good order, with
-        the callbacks' `on_end` (so a checkpoint is written); `stopped_by` then names the signal.
+        the callbacks' `on_end` (so a checkpoint is written); `stopped_by` then names the signal. It ends in all
+        processes after the same iteration, whichever got the signal.
 
         Raises:
             NonFiniteError: at the first NaN or infinity; the parameters are those of the last good iteration.
+            ValueError: when the processes do not begin with the same parameters.
+            ConnectionError: when another process has ended, as one does that raised a `NonFiniteError`.
         """
         check_int("iterations", iterations)
-        active = self._callbacks = list(callbacks)
+        self._check_same_everywhere()
+        active = self._callbacks = [c for c in callbacks if self.processes.is_first or not c.first_process_only]
         self._restore_callbacks()
         self._stop_requested = self.stopped_by = None
         with ExitStack() as closing, self._finish_iteration_on_signals():
@@ -127,16 +140,33 @@ class MetaLearner:
                 metrics = self._iterate()
                 for callback in active:
                     callback.on_iteration(self, metrics)
-                if self._stop_requested:
+                self.stopped_by = self._request_anywhere()
+                if self.stopped_by:
                     break
-            self.stopped_by = self._stop_requested
             for callback in active:
                 callback.on_end(self)
         return self
 
     def stop(self, reason: str = "stop()") -> None:
-        """End `learn` after the running iteration; for callbacks."""
+        """End `learn` after the running iteration, in all processes; for callbacks."""
         self._stop_requested = reason
+
+    def _request_anywhere(self) -> str | None:
+        """What the first process that was asked to stop was told; the same in all processes."""
+        if not self.processes.any(self._stop_requested is not None):
+            return None
+        return next(reason for reason in self.processes.gather_objects(self._stop_requested) if reason is not None)
+
+    def _check_same_everywhere(self) -> None:
+        digest = hashlib.sha256(generator_state(self._rng).encode())
+        for leaf in self.params.values():
+            digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        found = self.processes.gather_objects(f"{self.iterations} {digest.hexdigest()}")
+        if different := [rank for rank, one in enumerate(found) if one != found[0]]:
+            raise ValueError(
+                f"params, seed and iterations must be the same in every process, but those of {different} differ from "
+                "process 0; has the network been made without a seed?"
+            )
 
     def adapt(self, tasks: Tasks, steps: int | None = None) -> Params:
         """The parameters adapted to each of `tasks`, stacked `[T, ...]`, after `steps` (default: as in training)."""
@@ -168,7 +198,8 @@ class MetaLearner:
             raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(sizes)}")
         rules = self.rules(sizes)
         rng = np.random.default_rng([check_int("seed", seed, minimum=0), 1])  # never a training seed's stream
-        return evaluate(self.params, (source or self.source).sample(check_int("num_tasks", num_tasks), rng), rules)
+        tasks = (source or self.source).sample(check_int("num_tasks", num_tasks), rng)
+        return evaluate(self.params, tasks, rules, self.processes)
 
     def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
         """The method's inner rule at each of the step sizes; `None` is the one of training."""
@@ -180,8 +211,9 @@ class MetaLearner:
         return self._make_method(step_size, None).inner.rule
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint: everything the next iteration depends on."""
-        checkpoint.save(Path(path), self.state_dict())
+        """Write a checkpoint: everything the next iteration depends on. Of several processes, the first one does."""
+        if self.processes.is_first:
+            checkpoint.save(Path(path), self.state_dict())
 
     @classmethod
     def load(cls, path: str | Path, source: TaskSource, **arguments: Any) -> Self:
@@ -191,7 +223,7 @@ class MetaLearner:
             path: a checkpoint.
             source: the same kind of source it was trained with.
             arguments: of the constructor that a file cannot hold: an `outer` given as a `Method`, an `optimizer` other
-                than a class of `torch.optim`, a `schedule`, an `outer_step`.
+                than a class of `torch.optim`, a `schedule`, an `outer_step`, `processes` (as many as you like).
 
         Raises:
             ValueError: when the file is not a whole checkpoint, or does not fit the source.
@@ -240,33 +272,40 @@ class MetaLearner:
 
     def _iterate(self) -> Metrics:
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
-        tasks = self.source.sample(self.meta_batch_size, self._rng)
-        first = _ScoreBefore(Checking(Counting(tasks, self.counts)))
+        tasks = sharded(self.source.sample(self.meta_batch_size, self._rng), self.processes)
+        spent: Counter[str] = Counter()
+        first = _ScoreBefore(Checking(Counting(tasks, spent)))
         good = checkpoint.snapshot(self.outer_step.state_dict())
         try:
             stepped = self.outer_step(self.params, first, self._update)
-            check_finite(tree.stack(stepped.params, 1), "parameters after the outer step")
+            for key, _ in not_finite(stepped.params):  # of no task
+                raise NonFiniteError(f"parameters after the outer step {key}")
         except NonFiniteError as error:
             self.outer_step.load_state_dict(good)
             raise NonFiniteError(error.quantity, error.task, self.iterations + 1) from error
         self.params = stepped.params
         self.iterations += 1
-        return self._metrics(stepped, first.mean_score, start, steps_before)
+        score_before, *counts = self.processes.sum(
+            torch.tensor([first.total_score, *spent.values()], dtype=torch.float64)
+        ).tolist()
+        self.counts.update(dict(zip(spent, map(int, counts), strict=True)))
+        return self._metrics(stepped, score_before / self.meta_batch_size, start, steps_before)
 
-    def _update(self, params: Params, tasks: Tasks) -> MetaGrad:
+    def _update(self, params: Params, tasks: Tasks) -> MeanGrad:
         meta_grad = self.method.update(params, tasks, self.method.inner)
-        check_finite(meta_grad.grads, "meta-gradient")
-        return meta_grad
+        share = share_of(tasks)
+        check_finite(meta_grad.grads, "meta-gradient", share.first)
+        return averaged(meta_grad, share)
 
     def _metrics(self, stepped: Stepped, score_before: float, start: float, steps_before: int) -> Metrics:
         name, meta_grad = self.source.score_name, stepped.meta_grad
         metrics: Metrics = {
             "iteration": self.iterations,
             f"rollout/{name}_before": score_before,
-            f"rollout/{name}_after": float(meta_grad.score.mean()),
-            "train/meta_grad_norm": float(tree.norm(tree.mean(meta_grad.grads))),
-            "train/meta_grad_spread": float(spread(meta_grad.grads)),
-            **{f"train/{key}": float(value.mean()) for key, value in meta_grad.info.items()},
+            f"rollout/{name}_after": meta_grad.score,
+            "train/meta_grad_norm": float(tree.norm(meta_grad.grads)),
+            "train/meta_grad_spread": meta_grad.spread,
+            **{f"train/{key}": value for key, value in meta_grad.info.items()},
             **{f"train/{key}": value for key, value in stepped.info.items()},
             **{f"oracle/{key}": value for key, value in sorted(self.counts.items())},
         }
@@ -341,9 +380,9 @@ class MetaLearner:
                     signal.signal(number, handler)
 
 
-def _check_at_least(name: str, value: int | None, minimum: int) -> None:
+def _check_at_least(name: str, value: int | None, minimum: int, needed_by: str) -> None:
     if value is not None and value < minimum:
-        raise ValueError(f"{name} must be at least {minimum} for this outer update, got {value}")
+        raise ValueError(f"{name} must be at least {minimum} for {needed_by}, got {value}")
 
 
 def _defaults() -> dict[str, Any]:
@@ -353,15 +392,20 @@ def _defaults() -> dict[str, Any]:
 
 
 class _ScoreBefore(Wrapped):
-    """Notes the score of the first inner batch: how good the initial parameters are before adaptation."""
+    """Notes the scores of the first inner batch: how good the initial parameters are before adaptation."""
 
-    mean_score = math.nan
+    scores: Tensor | None = None  # [t]
 
     def draw(self, params: Params, role: Role) -> Batch:
         batch = super().draw(params, role)
-        if role == "inner" and math.isnan(self.mean_score):
-            self.mean_score = float(scores(self, params, batch).mean())
+        if role == "inner" and self.scores is None:
+            self.scores = scores(self, params, batch)
         return batch
+
+    @property
+    def total_score(self) -> float:
+        """The sum over tasks; NaN where nothing was drawn."""
+        return math.nan if self.scores is None else float(total(self.scores.cpu().double()))
 
 
 def _check_complete(state: Mapping[str, Any]) -> None:

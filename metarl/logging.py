@@ -24,6 +24,8 @@ class RunLog(Callback):
     once.
     """
 
+    first_process_only = True
+
     def __init__(self, folder: Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
         self.path = folder / "metrics.jsonl"
         self.folder = folder

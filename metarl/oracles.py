@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from metarl.distributed import ALONE, Processes, Share
 from metarl.errors import NonFiniteError
-from metarl.types import Batch, Params, Role, Tasks
+from metarl.types import Batch, Params, Role, Shardable, Tasks
 
 Derivative: TypeAlias = Literal["gradients", "hessian_vector_products"]
 
@@ -55,6 +56,54 @@ def unwrapped(tasks: Tasks) -> Tasks:
     while isinstance(tasks, Wrapped):
         tasks = tasks.tasks
     return tasks
+
+
+class Sharded(Wrapped):
+    """The share that one of several processes has of `tasks`.
+
+    Raises:
+        ValueError: when there are fewer tasks than processes, or the tasks cannot be shared.
+    """
+
+    def __init__(self, tasks: Tasks, processes: Processes) -> None:
+        self.share = Share(processes, tasks.num_tasks)
+        if tasks.num_tasks < processes.size:
+            raise ValueError(f"{processes.size} processes need at least as many tasks, got {tasks.num_tasks}")
+        if not isinstance(tasks, Shardable):
+            raise ValueError(
+                f"tasks must have a method shard(first, last) -> Tasks to be trained in several processes "
+                f"(see metarl.types.Shardable), which {type(tasks).__name__} lacks"
+            )
+        super().__init__(tasks.shard(self.share.first, self.share.last))
+
+
+def sharded(tasks: Tasks, processes: Processes) -> Tasks:
+    """This process's share of `tasks`; where it is alone, all of them."""
+    return tasks if processes.size == 1 else Sharded(tasks, processes)
+
+
+def share_of(tasks: Tasks) -> Share:
+    """Which of all tasks `tasks` are, and how to reach the others."""
+    while isinstance(tasks, Wrapped):
+        if isinstance(tasks, Sharded):
+            return tasks.share
+        tasks = tasks.tasks
+    return Share(ALONE, tasks.num_tasks)
+
+
+class Part(Wrapped):
+    """The tasks `first` ... `last` - 1, cut out of what is drawn for all: data may not depend on parameters."""
+
+    def __init__(self, tasks: Tasks, first: int, last: int) -> None:
+        super().__init__(tasks)
+        self._first, self._last = first, last
+
+    @property
+    def num_tasks(self) -> int:
+        return self._last - self._first
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        return {key: leaf[self._first : self._last] for key, leaf in self.tasks.draw(params, role).items()}
 
 
 class Draw(NamedTuple):
@@ -123,36 +172,43 @@ class Checking(Wrapped):
         NonFiniteError: naming the quantity and the first task it was seen in.
     """
 
+    def __init__(self, tasks: Tasks) -> None:
+        super().__init__(tasks)
+        self._first = share_of(tasks).first
+
     def draw(self, params: Params, role: Role) -> Batch:
-        check_finite(params, f"parameters the {role!r} batch is drawn at")
+        check_finite(params, f"parameters the {role!r} batch is drawn at", self._first)
         batch = super().draw(params, role)
-        check_finite(batch, f"{role!r} batch")
+        check_finite(batch, f"{role!r} batch", self._first)
         return batch
 
     def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
         if losses is not None:
-            check_finite({"": losses}, "loss")
-        check_finite(result, kind.replace("_", " ").removesuffix("s"))
+            check_finite({"": losses}, "loss", self._first)
+        check_finite(result, kind.replace("_", " ").removesuffix("s"), self._first)
 
 
 def wrapped_like(new: Tasks, tasks: Tasks) -> Tasks:
-    """`new` tasks, counted in the same counts and checked where `tasks` are; no other wrapper is taken over."""
+    """`new` tasks, shared, counted in the same counts and checked where `tasks` are; no other wrapper is taken over."""
     if not isinstance(tasks, Wrapped):
         return new
     within = wrapped_like(new, tasks.tasks)
+    if isinstance(tasks, Sharded):
+        return sharded(within, tasks.share.processes)
     if isinstance(tasks, Counting):
         return Counting(within, tasks.counts)
     return Checking(within) if isinstance(tasks, Checking) else within
 
 
-def check_finite(stacked: Mapping[str, Tensor], quantity: str) -> None:
-    """Raise `NonFiniteError` naming the first leaf and task of `stacked` that is not finite."""
-    for key, leaf in _not_finite(stacked):
+def check_finite(stacked: Mapping[str, Tensor], quantity: str, first: int = 0) -> None:
+    """Raise `NonFiniteError` naming the first leaf and task of `stacked` that is not finite; tasks begin at `first`."""
+    for key, leaf in not_finite(stacked):
         bad = ~torch.isfinite(leaf).flatten(1).all(1) if leaf.ndim > 1 else ~torch.isfinite(leaf)
-        raise NonFiniteError(f"{quantity} {key}".rstrip(), task=int(bad.nonzero()[0]))
+        raise NonFiniteError(f"{quantity} {key}".rstrip(), task=first + int(bad.nonzero()[0]))
 
 
-def _not_finite(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def not_finite(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The leaves with a NaN or an infinity, and their names."""
     leaves = {key: leaf for key, leaf in stacked.items() if leaf.is_floating_point() and leaf.numel()}
     if not leaves:
         return

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from metarl.distributed import ALONE, Share
 from metarl.types import Params
 
 
@@ -48,9 +49,18 @@ def take(stacked: Mapping[str, Tensor], index: int) -> Params:
     return tree_map(lambda leaf: leaf[index], stacked)
 
 
-def mean(stacked: Params) -> Params:
-    """The mean over tasks."""
-    return tree_map(lambda leaf: leaf.mean(0), stacked)
+def mean(stacked: Params, share: Share | None = None) -> Params:
+    """The mean over tasks; where they are the `share` of a process, over those of all processes.
+
+    Leaves of the same dtype travel together.
+    """
+    share = share or Share(ALONE, len(next(iter(stacked.values()))))
+    means: Params = {}
+    for dtype in {leaf.dtype: None for leaf in stacked.values()}:  # in the same order everywhere
+        part = {key: leaf for key, leaf in stacked.items() if leaf.dtype == dtype}
+        row = share.mean(flatten(part))[None]  # [1, P]
+        means |= tree_map(lambda leaf: leaf[0], unflatten(row, {key: leaf[:1] for key, leaf in part.items()}))
+    return {key: means[key] for key in stacked}
 
 
 def detached(params: Mapping[str, Tensor]) -> Params:

@@ -8,7 +8,7 @@ for, `loss` is the pure loss of one task. Reinforcement learning and finite sums
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -51,6 +51,17 @@ class Tasks(Protocol):
         """What a drawn batch cost, in the units convergence is plotted against (`samples`, `env_steps`)."""
 
 
+@runtime_checkable
+class Shardable(Protocol):
+    """What tasks must offer besides to be trained in several processes."""
+
+    def shard(self, first: int, last: int) -> Tasks:
+        """The tasks `first` ... `last` - 1, which draw bit for bit what they draw as part of the whole batch.
+
+        The whole is not drawn from afterwards.
+        """
+
+
 class TaskSource(Protocol):
     """Where batches of tasks come from, and the parameters training starts at."""
 
@@ -81,7 +92,7 @@ class Inner(NamedTuple):
 class MetaGrad(NamedTuple):
     """What an outer update returns."""
 
-    grads: Params  # stacked [T, ...]: the mean moves w, the spread is logged
+    grads: Params  # stacked [T, ...]: the mean moves w, the spread is logged (see `metarl.step.MeanGrad`)
     score: Tensor  # [T], after adaptation
     info: Mapping[str, Tensor] = MappingProxyType({})  # [T] each: what else is worth logging
 
@@ -90,6 +101,32 @@ class OuterUpdate(Protocol):
     """The extension point: alternates `tasks.draw` with mathematics over all tasks."""
 
     def __call__(self, params: Params, tasks: Tasks, inner: Inner) -> MetaGrad: ...
+
+
+class PureEnv(Protocol):
+    """Environments as pure functions over a leading dimension n; what is random in them is a function of `noise`.
+
+    `noise` is float32, uniform in (0, 1), `[n, initial_noise]` or `[n, transition_noise]`; `task` is what differs
+    between tasks, every tensor `[n, ...]`.
+    """
+
+    initial_noise: int
+    transition_noise: int
+
+    def initial(self, task: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+        """First states, `[n, S]`."""
+
+    def transition(self, state: Tensor, action: Tensor, task: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+        """Next states, `[n, S]`."""
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: Mapping[str, Tensor]) -> Tensor:
+        """Rewards of the transitions, `[n]`."""
+
+    def observation(self, state: Tensor, task: Mapping[str, Tensor]) -> Tensor:
+        """What the agent sees, `[n, ...]`."""
+
+    def terminal(self, state: Tensor, task: Mapping[str, Tensor]) -> Tensor:
+        """Whether an episode ends on arriving in `state`, bool `[n]`."""
 
 
 class TaskDistribution(Protocol):

@@ -24,7 +24,7 @@ from metarl.execution import Execution
 from metarl.inner import Path, adapt
 from metarl.oracles import Counting
 from metarl.outer import outer_gradient, pull_back
-from metarl.step import spread
+from metarl.step import averaged
 from metarl.supervised import FiniteSumTasks
 from metarl.supervised.logistic import logistic_source, six_logistic_tasks, smoothness
 from metarl.supervised.quadratics import Quadratics, random_quadratics, resampled_quadratics
@@ -159,8 +159,7 @@ def variance(problem: Quadratics, alpha: float, steps: int, replicas: int) -> fl
     copies = Quadratics(*(leaf.expand(replicas, *leaf.shape[1:]) for leaf in problem))
     tasks = resampled_quadratics(copies, torch.Generator().manual_seed(0), execution=EXECUTION)
     method = make_method("multi_step_maml", alpha, steps)
-    grads = method.update({"w": torch.zeros(5, dtype=torch.float64)}, tasks, method.inner).grads
-    return float(spread(grads) ** 2)
+    return averaged(method.update({"w": torch.zeros(5, dtype=torch.float64)}, tasks, method.inner)).spread ** 2
 
 
 def cost_is_linear(ax: Axes, tasks: FiniteSumTasks) -> Row:

@@ -26,7 +26,7 @@ from torch.func import grad, vmap
 from metarl.derivatives import gradients, hessian_vector_products, over_tasks, scores
 from metarl.errors import check_choice
 from metarl.inner import adapt, sgd
-from metarl.oracles import unwrapped
+from metarl.oracles import share_of, unwrapped
 from metarl.outer.pull_back import pull_back
 from metarl.outer.registry import Method, register
 from metarl.tree import add
@@ -61,7 +61,8 @@ def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseli
         batch = tasks.draw(end, "outer")
         outcome = vmap(source.objective)(batch).mean(1)  # [T]
         if baseline == "tasks":
-            outcome = outcome - mean_of_others(outcome)
+            share = share_of(tasks)  # other processes may have the other tasks
+            outcome = outcome - mean_of_others(share.gather(outcome))[share.first : share.last]
 
         def score_term(w: Params, data: Batch, value: Tensor) -> Params:
             weights = value - (mean_of_others(source.objective(data)) if baseline == "trajectories" else 0.0)

@@ -1,6 +1,17 @@
 """Outer steps: how a meta-gradient moves the parameters."""
 
 from metarl.step.adaptive import AdaptiveStep
-from metarl.step.optimizer import OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, spread
+from metarl.step.mean_grad import MeanGrad, averaged
+from metarl.step.optimizer import OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, Update
 
-__all__ = ["AdaptiveStep", "OptimizerFactory", "OptimizerStep", "OuterStep", "Schedule", "Stepped", "spread"]
+__all__ = [
+    "AdaptiveStep",
+    "MeanGrad",
+    "OptimizerFactory",
+    "OptimizerStep",
+    "OuterStep",
+    "Schedule",
+    "Stepped",
+    "Update",
+    "averaged",
+]

@@ -6,7 +6,7 @@ B' and D_beta are independent of the tasks and the batches of the direction, as 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,16 @@ from metarl import tree
 from metarl.derivatives import gradients
 from metarl.errors import check_int
 from metarl.generators import generator_state, restore_generator
-from metarl.oracles import wrapped_like
-from metarl.step.optimizer import Stepped
+from metarl.oracles import share_of, wrapped_like
+from metarl.step.optimizer import Stepped, Update
 from metarl.theory.step_size import StepSizeRule
-from metarl.types import MetaGrad, Params, Tasks, TaskSource
+from metarl.types import Params, Tasks, TaskSource
 
 
 class AdaptiveStep:
     """A step `w - beta G` with beta from a rule and from the gradients of tasks of its own.
 
-    What it draws and the gradients it takes count in the run's counts.
+    What it draws and the gradients it takes count in the run's counts; several processes share its tasks, too.
 
     Args:
         rule: `metarl.theory.fallah_rule(...)` or `ji_rule(...)`.
@@ -51,12 +51,12 @@ class AdaptiveStep:
         self.num_tasks = check_int("num_tasks", num_tasks)
         self._rng = np.random.default_rng([check_int("seed", seed, minimum=0), 5])  # never a training seed's stream
 
-    def __call__(self, params: Params, tasks: Tasks, update: Callable[[Params, Tasks], MetaGrad]) -> Stepped:
+    def __call__(self, params: Params, tasks: Tasks, update: Update) -> Stepped:
         """Choose beta at `params`, take the meta-gradient there and step; `info` has beta and the denominator."""
         mean_norm = self._mean_gradient_norm(params, tasks)
         beta = self.rule.step_size(mean_norm)
         meta_grad = update(params, tasks)
-        stepped = tree.add_scaled(params, -beta, tree.mean(meta_grad.grads))
+        stepped = tree.add_scaled(params, -beta, meta_grad.grads)
         return Stepped(stepped, meta_grad, {"outer_lr": beta, "smoothness": self.rule.smoothness(mean_norm)})
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,6 +77,6 @@ class AdaptiveStep:
 
     def _mean_gradient_norm(self, params: Params, counted_with: Tasks) -> float:
         tasks = wrapped_like(self.source.sample(self.num_tasks, self._rng), counted_with)
-        w = tree.stack(params, self.num_tasks)
+        w = tree.stack(params, tasks.num_tasks)
         grads = gradients(tasks, w, tasks.draw(w, "inner"))
-        return float(vmap(tree.norm)(grads).mean())
+        return float(share_of(tasks).mean(vmap(tree.norm)(grads)))

@@ -5,11 +5,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
 
 from metarl import tree
 from metarl.errors import check_real
-from metarl.types import MetaGrad, Params, Tasks
+from metarl.step.mean_grad import MeanGrad
+from metarl.types import Params, Tasks
 
 OptimizerFactory: TypeAlias = Callable[..., torch.optim.Optimizer]
 """`(leaves, lr=...) -> optimiser`: a class of `torch.optim`, or a `functools.partial` of one."""
@@ -22,14 +22,22 @@ class Stepped(NamedTuple):
     """Where an outer step went, and by what."""
 
     params: Params
-    meta_grad: MetaGrad
+    meta_grad: MeanGrad
     info: Mapping[str, float] = MappingProxyType({})  # what is worth logging of the step itself
 
 
-class OuterStep(Protocol):
-    """How a meta-gradient moves w. `update` may be called at several points, on the same or on replayed draws."""
+Update: TypeAlias = Callable[[Params, Tasks], MeanGrad]
+"""From parameters and tasks to the meta-gradient there: an `OuterUpdate` averaged over all tasks."""
 
-    def __call__(self, params: Params, tasks: Tasks, update: Callable[[Params, Tasks], MetaGrad]) -> Stepped:
+
+class OuterStep(Protocol):
+    """How a meta-gradient moves w. `update` may be called at several points, on the same or on replayed draws.
+
+    With several processes, `tasks` are this one's and what `update` returns is everyone's. A step must be the same in
+    all of them: whatever else it looks at, it gathers from all (`metarl.oracles.share_of`).
+    """
+
+    def __call__(self, params: Params, tasks: Tasks, update: Update) -> Stepped:
         """One outer step from `params`."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,7 +79,7 @@ class OptimizerStep:
         self._leaves = tree.detached(params)
         self._optimizer = optimizer(list(self._leaves.values()), lr=self.learning_rate)
 
-    def __call__(self, params: Params, tasks: Tasks, update: Callable[[Params, Tasks], MetaGrad]) -> Stepped:
+    def __call__(self, params: Params, tasks: Tasks, update: Update) -> Stepped:
         """Take the meta-gradient at `params` and step."""
         meta_grad = update(params, tasks)
         if self.schedule is not None:
@@ -79,7 +87,7 @@ class OptimizerStep:
                 group["lr"] = self.learning_rate * self.schedule(self.steps)
         for key, leaf in self._leaves.items():
             leaf.copy_(params[key])
-            leaf.grad = meta_grad.grads[key].mean(0)
+            leaf.grad = meta_grad.grads[key].clone()  # clipping changes it
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self._leaves.values()), self.max_grad_norm)
         self._optimizer.step()
@@ -94,9 +102,3 @@ class OptimizerStep:
         """Continue from `state_dict()`."""
         self._optimizer.load_state_dict(state["optimizer"])
         self.steps = int(state["steps"])
-
-
-def spread(stacked: Params) -> Tensor:
-    """The standard deviation of the tasks' meta-gradients around their mean, `sqrt(mean_i |g_i - mean g|^2)`."""
-    rows = tree.flatten(stacked)
-    return (rows - rows.mean(0)).square().sum(1).mean().sqrt()

@@ -14,6 +14,7 @@ from torch import Tensor
 from metarl.errors import check_int
 from metarl.execution import Execution
 from metarl.generators import torch_generator
+from metarl.oracles import Part
 from metarl.tree import detached
 from metarl.types import Batch, Loss, Params, Role
 
@@ -112,6 +113,10 @@ class FiniteSumTasks(SupervisedTasks):
         data, size = self._set(role), getattr(self.batch_sizes, role)
         return data if size is None else self._subset(data, size)
 
+    def shard(self, first: int, last: int) -> Part:
+        """The tasks `first` ... `last` - 1; minibatches are drawn for all tasks, so that they are the same ones."""
+        return Part(self, first, last)
+
     def subset(self, rows: Tensor, generator: torch.Generator | None = None) -> "FiniteSumTasks":
         """Some of the tasks, by their numbers."""
         support = _rows(self.support, rows)
@@ -180,6 +185,10 @@ class ResamplingTasks(SupervisedTasks):
     def draw(self, params: Params, role: Role) -> Batch:
         """Fresh data, whatever the role."""
         return self._sampler(role, self._generator)
+
+    def shard(self, first: int, last: int) -> Part:
+        """The tasks `first` ... `last` - 1; data are drawn for all tasks, so that they are the same ones."""
+        return Part(self, first, last)
 
 
 class FiniteSumSource:

@@ -149,7 +149,7 @@ class HalfStep:
 
     def __call__(self, params, tasks, update):
         meta_grad, self.size = update(params, tasks), self.size / 2
-        moved = {k: params[k] - self.size * meta_grad.grads[k].mean(0) for k in params}
+        moved = {k: params[k] - self.size * meta_grad.grads[k] for k in params}
         return Stepped(moved, meta_grad, {"step_size": self.size})
 
     def state_dict(self):
