@@ -56,7 +56,7 @@ def growth_figure(devices: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
             values = [row["value"] for row in of_size]
             above.plot(values, [row["seconds"] for row in of_size], marker="o", label=device, **style)
             above.plot(values, [row["limit_seconds"] for row in of_size], "--", label=f"{device}, limit", **style)
-            below.plot(values, [row["memory_mb"] for row in of_size], marker="o", **style)
+            below.plot(values, [max(row["memory_mb"], 0.1) for row in of_size], marker="o", **style)
             below.set_xlabel(size)
             below.set_xticks(values, [str(value) for value in values])
             below.xaxis.minorticks_off()

@@ -69,7 +69,7 @@ def pairs() -> list[Pair]:
     """The wrong formulas that published code has."""
     one, two = bandit(), bandit(dimension=2)
     logs, summed, averaged = one.source("reinforce"), two.source("ratio"), two.source("ratio")
-    averaged.action_distribution = MeanOverDimensions(2)
+    averaged.actor.distribution = MeanOverDimensions(2)
     full, none, zero = (
         Method(with_score_term(weight), Inner(sgd(ALPHA))) for weight in (mean_loss, None, mean_normalized_advantage)
     )

@@ -100,9 +100,8 @@ class ReinforcementLearning:
         check_choice("baseline", self.baseline, BASELINES)
         check_real("discount", self.discount, high=1.0, open_low=False)
         check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
-        self.action_distribution = distribution_for(self.distribution.action_space)
         self.policy.to(self.device)
-        self.actor = Actor(self.policy, self.action_distribution)
+        self.actor = Actor(self.policy, distribution_for(self.distribution.action_space))
         self._execution = self.execution or Execution(trace=True)
 
     def initial_params(self) -> Params:
@@ -202,7 +201,7 @@ class RLTasks:
         number, horizon = batch["mask"].shape
         outputs = call(self._source.policy, params, batch["obs"].flatten(0, 1))
         outputs = tuple(x.view(number, horizon, *x.shape[1:]) for x in outputs)
-        return self._source.action_distribution.log_prob(outputs, batch["actions"])
+        return self._source.actor.distribution.log_prob(outputs, batch["actions"])
 
     def score(self, params: Params, batch: Batch) -> Tensor:
         """The mean undiscounted return of one task's episodes."""

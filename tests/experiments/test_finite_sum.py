@@ -68,10 +68,12 @@ def evaluation(folder: Path) -> dict[str, Any]:
 def untraced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Spare the seconds that recording the operations takes; every test builds its problems anew."""
 
-    run = Execution._run
-    monkeypatch.setattr(
-        Execution, "_run", lambda self, *arguments: run(dataclasses.replace(self, trace=False), *arguments)
-    )
+    over_tasks = Execution.over_tasks
+
+    def plain(self: Execution, *arguments: Any, **rest: Any) -> Any:
+        return over_tasks(dataclasses.replace(self, trace=False), *arguments, **rest)
+
+    monkeypatch.setattr(Execution, "over_tasks", plain)
     finite_sum.built.cache_clear()
     yield
     finite_sum.built.cache_clear()
