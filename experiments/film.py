@@ -30,8 +30,8 @@ from experiments.run import step_sizes
 from metarl import MetaLearner
 from metarl.checkpoint import write_atomically
 from metarl.errors import check_int
-from metarl.evaluation import adapted
 from metarl.functional import call
+from metarl.inner import adapted
 from metarl.rl import ReinforcementLearning
 from metarl.tree import take
 from metarl.types import Params, Task

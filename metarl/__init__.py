@@ -3,7 +3,7 @@
 from metarl import tree
 from metarl.errors import NonFiniteError
 from metarl.evaluation import Evaluation, evaluate
-from metarl.inner import Path, adapt
+from metarl.inner import Path, adapt, adaptation_path
 from metarl.learner import MetaLearner
 from metarl.outer import OUTER, Method, make_method, register
 from metarl.types import Batch, Inner, MetaGrad, OuterUpdate, Params, Task, TaskDistribution, Tasks, TaskSource
@@ -27,6 +27,7 @@ __all__ = [
     "TaskSource",
     "Tasks",
     "adapt",
+    "adaptation_path",
     "evaluate",
     "make_method",
     "register",

@@ -1,18 +1,18 @@
 """How good is a policy after 0, 1, 2, ... gradient steps on tasks it has never seen?"""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metarl.derivatives import gradients, scores
+from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
-from metarl.inner import inner_step
+from metarl.inner import adapted
 from metarl.oracles import Checking, Counting, sharded, share_of
 from metarl.statistics import bootstrap_ci
-from metarl.tree import stack, tree_map
+from metarl.tree import tree_map
 from metarl.types import Params, Rule, Tasks
 
 
@@ -45,15 +45,6 @@ class Evaluation(NamedTuple):
         }
 
 
-def adapted(params: Params, tasks: Tasks, rules: Sequence[Rule]) -> Iterator[Params]:
-    """`params` (not stacked) adapted to every task, stacked: before the first step and after each, a rule per step."""
-    w = anchor = stack(tree_map(Tensor.detach, params), tasks.num_tasks)
-    yield w
-    for rule in rules:
-        w = inner_step(rule, w, gradients(tasks, w, tasks.draw(w, "inner")), anchor)
-        yield w
-
-
 def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule], processes: Processes = ALONE) -> Evaluation:
     """Adapt to every task with one rule per step; score before the first step and after each, on data of its own.
 
@@ -68,7 +59,7 @@ def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule], processes: Pro
     own = sharded(tasks, processes) if processes.size <= tasks.num_tasks else tasks
     scoring, counting = Checking(own), Counting(Checking(own))
     curve, costs = [], []
-    for w in adapted(params, counting, rules):
+    for w in adapted(tree_map(Tensor.detach, params), counting, rules):
         batch = scoring.draw(w, "outer")
         curve.append(scores(own, w, batch))
         costs.append(Counter({**dict.fromkeys([*own.cost(batch), "gradients"], 0), **counting.counts}))

@@ -3,7 +3,8 @@
 Every rule is a function of ONE task, `rule(params, grads, anchor) -> params`; `adapt` applies it to all tasks.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -78,7 +79,7 @@ def restart_sgd(learning_rate: float) -> Rule:
 
 
 class Path(NamedTuple):
-    """What adaptation leaves behind: N + 1 points and, between them, N batches and their gradients."""
+    """What adaptation leaves behind: N + 1 points and, between them, what the steps were made from, where kept."""
 
     params: list[Params]  # w_0 ... w_N, stacked
     batches: list[Batch]  # D_0 ... D_{N-1}
@@ -92,15 +93,17 @@ def inner_step(rule: Rule, params: Params, grads: Params, anchor: Params) -> Par
 
 
 def rule_pull_back(
-    rule: Rule, params: Params, grads: Params, anchor: Params, cotangent: Params
+    rule: Rule, params: Params, grads: Params | None, anchor: Params, cotangent: Params
 ) -> tuple[Params, Params, Params | None]:
     """The vector-Jacobian products of one inner step with respect to its three arguments; no loss is involved.
 
     For `w - alpha g` they are `(v, -alpha v, 0)`; for `w - alpha sign(g)` they are `(v, 0, 0)`. `None` stands for zero
-    where the rule says so itself.
+    where the rule says so itself. `grads` may be left out where `has_adjoint`.
     """
     if isinstance(rule, Elementwise) and rule.adjoint is not None:
         return rule.adjoint(cotangent)
+    if grads is None:
+        raise ValueError("grads must be given for a rule without an adjoint of its own, got None")
     with torch.enable_grad():
         arguments = [tree_map(lambda x: x.detach().requires_grad_(), x) for x in (params, grads, anchor)]
         moved = {k: v for k, v in inner_step(rule, *arguments).items() if v.requires_grad}
@@ -111,16 +114,49 @@ def rule_pull_back(
     return through_w, through_g, to_anchor
 
 
-def adapt(params: Params, tasks: Tasks, inner: Inner) -> Path:
-    """Adapt `params` (not stacked: all tasks begin at the same point) to every task.
+def has_adjoint(rule: Rule) -> bool:
+    """Whether a rule says itself how to pull back through it, whatever the gradient was."""
+    return isinstance(rule, Elementwise) and rule.adjoint is not None
 
-    Each step draws fresh data at the *current* parameters of each task.
-    """
-    anchor = stack(params, tasks.num_tasks)
-    path = Path([anchor], [], [])
+
+class Step(NamedTuple):
+    """One inner step of every task."""
+
+    batch: Batch
+    grads: Params
+    params: Params  # after it, stacked
+
+
+def take_step(rule: Rule, tasks: Tasks, params: Params, anchor: Params) -> Step:
+    """Draw data for all tasks at their *current* parameters `params`, and step."""
+    batch = tasks.draw(params, "inner")
+    grads = gradients(tasks, params, batch)
+    return Step(batch, grads, inner_step(rule, params, grads, anchor))
+
+
+def adapted(params: Params, tasks: Tasks, rules: Iterable[Rule]) -> Iterator[Params]:
+    """`params` (not stacked) adapted to every task, stacked: before the first step and after each, a rule per step."""
+    w = anchor = stack(params, tasks.num_tasks)
+    yield w
+    for rule in rules:
+        w = take_step(rule, tasks, w, anchor).params
+        yield w
+
+
+def adapt(params: Params, tasks: Tasks, inner: Inner) -> Params:
+    """`params` (not stacked: all tasks begin at the same point) adapted to every task, stacked `[T, ...]`."""
+    return deque(adapted(params, tasks, [inner.rule] * inner.steps), maxlen=1).pop()
+
+
+def adaptation_path(params: Params, tasks: Tasks, inner: Inner, *, batches: bool = True, grads: bool = True) -> Path:
+    """The whole way to what `adapt` returns; `batches` and `grads`, the largest part of it, are kept where wanted."""
+    w = anchor = stack(params, tasks.num_tasks)
+    path = Path([w], [], [])
     for _ in range(inner.steps):
-        w = path.params[-1]
-        path.batches.append(tasks.draw(w, "inner"))
-        path.grads.append(gradients(tasks, w, path.batches[-1]))
-        path.params.append(inner_step(inner.rule, w, path.grads[-1], anchor))
+        step = take_step(inner.rule, tasks, w, anchor)
+        w = step.params
+        path.params.append(w)
+        path.batches.extend([step.batch] if batches else [])
+        path.grads.extend([step.grads] if grads else [])
+        del step  # what is not kept should not be there beside the next step
     return path

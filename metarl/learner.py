@@ -173,7 +173,7 @@ class MetaLearner:
         inner = self.method.inner
         if steps is not None:
             inner = inner._replace(steps=check_int("steps", steps, minimum=0))
-        return adapt(self.params, Checking(tasks), inner).params[-1]
+        return adapt(self.params, Checking(tasks), inner)
 
     def evaluate(
         self,

@@ -10,7 +10,7 @@ from experiments.certificates.judging import LIMIT, SEEN, measured
 from experiments.certificates.problems import ALPHA, OBJECTIVE, PRODUCT, Problem, bandit
 from metarl import tree
 from metarl.derivatives import gradients, hessian_vector_products
-from metarl.inner import adapt, sgd
+from metarl.inner import adaptation_path, sgd
 from metarl.outer import Method, make_method
 from metarl.outer.e_maml import sampled
 from metarl.rl import ReinforcementLearning
@@ -23,7 +23,7 @@ def with_score_term(weight: Callable[[Tasks, Batch], Tensor] | None) -> OuterUpd
     """One inner step pulled back with D_in again, plus the score of D_in times a weight `[T]` from the outer batch."""
 
     def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-        source, path = sampled(tasks), adapt(params, tasks, inner)
+        source, path = sampled(tasks), adaptation_path(params, tasks, inner)
         (w, end), (data,) = path.params, path.batches
         batch = tasks.draw(end, "outer")
         v = gradients(tasks, end, batch)

@@ -74,7 +74,7 @@ def objective(tasks: Tasks, inner: Inner) -> Callable[[Vector], Tensor]:
     """The mean loss after adaptation, a scalar, as a function of w."""
 
     def value(w: Vector) -> Tensor:
-        end = adapt({"w": w}, tasks, inner).params[-1]
+        end = adapt({"w": w}, tasks, inner)
         return vmap(tasks.loss)(end, tasks.draw(end, "outer")).mean()
 
     return value

@@ -79,7 +79,7 @@ def derivatives(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def values(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """phi(x) and the Moreau envelope at x."""
-    z = x + adapt(zero(), at(function, x), implicit().inner).params[-1]["w"][:, 0]
+    z = x + adapt(zero(), at(function, x), implicit().inner)["w"][:, 0]
     return function(z), function(z) + (z - x).square() / 2
 
 

@@ -53,7 +53,7 @@ def check(quick: bool = False) -> Findings:
 def envelope(tasks: FiniteSumTasks, alpha: float, w: Vector) -> Tensor:
     """`mean_i min_z f_i(z) + |z - w|^2 / (2 alpha)`, with z from the library's own inner loop."""
     inner = make_method("moreau", alpha, ENOUGH).inner
-    z = adapt({"w": w}, tasks, inner).params[-1]
+    z = adapt({"w": w}, tasks, inner)
     losses = vmap(tasks.loss)(z, tasks.draw(z, "inner"))
     return (losses + (z["w"] - w).square().sum(1) / (2 * alpha)).mean()
 

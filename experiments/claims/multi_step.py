@@ -21,7 +21,7 @@ from experiments.claims.common import (
 from metarl import Inner, make_method, tree
 from metarl.derivatives import hessian_vector_products
 from metarl.execution import Execution
-from metarl.inner import Path, adapt
+from metarl.inner import Path, adaptation_path
 from metarl.oracles import Counting
 from metarl.outer import outer_gradient, pull_back
 from metarl.step import averaged
@@ -58,7 +58,7 @@ def check(quick: bool = False) -> Findings:
 
 def reversed_product(tasks: FiniteSumTasks, inner: Inner, w: Vector) -> Vector:
     """The meta-gradient with the factors in the wrong order: the first step's acts first."""
-    path = adapt({"w": w}, tasks, inner)
+    path = adaptation_path({"w": w}, tasks, inner)
     end = outer_gradient(tasks, path.params[-1])
     turned = Path([*path.params[-2::-1], path.params[-1]], path.batches[::-1], path.grads[::-1])
     return tree.mean(pull_back(tasks, turned, inner, end.grads, hessian_vector_products, "inner"))["w"]
@@ -111,7 +111,7 @@ def products_stay_bounded(tasks: FiniteSumTasks, L: float) -> Row:
 
 def jacobians(tasks: FiniteSumTasks, inner: Inner) -> Tensor:
     """d w_N / d w of every task `[T, d, d]`, row by row with the library's pull-back."""
-    path = adapt({"w": torch.zeros(5, dtype=torch.float64)}, tasks, inner)
+    path = adaptation_path({"w": torch.zeros(5, dtype=torch.float64)}, tasks, inner)
     rows = [
         pull_back(tasks, path, inner, {"w": e.expand(tasks.num_tasks, 5)}, hessian_vector_products, "inner")["w"]
         for e in torch.eye(5, dtype=torch.float64)

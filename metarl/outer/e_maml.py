@@ -25,7 +25,7 @@ from torch.func import grad, vmap
 
 from metarl.derivatives import gradients, hessian_vector_products, over_tasks, scores
 from metarl.errors import check_choice
-from metarl.inner import adapt, sgd
+from metarl.inner import adaptation_path, has_adjoint, sgd
 from metarl.oracles import share_of, unwrapped
 from metarl.outer.pull_back import pull_back
 from metarl.outer.registry import Method, register
@@ -56,7 +56,7 @@ def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseli
 
     def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
         source = sampled(tasks)
-        path = adapt(params, tasks, inner)
+        path = adaptation_path(params, tasks, inner, grads=not has_adjoint(inner.rule))
         end = path.params[-1]
         batch = tasks.draw(end, "outer")
         outcome = vmap(source.objective)(batch).mean(1)  # [T]

@@ -13,7 +13,7 @@ from metarl.types import Inner, MetaGrad, Params, Tasks
 
 def gradient_at_the_end(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
     """Adapt, then the gradient at the adapted parameters; what comes out depends on the inner rule."""
-    return outer_gradient(tasks, adapt(params, tasks, inner).params[-1])
+    return outer_gradient(tasks, adapt(params, tasks, inner))
 
 
 @register("fo_maml")

@@ -61,7 +61,7 @@ def imaml(inner_lr: float = 0.1, inner_steps: int = 5, *, lam: float = 2.0, cg_s
     check_int("cg_steps", cg_steps)
 
     def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-        phi = adapt(params, tasks, inner).params[-1]
+        phi = adapt(params, tasks, inner)
         end = outer_gradient(tasks, phi)
         batch = tasks.draw(phi, "hessian")
 

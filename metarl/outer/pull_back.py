@@ -32,12 +32,16 @@ def outer_gradient(tasks: Tasks, params: Params) -> MetaGrad:
 def pull_back(
     tasks: Tasks, path: Path, inner: Inner, cotangent: Params, multiply: Multiply, hessian_data: HessianData
 ) -> Params:
-    """The gradient at `w_N` pulled back to `w_0`: the factor of the *last* step acts first."""
+    """The gradient at `w_N` pulled back to `w_0`: the factor of the *last* step acts first.
+
+    `path` must have its batches where they are the `hessian_data`, and its gradients where the rule has no adjoint.
+    """
     anchor = path.params[0]
     through_anchor: Params | None = None
-    for w, batch, g in zip(reversed(path.params[:-1]), reversed(path.batches), reversed(path.grads), strict=True):
+    for j in reversed(range(len(path.params) - 1)):
+        w, g = path.params[j], path.grads[j] if path.grads else None
         through_w, through_g, to_anchor = rule_pull_back(inner.rule, w, g, anchor, cotangent)
-        data = tasks.draw(w, "hessian") if hessian_data == "fresh" else batch
+        data = tasks.draw(w, "hessian") if hessian_data == "fresh" else path.batches[j]
         cotangent = add(through_w, multiply(tasks, w, data, through_g))
         if to_anchor is not None:
             through_anchor = to_anchor if through_anchor is None else add(through_anchor, to_anchor)

@@ -8,15 +8,14 @@ There is no gradient on D_o; it is drawn once, to score the adapted parameters a
 from metarl.derivatives import scores
 from metarl.inner import adapt, sgd
 from metarl.outer.registry import Method, register
-from metarl.tree import subtract
+from metarl.tree import stack, subtract
 from metarl.types import Inner, MetaGrad, Params, Tasks
 
 
 def displacement(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
     """How far adaptation went, with its sign turned."""
-    path = adapt(params, tasks, inner)
-    end = path.params[-1]
-    return MetaGrad(subtract(path.params[0], end), scores(tasks, end, tasks.draw(end, "outer")))
+    end = adapt(params, tasks, inner)
+    return MetaGrad(subtract(stack(params, tasks.num_tasks), end), scores(tasks, end, tasks.draw(end, "outer")))
 
 
 @register("reptile")

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from metarl import tree
 from metarl.distributed import ALONE, Share
-from metarl.summation import total
 from metarl.types import MetaGrad, Params
 
 
@@ -35,5 +34,4 @@ def averaged(meta_grad: MetaGrad, share: Share | None = None) -> MeanGrad:
 
 def _squared_gaps(stacked: Params, mean: Params) -> Tensor:
     """How far each task's meta-gradient is from the mean, squared, `[t]`."""
-    gaps = tree.subtract(stacked, mean).values()
-    return total(torch.stack([gap.reshape(len(gap), -1).square().sum(1) for gap in gaps]))
+    return (tree.flatten(stacked) - tree.flatten(tree.stack(mean, 1))).square().sum(1)

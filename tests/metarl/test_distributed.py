@@ -257,7 +257,7 @@ def test_a_nan_names_the_task_and_leaves_nobody_waiting(pool: Pool) -> None:
 
 def broken(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
     """The last task's meta-gradient is not finite."""
-    found = outer_gradient(tasks, adapt(params, tasks, inner).params[-1])
+    found = outer_gradient(tasks, adapt(params, tasks, inner))
     bad = found.grads["w"].clone()
     bad[-1] = math.nan
     return found._replace(grads={"w": bad})

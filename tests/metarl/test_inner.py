@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl import Inner, adapt
-from metarl.inner import inner_step, prox_sgd, restart_sgd, sgd, sign_sgd
+from metarl import Inner
+from metarl.inner import adaptation_path, inner_step, prox_sgd, restart_sgd, sgd, sign_sgd
 from metarl.types import Batch, Params, Role, Rule
 
 W, G, ANCHOR = [1.0, -2.0, 0.5], [4.0, -0.5, 0.0], [0.0, 1.0, 0.5]
@@ -73,7 +73,7 @@ class Spy:
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_every_step_draws_at_the_current_parameters(steps: int) -> None:
     spy, w = Spy(), {"w": torch.tensor(2.0, dtype=torch.float64)}
-    path = adapt(w, spy, Inner(sgd(0.5), steps))
+    path = adaptation_path(w, spy, Inner(sgd(0.5), steps))
     points = [[2.0, 2.0], [1.5, 6.5], [1.75, 9.25], [2.375, 11.125]]  # half-way to (n, 10 + n) every time
     assert spy.asked == [("inner", p) for p in points[:steps]]
     assert [p["w"].tolist() for p in path.params] == points[: steps + 1]
@@ -83,5 +83,5 @@ def test_every_step_draws_at_the_current_parameters(steps: int) -> None:
 
 
 def test_the_anchor_is_where_adaptation_began() -> None:
-    path = adapt({"w": torch.tensor(2.0, dtype=torch.float64)}, Spy(), Inner(restart_sgd(0.5), 3))
+    path = adaptation_path({"w": torch.tensor(2.0, dtype=torch.float64)}, Spy(), Inner(restart_sgd(0.5), 3))
     assert [p["w"].tolist() for p in path.params] == [[2.0, 2.0], [1.5, 6.5], [2.25, 4.75], [2.375, 6.125]]

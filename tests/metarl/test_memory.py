@@ -17,8 +17,8 @@ from envs import Navigation
 from experiments.benchmark.measure import alone
 from metarl import MetaLearner
 from metarl.callbacks import Callback, Metrics
-from metarl.evaluation import adapted, evaluate
-from metarl.inner import sgd
+from metarl.evaluation import evaluate
+from metarl.inner import adapted, sgd
 from metarl.oracles import Wrapped
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.networks import mlp

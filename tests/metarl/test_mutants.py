@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 
 from metarl import Inner, MetaGrad, Method, adapt, make_method
 from metarl.derivatives import gradients, hessian_vector_products
-from metarl.inner import sgd
+from metarl.inner import adaptation_path, sgd
 from metarl.oracles import Wrapped
 from metarl.outer import outer_gradient
 from metarl.outer.e_maml import sampled as sampled_tasks
@@ -57,7 +57,7 @@ def pulled(
     sign: float = -1.0, alpha: float = ALPHA, backwards: bool = True, at: Callable[[int, int], int] = lambda j, n: j
 ) -> OuterUpdate:
     def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-        path = adapt(params, tasks, inner)
+        path = adaptation_path(params, tasks, inner)
         end = outer_gradient(tasks, path.params[-1])
         v = end.grads
         for j in reversed(range(inner.steps)) if backwards else range(inner.steps):
@@ -69,11 +69,11 @@ def pulled(
 
 
 def dropped_hessian(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-    return outer_gradient(tasks, adapt(params, tasks, inner).params[-1])
+    return outer_gradient(tasks, adapt(params, tasks, inner))
 
 
 def hessian_of_the_query_set(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-    path = adapt(params, tasks, inner)
+    path = adaptation_path(params, tasks, inner)
     end = outer_gradient(tasks, path.params[-1])
     v = end.grads
     for w in path.params[-2::-1]:
@@ -82,7 +82,7 @@ def hessian_of_the_query_set(params: Params, tasks: Tasks, inner: Inner) -> Meta
 
 
 def outer_on_the_support_set(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-    w = adapt(params, tasks, inner).params[-1]
+    w = adapt(params, tasks, inner)
     return MetaGrad(gradients(tasks, w, tasks.draw(w, "inner")), torch.zeros(tasks.num_tasks))
 
 
@@ -103,7 +103,7 @@ def hessian_free(factor: float = 1.0, at_end: bool = False, one_sided: bool = Fa
     multiply = central_difference(relative_length)
 
     def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-        path = adapt(params, tasks, inner)
+        path = adaptation_path(params, tasks, inner)
         end = outer_gradient(tasks, path.params[-1])
         v = end.grads
         for w in path.params[-2::-1]:
@@ -134,7 +134,7 @@ def probe_on_different_data(params: Params, tasks: Tasks, inner: Inner) -> MetaG
 
 def implicit(factor: float, on: str = "hessian") -> OuterUpdate:
     def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-        phi = adapt(params, tasks, inner).params[-1]
+        phi = adapt(params, tasks, inner)
         end, batch = outer_gradient(tasks, phi), tasks.draw(phi, on)
 
         def multiply(rows):
@@ -195,7 +195,7 @@ def nan(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
 
 
 def uncounted(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-    w = adapt(params, tasks, inner).params[-1]
+    w = adapt(params, tasks, inner)
     batch = tasks.draw(w, "outer")
     return MetaGrad(vmap(grad(tasks.loss))(w, batch), torch.zeros(tasks.num_tasks))
 
@@ -228,7 +228,7 @@ def sampled(
 ) -> OuterUpdate:
     def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
         source = sampled_tasks(tasks)
-        path = adapt(params, tasks, inner)
+        path = adaptation_path(params, tasks, inner)
         batch = tasks.draw(path.params[-1], "outer")
         v = gradients(tasks, path.params[-1], batch)
         weights = vmap(lambda data: weight(source.objective(data)))(batch)

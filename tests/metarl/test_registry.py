@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from metarl import OUTER, Inner, MetaGrad, Method, adapt, make_method, register
-from metarl.inner import sgd
+from metarl import OUTER, Inner, MetaGrad, Method, make_method, register
+from metarl.inner import adaptation_path, sgd
 from metarl.outer import options, outer_gradient
 from metarl.outer.registry import inner_defaults
 from metarl.tree import add_scaled, subtract
@@ -23,7 +23,7 @@ def mixture(monkeypatch: pytest.MonkeyPatch) -> str:
     @register("mixture")
     def builder(inner_lr: float = 0.1, inner_steps: int = 2, *, pull: float = 0.5) -> Method:
         def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-            path = adapt(params, tasks, inner)
+            path = adaptation_path(params, tasks, inner)
             end = outer_gradient(tasks, path.params[-1])
             away = subtract(path.params[0], path.params[-1])
             return end._replace(grads=add_scaled(end.grads, pull, away))
