@@ -88,7 +88,7 @@ class Execution:
 
     def _record(self, name: str, plain: "Plain", leaves: list[Tensor]) -> "Record | None":
         try:
-            record = Record(plain, leaves, self._chunk_size(plain, leaves), self._arenas)
+            record = Record(plain, leaves, self._chunk_size(leaves), self._arenas)
             if self.trace:
                 record.check(plain, leaves)
             return record
@@ -98,15 +98,15 @@ class Execution:
             log.warning("%s are computed without a trace, which is slower: %s", name, str(error).strip().split("\n")[0])
             return None
 
-    def _chunk_size(self, plain: "Plain", leaves: list[Tensor]) -> Callable[[int], int]:
-        """From the bytes that all tasks take at once to the number of tasks in a chunk."""
+    def _chunk_size(self, leaves: list[Tensor]) -> Callable[[int], int]:
+        """From the bytes that a task takes to the number of tasks in a chunk."""
         tasks, device = len(leaves[0]), leaves[0].device
         budget = self.memory_budget
         if device.type == "cpu":
             budget = CACHE if budget is None else min(CACHE, budget)
         elif budget is None:
             budget = torch.cuda.get_device_properties(device).total_memory // 2
-        return lambda nbytes: self.chunk_size or max(1, min(tasks, budget * tasks // max(nbytes, 1)))
+        return lambda nbytes: self.chunk_size or max(1, min(tasks, budget // max(nbytes, 1)))
 
 
 class Plain(Protocol):
@@ -130,7 +130,7 @@ class Record:
     Args:
         function: over tasks.
         leaves: stacked, for their shapes.
-        chunk_size: from the bytes all tasks take at once.
+        chunk_size: from the bytes that a task takes.
         arenas: memory that it shares with records that do not run at the same time.
     """
 
@@ -145,11 +145,14 @@ class Record:
             return results
 
         tasks = len(leaves[0])
-        graph = traced(flat, leaves)
-        chunks = -(-tasks // chunk_size(peak_bytes(graph.graph)))
+        few = sum(leaf.nbytes for leaf in leaves) < CACHE // 32  # so all are likely to fit, and are recorded at once
+        some = tasks if few else min(tasks, 2)  # one alone may be computed in another way
+        self._graph = traced(flat, [leaf[:some] for leaf in leaves])
+        chunks = -(-tasks // chunk_size(-(-peak_bytes(self._graph.graph) // some)))
         self.chunk_size = size = -(-tasks // chunks)
         self._starts = [min(i * size, tasks - size) for i in range(chunks)]
-        self._graph = graph if chunks == 1 else traced(flat, [leaf[:size] for leaf in leaves])
+        if size != some:
+            self._graph = traced(flat, [leaf[:size] for leaf in leaves])
         self._nbytes = max(1, peak_bytes(self._graph.graph))
         self._like = [value(node) for node in results(self._graph.graph)]
         self._structure = out[-1]
@@ -178,12 +181,12 @@ class Record:
         return pytree.tree_unflatten(wholes, self._structure)
 
     def check(self, plain: Plain, leaves: list[Tensor]) -> None:
-        """Compare with the plain function on the first chunk.
+        """Compare with the function, on other data than were recorded: the first chunk's, its tasks in reverse order.
 
         Raises:
             AssertionError: when they differ by more than rounding.
         """
-        first = [leaf[: self.chunk_size] for leaf in leaves]
+        first = [leaf[: self.chunk_size].flip(0) for leaf in leaves]
         wanted = pytree.tree_leaves(plain(first))
         scale = max(float(x.abs().max()) for x in wanted if x.numel())
         with self._any_runner(leaves) as runner:

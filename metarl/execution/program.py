@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from metarl.execution.calls import Call, Repetition, Script, writing
-from metarl.execution.tracing import aten, is_pure, results, value
+from metarl.execution.recording import aten
+from metarl.execution.tracing import is_pure, results, value
 
 _WITHOUT_DATA = {
     operator.getitem,

@@ -119,11 +119,11 @@ class Repeated:
         self._idle[key] = []
         try:
             self._graphs[key] = traced(self._function, [*constants, *inputs])
-            found = self._take(self._graphs[key], constants, inputs)
-            found.bind(constants)
-            for got, wanted in zip(found.run(inputs), self._function(*constants, *inputs), strict=True):
-                torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-            self._idle[key].append(found)
+            runner = self._take(self._graphs[key], constants, inputs)
+            runner.bind(constants)
+            for got, expected in zip(runner.run(inputs), self._function(*constants, *inputs), strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+            self._idle[key].append(runner)
         except Exception as error:  # whatever tracing trips over, the plain function is right
             log.warning("%s cannot be traced and runs slower: %s", self._name, str(error).strip().split("\n")[0])
             self._graphs[key] = None

@@ -7,13 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 
-aten = torch.ops.aten
+from metarl.execution.recording import aten, constant, record
+
 THIN = 8
 """Matrix products with fewer columns than this are computed transposed: the kernels are two to five times as fast."""
 
-_RESHAPES = {aten.view.default, aten.expand.default}
+_SAME = {
+    getattr(aten, name).default
+    for name in ("view", "_unsafe_view", "expand", "detach", "alias", "lift_fresh", "lift_fresh_copy")
+}
+"""What does nothing but for the shape, or a promise to autograd."""
 
 
 def traced(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -21,12 +25,14 @@ def traced(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
 
     The graph takes contiguous inputs. What the function reads besides its arguments is frozen into it, except for the
     values of tensors, which it refers to.
+
+    Raises:
+        NotRecordableError: when what the function does depends on values.
     """
     contiguous = [leaf.contiguous() for leaf in inputs]
-    module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*contiguous)
-    if not all(map(is_pure, _calls(module.graph))):  # what it writes into its intermediates becomes new ones
-        module = make_fx(functionalize(function), tracing_mode="fake", _allow_non_fake_inputs=True)(*contiguous)
-    graph = module.graph
+    graph = record(function, contiguous)
+    if not all(map(is_pure, _calls(graph))):  # what it writes into its intermediates becomes new ones
+        graph = record(functionalize(function), contiguous)
     for node in graph.find_nodes(op="call_function", target=aten._unsafe_view.default):
         node.target = aten.view.default  # the same but for a promise to autograd
     drop_identities(graph)
@@ -37,8 +43,7 @@ def traced(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     if inputs[0].device.type == "cpu":
         hasten_tanh(graph)
     graph.eliminate_dead_code()
-    module.recompile()
-    return module
+    return fx.GraphModule(graph.owning_module or {}, graph)
 
 
 def _calls(graph: fx.Graph) -> list[fx.Node]:
@@ -58,13 +63,13 @@ def results(graph: fx.Graph) -> list[fx.Node]:
 
 
 def drop_identities(graph: fx.Graph) -> None:
-    """Remove reshapes to the shape a tensor already has, and products with 1."""
+    """Remove reshapes to the shape a tensor already has, what matters to autograd alone, and products with 1."""
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or "val" not in source.meta or "val" not in node.meta:
             continue  # such as picking one of an operation's several results
         before, after = source.meta["val"], node.meta["val"]
-        same = node.target in _RESHAPES or (node.target is aten.mul.Scalar and node.args[1] == 1)
+        same = node.target in _SAME or (node.target is aten.mul.Scalar and node.args[1] == 1)
         if same and before.shape == after.shape and before.dtype == after.dtype:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
@@ -204,23 +209,12 @@ def _twice(graph: fx.Graph, node: Any) -> fx.Node:
 def _constant(graph: fx.Graph, number: float, like: fx.Node) -> fx.Node:
     """A tensor that holds one number."""
     name = f"_number_{str(number).translate(str.maketrans('-.', 'm_'))}"
-    module: Any = graph.owning_module
-    if not hasattr(module, name):
-        module.register_buffer(name, torch.tensor(number, dtype=value(like).dtype))
-    node = graph.get_attr(name)
-    node.meta["val"] = _mode(like).from_tensor(getattr(module, name))
-    return node
-
-
-def _mode(node: fx.Node) -> Any:
-    """What makes tensors without data."""
-    like: Any = value(node)
-    return like.fake_mode
+    tensor = getattr(graph.owning_module, name, None)
+    return constant(graph, name, torch.tensor(number, dtype=value(like).dtype) if tensor is None else tensor)
 
 
 def _call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     """A new call, with the metadata of its result."""
     node = graph.call_function(target, args, kwargs)
-    with _mode(node.all_input_nodes[0]):
-        node.meta["val"] = target(*fx.map_arg(args, value), **kwargs)
+    node.meta["val"] = target(*fx.map_arg(args, value), **kwargs)
     return node

@@ -122,7 +122,7 @@ def hessian_free(factor: float = 1.0, at_end: bool = False, one_sided: bool = Fa
 
 
 def probe_on_different_data(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-    w = adapt(params, tasks, inner).params
+    w = adaptation_path(params, tasks, inner).params
     end = outer_gradient(tasks, w[-1])
     above, below = (vmap(add_scaled, (0, None, 0))(w[0], d, end.grads) for d in (1e-4, -1e-4))
     up, down = (gradients(tasks, w[0], tasks.draw(p, "hessian")) for p in (above, below))  # each from its own rollout
