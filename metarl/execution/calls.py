@@ -8,6 +8,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -32,15 +33,16 @@ class Repetition(NamedTuple):
     runs_on: Tensor  # bool, one of the carried
 
 
-_SOURCE = """
-def once(x: List[Tensor]):
+_ONCE = """
+def run(x: List[Tensor]):
     {names}
     if True:
         {lines}
     return None
+"""
 
-
-def many(
+_MANY = """
+def run(
     x: List[Tensor],
     sequences: List[Tensor],
     places: List[Tensor],
@@ -119,27 +121,29 @@ class Script:
         self._calls = list(calls)
         self._tensors: list[Tensor] = []
         self._numbers: dict[int, int] = {}
-        self._once: Callable[[list[Tensor]], None] | None = None
+        self._parts: tuple[str, str] | None = None
+        self._functions: dict[str, Callable[..., Any]] = {}
         try:
             lines = [line for i, call in enumerate(calls) for line in self._lines(i, call)]
             names = [f"x{i} = x[{i}]" for i in range(len(self._tensors))]
-            unit = torch.jit.CompilationUnit(_SOURCE.format(names="\n    ".join(names), lines=_indented(lines)))
-            self._once, self._many = unit.once, unit.many
-        except (RuntimeError, ValueError) as error:
-            log.info("operations are called one by one: %s", str(error).strip().split("\n")[0])
+            self._parts = "\n    ".join(names), _indented(lines)
+        except ValueError as error:
+            log.info("operations are called one by one: %s", error)
 
     def once(self) -> None:
         """Make all calls."""
-        if self._once is None:
+        if (function := self._function(_ONCE)) is None:
             for call in self._calls:
                 call()
         else:
-            self._once(self._tensors)
+            with _as_it_stands():
+                function(self._tensors)
 
     def many(self, repetition: "Repetition") -> int:
         """Make all calls again and again, until no element of `runs_on` is true; returns how often."""
-        if self._once is not None:
-            return int(self._many(self._tensors, *repetition))
+        if (function := self._function(_MANY)) is not None:
+            with _as_it_stands():
+                return int(function(self._tensors, *repetition))
         for t in range(len(repetition.kept[0])):
             for place, sequence in zip(repetition.places, repetition.sequences, strict=True):
                 place.copy_(sequence[t])
@@ -152,30 +156,44 @@ class Script:
                 return t + 1
         return len(repetition.kept[0])
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the calls are, or could be made, one function."""
+        return self._function(_ONCE) is not None
+
+    def _function(self, template: str) -> Callable[..., Any] | None:
+        if template not in self._functions and self._parts is not None:
+            try:
+                self._functions[template] = _function(template, *self._parts)
+            except RuntimeError as error:
+                log.info("operations are called one by one: %s", str(error).strip().split("\n")[0])
+                self._parts = None
+        return self._functions.get(template)
+
     def _lines(self, i: int, call: Call) -> list[str]:
         kinds = [str(a.type) for a in call.operation._schema.arguments]
-        given = [self._text(x) for x in call.args]
+        given = [self._word(x) for x in call.args]
         for k, kind in enumerate(kinds[: len(given)]):
             if kind == "List[Optional[Tensor]]":
                 given[k] = f"torch.jit.annotate({kind}, {given[k]})"
-        given += [f"{k}={self._text(x)}" for k, x in call.kwargs.items()]
+        given += [f"{k}={self._word(x)}" for k, x in call.kwargs.items()]
         if call.out is not None:
-            return [f"torch.ops.aten.{call.name}({', '.join([*given, f'{call.out}={self._text(call.results)}'])})"]
+            return [f"torch.ops.aten.{call.name}({', '.join([*given, f'{call.out}={self._word(call.results)}'])})"]
         if call.name in _COPIES:
-            return [f"{self._text(call.results)}.copy_({given[0]})"]
+            return [f"{self._word(call.results)}.copy_({given[0]})"]
         made = f"r{i} = torch.ops.aten.{call.name}({', '.join(given)})"
         if isinstance(call.results, Tensor):
-            return [made, f"{self._text(call.results)}.copy_(r{i})"]
-        return [made, *[f"{self._text(x)}.copy_(r{i}[{k}])" for k, x in enumerate(call.results) if x is not None]]
+            return [made, f"{self._word(call.results)}.copy_(r{i})"]
+        return [made, *[f"{self._word(x)}.copy_(r{i}[{k}])" for k, x in enumerate(call.results) if x is not None]]
 
-    def _text(self, value: Any) -> str:
+    def _word(self, value: Any) -> str:
         if isinstance(value, Tensor):
             number = self._numbers.setdefault(id(value), len(self._tensors))
             if number == len(self._tensors):
                 self._tensors.append(value)
             return f"x{number}"
         if isinstance(value, list | tuple):
-            return f"[{', '.join(map(self._text, value))}]"
+            return f"[{', '.join(map(self._word, value))}]"
         if isinstance(value, float) and not math.isfinite(value):
             return f"float('{value}')"
         if isinstance(value, torch.device):
@@ -183,6 +201,20 @@ class Script:
         if value is None or isinstance(value, bool | int | float | torch.dtype | torch.layout | torch.memory_format):
             return str(value)
         raise ValueError(f"{value!r} has no text")
+
+
+@functools.lru_cache(maxsize=64)
+def _function(template: str, names: str, lines: str) -> Callable[..., Any]:
+    """The TorchScript function; that of another list of the same calls, which may run in another thread, is as good."""
+    unit = torch.jit.CompilationUnit(template.format(names=names, lines=lines))
+    function: Callable[..., Any] = unit.run
+    return function
+
+
+def _as_it_stands() -> AbstractContextManager[None]:
+    """Without the passes that TorchScript makes in the first runs: they take 0.1 s and find nothing."""
+    context: AbstractContextManager[None] = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+    return context
 
 
 def _as_tensor(value: Any, like: Tensor) -> Any:
