@@ -4,6 +4,7 @@
 and no outer update knows about them.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple, TypeAlias
@@ -213,6 +214,6 @@ def not_finite(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     if not leaves:
         return
     # A sum is finite only if all its terms are, and takes no time; one that overflows is looked at again.
-    total = torch.stack([leaf.sum().float() for leaf in leaves.values()]).sum()  # one synchronisation
-    if not torch.isfinite(total):
+    total = float(torch.stack([leaf.sum().float() for leaf in leaves.values()]).sum())  # one synchronisation
+    if not math.isfinite(total):
         yield from ((key, leaf) for key, leaf in leaves.items() if not torch.isfinite(leaf).all())

@@ -1,5 +1,6 @@
 """Moving the parameters by the mean meta-gradient with any optimiser of `torch.optim`."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -77,7 +78,8 @@ class OptimizerStep:
         known = isinstance(optimizer, type) and getattr(torch.optim, optimizer.__name__, None) is optimizer
         self.optimizer_name = optimizer.__name__ if known else None  # what a checkpoint can hold
         self._leaves = tree.detached(params)
-        self._optimizer = optimizer(list(self._leaves.values()), lr=self.learning_rate)
+        options = {"fused": True} if known and "fused" in inspect.signature(optimizer).parameters else {}
+        self._optimizer = optimizer(list(self._leaves.values()), lr=self.learning_rate, **options)
 
     def __call__(self, params: Params, tasks: Tasks, update: Update) -> Stepped:
         """Take the meta-gradient at `params` and step."""
