@@ -96,10 +96,7 @@ class Tally:
 
 
 class Tallied(Wrapped):
-    """Keeps a tally. A derivative is taken to be of the last batch drawn, or of one of its size.
-
-    The score terms of `e_maml`, a gradient each, are not reported by the oracle, and so are missing.
-    """
+    """Keeps a tally. A derivative is taken to be of the last batch drawn, or of one of its size."""
 
     def __init__(self, tasks: Tasks, tally: Tally) -> None:
         super().__init__(tasks)

@@ -26,7 +26,7 @@ from torch.func import grad, vmap
 from metarl.derivatives import gradients, hessian_vector_products, over_tasks, scores
 from metarl.errors import check_choice
 from metarl.inner import adaptation_path, has_adjoint, sgd
-from metarl.oracles import share_of, unwrapped
+from metarl.oracles import report, share_of, unwrapped
 from metarl.outer.pull_back import pull_back
 from metarl.outer.registry import Method, register
 from metarl.tree import add
@@ -70,7 +70,9 @@ def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseli
 
         def multiply(tasks: Tasks, w: Params, data: Batch, u: Params) -> Params:
             through_step = hessian_vector_products(tasks, w, data, u, source.frozen_loss)
-            return add(through_step, over_tasks(tasks, f"score terms ({baseline})", score_term, w, data, outcome))
+            terms: Params = over_tasks(tasks, f"score terms ({baseline})", score_term, w, data, outcome)
+            report(tasks, "gradients", terms)
+            return add(through_step, terms)
 
         grads = pull_back(tasks, path, inner, gradients(tasks, end, batch), multiply, "inner")
         return MetaGrad(grads, scores(tasks, end, batch))
