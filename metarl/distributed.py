@@ -61,7 +61,7 @@ class Processes:
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of everyone's `x`: the upper part of the tree whose lower parts are `total` of everyone's rows."""
-        return total(self.gather(x))
+        return x if self.size == 1 else total(self.gather(x))
 
     def gather_objects(self, value: T) -> list[T]:
         """Everyone's `value`, in the order of the processes; for what is small and seldom."""

@@ -146,7 +146,7 @@ class Record:
 
         tasks = len(leaves[0])
         few = sum(leaf.nbytes for leaf in leaves) < CACHE // 32  # so all are likely to fit, and are recorded at once
-        some = tasks if few else min(tasks, 2)  # one alone may be computed in another way
+        some = tasks if few else 1
         self._graph = traced(flat, [leaf[:some] for leaf in leaves])
         chunks = -(-tasks // chunk_size(-(-peak_bytes(self._graph.graph) // some)))
         self.chunk_size = size = -(-tasks // chunks)

@@ -1,4 +1,4 @@
-"""Recording a function as a flat list of tensor operations, and tidying the list up."""
+"""A function as a flat list of tensor operations, tidied up."""
 
 import operator
 from collections.abc import Callable, Sequence
