@@ -6,7 +6,7 @@ tensors.
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,27 +37,42 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     recorder = _Recorder()
     for i, leaf in enumerate(inputs):
         recorder.results[leaf] = node = recorder.graph.placeholder(f"input_{i}")
-        node.meta["val"] = like(leaf)
+        node.meta["val"] = _empty(_layout(leaf))
         recorder.depends.add(node)
     with _StayInTorch(recorder), recorder:
         found = list(function(*inputs))
+    recorder.describe()
     recorder.graph.output([recorder.node_of(leaf) for leaf in found])
     return recorder.graph
 
 
-def like(tensor: Tensor) -> Tensor:
-    """A tensor without data that has the shape, the strides and the type of another one."""
-    if not tensor.storage_offset():
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    whole = torch.empty(tensor.untyped_storage().nbytes() // tensor.element_size(), dtype=tensor.dtype, device="meta")
-    return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+class _Layout(NamedTuple):
+    """What there is to say of a tensor but its data."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+
+
+def _layout(tensor: Tensor) -> _Layout:
+    return _Layout(tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype)
+
+
+def _empty(layout: _Layout) -> Tensor:
+    """A tensor like that, without data."""
+    shape, stride, offset, dtype = layout
+    if not offset:
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    return torch.empty(offset + last + 1, dtype=dtype, device="meta").as_strided(shape, stride, offset)
 
 
 def constant(graph: fx.Graph, name: str, tensor: Tensor) -> fx.Node:
     """A node for a tensor that is there already, which the graph's module gets as an attribute."""
     setattr(graph.owning_module, name, tensor)
     node = graph.create_node("get_attr", name)
-    node.meta["val"] = like(tensor)
+    node.meta["val"] = _empty(_layout(tensor))
     return node
 
 
@@ -72,6 +87,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Weak: what the function lets go of should not stay. A tensor keeps its identity for as long as it is alive.
         self.results: Any = WeakTensorKeyDictionary()
         self._constants = 0
+        # Descriptions of results; tensors without data are made of them later, not between the large ones in memory.
+        self._layouts: list[tuple[fx.Node, _Layout | list[_Layout | None]]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -87,13 +104,21 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(result, Tensor):
             self._keep(result, node)
         elif isinstance(result, list | tuple):
-            node.meta["val"] = [like(x) if isinstance(x, Tensor) else None for x in result]
+            self._layouts.append((node, [_layout(x) if isinstance(x, Tensor) else None for x in result]))
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):
                     self._keep(part, self.graph.call_function(operator.getitem, (node, i)))
         elif not node.users:
             self.graph.erase_node(node)  # a number, known from here on
         return result
+
+    def describe(self) -> None:
+        """Give every node its `meta["val"]`."""
+        for node, found in self._layouts:
+            if isinstance(found, list):
+                node.meta["val"] = [None if x is None else _empty(x) for x in found]
+            else:
+                node.meta["val"] = _empty(found)
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """What made a tensor."""
@@ -111,7 +136,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.node_of(x) if isinstance(x, Tensor) else x
 
     def _keep(self, tensor: Tensor, node: fx.Node) -> None:
-        node.meta["val"] = like(tensor)
+        self._layouts.append((node, _layout(tensor)))
         self.results[tensor] = node
         if not self.depends.isdisjoint(node.all_input_nodes):
             self.depends.add(node)
