@@ -4,6 +4,7 @@ Slow, a minute or so each: `make test-slow`. Random initialisation is far below 
 """
 
 import dataclasses
+import statistics
 from typing import Any
 
 import pytest
@@ -57,12 +58,14 @@ def test_one_step_adapts_on_every_kind_of_environment(env: str) -> None:
 
 @pytest.mark.parametrize("outer", sorted(OUTER))
 def test_every_update_improves_on_random_initialisation(outer: str) -> None:
-    learner = build_learner(TrainConfig(outer=outer, meta_batch_size=10, episodes=10))
-    before, after = learner.evaluate(steps=1).mean, learner.learn(30).evaluate(steps=1).mean
-    print(f"{outer}: {before} before training, {after} after")
-    # measured: 22 (fo_maml, moreau, reptile) to 31 (sign_maml); 14 for e_maml, probably for its noisy score term;
-    # imaml, which is trained to be good after five steps: 12, 21, 10, 21, 25 for the seeds 0 to 4
-    assert after[1] > before[1] + (10 if outer in ("e_maml", "imaml") else 15)
+    gains = []
+    for seed in range(5 if outer == "imaml" else 1):  # its gains: 12, 21, 10, 21, 25, so one seed says little
+        learner = build_learner(TrainConfig(outer=outer, meta_batch_size=10, episodes=10, seed=seed))
+        before, after = learner.evaluate(steps=1).mean, learner.learn(30).evaluate(steps=1).mean
+        print(f"{outer}, seed {seed}: {before} before training, {after} after")
+        gains.append(after[1] - before[1])
+    # measured: 22 (fo_maml, moreau, reptile) to 31 (sign_maml); 14 for e_maml, probably for its noisy score term
+    assert statistics.mean(gains) > (10 if outer == "e_maml" else 15)
 
 
 def test_sinusoids_are_learnt_from_five_points() -> None:

@@ -7,6 +7,7 @@ memory of its own: on a CPU as a `Program`, its chunks in threads; on an acceler
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
@@ -87,10 +88,12 @@ class Execution:
         return record(leaves) if self.trace else _in_chunks(plain, leaves, record.chunk_size)
 
     def _record(self, name: str, plain: "Plain", leaves: list[Tensor]) -> "Record | None":
+        start = time.perf_counter()
         try:
             record = Record(plain, leaves, self._chunk_size(leaves), self._arenas)
             if self.trace:
                 record.check(plain, leaves)
+            log.info("%s were recorded in %.2f s, %s", name, time.perf_counter() - start, record)
             return record
         except (
             Exception
@@ -179,6 +182,10 @@ class Record:
             for start in self._starts:
                 one_chunk(start)
         return pytree.tree_unflatten(wholes, self._structure)
+
+    def __str__(self) -> str:
+        calls = sum(node.op == "call_function" for node in self._graph.graph.nodes)
+        return f"{calls} operations for {self.chunk_size} tasks at a time, {self._nbytes / 1e6:.1f} MB"
 
     def check(self, plain: Plain, leaves: list[Tensor]) -> None:
         """Compare with the function, on other data than were recorded: the first chunk's, its tasks in reverse order.

@@ -156,15 +156,10 @@ class Script:
                 return t + 1
         return len(repetition.kept[0])
 
-    @property
-    def is_compiled(self) -> bool:
-        """Whether the calls are, or could be made, one function."""
-        return self._function(_ONCE) is not None
-
     def _function(self, template: str) -> Callable[..., Any] | None:
         if template not in self._functions and self._parts is not None:
             try:
-                self._functions[template] = _function(template, *self._parts)
+                self._functions[template] = _compiled(template, *self._parts)
             except RuntimeError as error:
                 log.info("operations are called one by one: %s", str(error).strip().split("\n")[0])
                 self._parts = None
@@ -204,7 +199,7 @@ class Script:
 
 
 @functools.lru_cache(maxsize=64)
-def _function(template: str, names: str, lines: str) -> Callable[..., Any]:
+def _compiled(template: str, names: str, lines: str) -> Callable[..., Any]:
     """The TorchScript function; that of another list of the same calls, which may run in another thread, is as good."""
     unit = torch.jit.CompilationUnit(template.format(names=names, lines=lines))
     function: Callable[..., Any] = unit.run

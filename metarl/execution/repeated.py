@@ -1,6 +1,7 @@
 """A function that is run many times while some of its inputs stay the same, such as one step of a rollout."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
@@ -117,6 +118,7 @@ class Repeated:
     @torch.no_grad()
     def _make(self, key: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         self._idle[key] = []
+        start = time.perf_counter()
         try:
             self._graphs[key] = traced(self._function, [*constants, *inputs])
             runner = self._take(self._graphs[key], constants, inputs)
@@ -124,6 +126,7 @@ class Repeated:
             for got, expected in zip(runner.run(inputs), self._function(*constants, *inputs), strict=True):
                 torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
             self._idle[key].append(runner)
+            log.info("%s was recorded in %.2f s", self._name, time.perf_counter() - start)
         except Exception as error:  # whatever tracing trips over, the plain function is right
             log.warning("%s cannot be traced and runs slower: %s", self._name, str(error).strip().split("\n")[0])
             self._graphs[key] = None

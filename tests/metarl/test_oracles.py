@@ -60,6 +60,7 @@ COSTS: dict[str, tuple[dict[str, Any], Any]] = {
     "multi_step_maml": ({}, lambda n: (n + 1, n, (n, 1, n))),
     "hf_maml": ({}, lambda n: (3 * n + 1, 0, (n, 1, n))),
     "hf_maml_inner": ({"hessian_data": "inner"}, lambda n: (3 * n + 1, 0, (n, 1, 0))),
+    "e_maml": ({}, lambda n: (2 * n + 1, n, (n, 1, 0))),  # a score term is a gradient
     "reptile": ({}, lambda n: (n, 0, (n, 1, 0))),
     "imaml": ({"cg_steps": 4}, lambda n: (n + 1, 4, (n, 1, 1))),
 }

@@ -102,7 +102,7 @@ def test_called_one_by_one_where_it_cannot_be_compiled(
 
     graph = traced(function, inputs()).graph
     monkeypatch.setattr(torch.jit, "CompilationUnit", refuse)
-    calls._function.cache_clear()
+    calls._compiled.cache_clear()
     program, given = Program(Plan(graph)), inputs()
     with caplog.at_level(logging.INFO):
         same(program.run(given), function(*given))
@@ -110,9 +110,13 @@ def test_called_one_by_one_where_it_cannot_be_compiled(
     assert [r.message for r in caplog.records] == ["operations are called one by one: no compiler today"]
 
 
-def test_what_is_compiled_is_compiled() -> None:
-    for function in FUNCTIONS:
-        assert Program(Plan(traced(function, inputs()).graph))._rest.is_compiled, function
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_what_can_be_compiled_is(function: Function, caplog: pytest.LogCaptureFixture) -> None:
+    calls._compiled.cache_clear()
+    with caplog.at_level(logging.INFO):
+        Program(Plan(traced(function, inputs()).graph)).run(inputs())
+    assert not caplog.records
+    assert calls._compiled.cache_info().currsize == 1
 
 
 def test_convolutions_and_normalisation() -> None:
@@ -245,8 +249,10 @@ def test_no_graph_is_built_in_threads() -> None:
     assert not any(x.requires_grad for x in over_threads(lambda i: w * i, range(4)))
 
 
-def test_a_script_of_nothing() -> None:
-    Script([]).once()
+def test_a_script_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        Script([]).once()
+    assert not caplog.records  # it is compiled as any other
 
 
 def squares(params: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
