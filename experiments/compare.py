@@ -19,12 +19,12 @@ from experiments import cli
 from experiments.config import TRAIN, TrainConfig, build_learner
 from experiments.figures import Curve, adaptation_figure
 from experiments.run import fresh, new_folder
-from experiments.tables import markdown_table
+from experiments.tables import markdown_table, with_interval
 from experiments.train import train
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int
 from metarl.outer import OUTER
-from metarl.statistics import bootstrap_ci
+from metarl.statistics import confidence_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +132,11 @@ def result_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds and tasks with intervals that resample both."""
+    """Means over seeds and tasks, with 95 % intervals that hold for both."""
     scores = np.asarray([result["scores"] for result in results])  # [seeds, K + 1, tasks]
     return {
         "mean": scores.mean((0, 2)).tolist(),
-        "ci95": [bootstrap_ci(scores[:, step]) for step in range(scores.shape[1])],
+        "ci95": [confidence_interval(scores[:, step]) for step in range(scores.shape[1])],
         "by_seed": scores.mean(2).tolist(),
         "iterations": results[0]["iterations"],
         "env_steps": statistics.mean(result["env_steps"] for result in results),
@@ -150,7 +150,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     head = ["update", *(f"step {k}" for k in range(steps)), "iterations", "environment steps", "s / iteration"]
     rows = []
     for outer, row in results.items():
-        cells = [f"{m:.1f} [{lo:.1f}, {hi:.1f}]" for m, (lo, hi) in zip(row["mean"], row["ci95"], strict=True)]
+        cells = [with_interval(*cell) for cell in zip(row["mean"], row["ci95"], strict=True)]
         spent = [f"{row['iterations']}", f"{row['env_steps'] / 1e6:.3g} M", f"{row['seconds_per_iteration']:.2f}"]
         rows.append([f"`{outer}`", *cells, *spent])
     return markdown_table(head, rows)

@@ -19,6 +19,7 @@ from envs.tasks import EnvTasks
 from experiments import cli
 from experiments.config import TRAIN
 from experiments.run import load, step_sizes
+from experiments.tables import with_interval
 from metarl import Evaluation, MetaLearner, evaluate
 from metarl.errors import check_int
 from metarl.rl import ReinforcementLearning
@@ -124,12 +125,12 @@ def held_out_curves(
 def print_table(curves: Curves) -> None:
     """Mean return with its 95 % interval after each step."""
     tasks = len(curves.trained.scores[0])
-    print(f"return on {tasks} held-out tasks, mean and 95 % bootstrap interval over tasks")
-    print(f"{'steps':>5} {'meta-trained':>26} {'random initialisation':>26} {'env steps':>11}")
+    print(f"return on {tasks} held-out tasks, mean and 95 % interval over tasks")
+    print(f"{'steps':>5} {'meta-trained':>27} {'random initialisation':>27} {'env steps':>11}")
     columns = [zip(curve.mean, curve.ci95, strict=True) for curve in curves]
     for step, (costs, *row) in enumerate(zip(curves.trained.costs, *columns, strict=True)):
-        cells = [f"{mean:9.2f} [{low:7.2f},{high:7.2f}]" for mean, (low, high) in row]
-        print(f"{step:>5} {cells[0]:>26} {cells[1]:>26} {costs['env_steps']:>11}")
+        cells = [with_interval(mean, interval, "9.2f", "7.2f") for mean, interval in row]
+        print(f"{step:>5} {cells[0]:>27} {cells[1]:>27} {costs['env_steps']:>11}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from experiments import cli
 from experiments.figures import Curve, adaptation_figure
 from experiments.images import ImageSettings, Sources, build_few_shot, build_network
 from experiments.run import Annealing, commit, device_name, new_folder, versions
-from experiments.tables import markdown_table
+from experiments.tables import markdown_table, with_interval
 from metarl import MetaLearner, NonFiniteError
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int, check_real
@@ -36,7 +36,7 @@ from metarl.evaluation import evaluate
 from metarl.generators import torch_generator
 from metarl.inner import sgd
 from metarl.outer import OUTER, inner_defaults
-from metarl.statistics import bootstrap_ci
+from metarl.statistics import confidence_interval
 from metarl.supervised.class_sets import ClassSet, as_floats
 from metarl.supervised.few_shot import FewShot
 from metarl.types import Params, Rule
@@ -156,7 +156,7 @@ def compare(setup: Setup, name: str) -> dict[str, Any]:
         "inner_lr": best,
         "validation": {str(size): value if np.isfinite(value) else None for size, value in pilots.items()},
         "mean": scores.mean((0, 2)).tolist(),
-        "ci95": [bootstrap_ci(scores[:, step], resamples=2000) for step in range(scores.shape[1])],
+        "ci95": [confidence_interval(scores[:, step]) for step in range(scores.shape[1])],
         "by_seed": scores.mean(2).tolist(),
         "seconds_per_iteration": statistics.median(run.seconds for run in runs),
     }
@@ -274,9 +274,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     head = ["method", *(f"{k} steps" for k in STEPS), "inner step size", "s / iteration"]
     lines = []
     for name, row in rows.items():
-        cells = [
-            f"{100 * row['mean'][k]:.1f} [{100 * row['ci95'][k][0]:.1f}, {100 * row['ci95'][k][1]:.1f}]" for k in STEPS
-        ]
+        cells = [with_interval(row["mean"][k], row["ci95"][k], unit=0.01) for k in STEPS]
         lines.append([name, *cells, f"{row['inner_lr']:.3g}", f"{row['seconds_per_iteration']:.3f}"])
     return markdown_table(head, lines)
 

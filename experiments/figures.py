@@ -1,5 +1,6 @@
 """Pictures of adaptation: the curve of the score over gradient steps, and what the policy does after each."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ class Curve(NamedTuple):
     """A mean return and its 95 % interval after each gradient step."""
 
     mean: Sequence[float]
-    ci95: Sequence[tuple[float, float]]
+    ci95: Sequence[tuple[float, float] | None]
 
 
 def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str, score: str = "return") -> Figure:
@@ -34,7 +35,7 @@ def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str, scor
     )
     for label, curve in curves.items():
         steps = range(len(curve.mean))
-        low, high = zip(*curve.ci95, strict=True)
+        low, high = zip(*[(math.nan, math.nan) if ends is None else ends for ends in curve.ci95], strict=True)
         (line,) = ax.plot(steps, curve.mean, markersize=5, label=label)
         ax.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
     ax.set(xlabel="gradient steps", ylabel=score.replace("_", " "), xticks=list(steps))

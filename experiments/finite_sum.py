@@ -32,6 +32,7 @@ from experiments.figures import adaptation_figure
 from experiments.plot import plot, points, read
 from experiments.problems import PROBLEMS, Known, Problem, ProblemSettings, check_settings
 from experiments.run import Recipe, Run, RunConfig, check_shared, learner_arguments
+from experiments.tables import with_interval
 from metarl import Evaluation, MetaLearner, make_method
 from metarl.callbacks import Callback, HeldOutEvaluation
 from metarl.checkpoint import write_atomically, write_json
@@ -318,12 +319,12 @@ def summary(asked: Run[FiniteSumConfig], curves: dict[str, Evaluation]) -> dict[
 
 def table(results: dict[str, Any]) -> str:
     """The adaptation curve, and what theory looks at."""
-    lines = [f"{results['score']} on {results['num_tasks']} tasks, mean and 95 % bootstrap interval over tasks"]
-    lines.append(f"{'steps':>5} {'meta-trained':>29} {'random initialisation':>29}")
+    lines = [f"{results['score']} on {results['num_tasks']} tasks, mean and 95 % interval over tasks"]
+    lines.append(f"{'steps':>5} {'meta-trained':>30} {'random initialisation':>30}")
     for step in results["steps"]:
-        both = [(r["mean"][step], *r["ci95"][step]) for r in (results, results["random_init"])]
-        cells = [f"{mean:9.4f} [{low:8.4f},{high:8.4f}]" for mean, low, high in both]
-        lines.append(f"{step:>5} {cells[0]:>29} {cells[1]:>29}")
+        both = [(r["mean"][step], r["ci95"][step]) for r in (results, results["random_init"])]
+        cells = [with_interval(mean, interval, "9.4f", "8.4f") for mean, interval in both]
+        lines.append(f"{step:>5} {cells[0]:>30} {cells[1]:>30}")
     lines += [f"{key}: {value:.3g}" for key, value in results["theory"].items() if value is not None]
     lines += [f"{key}: {value:,}" for key, value in results["counts"].items()]
     seconds = results["seconds_per_iteration"]

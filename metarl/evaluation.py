@@ -11,7 +11,7 @@ from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
 from metarl.inner import adapted
 from metarl.oracles import Checking, Counting, sharded, share_of
-from metarl.statistics import bootstrap_ci
+from metarl.statistics import confidence_interval
 from metarl.tree import tree_map
 from metarl.types import Params, Rule, Tasks
 
@@ -28,9 +28,9 @@ class Evaluation(NamedTuple):
         return [float(row) for row in self.scores.double().mean(1)]
 
     @property
-    def ci95(self) -> list[tuple[float, float]]:
-        """A 95 % bootstrap interval of each mean, over tasks."""
-        return [bootstrap_ci(row.numpy()) for row in self.scores]
+    def ci95(self) -> list[tuple[float, float] | None]:
+        """A 95 % interval of each mean over the tasks of this one training run; `None` for a single task."""
+        return [confidence_interval(row.numpy()) for row in self.scores]
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
         return {
             "steps": list(range(steps)),
             "mean": self.mean,
-            "ci95": [list(interval) for interval in self.ci95],
+            "ci95": [None if interval is None else list(interval) for interval in self.ci95],
             "num_tasks": tasks,
             "scores": self.scores.tolist(),
             **{unit: [cost[unit] for cost in self.costs] for unit in self.costs[0]},

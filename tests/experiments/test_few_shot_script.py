@@ -44,7 +44,9 @@ def test_a_comparison(data: str, tmp_path: Path) -> None:
     for name, row in found["results"].items():
         assert np.shape(row["by_seed"]) == (2, 11)
         assert row["mean"] == pytest.approx(np.mean(row["by_seed"], 0))
-        assert all(0 <= low <= mean <= high <= 1 for mean, (low, high) in zip(row["mean"], row["ci95"], strict=True))
+        assert all(
+            0 <= mean <= 1 and low <= mean <= high for mean, (low, high) in zip(row["mean"], row["ci95"], strict=True)
+        )
         assert float(row["inner_lr"]) in [float(size) for size in row["validation"]], name
     assert len(found["results"]["maml"]["validation"]) == 1
     with Image.open(tmp_path / "both" / "comparison.png") as image:

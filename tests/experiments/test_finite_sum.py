@@ -189,9 +189,9 @@ def test_table(tmp_path: Path) -> None:
     outcome = runs.call("finite_sum", "six_logistic", *TINY, "--log-dir", tmp_path, "--name", "run")
     found = evaluation(tmp_path / "run")
     lines = outcome.out.splitlines()
-    assert lines[1] == "accuracy on 2 tasks, mean and 95 % bootstrap interval over tasks"
+    assert lines[1] == "accuracy on 2 tasks, mean and 95 % interval over tasks"
     for step in range(3):
-        numbers = [float(number) for number in re.findall(r"[\d.]+", lines[3 + step])]
+        numbers = [float(number) for number in re.findall(r"-?[\d.]+", lines[3 + step])]
         wanted = [step]
         for row in (found, found["random_init"]):
             wanted += [row["mean"][step], *row["ci95"][step]]
