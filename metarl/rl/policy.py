@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from metarl import tree
 from metarl.functional import call
 from metarl.rl.distributions import DistParams
 from metarl.types import Params
@@ -34,10 +35,12 @@ def stacked_forward(policy: nn.Module, params: Params, shared: Params, obs: Tens
     """
 
     def one(w: Params, o: Tensor) -> DistParams:
-        output: DistParams = call(policy, {**shared, **w}, o)
+        output: DistParams = call(policy, w, o)
         return output
 
-    outputs: DistParams = vmap(one)(params, obs)
+    # One product over the rows of all tasks would round otherwise for another number of tasks.
+    everything = {**tree.stack(shared, len(obs)), **params}
+    outputs: DistParams = vmap(one)(everything, obs)
     return outputs
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from metarl.elementwise import sigmoid, softplus
 from metarl.errors import check_choice, check_int, check_real
 from metarl.execution import Execution
 from metarl.generators import torch_generator
@@ -32,8 +33,8 @@ class Term(NamedTuple):
 
 
 MARGINS = {
-    "logistic": Term(lambda m: torch.nn.functional.softplus(-m), 1 / 4, 1 / (6 * math.sqrt(3))),
-    "sigmoid": Term(lambda m: torch.sigmoid(-m), 1 / (6 * math.sqrt(3)), 1 / 8),
+    "logistic": Term(lambda m: softplus(-m), 1 / 4, 1 / (6 * math.sqrt(3))),
+    "sigmoid": Term(lambda m: sigmoid(-m), 1 / (6 * math.sqrt(3)), 1 / 8),
 }
 """Losses of the margin m = y x^T w."""
 

@@ -1,0 +1,191 @@
+"""A task's numbers are the same bit for bit, whatever is computed beside it; in every vector width that torch knows."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vjp, vmap
+from torch.nn import functional as F
+
+from agents import make_policy
+from envs import make_distribution
+from metarl.derivatives import gradients, hessian_vector_products, scores
+from metarl.execution import Execution
+from metarl.rl import ReinforcementLearning
+from metarl.supervised.few_shot import FewShot
+from metarl.supervised.logistic import (
+    MARGINS,
+    FreshLogistic,
+    logistic_loss,
+    logistic_source,
+    logistic_tasks,
+    random_logistic,
+)
+from metarl.supervised.networks import mlp
+from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTasks
+from metarl.supervised.quadratics import FreshQuadratics
+from metarl.supervised.shipped import digits
+from metarl.supervised.sinusoid import Sinusoids
+from metarl.types import Batch, Params, TaskSource
+
+CAPABILITIES = ("default", "avx2", "avx512")
+ROOT = Path(__file__).parents[2]
+TASKS = 8
+
+
+def logistic(margin: str, regulariser: str) -> FiniteSumSource:
+    """Minibatches of four points, recorded: 4, 8, 16 or 32 margins at a time."""
+    problem = random_logistic(np.random.default_rng(0), TASKS)._replace(margin=margin, regulariser=regulariser)
+    sizes, generator = BatchSizes(4, 4, 4), torch.Generator()
+    tasks = logistic_tasks(problem, batch_sizes=sizes, generator=generator, execution=Execution(trace=True))
+    return logistic_source(problem, tasks)
+
+
+def environments(name: str, hidden: type[nn.Module], **options: Any) -> ReinforcementLearning:
+    """Recorded, as by default; the steps of 7 episodes fill no whole number of vectors."""
+    tasks = make_distribution(name, horizon=5, **options)
+    kwargs = {"net_arch": [9], "activation_fn": hidden}
+    policy = make_policy(tasks.observation_space, tasks.action_space, seed=0, policy_kwargs=kwargs)
+    return ReinforcementLearning(tasks, policy, episodes=7)
+
+
+OURS: dict[str, Callable[[], TaskSource]] = {
+    "logistic": lambda: logistic("logistic", "ridge"),
+    "sigmoid margin": lambda: logistic("sigmoid", "bounded"),
+    "fresh logistic": lambda: FreshLogistic(sizes=BatchSizes(3, 3, 3)),
+    "quadratics": FreshQuadratics,
+    "sinusoid": lambda: Sinusoids(execution=Execution(trace=True)),
+    "few-shot": lambda: FewShot(digits().train, mlp(128, ways=5, hidden=(12,)), queries=3),
+    "navigation, tanh": lambda: environments("navigation", nn.Tanh),
+    "navigation, relu": lambda: environments("navigation", nn.ReLU),
+    "cart pole": lambda: environments("cart_pole", nn.Tanh),
+    "point velocity": lambda: environments("point_velocity", nn.Tanh),
+    "grid world": lambda: environments("grid_world", nn.Tanh),
+}
+
+
+def of_margins(size: int) -> list[str]:
+    """The margin losses whose gradients or products differ: 40 problems of 8 tasks, at once and in shares of `size`."""
+    found = []
+    for margin, dtype, seed in itertools.product(MARGINS, (torch.float32, torch.float64), range(20)):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = {"w": (5,), "X": (4, 5), "y": (4,), "u": (5,)}
+        data = {key: torch.randn(TASKS, *shape, generator=generator, dtype=dtype) for key, shape in shapes.items()}
+
+        def both(w: Tensor, x: Tensor, y: Tensor, u: Tensor, margin: str = margin) -> tuple[Tensor, Tensor]:
+            slope = grad(lambda v: logistic_loss(margin=margin)({"w": v}, {"X": x, "y": y}))
+            return slope(w), vjp(slope, w)[1](u)[0]
+
+        whole = vmap(both)(*data.values())
+        parts = [
+            vmap(both)(*(x.clone() for x in part)) for part in zip(*(x.split(size) for x in data.values()), strict=True)
+        ]
+        if not all(
+            torch.equal(torch.cat(rows), wanted) for rows, wanted in zip(zip(*parts, strict=True), whole, strict=True)
+        ):
+            found.append(f"{margin} {dtype} {seed}")
+    return found
+
+
+def theirs(params: Params, batch: Batch) -> Tensor:
+    """A user's loss, of functions whose last bit depends on their place in memory."""
+    hidden = F.gelu(batch["x"] @ params["w"])  # [7]
+    return (F.softplus(hidden) + torch.sigmoid(hidden) * F.silu(hidden)).mean() + F.elu(params["w"]).sum()
+
+
+def computed(source: TaskSource, first: int, last: int, seed: int) -> dict[str, Tensor]:
+    """What tasks `first` to `last` - 1 of eight draw before and after adaptation, and its derivatives."""
+    tasks: Any = source.sample(TASKS, np.random.default_rng(seed))
+    if hasattr(tasks, "shard") and (first, last) != (0, TASKS):
+        tasks = tasks.shard(first, last)
+    w = {key: leaf.expand(last - first, *leaf.shape) for key, leaf in source.initial_params().items()}
+    found: dict[str, Tensor] = {}
+    for step in range(2):
+        batch = tasks.draw(w, "inner")
+        g = gradients(tasks, w, batch)
+        h = hessian_vector_products(tasks, w, batch, g)
+        found |= {f"{step} batch {key}": leaf for key, leaf in batch.items()}
+        found |= {f"{step} gradient {key}": leaf for key, leaf in g.items()}
+        found |= {f"{step} product {key}": leaf for key, leaf in h.items()}
+        found[f"{step} score"] = scores(tasks, w, batch)
+        w = {key: leaf - 0.1 * g[key] for key, leaf in w.items()}
+    return found
+
+
+def different(source: TaskSource, size: int, seed: int) -> list[str]:
+    """What is not the same in all eight tasks at once and in shares of `size`."""
+    whole = computed(source, 0, TASKS, seed)
+    parts = [computed(source, first, first + size, seed) for first in range(0, TASKS, size)]
+    return [key for key, wanted in whole.items() if not torch.equal(torch.cat([part[key] for part in parts]), wanted)]
+
+
+def survey(sizes: list[int], seeds: int) -> dict[str, Any]:
+    """All of it in this process: with which vectors, and what differs."""
+    torch.set_num_threads(1)
+    found = {name: [different(make(), n, seed) for n in sizes for seed in range(seeds)] for name, make in OURS.items()}
+    found |= {f"margins, {n}": [of_margins(n)] for n in (4, 2, 1)}
+    spreads = [spread(seed) for seed in range(20)]
+    return {"capability": torch.backends.cpu.get_cpu_capability(), "different": found, "spreads": spreads}
+
+
+def spread(seed: int) -> float:
+    """The largest difference between a user's gradients of eight tasks at once and one by one, in units of the largest
+    entry times float32's eps."""
+    generator = torch.Generator().manual_seed(seed)
+    w, data = ({key: torch.randn(TASKS, *shape, generator=generator)} for key, shape in (("w", (3,)), ("x", (7, 3))))
+    tasks = FiniteSumTasks(theirs, data)
+    whole = gradients(tasks, w, data)["w"]
+    rows = [slice(i, i + 1) for i in range(TASKS)]
+    single = [gradients(tasks, {"w": w["w"][row].clone()}, {"x": data["x"][row].clone()})["w"] for row in rows]
+    gap = (torch.cat(single) - whole).abs().max() / whole.abs().max()
+    return float(gap / torch.finfo(torch.float32).eps)
+
+
+def surveyed(capability: str, sizes: list[int], seeds: int) -> dict[str, Any]:
+    """What a process with these vectors has found; skipped where the processor does not have them."""
+    code = f"import json; from tests.metarl.test_neighbours import survey; print(json.dumps(survey({sizes}, {seeds})))"
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    if found["capability"].lower() != capability:
+        pytest.skip(f"this processor has no {capability}: torch uses {found['capability']}")
+    return found
+
+
+def check(found: dict[str, Any]) -> None:
+    assert set(found["different"]) > set(OURS)
+    assert {name: runs for name, runs in found["different"].items() if any(runs)} == {}
+    # A gradient is a sum of 7 terms, each a product of a few functions within 2 eps: about 20 eps at the very worst.
+    assert all(ratio <= 20 for ratio in found["spreads"])
+    without_vectors = found["capability"] == "DEFAULT"
+    assert without_vectors or any(found["spreads"])  # so the same bits cannot be promised for a user's loss
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_ours_are_the_same_bits_in_any_company_and_a_users_loss_to_rounding(capability: str) -> None:
+    """Shares of two tasks of eight."""
+    check(surveyed(capability, [2], 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_shares_of_four_and_two_with_more_seeds(capability: str) -> None:
+    check(surveyed(capability, [4, 2], 5))
