@@ -7,6 +7,7 @@ takes half the time of one from Python.
 import functools
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeAlias
@@ -72,6 +73,7 @@ def _indented(lines: Sequence[str]) -> str:
 
 
 _COPIES = {"clone", "_to_copy"}
+_COPY = str(aten.copy_.default._schema)
 _WITH_NUMBERS = {aten.add, aten.sub, aten.mul, aten.div, aten.lt, aten.le, aten.gt, aten.ge, aten.eq, aten.ne}
 
 
@@ -95,19 +97,21 @@ class Call(NamedTuple):
             self.operation(*self.args, **self.kwargs, **{self.out: self.results})
             return
         found = self.args[0] if self.name in _COPIES else self.operation(*self.args, **self.kwargs)
-        pairs = [(self.results, found)] if isinstance(self.results, Tensor) else zip(self.results, found, strict=True)
+        pairs = (
+            [(self.results, found)] if isinstance(self.results, Tensor) else zip(self.results, found or (), strict=True)
+        )
         for place, result in pairs:
             if place is not None:
+                if result.shape != place.shape and self.name not in _COPIES:
+                    raise RuntimeError(
+                        f"{self.operation} gave {result.shape} for {place.shape}: that depends on values"
+                    )
                 place.copy_(result)
 
 
 def writing(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Results) -> Call:
     """The call that leaves what `target(*args, **kwargs)` gives in `results`, without other memory where it can."""
-    if (
-        target.overloadpacket in _WITH_NUMBERS
-    ):  # with a number they would make a copy; a tensor that holds it is as good
-        target, like = target.overloadpacket.Tensor, next(x for x in args if isinstance(x, Tensor))
-        args = tuple(_as_tensor(x, like) for x in args)
+    target, args, kwargs = _without_numbers(target, args, kwargs)
     found = _out_variant(target)
     return (
         Call(target, args, kwargs, None, results) if found is None else Call(found[0], args, kwargs, found[1], results)
@@ -123,6 +127,7 @@ class Script:
         self._numbers: dict[int, int] = {}
         self._parts: tuple[str, str] | None = None
         self._functions: dict[str, Callable[..., Any]] = {}
+        self._operations: Counter[str] = Counter()  # by schema: they are not told apart by name
         try:
             lines = [line for i, call in enumerate(calls) for line in self._lines(i, call)]
             names = [f"x{i} = x[{i}]" for i in range(len(self._tensors))]
@@ -130,24 +135,24 @@ class Script:
         except ValueError as error:
             log.info("operations are called one by one: %s", error)
 
-    def once(self) -> None:
+    def once(self, compiled: bool = True) -> None:
         """Make all calls."""
-        if (function := self._function(_ONCE)) is None:
+        if (function := self._function(_ONCE) if compiled else None) is None:
             for call in self._calls:
                 call()
         else:
             with _as_it_stands():
                 function(self._tensors)
 
-    def many(self, repetition: "Repetition") -> int:
+    def many(self, repetition: "Repetition", compiled: bool = True) -> int:
         """Make all calls again and again, until no element of `runs_on` is true; returns how often."""
-        if (function := self._function(_MANY)) is not None:
+        if (function := self._function(_MANY) if compiled else None) is not None:
             with _as_it_stands():
                 return int(function(self._tensors, *repetition))
         for t in range(len(repetition.kept[0])):
             for place, sequence in zip(repetition.places, repetition.sequences, strict=True):
                 place.copy_(sequence[t])
-            self.once()
+            self.once(compiled)
             for record, result in zip(repetition.kept, repetition.results, strict=True):
                 record[t].copy_(result)
             for before, after in zip(repetition.carried, repetition.following, strict=True):
@@ -159,7 +164,10 @@ class Script:
     def _function(self, template: str) -> Callable[..., Any] | None:
         if template not in self._functions and self._parts is not None:
             try:
-                self._functions[template] = _compiled(template, *self._parts)
+                function = _compiled(template, *self._parts)
+                if others := self._operations - _schemas(function.graph):  # type: ignore[attr-defined]
+                    raise RuntimeError(f"TorchScript takes another operation for {next(iter(others))}")
+                self._functions[template] = function
             except RuntimeError as error:
                 log.info("operations are called one by one: %s", str(error).strip().split("\n")[0])
                 self._parts = None
@@ -171,15 +179,24 @@ class Script:
         for k, kind in enumerate(kinds[: len(given)]):
             if kind == "List[Optional[Tensor]]":
                 given[k] = f"torch.jit.annotate({kind}, {given[k]})"
-        given += [f"{k}={self._word(x)}" for k, x in call.kwargs.items()]
+        given += [f"{k}={self._word(x)}" for k, x in {**_defaults(call.operation), **call.kwargs}.items()]
+        self._operations[_schema_of(call)] += 1
+        name = f"torch.ops.{str(call.operation._schema.name).replace('::', '.')}"
         if call.out is not None:
-            return [f"torch.ops.aten.{call.name}({', '.join([*given, f'{call.out}={self._word(call.results)}'])})"]
+            return [f"{name}({', '.join([*given, f'{call.out}={self._word(call.results)}'])})"]
         if call.name in _COPIES:
             return [f"{self._word(call.results)}.copy_({given[0]})"]
-        made = f"r{i} = torch.ops.aten.{call.name}({', '.join(given)})"
+        made = f"{name}({', '.join(given)})"
         if isinstance(call.results, Tensor):
-            return [made, f"{self._word(call.results)}.copy_(r{i})"]
-        return [made, *[f"{self._word(x)}.copy_(r{i}[{k}])" for k, x in enumerate(call.results) if x is not None]]
+            return [f"r{i} = {made}", *self._copying(f"r{i}", call.results)]
+        if not call.operation._schema.returns:
+            return [made]
+        parts = [(f"r{i}[{k}]", x) for k, x in enumerate(call.results) if x is not None]
+        return [f"r{i} = {made}", *[line for part, x in parts for line in self._copying(part, x)]]
+
+    def _copying(self, result: str, place: Tensor) -> list[str]:
+        word = self._word(place)
+        return [f"assert {result}.size() == {word}.size()", f"{word}.copy_({result})"]
 
     def _word(self, value: Any) -> str:
         if isinstance(value, Tensor):
@@ -189,11 +206,15 @@ class Script:
             return f"x{number}"
         if isinstance(value, list | tuple):
             return f"[{', '.join(map(self._word, value))}]"
-        if isinstance(value, float) and not math.isfinite(value):
-            return f"float('{value}')"
+        if isinstance(value, complex):
+            return f"complex({self._word(value.real)}, {self._word(value.imag)})"
+        if isinstance(value, float):
+            return float.__repr__(value) if math.isfinite(value) else f"float('{value}')"
+        if isinstance(value, str) and value.isidentifier():
+            return f"'{value}'"
         if isinstance(value, torch.device):
             return f"torch.device('{value}')"
-        if value is None or isinstance(value, bool | int | float | torch.dtype | torch.layout | torch.memory_format):
+        if value is None or isinstance(value, bool | int | torch.dtype | torch.layout | torch.memory_format):
             return str(value)
         raise ValueError(f"{value!r} has no text")
 
@@ -206,17 +227,56 @@ def _compiled(template: str, names: str, lines: str) -> Callable[..., Any]:
     return function
 
 
+def _schemas(block: Any) -> Counter[str]:
+    """How often each operation is called in a compiled graph."""
+    found: Counter[str] = Counter()
+    for node in block.nodes():
+        found[str(node.schema())] += 1
+        for inner in node.blocks():
+            found += _schemas(inner)
+    return found
+
+
+def _schema_of(call: Call) -> str:
+    return _COPY if call.name in _COPIES else str(call.operation._schema)
+
+
+@functools.cache
+def _defaults(operation: Any) -> dict[str, Any]:
+    """What is left out of a call; with all its keywords TorchScript finds the right one of several operations."""
+    return {a.name: a.default_value for a in operation._schema.arguments if a.kwarg_only and a.has_default_value()}
+
+
 def _as_it_stands() -> AbstractContextManager[None]:
     """Without the passes that TorchScript makes in the first runs: they take 0.1 s and find nothing."""
     context: AbstractContextManager[None] = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
     return context
 
 
-def _as_tensor(value: Any, like: Tensor) -> Any:
-    if isinstance(value, Tensor):
-        return value
-    floating = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-    return torch.tensor(value, dtype=floating if isinstance(value, float) else like.dtype)
+def _without_numbers(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """The same call with a tensor for its number, where that is the same: with a number it would make a copy."""
+    if target.overloadpacket not in _WITH_NUMBERS or target._overloadname not in ("Tensor", "Scalar"):
+        return target, args, kwargs
+    tensor, number, *alpha = args
+    if isinstance(number, Tensor) or not isinstance(tensor, Tensor):
+        return target, args, kwargs
+    given = {**kwargs, **({"alpha": alpha[0]} if alpha else {})}
+    if (same := _as_tensor(number, tensor)) is None:
+        return target.overloadpacket.Scalar, (tensor, number), given
+    return target.overloadpacket.Tensor, (tensor, same), given
+
+
+_NATURAL = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
+_HALF = {torch.float16, torch.bfloat16, torch.complex32}  # whose kernels compute with numbers in more digits
+
+
+def _as_tensor(number: Any, beside: Tensor) -> Tensor | None:
+    """A tensor that changes the type of what it is beside just as the number does; `None` if there is none."""
+    dtype = torch.result_type(beside, number)
+    if type(number) not in _NATURAL or dtype in _HALF:
+        return None
+    tensor = torch.tensor(number, dtype=_NATURAL[type(number)]).to(dtype)
+    return tensor if torch.result_type(beside, tensor) == dtype else None
 
 
 @functools.cache

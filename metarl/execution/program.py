@@ -8,26 +8,29 @@ what is left of the graph is a list of calls that write into their places.
 
 import operator
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
 
 from metarl.execution.calls import Call, Repetition, Script, writing
-from metarl.execution.recording import aten
-from metarl.execution.tracing import is_pure, results, value
+from metarl.execution.effects import aten, is_pure, returns_memory
+from metarl.execution.memory import storage_id
+from metarl.execution.tracing import results, value
 
 _WITHOUT_DATA = {
-    operator.getitem,
     aten.lift_fresh_copy.default,
     *(getattr(aten, name).default for name in ("ones", "zeros", "full", "ones_like", "zeros_like", "full_like")),
 }
 """What depends on the shapes of its arguments alone, or is a constant of the source."""
 
 
+Result = TypeVar("Result")
+
+
 class NotPlannableError(Exception):
-    """A graph whose memory cannot be planned: it writes into tensors or draws random numbers."""
+    """A graph whose memory cannot be planned: it writes into tensors, draws random numbers, or has hidden views."""
 
 
 class Plan:
@@ -59,10 +62,10 @@ class Plan:
         return sum(self.sizes)
 
     def _give_places(self, calls: Sequence[fx.Node]) -> None:
-        owner = {node: node for node in self.nodes}
+        owner = self.owner = {node: node for node in self.nodes}  # in whose memory each result lies
         for node in calls:
-            if is_view(node):
-                owner[node] = owner[node.all_input_nodes[0]]
+            if (source := source_of(node)) is not None:
+                owner[node] = owner[source]
         last: dict[fx.Node, fx.Node] = {}  # where each owner's memory is needed for the last time
         for node in self.nodes:
             for used in node.all_input_nodes:
@@ -71,10 +74,10 @@ class Plan:
         for node in self.inputs:
             self.place[node] = self._new(node, free) if node.users else None
         for node in calls:
-            if not is_made_once(node) and isinstance(node.meta["val"], Tensor):
+            if not is_made_once(node) and isinstance(node.meta.get("val"), Tensor):
                 inherited = self._inherited(node, owner, last)
                 self.place[node] = self._new(node, free) if inherited is None else inherited
-            for used in {owner[x] for x in node.all_input_nodes}:
+            for used in dict.fromkeys(owner[x] for x in node.all_input_nodes):
                 place = self.place.get(used)
                 if place is not None and place != self.place.get(node) and last[used] is node and used in self.varying:
                     free.setdefault(self.sizes[place], []).append(place)
@@ -151,8 +154,10 @@ class Program:
                 args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
                 if is_made_once(node):
                     values[node] = node.target(*args, **kwargs)
+                    if source_of(node) is not None:
+                        _check_memory(node, values[node], values[plan.owner[node]])
                     continue
-                values[node] = own if own is not None else [_empty_like(x) for x in node.meta["val"]]
+                values[node] = own if own is not None else [_empty_like(x) for x in node.meta.get("val", ())]
                 calls = always if node in plan.varying else once
                 calls.append(writing(node.target, args, kwargs, values[node]))
         inputs = [values[node] for node in plan.inputs]
@@ -163,35 +168,66 @@ class Program:
 
     def bind(self, constants: Sequence[Tensor]) -> None:
         """Set the inputs that stay the same, and compute what follows from them alone."""
-        _fill(self._constants, constants)
-        self._fixed.once()
+
+        def compute(compiled: bool) -> None:
+            _fill(self._constants, constants)
+            self._fixed.once(compiled)
+
+        _compiled_first(compute)
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Compute the rest."""
-        _fill(self._inputs, inputs)
-        self._rest.once()
+
+        def compute(compiled: bool) -> None:
+            _fill(self._inputs, inputs)
+            self._rest.once(compiled)
+
+        _compiled_first(compute)
         return self.outputs
 
     def repeat(self, carried: Sequence[Tensor], sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """See `metarl.execution.repeated.repeat`."""
-        number = len(carried)
-        _fill(self._inputs[:number], carried)
-        steps = sequences[0].shape[0]
-        kept = [result.new_empty(steps, *result.shape) for result in self.outputs[number:]]
+        number, steps = len(carried), sequences[0].shape[0]
+        following, kept_results = self.outputs[:number], self.outputs[number:]
+        kept = [result.new_empty(steps, *result.shape) for result in kept_results]
         used = [(x, place) for x, place in zip(sequences, self._inputs[number:], strict=True) if place is not None]
-        moving = [pair for pair in zip(self._inputs, self.outputs[:number], strict=False) if pair[0] is not None]
-        done = self._rest.many(
-            Repetition(
+        moving = [pair for pair in zip(self._inputs, following, strict=False) if pair[0] is not None]
+        # all are read before any is written: a result may lie in the memory of another input
+        read = [(torch.empty_like(after), after) for after in following]
+        copies = dict(zip(map(id, following), (copy for copy, _ in read), strict=True))
+        written = [(before, copies[id(after)]) for before, after in moving]
+        places, values = zip(*read, *written, strict=True)
+
+        def compute(compiled: bool) -> int:
+            _fill(self._inputs[:number], carried)
+            repetition = Repetition(
                 [x for x, _ in used],
                 [place for _, place in used],
-                self.outputs[number:],
+                kept_results,
                 kept,
-                [before for before, _ in moving if before is not None],
-                [after for _, after in moving],
-                self.outputs[number - 1],
+                list(places),
+                list(values),
+                read[-1][0],
             )
-        )
-        return [x.clone() for x in self.outputs[:number]], [x[:done] for x in kept]
+            return self._rest.many(repetition, compiled)
+
+        done = _compiled_first(compute)
+        return [copy for copy, _ in read], [x[:done] for x in kept]
+
+
+def _compiled_first(compute: Callable[[bool], Result]) -> Result:
+    """An error in the interpreter has lost its type: then everything is done again, call by call, for the real one."""
+    try:
+        return compute(True)
+    except RuntimeError:
+        return compute(False)
+
+
+def _check_memory(node: fx.Node, made: Any, owner: Tensor) -> None:
+    """Whether a view is where the plan takes it to be; else its memory would be overwritten while in use."""
+    views = [made] if isinstance(made, Tensor) else made
+    if any(storage_id(view) != storage_id(owner) for view in views):
+        raise NotPlannableError(f"{node.target} gives other memory than its argument's")
 
 
 def _fill(places: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
@@ -209,15 +245,17 @@ def peak_bytes(graph: fx.Graph) -> int:
         return sum(map(_span, sizes))  # an upper bound
 
 
-def is_view(node: fx.Node) -> bool:
-    """Whether a call's result is its first argument's memory."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(r.alias_info is not None for r in schema.returns)
+def source_of(node: fx.Node) -> fx.Node | None:
+    """The node in whose memory a call's results lie, each of several as well; `None` where they have their own."""
+    if node.target is operator.getitem:
+        parent: Any = node.args[0]
+        return source_of(parent)
+    return node.all_input_nodes[0] if returns_memory(node.target) else None
 
 
 def is_made_once(node: fx.Node) -> bool:
     """Whether a call can be made when the memory is laid out, and holds from then on."""
-    return node.target in _WITHOUT_DATA or is_view(node)
+    return node.target is operator.getitem or node.target in _WITHOUT_DATA or returns_memory(node.target)
 
 
 def _reached_from(sources: Sequence[fx.Node], calls: Sequence[fx.Node]) -> set[fx.Node]:

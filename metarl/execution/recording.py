@@ -6,23 +6,43 @@ tensors.
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from metarl.execution.memory import Layout, Memory, NotRecordableError, layout_of
 
 aten = torch.ops.aten
 
 _ASKS_FOR_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-_LEAVES_TORCH = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist, torch.Tensor.__dlpack__}
+_ASKS_FOR_SHAPES = {aten.is_same_size.default}
+"""Operations whose result is a number or a bool, but does not depend on values."""
 
+_READS_MEMORY = {aten._pack_padded_sequence.default}
+"""Operations whose results other operations read behind the recorder's back, as numbers."""
 
-class NotRecordableError(Exception):
-    """What a function does depends on the values of its arguments, not only on their shapes."""
+_READS_LAYOUT = {"as_strided", "as_strided_copy", "as_strided_scatter", "as_strided_"}
+"""Operations whose result depends on how their argument lies in memory, which is not the same in a record."""
+
+_LEAVES_TORCH = {
+    torch.Tensor.numpy,
+    torch.Tensor.__array__,
+    torch.Tensor.tolist,
+    torch.Tensor.__dlpack__,
+    torch.Tensor.__deepcopy__,
+    torch.Tensor.__reduce_ex__,
+    torch.Tensor.data_ptr,
+    torch.Tensor.storage,
+    torch.Tensor.untyped_storage,
+}
+_READS_SECOND = {torch.tensor_split, torch.Tensor.tensor_split}
+"""Functions that take numbers out of their second argument where that is a tensor."""
 
 
 def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.Graph:
@@ -36,8 +56,10 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     """
     recorder = _Recorder()
     for i, leaf in enumerate(inputs):
-        recorder.results[leaf] = node = recorder.graph.placeholder(f"input_{i}")
-        node.meta["val"] = _empty(_layout(leaf))
+        node = recorder.graph.placeholder(f"input_{i}")
+        node.meta["val"] = layout_of(leaf).empty()
+        recorder.results[leaf] = node
+        recorder.memory.add(leaf, layout_of(leaf), node)
         recorder.depends.add(node)
     with _StayInTorch(recorder), recorder:
         found = list(function(*inputs))
@@ -46,33 +68,11 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     return recorder.graph
 
 
-class _Layout(NamedTuple):
-    """What there is to say of a tensor but its data."""
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-    offset: int
-    dtype: torch.dtype
-
-
-def _layout(tensor: Tensor) -> _Layout:
-    return _Layout(tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype)
-
-
-def _empty(layout: _Layout) -> Tensor:
-    """A tensor like that, without data."""
-    shape, stride, offset, dtype = layout
-    if not offset:
-        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
-    last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    return torch.empty(offset + last + 1, dtype=dtype, device="meta").as_strided(shape, stride, offset)
-
-
 def constant(graph: fx.Graph, name: str, tensor: Tensor) -> fx.Node:
     """A node for a tensor that is there already, which the graph's module gets as an attribute."""
     setattr(graph.owning_module, name, tensor)
     node = graph.create_node("get_attr", name)
-    node.meta["val"] = _empty(_layout(tensor))
+    node.meta["val"] = layout_of(tensor).empty()
     return node
 
 
@@ -86,66 +86,117 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.depends: set[fx.Node] = set()  # on the inputs, or on chance
         # Weak: what the function lets go of should not stay. A tensor keeps its identity for as long as it is alive.
         self.results: Any = WeakTensorKeyDictionary()
+        self.memory = Memory()
         self._constants = 0
         # Descriptions of results; tensors without data are made of them later, not between the large ones in memory.
-        self._layouts: list[tuple[fx.Node, _Layout | list[_Layout | None]]] = []
+        self._layouts: list[tuple[fx.Node, Layout | list[Layout | None]]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        with torch._C.DisableTorchFunction():
+            return self._add(func, args, dict(kwargs or {}))
+
+    def _add(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         given, named = tree_map(self._as_node, (list(args), kwargs))
+        self._refuse_writes(func, args, kwargs)
         node = self.graph.call_function(func, tuple(given), named)
-        if torch.Tag.nondeterministic_seeded in func.tags or not self.depends.isdisjoint(node.all_input_nodes):
+        depends = not self.depends.isdisjoint(node.all_input_nodes)
+        if depends or torch.Tag.nondeterministic_seeded in func.tags:
             if _asks_for_values(func, args):
                 raise NotRecordableError(f"{func} depends on the values of tensors")
+            if func._opname in _READS_LAYOUT:
+                raise NotRecordableError(f"{func} depends on how tensors lie in memory")
             self.depends.add(node)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
-            self._keep(result, node)
+            self._keep(result, node, func)
         elif isinstance(result, list | tuple):
-            self._layouts.append((node, [_layout(x) if isinstance(x, Tensor) else None for x in result]))
+            self._layouts.append((node, [layout_of(x) if isinstance(x, Tensor) else None for x in result]))
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self._keep(part, self.graph.call_function(operator.getitem, (node, i)))
-        elif not node.users:
-            self.graph.erase_node(node)  # a number, known from here on
-        return result
+                    self._keep(part, self.graph.call_function(operator.getitem, (node, i)), func)
+        elif func._schema.returns:  # a number, known from here on
+            if depends and func not in _ASKS_FOR_SHAPES:
+                raise NotRecordableError(f"{func} depends on the values of tensors")
+            self.graph.erase_node(node)
+        return result  # what has no result is called for its effect, such as an error, and stays
 
     def describe(self) -> None:
         """Give every node its `meta["val"]`."""
         for node, found in self._layouts:
             if isinstance(found, list):
-                node.meta["val"] = [None if x is None else _empty(x) for x in found]
+                node.meta["val"] = [None if x is None else x.empty() for x in found]
             else:
-                node.meta["val"] = _empty(found)
+                node.meta["val"] = found.empty()
 
     def node_of(self, tensor: Tensor) -> fx.Node:
-        """What made a tensor."""
-        if tensor not in self.results:
+        """What made a tensor; for one that no operation made, its memory says whether it is another's in disguise."""
+        if (node := self.find(tensor)) is None:
             self._constants += 1
-            self.results[tensor] = constant(self.graph, f"_constant_{self._constants}", tensor)
-        node: fx.Node = self.results[tensor]
+            node = constant(self.graph, f"_constant_{self._constants}", tensor)
+            self.memory.add(tensor, layout_of(tensor), node)
+        self.results[tensor] = node
+        return node
+
+    def find(self, tensor: Tensor) -> fx.Node | None:
+        """What made a tensor, if anything that was recorded did.
+
+        Raises:
+            NotRecordableError: for a part of a known tensor that was taken in a way that is not recorded.
+        """
+        while is_functorch_wrapped_tensor(tensor):
+            tensor = get_unwrapped(tensor)
+        node: fx.Node | None = self.results.get(tensor)
+        if node is None:
+            for origin, same in self.memory.disguised(tensor):
+                if same is None and origin in self.depends:
+                    raise NotRecordableError("a part of a tensor was taken in a way that is not recorded")
+                node = same
         return node
 
     def varies(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the inputs or on chance."""
-        return self.results.get(tensor) in self.depends
+        return self.find(tensor) in self.depends
 
     def _as_node(self, x: Any) -> Any:
         return self.node_of(x) if isinstance(x, Tensor) else x
 
-    def _keep(self, tensor: Tensor, node: fx.Node) -> None:
-        self._layouts.append((node, _layout(tensor)))
+    def _refuse_writes(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Writing is allowed into what the function itself has made."""
+        if not func._schema.is_mutable:
+            return
+        for argument, x in _arguments(func, args, kwargs):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            for tensor in tree_leaves(x):
+                origin = self.memory.origin(tensor) if isinstance(tensor, Tensor) else None
+                if origin is not None and origin.op != "call_function":
+                    owner = "an argument" if origin.op == "placeholder" else "a tensor that the function refers to"
+                    raise NotRecordableError(f"{func} writes into {owner}")
+
+    def _keep(self, tensor: Tensor, node: fx.Node, func: Any) -> None:
+        layout = layout_of(tensor)
+        self._layouts.append((node, layout))
         self.results[tensor] = node
+        if func is aten.lift_fresh.default:  # a constant that was made just now
+            self.memory.forget(tensor)
+        node.meta["origin"] = self.memory.add(tensor, layout, node)
         if not self.depends.isdisjoint(node.all_input_nodes):
             self.depends.add(node)
+
+
+def _arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """What is given, beside its description in the schema."""
+    schema = func._schema.arguments
+    named = {argument.name: argument for argument in schema}
+    return [*zip(schema, args, strict=False), *((named[name], x) for name, x in kwargs.items())]
 
 
 def _asks_for_values(func: Any, args: Sequence[Any]) -> bool:
     if func is aten.index.Tensor:
         return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
-    return not _ASKS_FOR_VALUES.isdisjoint(func.tags)
+    return func in _READS_MEMORY or not _ASKS_FOR_VALUES.isdisjoint(func.tags)
 
 
 class _StayInTorch(TorchFunctionMode):
@@ -158,6 +209,7 @@ class _StayInTorch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in _LEAVES_TORCH and self._recorder.varies(args[0]):
+        read = args[:1] if func in _LEAVES_TORCH else args[1:2] if func in _READS_SECOND else ()
+        if any(isinstance(x, Tensor) and self._recorder.varies(x) for x in read):
             raise NotRecordableError(f"{getattr(func, '__name__', func)} takes values out of tensors")
         return func(*args, **(kwargs or {}))

@@ -8,15 +8,21 @@ import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
-from metarl.execution.recording import aten, constant, record
+from metarl.execution.effects import is_harmless, is_pure, returns_memory
+from metarl.execution.memory import NotRecordableError
+from metarl.execution.recording import aten, record
 
 THIN = 8
 """Matrix products with fewer columns than this are computed transposed: the kernels are two to five times as fast."""
 
-_SAME = {
-    getattr(aten, name).default
-    for name in ("view", "_unsafe_view", "expand", "detach", "alias", "lift_fresh", "lift_fresh_copy")
+_SAFE = {
+    aten._unsafe_view.default: aten.view.default,
+    aten.unsafe_split.Tensor: aten.split.Tensor,
+    aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
 }
+"""The same but for a promise to autograd."""
+
+_SAME = {getattr(aten, name).default for name in ("view", "expand", "detach", "alias", "lift_fresh", "lift_fresh_copy")}
 """What does nothing but for the shape, or a promise to autograd."""
 
 
@@ -29,21 +35,35 @@ def traced(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     Raises:
         NotRecordableError: when what the function does depends on values.
     """
-    contiguous = [leaf.contiguous() for leaf in inputs]
-    graph = record(function, contiguous)
+    # memory of their own: the same tensor may be given twice, and other ones the next time
+    fresh = [leaf.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format) for leaf in inputs]
+    graph = record(function, fresh)
     if not all(map(is_pure, _calls(graph))):  # what it writes into its intermediates becomes new ones
-        graph = record(functionalize(function), contiguous)
-    for node in graph.find_nodes(op="call_function", target=aten._unsafe_view.default):
-        node.target = aten.view.default  # the same but for a promise to autograd
+        _refuse_hidden_views(graph)
+        graph = record(functionalize(function), fresh)
+    for node in _calls(graph):
+        target: Any = node.target
+        node.target = _SAFE.get(target, target)
     drop_identities(graph)
     merge_duplicates(graph)
     delay_expansions(graph)
     fuse_biases(graph)
     turn_thin_products(graph)
-    if inputs[0].device.type == "cpu":
-        hasten_tanh(graph)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(lambda node: not is_harmless(node))
     return fx.GraphModule(graph.owning_module or {}, graph)
+
+
+def _refuse_hidden_views(graph: fx.Graph) -> None:
+    """Where something is written, what shares memory without a declaration would not get it."""
+    for node in _calls(graph):
+        made_by: Any = node.args[0] if node.target is operator.getitem else node
+        if returns_memory(made_by.target) or node.meta.get("origin", node) is node:
+            continue
+        source: Any = made_by
+        while source is not node.meta["origin"] and source.args:
+            source = source.args[0]
+            if len(source.users) > 1:
+                raise NotRecordableError(f"{made_by.target} gives its argument's memory, and a tensor is written into")
 
 
 def _calls(graph: fx.Graph) -> list[fx.Node]:
@@ -66,13 +86,20 @@ def drop_identities(graph: fx.Graph) -> None:
     """Remove reshapes to the shape a tensor already has, what matters to autograd alone, and products with 1."""
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node) or "val" not in source.meta or "val" not in node.meta:
+        if not isinstance(source, fx.Node) or not all(isinstance(x.meta.get("val"), Tensor) for x in (source, node)):
             continue  # such as picking one of an operation's several results
-        before, after = source.meta["val"], node.meta["val"]
-        same = node.target in _SAME or (node.target is aten.mul.Scalar and node.args[1] == 1)
-        if same and before.shape == after.shape and before.dtype == after.dtype:
+        before, after = value(source), value(node)
+        if not (node.target in _SAME or _is_product_with_1(node)) or before.dtype != after.dtype:
+            continue
+        if before.shape == after.shape and before.stride() == after.stride():  # what follows may depend on these
             node.replace_all_uses_with(source)
             graph.erase_node(node)
+
+
+def _is_product_with_1(node: fx.Node) -> bool:
+    if node.target is not aten.mul.Scalar or value(node).is_complex():  # infinity times 1 + 0i is not infinity
+        return False
+    return isinstance(node.args[1], bool | int | float) and node.args[1] == 1
 
 
 def merge_duplicates(graph: fx.Graph) -> None:
@@ -88,20 +115,16 @@ def merge_duplicates(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def is_pure(node: fx.Node) -> bool:
-    """Whether a call neither writes into its arguments nor draws random numbers."""
-    if node.target is operator.getitem:
-        return True
-    schema, tags = getattr(node.target, "_schema", None), getattr(node.target, "tags", ())
-    return schema is not None and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in tags
-
-
 def _hashable(arguments: Any) -> Any:
     if isinstance(arguments, list | tuple):
         return (type(arguments).__name__, *map(_hashable, arguments))
     if isinstance(arguments, dict):
         return tuple((key, _hashable(argument)) for key, argument in sorted(arguments.items()))
-    return (type(arguments).__name__, arguments)  # 1, 1.0 and True are equal but not the same
+    if isinstance(arguments, float):
+        return ("float", float(arguments).hex())  # 0.0 and -0.0 are equal but not the same
+    if isinstance(arguments, complex):
+        return ("complex", _hashable((arguments.real, arguments.imag)))
+    return (type(arguments).__name__, arguments)  # nor are 1, 1.0 and True
 
 
 def delay_expansions(graph: fx.Graph) -> None:
@@ -156,18 +179,6 @@ def turn_thin_products(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def hasten_tanh(graph: fx.Graph) -> None:
-    """`tanh x = 2 sigmoid(2 x) - 1`: within 2e-7; the CPU's float32 sigmoid takes a quarter of the time."""
-    for node in list(graph.nodes):
-        if node.target is not aten.tanh.default or value(node).dtype != torch.float32:
-            continue
-        with graph.inserting_before(node):
-            sigmoid = _call(graph, aten.sigmoid.default, _twice(graph, node.args[0]))
-            result = _call(graph, aten.add.Tensor, _constant(graph, -1.0, sigmoid), sigmoid, alpha=2)
-        node.replace_all_uses_with(result)
-        graph.erase_node(node)
-
-
 def fuse_biases(graph: fx.Graph) -> None:
     """`c + a b` as one operation, also where the product was reshaped in between."""
     for node in list(graph.nodes):
@@ -194,23 +205,6 @@ def _is_layer(bias: fx.Node, product: fx.Node, term: fx.Node, total: fx.Node) ->
     same = value(term).shape == value(total).shape and value(bias).dtype == value(total).dtype
     columns = value(product).shape[-1]
     return same and value(bias).shape[-1] in (1, columns) and columns >= THIN
-
-
-def _twice(graph: fx.Graph, node: Any) -> fx.Node:
-    """`2 x`, by doubling weights and bias where x is a layer's output that nothing else wants: they are smaller."""
-    if len(node.users) == 1 and node.target is aten.view.default:
-        return _call(graph, node.target, _twice(graph, node.args[0]), node.args[1])
-    if len(node.users) == 1 and node.target in (aten.baddbmm.default, aten.addmm.default) and not node.kwargs:
-        bias, left, right = node.args
-        return _call(graph, node.target, _twice(graph, bias), left, _twice(graph, right))
-    return _call(graph, aten.mul.Tensor, node, 2.0)
-
-
-def _constant(graph: fx.Graph, number: float, like: fx.Node) -> fx.Node:
-    """A tensor that holds one number."""
-    name = f"_number_{str(number).translate(str.maketrans('-.', 'm_'))}"
-    tensor = getattr(graph.owning_module, name, None)
-    return constant(graph, name, torch.tensor(number, dtype=value(like).dtype) if tensor is None else tensor)
 
 
 def _call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:

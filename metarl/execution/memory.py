@@ -1,0 +1,94 @@
+"""Where tensors lie in memory, and which of them share it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.multiprocessing.reductions import StorageWeakRef
+
+
+class NotRecordableError(Exception):
+    """A record would not do what the function does, such as when that depends on the values of its arguments."""
+
+
+class Layout(NamedTuple):
+    """What there is to say of a tensor but its data."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    lazy: tuple[bool, bool]  # is what lies there still to be conjugated, to be negated
+
+    def empty(self) -> Tensor:
+        """A tensor like that, without data."""
+        if not self.offset:
+            return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+        last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        memory = torch.empty(max(0, self.offset + last + 1), dtype=self.dtype, device="meta")
+        return memory.as_strided(self.shape, self.stride, self.offset)
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    """How a tensor lies in its memory.
+
+    Raises:
+        NotRecordableError: for one that does not lie there as strides say, such as a sparse one.
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise NotRecordableError(f"tensors of {tensor.layout} and {tensor.dtype} are not recorded")
+    lazy = tensor.is_conj(), tensor.is_neg()
+    return Layout(tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype, lazy)
+
+
+def storage_id(tensor: Tensor) -> int:
+    """The same for tensors that share memory, zero-size ones as well; valid as long as one of them is alive."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+class _Block(NamedTuple):
+    """One piece of memory."""
+
+    alive: StorageWeakRef  # its identity is not used again while this exists
+    pointer: int
+    origin: fx.Node  # which had it first
+    tensors: dict[Layout, fx.Node]  # what lies there
+
+
+class Memory:
+    """Which node's result lies where, without keeping the memory itself."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, _Block] = {}
+
+    def add(self, tensor: Tensor, layout: Layout, node: fx.Node) -> fx.Node:
+        """Note that a tensor is a node's result; returns the first node whose result had this memory."""
+        storage = tensor.untyped_storage()
+        block = self._blocks.get(storage._cdata)
+        if block is None:
+            block = _Block(StorageWeakRef(storage), storage.data_ptr(), node, {})  # type: ignore[no-untyped-call]
+            self._blocks[storage._cdata] = block
+        block.tensors[layout] = node
+        return block.origin
+
+    def forget(self, tensor: Tensor) -> None:
+        """What has this memory next is its origin."""
+        self._blocks.pop(storage_id(tensor), None)
+
+    def origin(self, tensor: Tensor) -> fx.Node | None:
+        """The first node whose result had this memory."""
+        block = self._blocks.get(storage_id(tensor))
+        return None if block is None else block.origin
+
+    def disguised(self, tensor: Tensor) -> Iterator[tuple[fx.Node, fx.Node | None]]:
+        """The origin of the memory of a tensor that no operation made, and the node whose result it is, if one's.
+
+        Such a tensor is another Python object for the same result (`x.data`), or came by way of another library.
+        """
+        storage = tensor.untyped_storage()
+        pointer = storage.data_ptr()
+        for name, block in self._blocks.items():
+            there = name == storage._cdata or (pointer and block.pointer == pointer)
+            if there and not block.alive.expired():  # type: ignore[no-untyped-call]
+                yield block.origin, block.tensors.get(layout_of(tensor))
