@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import pickle
 from collections.abc import Callable, Mapping
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import gymnasium
 import numpy as np
@@ -15,12 +15,14 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
-from envs.gym_vector import AnyEnv, Engine, EnvMaker, EnvStore, EpisodeLimit, GymVectorEnv, SetTask, Slice
+from envs.gym_vector import AnyEnv, Engine, EnvMaker, EnvStore, EpisodeLimit, GymVectorEnv, SetTask, Slice, numbers
+from envs.incoming import StepChecker
 from envs.tasks import EnvTasks, check_device, check_task, check_tasks
 from envs.workers import Workers
 from metarl.errors import check_int, check_real, did_you_mean
 from metarl.types import Task
 
+T = TypeVar("T")
 ARRAYS: TypeAlias = Box | Discrete | MultiDiscrete | MultiBinary
 RESERVED = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}
 """Arguments of `gymnasium.make` that are not the user's to give here."""
@@ -78,8 +80,9 @@ class GymTasks(EnvTasks):
         one = {name: value[0] for name, value in self.sample(1, np.random.default_rng(0)).items()}
         with contextlib.closing(_made(maker, one)) as trial:
             _check_made(maker, one, trial)
+            self._env_name = type(trial.unwrapped).__name__
             super().__init__(space, trial.observation_space, trial.action_space, _horizon(horizon, maker.env, trial))
-        self._store = EnvStore(maker, self.horizon)
+        self._store = EnvStore(maker, self.horizon, self.observation_space)
         self._pool: Workers | None = None
 
     def make(self, task: Task, render_mode: str | None = None) -> EpisodeLimit:
@@ -97,10 +100,13 @@ class GymTasks(EnvTasks):
         check_device(device)
         each = {name: value.repeat(episodes, axis=0) for name, value in check_tasks(self.space, task).items()}
         number = len(next(iter(each.values())))
-        return GymVectorEnv(self._engine(each), number, self.observation_space, self.action_space)
+        return GymVectorEnv(self._engine(each), number, self.observation_space, self.action_space, self._env_name)
 
     def close(self) -> None:
-        """Stop the workers and close idle environments; also done at exit. The next `make_vec` starts others."""
+        """Stop the workers and close all environments of `make_vec`; also done at exit.
+
+        The next `make_vec` makes others.
+        """
         if self._pool is not None:
             self._pool.close()
         self._store.close()
@@ -116,9 +122,9 @@ class GymTasks(EnvTasks):
 
     def _engine(self, task: Task) -> Engine:
         if not self.workers:
-            return Slice(self._store, task, self.observation_space)
+            return Slice(self._store, task)
         if self._pool is None or self._pool.closed:
-            self._pool = Workers(self._store, self.observation_space, self.workers, self.timeout)
+            self._pool = Workers(self._store, self.workers, self.timeout)
         return self._pool.open(task)
 
 
@@ -173,7 +179,7 @@ def _check_picklable(maker: EnvMaker) -> None:
 
 
 def _made(maker: EnvMaker, task: Task) -> AnyEnv:
-    wanted = f"env must be one that can be made with the parameters of space, here {_numbers(task)}"
+    wanted = f"env must be one that can be made with the parameters of space, here {numbers(task)}"
     env = _attempt(wanted, lambda: maker.build(task))
     if not isinstance(env, gymnasium.Env):
         raise ValueError(f"env must return a gymnasium.Env, got {env!r}")
@@ -181,33 +187,24 @@ def _made(maker: EnvMaker, task: Task) -> AnyEnv:
 
 
 def _check_made(maker: EnvMaker, task: Task, env: AnyEnv) -> None:
-    wanted = f"set_task must accept the unwrapped environment and a task, here {_numbers(task)}"
+    wanted = f"set_task must accept the unwrapped environment and a task, here {numbers(task)}"
     _attempt(wanted, lambda: maker.set(env, task))
     for name, space in (("observation", env.observation_space), ("action", env.action_space)):
         if not isinstance(space, ARRAYS):
             wanted = f"env must have an {name} space that is a Box, Discrete, MultiDiscrete or MultiBinary"
             raise ValueError(f"{wanted}, got {space}; gymnasium.wrappers can flatten it")
-    _check_observation(env.observation_space, np.asarray(env.reset(seed=0)[0]))
+    wanted = "env must be one that can be reset with reset(seed=0), as Gymnasium's"
+    result = _attempt(wanted, lambda: env.reset(seed=0))
+    StepChecker(env.observation_space).check_reset(result, lambda: f"{type(env.unwrapped).__name__}, step 0")
 
 
-def _numbers(task: Task) -> dict[str, Any]:
-    return {name: value.tolist() for name, value in task.items()}
-
-
-def _attempt(wanted: str, action: Callable[[], AnyEnv]) -> AnyEnv:
+def _attempt(wanted: str, action: Callable[[], T]) -> T:
     try:
         return action()
     except DependencyNotInstalled:  # says by itself what to do
         raise
     except Exception as error:  # environments refuse arguments with whatever they like
         raise ValueError(f"{wanted}, got {type(error).__name__}: {error}") from error
-
-
-def _check_observation(space: gymnasium.Space[Any], found: np.ndarray[Any, Any]) -> None:
-    """What does not fit would be broadcast or cut off where observations are put together."""
-    if found.shape != space.shape or not np.can_cast(found.dtype, space.dtype or found.dtype, "same_kind"):
-        wanted = f"env must return observations of shape {space.shape} and type {space.dtype}, as its space says"
-        raise ValueError(f"{wanted}, got {found.dtype} of shape {found.shape}")
 
 
 def _horizon(horizon: int | None, env: EnvSpec | Callable[..., AnyEnv], trial: AnyEnv) -> int:

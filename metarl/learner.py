@@ -282,7 +282,7 @@ class MetaLearner:
                 raise NonFiniteError(f"parameters after the outer step {key}")
         except NonFiniteError as error:
             self.outer_step.load_state_dict(good)
-            raise NonFiniteError(error.quantity, error.task, self.iterations + 1) from error
+            raise error.seen(iteration=self.iterations + 1) from error
         self.params = stepped.params
         self.iterations += 1
         score_before, *counts = self.processes.sum(

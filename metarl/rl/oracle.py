@@ -5,6 +5,8 @@ uses trajectories of the *current* adapted policy.
 """
 
 import functools
+import logging
+import weakref
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
@@ -14,9 +16,10 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from metarl.errors import check_choice, check_int, check_real
+from metarl.errors import NonFiniteError, check_choice, check_int, check_real
 from metarl.execution import Execution
 from metarl.functional import call
+from metarl.rl.actions import warn_if_clipped
 from metarl.rl.actor import Actor
 from metarl.rl.advantages import (
     Baseline,
@@ -32,6 +35,8 @@ from metarl.rl.rollout import Rollout
 from metarl.rl.streams import Streams
 from metarl.rl.surrogates import Surrogate, make_surrogate, reinforce
 from metarl.types import Batch, Params, Role, Task, TaskDistribution
+
+log = logging.getLogger(__name__)
 
 BASELINES: dict[str, Baseline] = {
     "linear": LinearBaseline(),
@@ -60,6 +65,8 @@ class ReinforcementLearning:
         baseline: `linear`, `time` (no observations: for images) or `none`; fitted per task and draw, never across.
         normalize_advantages: to mean 0 and standard deviation 1 per task and draw. Inner step sizes of the literature
             assume it; turn it off (and the baseline) where estimates must be unbiased.
+        actions: how they reach environments with a Box: `clip`ped to the bounds; `rescale`d, so that [-1, 1] is the
+            whole box; or `squash`ed by tanh (see `metarl.rl.actions`).
         bootstrap: whether the time limit only cuts episodes off, so that the value of the last observation stands for
             the rest; by default the horizon is part of the task (see `metarl.rl.advantages`).
         device: where parameters live and environments run.
@@ -90,6 +97,7 @@ class ReinforcementLearning:
     baseline: str = "linear"
     normalize_advantages: bool = True
     bootstrap: bool = False
+    actions: str = "clip"
     device: torch.device | str = "cpu"
     execution: Execution | None = None
     score_name: ClassVar[str] = "return"
@@ -101,7 +109,9 @@ class ReinforcementLearning:
         check_real("discount", self.discount, high=1.0, open_low=False)
         check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
         self.policy.to(self.device)
-        self.actor = Actor(self.policy, distribution_for(self.distribution.action_space))
+        distribution = distribution_for(self.distribution.action_space, self.actions)
+        self.actor = Actor(self.policy, distribution, self.actions)
+        self._has_acted = False
         self._execution = self.execution or Execution(trace=True)
 
     def initial_params(self) -> Params:
@@ -134,6 +144,7 @@ class RLTasks:
     def _vec(self) -> VectorEnv[Any, Any, Any]:
         source = self._source
         vec = source.distribution.make_vec(self.task, source.episodes, source.device)
+        weakref.finalize(self, _close, vec)
         if hasattr(vec, "threads"):
             vec.threads = torch.get_num_threads()
         return vec
@@ -148,7 +159,14 @@ class RLTasks:
         source, actor = self._source, self._source.actor
         horizon, episodes, dtype = source.distribution.horizon, source.episodes, next(iter(params.values())).dtype
         noise = actor.noise(self._vec, self._streams, horizon, episodes, dtype)
-        return actor.rollout(self._vec, params, noise)
+        try:
+            rollout = actor.rollout(self._vec, params, noise)
+        except NonFiniteError as error:
+            raise error.seen(first_task=self._streams.first) from error
+        if not source._has_acted:
+            source._has_acted = True
+            warn_if_clipped(source.distribution.action_space, rollout.actions[rollout.episodes.mask > 0], actor.actions)
+        return rollout
 
     def draw(self, params: Params, role: Role) -> Batch:
         """Roll out at stacked `params` and estimate advantages; leaves are `[T, E, H, ...]`."""
@@ -211,3 +229,11 @@ class RLTasks:
         """Samples are trajectories, as in the theory; environment steps are what they took."""
         mask = batch["mask"]
         return {"samples": mask.shape[0] * mask.shape[1], "env_steps": int(mask.sum(dtype=torch.float64).item())}
+
+
+def _close(vec: VectorEnv[Any, Any, Any]) -> None:
+    """When nobody holds the tasks any more, which may be in the middle of another error."""
+    try:
+        vec.close()
+    except Exception as error:  # whatever the environments raise
+        log.warning("environments could not be closed: %s: %s", type(error).__name__, error)
