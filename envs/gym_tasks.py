@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -50,7 +51,8 @@ class GymTasks(EnvTasks):
         timeout: seconds within which workers must have answered; for starting they have two minutes at least.
 
     Raises:
-        ValueError: naming the argument; for this one environment is made, reset and closed.
+        ValueError: naming the argument; for this one environment is made, reset and closed. Also where wrappers learn
+            (NormalizeObservation, NormalizeReward) and `set_task` uses environments again.
 
     >>> gravity = gymnasium.spaces.Dict({"g": Box(5.0, 15.0, (), np.float32)})
     >>> tasks = GymTasks("Pendulum-v1", gravity)
@@ -80,6 +82,7 @@ class GymTasks(EnvTasks):
         one = {name: value[0] for name, value in self.sample(1, np.random.default_rng(0)).items()}
         with contextlib.closing(_made(maker, one)) as trial:
             _check_made(maker, one, trial)
+            _check_wrappers(trial, reused=set_task is not None)
             self._env_name = type(trial.unwrapped).__name__
             super().__init__(space, trial.observation_space, trial.action_space, _horizon(horizon, maker.env, trial))
         self._store = EnvStore(maker, self.horizon, self.observation_space)
@@ -205,6 +208,33 @@ def _attempt(wanted: str, action: Callable[[], T]) -> T:
         raise
     except Exception as error:  # environments refuse arguments with whatever they like
         raise ValueError(f"{wanted}, got {type(error).__name__}: {error}") from error
+
+
+def _check_wrappers(trial: AnyEnv, *, reused: bool) -> None:
+    """Wrappers that learn make what an environment returns depend on all that it has been used for."""
+    names = learning_layers(trial)
+    if not names:
+        return
+    found = f"{' and '.join(names)}, which learn from every episode, evaluations included"
+    advice = "use ReinforcementLearning(..., normalize_observations=True) for observations; rewards need nothing, as"
+    advice += " advantages are normalised"
+    if reused:
+        raise ValueError(f"env must not learn where set_task uses environments again, got {found}; {advice}")
+    warnings.warn(f"env has {found}: draws of a task are not independent; {advice}", stacklevel=3)
+
+
+def learning_layers(env: AnyEnv) -> list[str]:
+    """The layers of `env`, from the outermost wrapper on, that keep running statistics and have not been frozen."""
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    learning = (x for x in layers if any(map(_is_running, getattr(x, "__dict__", {}).values())))
+    return [type(x).__name__ for x in learning if getattr(x, "update_running_mean", True)]
+
+
+def _is_running(value: object) -> bool:
+    """Whether it is a RunningMeanStd, of Gymnasium, Stable-Baselines3 or another library."""
+    return callable(getattr(value, "update", None)) and all(hasattr(value, name) for name in ("mean", "var", "count"))
 
 
 def _horizon(horizon: int | None, env: EnvSpec | Callable[..., AnyEnv], trial: AnyEnv) -> int:
