@@ -268,10 +268,10 @@ class MetaLearner:
         for key in config:
             if saved.get(key) != config[key]:
                 raise ValueError(f"{key} is {config[key]!r}, but the checkpoint was trained with {saved.get(key)!r}")
+        self._load_source(state.get("source", {}))
         shapes, found = ({k: tuple(v.shape) for k, v in p.items()} for p in (self.params, state["params"]))
         if shapes != found:
             raise ValueError(f"the checkpoint's parameters must have the shapes {shapes}, found {found}")
-        self._load_source(state.get("source", {}))
         self.params = {k: state["params"][k].to(leaf.device, leaf.dtype) for k, leaf in self.params.items()}
         self.outer_step.load_state_dict(state["outer_step"])
         self.counts = Counter(state["counts"])

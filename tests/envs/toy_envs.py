@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from envs.cart_pole import CartPoleTasks
 from envs.gym_tasks import GymTasks
@@ -160,6 +161,14 @@ class Counted(Countdown):
     def close(self) -> None:
         Counted.closed[self.number] += 1
         self.count("close")
+
+
+class Learning(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Keeps running statistics of what it sees, with Stable-Baselines3's."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.statistics = RunningMeanStd(shape=(2,))
 
 
 class Trouble(gymnasium.Env[Any, Any]):
