@@ -163,6 +163,27 @@ class Counted(Countdown):
         self.count("close")
 
 
+class Logged(Countdown):
+    """Writes a line to a file when it is opened and closed; pays None where the action is `BREAK`."""
+
+    def __init__(self, log: str, length: int = 3) -> None:
+        super().__init__(length)
+        self.log = log
+        self.write("open")
+
+    def write(self, what: str) -> None:
+        with open(self.log, "a") as file:
+            file.write(f"{what} {os.getpid()} {id(self)}\n")
+
+    def step(self, action: Any) -> Any:
+        if action == BREAK:
+            return self._observe(), None, False, False, {}
+        return super().step(action)
+
+    def close(self) -> None:
+        self.write("close")
+
+
 class Learning(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Keeps running statistics of what it sees, with Stable-Baselines3's."""
 
