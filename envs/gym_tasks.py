@@ -17,7 +17,7 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 from envs.gym_vector import AnyEnv, Engine, EnvMaker, EnvStore, EpisodeLimit, GymVectorEnv, SetTask, Slice, numbers
-from envs.incoming import StepChecker
+from envs.incoming import StepChecker, Trial
 from envs.tasks import EnvTasks, check_device, check_task, check_tasks
 from envs.workers import Workers
 from metarl.errors import check_int, check_real, did_you_mean
@@ -198,7 +198,7 @@ def _check_made(maker: EnvMaker, task: Task, env: AnyEnv) -> None:
             raise ValueError(f"{wanted}, got {space}; gymnasium.wrappers can flatten it")
     wanted = "env must be one that can be reset with reset(seed=0), as Gymnasium's"
     result = _attempt(wanted, lambda: env.reset(seed=0))
-    StepChecker(env.observation_space).check_reset(result, lambda: f"{type(env.unwrapped).__name__}, step 0")
+    StepChecker(env.observation_space).check_reset(result, Trial(f"{type(env.unwrapped).__name__}, step 0"))
 
 
 def _attempt(wanted: str, action: Callable[[], T]) -> T:

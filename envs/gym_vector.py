@@ -61,7 +61,7 @@ class EpisodeLimit(gymnasium.wrappers.TimeLimit[Any, Any]):
         """
         self._steps = 0
         result = self.env.reset(seed=seed, options=options)
-        self._checker.check_reset(result, self._where, ranges=self._is_new)
+        self._checker.check_reset(result, self, ranges=self._is_new)
         self._ended = False
         return result
 
@@ -76,13 +76,14 @@ class EpisodeLimit(gymnasium.wrappers.TimeLimit[Any, Any]):
             raise ResetNeeded("call reset() before step(): no episode has begun, or it has ended")
         result = self.env.step(action)
         self._steps += 1
-        terminated, truncated = self._checker.check_step(result, self._where, ranges=self._is_new)
+        terminated, truncated = self._checker.check_step(result, self, self._is_new)
         self._is_new = False
         truncated = (truncated or self._steps >= self._horizon) and not terminated
         self._ended = terminated or truncated
         return result[0], result[1], terminated, truncated, result[4]
 
-    def _where(self) -> str:
+    def where(self) -> str:
+        """The environment, its task and its step, for messages."""
         task = "" if self.task is None else f" of task {numbers(self.task)}"
         return f"{type(self.env.unwrapped).__name__}{task}, step {self._steps}"
 

@@ -8,8 +8,7 @@ wherever integers are converted: the range of the observation. NaN and infinity 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import gymnasium
 import numpy as np
@@ -17,8 +16,23 @@ from gymnasium.spaces import Discrete
 
 from metarl.rl.incoming import outside_of, warn_outside
 
-Where = Callable[[], str]
-"""Names an environment and its step, for messages."""
+
+class Named(Protocol):
+    """What is checked."""
+
+    def where(self) -> str:
+        """The environment and its step, for messages."""
+
+
+class Trial(NamedTuple):
+    """A name that is known already."""
+
+    name: str
+
+    def where(self) -> str:
+        """The name."""
+        return self.name
+
 
 REWARDS = frozenset({float, int, np.float64, np.float32})
 FLAGS = frozenset({bool, np.bool_})
@@ -35,18 +49,18 @@ class StepChecker:
         self._space, self._shape, self._dtype = space, space.shape, np.dtype(space.dtype)
         self._numbers = range(space.start, space.start + space.n) if isinstance(space, Discrete) else range(0)
 
-    def check_reset(self, result: Any, where: Where, *, ranges: bool = True) -> None:
+    def check_reset(self, result: Any, env: Named, *, ranges: bool = True) -> None:
         """Raise a ValueError unless `result` is (observation, info)."""
         if not isinstance(result, tuple) or len(result) != 2:
-            refuse(where, "reset must return (observation, info)", _form(result))
+            refuse(env, "reset must return (observation, info)", _form(result))
         if not isinstance(result[1], dict):
-            refuse(where, "the info of reset must be a dict", repr(result[1]))
-        self._check_observation(result[0], where, ranges)
+            refuse(env, "the info of reset must be a dict", repr(result[1]))
+        self._check_observation(result[0], env, ranges)
 
-    def check_step(self, result: Any, where: Where, *, ranges: bool) -> tuple[bool, bool]:
+    def check_step(self, result: Any, env: Named, ranges: bool) -> tuple[bool, bool]:
         """Raise a ValueError unless `result` is what a step returns; both flags, as Python's own."""
         if not isinstance(result, tuple) or len(result) != 5:
-            refuse(where, "step must return (observation, reward, terminated, truncated, info)", _form(result))
+            refuse(env, "step must return (observation, reward, terminated, truncated, info)", _form(result))
         observation, reward, terminated, truncated, info = result
         if (  # the usual case, at the price of a few comparisons
             type(observation) is np.ndarray
@@ -58,20 +72,20 @@ class StepChecker:
             and not ranges
         ):
             return terminated, truncated
-        _check_reward(reward, where)
+        _check_reward(reward, env)
         if type(terminated) not in FLAGS or type(truncated) not in FLAGS:
             terminated, truncated = (
-                _as_flag(name, x, where) for name, x in (("terminated", terminated), ("truncated", truncated))
+                _as_flag(name, x, env) for name, x in (("terminated", terminated), ("truncated", truncated))
             )
         if not isinstance(info, dict):
-            refuse(where, "the info of step must be a dict", repr(info))
-        self._check_observation(observation, where, ranges)
+            refuse(env, "the info of step must be a dict", repr(info))
+        self._check_observation(observation, env, ranges)
         return bool(terminated), bool(truncated)
 
-    def _check_observation(self, x: Any, where: Where, ranges: bool) -> None:
+    def _check_observation(self, x: Any, env: Named, ranges: bool) -> None:
         if type(x) is np.ndarray and x.dtype is self._dtype and x.shape == self._shape:
             if ranges:
-                self._check_range(x, where)
+                self._check_range(x, env)
             return
         if isinstance(x, int | np.integer) and x in self._numbers:
             return
@@ -83,9 +97,9 @@ class StepChecker:
             wanted = f"env must return observations of shape {self._shape} and type {self._dtype}, as its space says"
             found = f"{array.dtype} of shape {array.shape}" if array.dtype != object else repr(x)
             hint = "; multiply images in [0, 1] by 255" if array.dtype.kind == "f" and self._dtype == np.uint8 else ""
-            refuse(where, wanted, found + hint)
+            refuse(env, wanted, found + hint)
         if ranges or self._dtype.kind in "iub":
-            self._check_range(array, where)
+            self._check_range(array, env)
 
     def _can_be(self, found: np.dtype[Any]) -> bool:
         """Integers of any type can, as their range is looked at; floats round, but fractions are no integers."""
@@ -93,30 +107,30 @@ class StepChecker:
             return found.kind in "iub"
         return found.kind in "iubf"
 
-    def _check_range(self, array: Any, where: Where) -> None:
+    def _check_range(self, array: Any, env: Named) -> None:
         if not (outside := outside_of(self._space, array)).any():
             return
         if self._dtype.kind in "iub":
-            refuse(where, f"observations must lie inside {self._space}", f"{array[outside][0]}")
-        warn_outside(where().partition(" ")[0], self._space)
+            refuse(env, f"observations must lie inside {self._space}", f"{array[outside][0]}")
+        warn_outside(env.where().partition(" ")[0].rstrip(","), self._space)
 
 
-def _check_reward(reward: Any, where: Where) -> None:
+def _check_reward(reward: Any, env: Named) -> None:
     array = np.asarray(None) if isinstance(reward, list | tuple) else np.asarray(reward)
     if array.shape != () or array.dtype.kind not in "biuf":
-        refuse(where, "the reward must be one number", repr(reward))
+        refuse(env, "the reward must be one number", repr(reward))
 
 
-def _as_flag(name: str, x: Any, where: Where) -> bool:
+def _as_flag(name: str, x: Any, env: Named) -> bool:
     array = np.asarray(None) if isinstance(x, list | tuple) else np.asarray(x)
     if array.shape != () or array.dtype.kind not in "biu" or array not in (0, 1):
-        refuse(where, f"{name} must be True or False", repr(x))
+        refuse(env, f"{name} must be True or False", repr(x))
     return bool(array)
 
 
-def refuse(where: Where, wanted: str, found: str) -> NoReturn:
+def refuse(env: Named, wanted: str, found: str) -> NoReturn:
     """Raise a ValueError that names the environment, what was wanted and what was found."""
-    raise ValueError(f"{where()}: {wanted}, got {found}")
+    raise ValueError(f"{env.where()}: {wanted}, got {found}")
 
 
 def _form(value: Any) -> str:
