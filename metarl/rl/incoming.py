@@ -198,7 +198,7 @@ def check_finite_episodes(name: str, episodes: Episodes, actions: Tensor, log_pr
     """
     everything = [episodes.obs, actions, log_probs, episodes.rewards, episodes.final_obs]
     floating = [x for x in everything if x.is_floating_point()]
-    total = torch.stack([x.sum().double() for x in floating]).sum()
+    total = torch.stack([x.sum().float() for x in floating]).sum()
     if bool(torch.isfinite(total)):  # one synchronisation; a sum that overflows is looked at again
         return
     running = episodes.mask > 0

@@ -115,10 +115,13 @@ class ReinforcementLearning:
         check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
         self.policy = self._normalized_policy()
         self.policy.to(self.device)
-        distribution = distribution_for(self.distribution.action_space, self.actions)
-        self.actor = Actor(self.policy, distribution, self.actions)
-        self._has_acted = False
+        self.actor = self._make_actor()
         self._execution = self.execution or Execution(trace=True)
+
+    def _make_actor(self) -> Actor:
+        self._has_acted = False
+        distribution = distribution_for(self.distribution.action_space, self.actions)
+        return Actor(self.policy, distribution, self.actions)
 
     def _normalized_policy(self) -> nn.Module:
         """The policy, normalised where that is asked for and has not been done (`dataclasses.replace` keeps it)."""
@@ -163,6 +166,10 @@ class ReinforcementLearning:
 
     def tasks(self, task: Task, rng: np.random.Generator) -> "RLTasks":
         """The given tasks, every array `[T, ...]`; `rng` seeds their randomness."""
+        if isinstance(self.policy, NormalizedPolicy) != self.normalize_observations:
+            raise ValueError("normalize_observations cannot change later: make another source with dataclasses.replace")
+        if self.actions != self.actor.actions:
+            self.actor = self._make_actor()
         number = len(next(iter(task.values())))
         return RLTasks(self, task, Streams(int(rng.integers(2**63)), number, self.device))
 

@@ -255,3 +255,24 @@ def test_discrete_actions_are_sent_as_they_are() -> None:
     tasks = GymTasks(Countdown, LENGTH, horizon=3, set_task=set_length)
     action = torch.tensor([0, 1])
     assert clipper(tasks.action_space, CPU)(action) is action
+
+
+def test_a_change_of_actions_reaches_rollouts_and_losses() -> None:
+    """The same as a source made that way, after one that was used."""
+    space = Box(0.0, 4.0, (1,), np.float32)
+    one, other = learner("clip", space).learn(1), learner("squash", space)
+    other.params = one.params
+    one.source.actions = "squash"  # type: ignore[attr-defined]
+    batches = [
+        x.source.sample(2, np.random.default_rng(0)).draw(
+            {name: leaf.expand(2, *leaf.shape) for name, leaf in x.params.items()}, "inner"
+        )
+        for x in (one, other)
+    ]
+    for name, leaf in batches[0].items():
+        assert torch.equal(leaf, batches[1][name]), name
+    assert same_evaluations(one, other)
+
+
+def same_evaluations(one: MetaLearner, other: MetaLearner) -> bool:
+    return torch.equal(*(x.evaluate(num_tasks=2, steps=2).scores for x in (one, other)))

@@ -207,6 +207,9 @@ def test_what_cannot_be_normalised_is_refused() -> None:
     source = ReinforcementLearning(walk, policy, normalize_observations=True)
     with pytest.raises(ValueError, match="normalize_observations must be True for a NormalizedPolicy"):
         dataclasses.replace(source, normalize_observations=False)
+    source.normalize_observations = False
+    with pytest.raises(ValueError, match="normalize_observations cannot change later"):
+        source.sample(2, np.random.default_rng(0))
 
 
 def test_checkpoints_and_sources_must_fit(tmp_path: Path) -> None:
