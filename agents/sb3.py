@@ -9,22 +9,28 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from stable_baselines3 import PPO
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage, is_vecenv_wrapped
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage, is_vecenv_wrapped
 from torch import Tensor
 
 from agents.policy import PolicyModule, build, check_policy_kwargs, check_spaces
 from metarl.errors import did_you_mean
+from metarl.rl.actions import check_actions
+from metarl.rl.normalization import CLIP, EPSILON, Moments, NormalizedPolicy
 
 PREFIX = "policy."  # of a PolicyModule's parameters, which SB3's own names lack
 
 
 def to_sb3(
-    policy: PolicyModule,
+    policy: PolicyModule | NormalizedPolicy,
     params: Mapping[str, Tensor] | None,
     env: gymnasium.Env[Any, Any] | VecEnv,
+    *,
+    actions: str = "clip",
     **ppo_kwargs: Any,
 ) -> PPO:
     """A PPO model on `env` with the architecture of `policy`.
@@ -33,14 +39,19 @@ def to_sb3(
     `save` and `load`. The critic is the one in `policy`: it was not meta-trained.
 
     Args:
-        policy: the architecture, and the values of all parameters that `params` does not have.
+        policy: the architecture, and the values of all parameters that `params` does not have. The environment of a
+            `NormalizedPolicy` is wrapped in SB3's `VecNormalize` with its statistics, which stay as they are:
+            `model.get_vec_normalize_env().normalize_obs(obs)` is what `predict` takes then.
         params: the parameters of ONE task, keys as in `policy.named_parameters()`, the actor's only if one likes.
         env: one environment or SB3's vector environment, with the spaces of `policy`.
+        actions: how the policy's actions were sent in training: `clip`, or `rescale`, for which one environment is
+            wrapped in Gymnasium's `RescaleAction`, so that `predict` gives actions in [-1, 1].
         **ppo_kwargs: what else `PPO` takes: `learning_rate`, `n_steps`, `seed`, `device` and so on.
 
     Raises:
         ValueError: for unknown keys or other shapes in `params`, for spaces other than the policy's, for action bounds
-            that are not finite, and for `ppo_kwargs` that would change the architecture.
+            that are not finite, for `actions` that PPO cannot have, and for `ppo_kwargs` that would change the
+            architecture.
 
     Example:
         >>> from agents import make_policy
@@ -50,9 +61,13 @@ def to_sb3(
         >>> obs, _ = env.reset(seed=0)
         >>> action, _ = model.predict(obs, deterministic=True)
     """
-    params = params or {}
+    params, moments = params or {}, None
+    if isinstance(policy, NormalizedPolicy):
+        moments, params, policy = policy.moments, policy.own(dict(params)), _network(policy)
     _check_params(policy, params)
     _check_env(policy, env)
+    env = _with_actions(env, actions)
+    env = env if moments is None else _normalized(env, moments)
     for name in ("policy_kwargs", "use_sde"):
         if name in ppo_kwargs:
             raise ValueError(f"ppo_kwargs must not have {name!r}: the policy decides it")
@@ -81,12 +96,44 @@ def from_sb3(model: OnPolicyAlgorithm) -> PolicyModule:
     for name in ("get_distribution", "extract_features", "_get_action_dist_from_latent"):
         if getattr(type(source), name) is not getattr(ActorCriticPolicy, name):
             raise ValueError(f"model's policy must not override {name}, {type(source).__name__} does")
+    if model.env is not None and is_vecenv_wrapped(model.env, VecNormalize):
+        raise ValueError(
+            "model must see observations as they are, but its environment is wrapped in VecNormalize; train without"
+            " it, or normalise in metarl: ReinforcementLearning(..., normalize_observations=True)"
+        )
     check_spaces(source.observation_space, source.action_space)
     kwargs = check_policy_kwargs(model.policy_kwargs)
     policy = build(type(source), source.observation_space, source.action_space, kwargs, seed=0).to(model.device)
     policy.load_state_dict(source.state_dict())
     channels_last = model.env is not None and is_vecenv_wrapped(model.env, VecTransposeImage)
     return PolicyModule(policy, kwargs, channels_last)
+
+
+def _network(policy: NormalizedPolicy) -> PolicyModule:
+    if not isinstance(policy.network, PolicyModule):
+        raise ValueError(f"policy must be made by make_policy, got {type(policy.network).__name__}")
+    return policy.network
+
+
+def _with_actions(env: gymnasium.Env[Any, Any] | VecEnv, actions: str) -> gymnasium.Env[Any, Any] | VecEnv:
+    check_actions(actions, env.action_space)
+    if actions == "clip":
+        return env
+    if actions == "squash" or isinstance(env, VecEnv):
+        raise ValueError(
+            f"actions must be 'clip', or 'rescale' with one environment, got {actions!r} with {type(env).__name__}:"
+            " PPO does not squash actions; wrap the parts of a VecEnv in gymnasium.wrappers.RescaleAction(env, -1, 1)"
+        )
+    return gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+
+
+def _normalized(env: gymnasium.Env[Any, Any] | VecEnv, moments: Moments) -> VecNormalize:
+    vec = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env)])
+    wrapped = VecNormalize(vec, training=False, norm_reward=False, clip_obs=CLIP, epsilon=EPSILON)
+    assert isinstance(wrapped.obs_rms, RunningMeanStd)  # one Box
+    wrapped.obs_rms.mean, wrapped.obs_rms.var = moments.mean.numpy().copy(), moments.variance.numpy().copy()
+    wrapped.obs_rms.count = float(moments.count)
+    return wrapped
 
 
 def _check_params(policy: PolicyModule, params: Mapping[str, Tensor]) -> None:

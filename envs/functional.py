@@ -86,6 +86,19 @@ def action_dtype(space: gymnasium.Space[Any]) -> torch.dtype:
     return torch.float32 if isinstance(space, gymnasium.spaces.Box) else torch.int64
 
 
+def as_env_actions(actions: Tensor, space: gymnasium.Space[Any]) -> Tensor:
+    """Actions in the type a `FunctionalEnv` receives.
+
+    Raises:
+        ValueError: fractions for a space that counts.
+    """
+    dtype = action_dtype(space)
+    cast = actions.to(dtype)
+    if actions.is_floating_point() and not dtype.is_floating_point and bool((cast != actions).any()):
+        raise ValueError(f"actions must be integers for {space}, got {actions[cast != actions][0].item()}")
+    return cast
+
+
 class FunctionalGymEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
     """ONE environment from the same functions as an ordinary Gymnasium environment: numpy in, numpy out.
 
@@ -152,4 +165,4 @@ class FunctionalGymEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
     def _as_actions(self, action: Any) -> Tensor:
         if np.shape(action) != self.action_space.shape:
             raise ValueError(f"action must have shape {self.action_space.shape}, got {np.shape(action)}")
-        return torch.from_numpy(np.array(action)).to(action_dtype(self.action_space))[None]
+        return as_env_actions(torch.from_numpy(np.array(action)), self.action_space)[None]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import gymnasium
 import numpy as np
@@ -15,12 +16,14 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
-from envs.gym_vector import AnyEnv, Engine, EnvMaker, EnvStore, EpisodeLimit, GymVectorEnv, SetTask, Slice
+from envs.gym_vector import AnyEnv, Engine, EnvMaker, EnvStore, EpisodeLimit, GymVectorEnv, SetTask, Slice, numbers
+from envs.incoming import StepChecker, Trial
 from envs.tasks import EnvTasks, check_device, check_task, check_tasks
 from envs.workers import Workers
 from metarl.errors import check_int, check_real, did_you_mean
 from metarl.types import Task
 
+T = TypeVar("T")
 ARRAYS: TypeAlias = Box | Discrete | MultiDiscrete | MultiBinary
 RESERVED = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}
 """Arguments of `gymnasium.make` that are not the user's to give here."""
@@ -48,7 +51,8 @@ class GymTasks(EnvTasks):
         timeout: seconds within which workers must have answered; for starting they have two minutes at least.
 
     Raises:
-        ValueError: naming the argument; for this one environment is made, reset and closed.
+        ValueError: naming the argument; for this one environment is made, reset and closed. Also where wrappers learn
+            (NormalizeObservation, NormalizeReward) and `set_task` uses environments again.
 
     >>> gravity = gymnasium.spaces.Dict({"g": Box(5.0, 15.0, (), np.float32)})
     >>> tasks = GymTasks("Pendulum-v1", gravity)
@@ -78,8 +82,10 @@ class GymTasks(EnvTasks):
         one = {name: value[0] for name, value in self.sample(1, np.random.default_rng(0)).items()}
         with contextlib.closing(_made(maker, one)) as trial:
             _check_made(maker, one, trial)
+            _check_wrappers(trial, reused=set_task is not None)
+            self._env_name = type(trial.unwrapped).__name__
             super().__init__(space, trial.observation_space, trial.action_space, _horizon(horizon, maker.env, trial))
-        self._store = EnvStore(maker, self.horizon)
+        self._store = EnvStore(maker, self.horizon, self.observation_space)
         self._pool: Workers | None = None
 
     def make(self, task: Task, render_mode: str | None = None) -> EpisodeLimit:
@@ -97,10 +103,13 @@ class GymTasks(EnvTasks):
         check_device(device)
         each = {name: value.repeat(episodes, axis=0) for name, value in check_tasks(self.space, task).items()}
         number = len(next(iter(each.values())))
-        return GymVectorEnv(self._engine(each), number, self.observation_space, self.action_space)
+        return GymVectorEnv(self._engine(each), number, self.observation_space, self.action_space, self._env_name)
 
     def close(self) -> None:
-        """Stop the workers and close idle environments; also done at exit. The next `make_vec` starts others."""
+        """Stop the workers and close all environments of `make_vec`; also done at exit.
+
+        The next `make_vec` makes others.
+        """
         if self._pool is not None:
             self._pool.close()
         self._store.close()
@@ -116,9 +125,9 @@ class GymTasks(EnvTasks):
 
     def _engine(self, task: Task) -> Engine:
         if not self.workers:
-            return Slice(self._store, task, self.observation_space)
+            return Slice(self._store, task)
         if self._pool is None or self._pool.closed:
-            self._pool = Workers(self._store, self.observation_space, self.workers, self.timeout)
+            self._pool = Workers(self._store, self.workers, self.timeout)
         return self._pool.open(task)
 
 
@@ -173,7 +182,7 @@ def _check_picklable(maker: EnvMaker) -> None:
 
 
 def _made(maker: EnvMaker, task: Task) -> AnyEnv:
-    wanted = f"env must be one that can be made with the parameters of space, here {_numbers(task)}"
+    wanted = f"env must be one that can be made with the parameters of space, here {numbers(task)}"
     env = _attempt(wanted, lambda: maker.build(task))
     if not isinstance(env, gymnasium.Env):
         raise ValueError(f"env must return a gymnasium.Env, got {env!r}")
@@ -181,20 +190,18 @@ def _made(maker: EnvMaker, task: Task) -> AnyEnv:
 
 
 def _check_made(maker: EnvMaker, task: Task, env: AnyEnv) -> None:
-    wanted = f"set_task must accept the unwrapped environment and a task, here {_numbers(task)}"
+    wanted = f"set_task must accept the unwrapped environment and a task, here {numbers(task)}"
     _attempt(wanted, lambda: maker.set(env, task))
     for name, space in (("observation", env.observation_space), ("action", env.action_space)):
         if not isinstance(space, ARRAYS):
             wanted = f"env must have an {name} space that is a Box, Discrete, MultiDiscrete or MultiBinary"
             raise ValueError(f"{wanted}, got {space}; gymnasium.wrappers can flatten it")
-    _check_observation(env.observation_space, np.asarray(env.reset(seed=0)[0]))
+    wanted = "env must be one that can be reset with reset(seed=0), as Gymnasium's"
+    result = _attempt(wanted, lambda: env.reset(seed=0))
+    StepChecker(env.observation_space).check_reset(result, Trial(f"{type(env.unwrapped).__name__}, step 0"))
 
 
-def _numbers(task: Task) -> dict[str, Any]:
-    return {name: value.tolist() for name, value in task.items()}
-
-
-def _attempt(wanted: str, action: Callable[[], AnyEnv]) -> AnyEnv:
+def _attempt(wanted: str, action: Callable[[], T]) -> T:
     try:
         return action()
     except DependencyNotInstalled:  # says by itself what to do
@@ -203,11 +210,31 @@ def _attempt(wanted: str, action: Callable[[], AnyEnv]) -> AnyEnv:
         raise ValueError(f"{wanted}, got {type(error).__name__}: {error}") from error
 
 
-def _check_observation(space: gymnasium.Space[Any], found: np.ndarray[Any, Any]) -> None:
-    """What does not fit would be broadcast or cut off where observations are put together."""
-    if found.shape != space.shape or not np.can_cast(found.dtype, space.dtype or found.dtype, "same_kind"):
-        wanted = f"env must return observations of shape {space.shape} and type {space.dtype}, as its space says"
-        raise ValueError(f"{wanted}, got {found.dtype} of shape {found.shape}")
+def _check_wrappers(trial: AnyEnv, *, reused: bool) -> None:
+    """Wrappers that learn make what an environment returns depend on all that it has been used for."""
+    names = learning_layers(trial)
+    if not names:
+        return
+    found = f"{' and '.join(names)}, which learn from every episode, evaluations included"
+    advice = "use ReinforcementLearning(..., normalize_observations=True) for observations; rewards need nothing, as"
+    advice += " advantages are normalised"
+    if reused:
+        raise ValueError(f"env must not learn where set_task uses environments again, got {found}; {advice}")
+    warnings.warn(f"env has {found}: draws of a task are not independent; {advice}", stacklevel=3)
+
+
+def learning_layers(env: AnyEnv) -> list[str]:
+    """The layers of `env`, from the outermost wrapper on, that keep running statistics and have not been frozen."""
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    learning = (x for x in layers if any(map(_is_running, getattr(x, "__dict__", {}).values())))
+    return [type(x).__name__ for x in learning if getattr(x, "update_running_mean", True)]
+
+
+def _is_running(value: object) -> bool:
+    """Whether it is a RunningMeanStd, of Gymnasium, Stable-Baselines3 or another library."""
+    return callable(getattr(value, "update", None)) and all(hasattr(value, name) for name in ("mean", "var", "count"))
 
 
 def _horizon(horizon: int | None, env: EnvSpec | Callable[..., AnyEnv], trial: AnyEnv) -> int:

@@ -6,6 +6,8 @@ process, or `envs.workers.RemoteSlices`, one `Slice` in each worker process.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
@@ -17,9 +19,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector.utils import batch_space
 
+from envs.incoming import StepChecker
 from envs.vector import AUTORESET, numpy_reset_mask
 from metarl.errors import check_int
 from metarl.types import Task
+
+log = logging.getLogger(__name__)
 
 Array: TypeAlias = npt.NDArray[Any]
 AnyEnv: TypeAlias = gymnasium.Env[Any, Any]
@@ -30,19 +35,33 @@ SetTask: TypeAlias = Callable[[Any, dict[str, Any]], None]
 class EpisodeLimit(gymnasium.wrappers.TimeLimit[Any, Any]):
     """Gymnasium's TimeLimit, where an episode that terminates on its last step is not truncated and an end is final.
 
+    What the environment returns is checked (see `envs.incoming`).
+
     Args:
         env: a TimeLimit it already has, as its outermost wrapper, is replaced.
         max_episode_steps: the horizon.
+        checker: of what is returned; default: of the environment's own space.
     """
 
-    def __init__(self, env: AnyEnv, max_episode_steps: int) -> None:
+    task: Task | None = None
+    """The parameters of ONE task, for messages."""
+
+    def __init__(self, env: AnyEnv, max_episode_steps: int, checker: StepChecker | None = None) -> None:
         inner = env.env if isinstance(env, gymnasium.wrappers.TimeLimit) else env
         super().__init__(inner, max_episode_steps)
-        self._ended = True  # nothing has begun
+        self._horizon, self._steps = max_episode_steps, 0
+        self._checker = StepChecker(env.observation_space) if checker is None else checker
+        self._ended = self._is_new = True  # nothing has begun
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
-        result = super().reset(seed=seed, options=options)
+        """Begin an episode.
+
+        Raises:
+            ValueError: the environment returns something else than it promised.
+        """
+        self._steps = 0
+        result = self.env.reset(seed=seed, options=options)
+        self._checker.check_reset(result, self, ranges=self._is_new)
         self._ended = False
         return result
 
@@ -51,14 +70,22 @@ class EpisodeLimit(gymnasium.wrappers.TimeLimit[Any, Any]):
 
         Raises:
             ResetNeeded: no episode has begun, or it has ended.
+            ValueError: the environment returns something else than it promised.
         """
         if self._ended:
             raise ResetNeeded("call reset() before step(): no episode has begun, or it has ended")
-        observation, reward, terminated, truncated, info = super().step(action)
-        terminated = bool(terminated)
-        truncated = bool(truncated) and not terminated
+        result = self.env.step(action)
+        self._steps += 1
+        terminated, truncated = self._checker.check_step(result, self, self._is_new)
+        self._is_new = False
+        truncated = (truncated or self._steps >= self._horizon) and not terminated
         self._ended = terminated or truncated
-        return observation, reward, terminated, truncated, info
+        return result[0], result[1], terminated, truncated, result[4]
+
+    def where(self) -> str:
+        """The environment, its task and its step, for messages."""
+        task = "" if self.task is None else f" of task {numbers(self.task)}"
+        return f"{type(self.env.unwrapped).__name__}{task}, step {self._steps}"
 
 
 class EnvMaker(NamedTuple):
@@ -93,34 +120,102 @@ def as_arguments(task: Task) -> dict[str, Any]:
 class EnvStore:
     """Environments to take and to put back; with a `set_task` they are used again, as making them can be slow.
 
-    What was taken belongs to the taker alone until it is put back. A pickle of the store holds no environments.
+    What was taken belongs to the taker alone until it is put back or discarded. Every environment is closed once: when
+    nobody can use it again, or by `close`, which empties the lists of the takers. A pickle of the store holds no
+    environments.
+
+    Args:
+        maker: makes them.
+        horizon: steps per episode, at most.
+        observation_space: of one environment, which all must keep to.
     """
 
-    def __init__(self, maker: EnvMaker, horizon: int) -> None:
-        self.maker, self.horizon = maker, horizon
-        self._idle: list[AnyEnv] = []
+    def __init__(self, maker: EnvMaker, horizon: int, observation_space: gymnasium.Space[Any]) -> None:
+        self.maker, self.horizon, self.observation_space = maker, horizon, observation_space
+        self._checker = StepChecker(observation_space)
+        self._idle: list[EpisodeLimit] = []
+        self._taken: dict[int, list[EpisodeLimit]] = {}
+        weakref.finalize(self, _close_lists, self._idle, self._taken, quiet=True)
 
-    def __reduce__(self) -> tuple[type[EnvStore], tuple[EnvMaker, int]]:
-        return EnvStore, (self.maker, self.horizon)
+    def __reduce__(self) -> tuple[type[EnvStore], tuple[EnvMaker, int, gymnasium.Space[Any]]]:
+        return EnvStore, (self.maker, self.horizon, self.observation_space)
 
     def make(self, task: Task, render_mode: str | None = None) -> EpisodeLimit:
         """A new environment; `task` is without a leading dimension."""
-        return EpisodeLimit(self.maker.set(self.maker.build(task, render_mode), task), self.horizon)
+        env = self.maker.build(task, render_mode)
+        try:
+            limited = EpisodeLimit(env, self.horizon, self._checker)
+            self._set(limited, task)
+            return limited
+        except BaseException:
+            close_all([env], quiet=True)
+            raise
 
-    def take(self, task: Task) -> list[AnyEnv]:
+    def take(self, task: Task) -> list[EpisodeLimit]:
         """One environment for every row of `task`, whose arrays are `[n, ...]`."""
-        return [self.maker.set(self._idle.pop(), row) if self._idle else self.make(row) for row in _rows(task)]
+        taken: list[EpisodeLimit] = []
+        self._taken[id(taken)] = taken
+        try:
+            for row in _rows(task):
+                if self._idle:
+                    taken.append(self._idle.pop())
+                    self._set(taken[-1], row)
+                else:
+                    taken.append(self.make(row))
+        except BaseException:
+            self.discard(taken)
+            raise
+        return taken
 
-    def put_back(self, envs: list[AnyEnv]) -> None:
-        """Keep `envs` for later; without a `set_task` nothing can be done with them, so they are closed."""
-        self._idle += envs
+    def put_back(self, envs: list[EpisodeLimit], *, quiet: bool = False) -> None:
+        """Keep the taken `envs` for later; without a `set_task` nothing can be done with them, so they are closed."""
+        self._taken.pop(id(envs), None)
         if self.maker.set_task is None:
-            self.close()
+            close_all(envs, quiet=quiet)
+        else:
+            self._idle += envs
+            envs.clear()
+
+    def discard(self, envs: list[EpisodeLimit]) -> None:
+        """Close the taken `envs` after an error, which is not to be hidden by another one."""
+        self._taken.pop(id(envs), None)
+        close_all(envs, quiet=True)
 
     def close(self) -> None:
-        """Close the environments that nobody has taken."""
-        while self._idle:
-            self._idle.pop().close()
+        """Close all environments, also those that are in use."""
+        _close_lists(self._idle, self._taken)
+
+    def _set(self, env: EpisodeLimit, task: Task) -> None:
+        env.task = task
+        self.maker.set(env, task)
+
+
+def close_all(envs: list[Any], *, quiet: bool = False) -> None:
+    """Close and remove all of `envs`, even if some of them fail; then the first error is raised, unless `quiet`."""
+    failed: BaseException | None = None
+    while envs:
+        try:
+            envs.pop().close()
+        except Exception as error:  # whatever the environment raises
+            log.warning("an environment could not be closed: %s: %s", type(error).__name__, error)
+            failed = failed or error
+    if failed is not None and not quiet:
+        raise failed
+
+
+def _close_lists(idle: list[EpisodeLimit], taken: dict[int, list[EpisodeLimit]], *, quiet: bool = False) -> None:
+    everything = [*idle]
+    idle.clear()
+    while taken:
+        envs = taken.popitem()[1]
+        everything += envs
+        envs.clear()
+    close_all(everything, quiet=quiet)
+
+
+def numbers(task: Task) -> dict[str, Any]:
+    """One task's parameters as plain numbers and lists."""
+    return {name: np.asarray(value).tolist() for name, value in task.items()}
 
 
 def _rows(task: Task) -> Iterator[Task]:
@@ -153,36 +248,49 @@ class Engine(Protocol):
 class Slice:
     """n environments in this process, one for each row of `task` (arrays `[n, ...]`)."""
 
-    def __init__(self, store: EnvStore, task: Task, observation_space: gymnasium.Space[Any]) -> None:
-        self._envs = store.take(task)
-        n = len(self._envs)
-        self._observations = np.zeros((n, *(observation_space.shape or ())), observation_space.dtype)
+    def __init__(self, store: EnvStore, task: Task) -> None:
+        space = store.observation_space
+        self._store, self._envs = store, store.take(task)
+        n = self._number = len(self._envs)
+        self._observations = np.zeros((n, *(space.shape or ())), space.dtype)
         self._terminated, self._truncated = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
-        self._give_back = weakref.finalize(self, store.put_back, self._envs)
+        self._give_back = weakref.finalize(self, store.put_back, self._envs, quiet=True)
 
     def reset(self, mask: Array, seed: int | None) -> Array:
         """As `Engine.reset`."""
-        for i in np.flatnonzero(mask).tolist():
-            self._observations[i], _ = self._envs[i].reset(seed=None if seed is None else seed + i)
+        with self._discarded_on_errors():
+            for i in np.flatnonzero(mask).tolist():
+                self._observations[i], _ = self._envs[i].reset(seed=None if seed is None else seed + i)
         self._terminated &= ~mask
         self._truncated &= ~mask
         return self._observations.copy()
 
     def step(self, actions: Array) -> Step:
         """As `Engine.step`."""
-        rewards = np.zeros(len(self._envs))
-        try:
+        rewards = np.zeros(self._number)
+        with self._discarded_on_errors():
             for i in np.flatnonzero(~(self._terminated | self._truncated)).tolist():
                 result = self._envs[i].step(actions[i])
                 self._observations[i], rewards[i], self._terminated[i], self._truncated[i], _ = result
-        except BaseException:
-            self._envs.clear()  # in the middle of a step: not fit to be used again
-            raise
         return Step(self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy())
 
     def close(self) -> None:
         """As `Engine.close`; done by itself when nobody holds the slice any more."""
-        self._give_back()
+        if self._give_back.detach() is not None:
+            self._store.put_back(self._envs)
+
+    @contextlib.contextmanager
+    def _discarded_on_errors(self) -> Iterator[None]:
+        """Whatever fails in the middle of a reset or a step is not fit to be used again."""
+        if len(self._envs) != self._number:
+            raise ClosedEnvironmentError(
+                "these environments have been closed, by close() or after an error; make others"
+            )
+        try:
+            yield
+        except BaseException:
+            self._store.discard(self._envs)
+            raise
 
 
 class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
@@ -196,6 +304,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         num_envs: N.
         observation_space: of one environment.
         action_space: of one environment.
+        env_name: what one environment is called in messages.
     """
 
     metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
@@ -206,8 +315,9 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         num_envs: int,
         observation_space: gymnasium.Space[Any],
         action_space: gymnasium.Space[Any],
+        env_name: str,
     ) -> None:
-        self.num_envs = num_envs
+        self.num_envs, self.env_name = num_envs, env_name
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self.observation_space = batch_space(observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
@@ -263,6 +373,9 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         if array.shape != space.shape:
             raise ValueError(f"actions must have shape {space.shape}, got {array.shape}")
         try:
-            return array.astype(space.dtype, casting="same_kind")
+            cast = array.astype(space.dtype, casting="same_kind")
         except TypeError as error:
             raise ValueError(f"actions must be of type {space.dtype}, got {array.dtype}") from error
+        if array.dtype != cast.dtype and array.dtype.kind in "iu" and (cast != array).any():
+            raise ValueError(f"actions must fit into {space.dtype}, got {array[cast != array][0]}")
+        return cast

@@ -12,7 +12,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.functional import FunctionalEnv, action_dtype, uniform
+from envs.functional import FunctionalEnv, as_env_actions, uniform
 from metarl.errors import check_choice, check_int
 from metarl.types import Task
 
@@ -48,7 +48,6 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
         self.observation_space = batch_space(env.observation_space, self.num_envs)
         self.action_space = batch_space(env.action_space, self.num_envs)
-        self._action_dtype = action_dtype(env.action_space)
         self._action_shape = (self.num_envs, *(env.action_space.shape or ()))
         self._generator = torch.Generator(self.device)
         self._state: Tensor | None = None  # [N, S]
@@ -110,7 +109,7 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
         tensor = actions if isinstance(actions, Tensor) else torch.from_numpy(np.array(actions))
         if tensor.shape != self._action_shape:
             raise ValueError(f"actions must have shape {self._action_shape}, got {tuple(tensor.shape)}")
-        return tensor.to(self.device, self._action_dtype)
+        return as_env_actions(tensor.to(self.device), self.single_action_space)
 
     def _reset_mask(self, options: Mapping[str, Any]) -> Tensor:
         for name in options:

@@ -25,7 +25,6 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any, NoReturn
 
-import gymnasium
 import numpy as np
 
 from envs.gym_vector import Array, EnvStore, Slice, Step
@@ -49,7 +48,6 @@ class Workers:
 
     Args:
         store: what they take their environments from.
-        observation_space: of one environment.
         count: how many.
         timeout: seconds one answer may take.
 
@@ -57,13 +55,13 @@ class Workers:
         WorkerError: a worker did not start.
     """
 
-    def __init__(self, store: EnvStore, observation_space: gymnasium.Space[Any], count: int, timeout: float) -> None:
-        self.observation_space, self.timeout = observation_space, timeout
+    def __init__(self, store: EnvStore, count: int, timeout: float) -> None:
+        self.observation_space, self.timeout = store.observation_space, timeout
         self.dropped: deque[int] = deque()  # filled by finalizers, which may run in the middle of anything
         self._keys, self._lock = itertools.count(), threading.Lock()
         self._workers: list[_Worker] = []
         self._stop = weakref.finalize(self, _stop, self._workers, os.getpid())
-        recipe = pickle.dumps((store, observation_space))
+        recipe = pickle.dumps(store)
         with self._lock, self._all_or_none():
             for i in range(count):
                 self._workers.append(_Worker(i, recipe))
@@ -111,8 +109,6 @@ class Workers:
         try:
             yield
         except BaseException:  # Ctrl-C too: answers are on their way that nobody is going to wait for
-            for worker in self._workers:
-                worker.process.kill()
             self.close()
             raise
 
@@ -126,6 +122,8 @@ class Workers:
             handles = {handle: worker for worker in waiting for handle in (worker.pipe, worker.process.sentinel)}
             ready = connection.wait(list(handles), max(0.0, deadline - time.monotonic()))
             if not ready:
+                for worker in waiting:  # they would not close their environments either
+                    worker.process.kill()
                 waiting[0].fail(names[waiting[0].index], f"did not answer within {timeout:g} seconds and was killed")
             for i in {handles[handle].index for handle in ready}:  # type: ignore[index]
                 answers[i] = self._workers[i].receive(names[i], None if into is None else into[i])
@@ -250,7 +248,7 @@ def _serve(pipe: connection.Connection, recipe: bytes) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
-        server = _Server(pipe, *pickle.loads(recipe))
+        server = _Server(pipe, pickle.loads(recipe))
     except Exception:
         pipe.send((False, traceback.format_exc()))
         return
@@ -272,8 +270,8 @@ def _exit_with_parent() -> None:
 class _Server:
     """The environments of one worker."""
 
-    def __init__(self, pipe: connection.Connection, store: EnvStore, observation_space: gymnasium.Space[Any]) -> None:
-        self._pipe, self._store, self._space = pipe, store, observation_space
+    def __init__(self, pipe: connection.Connection, store: EnvStore) -> None:
+        self._pipe, self._store = pipe, store
         self._slices: dict[int, Slice] = {}
 
     def answer(self, dropped: list[int], method: str, args: tuple[Any, ...]) -> None:
@@ -290,7 +288,7 @@ class _Server:
             self._pipe.send_bytes(observations.reshape(-1).view(np.uint8))
 
     def open(self, key: int, task: Task) -> None:
-        self._slices[key] = Slice(self._store, task, self._space)
+        self._slices[key] = Slice(self._store, task)
 
     def reset(self, key: int, mask: Array, seed: int | None) -> tuple[Array]:
         return (self._slices[key].reset(mask, seed),)
@@ -299,6 +297,4 @@ class _Server:
         return self._slices[key].step(actions)
 
     def close(self) -> None:
-        for part in self._slices.values():
-            part.close()
-        self._store.close()
+        self._store.close()  # those in use, too

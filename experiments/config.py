@@ -45,6 +45,10 @@ class TrainConfig(RunConfig):
     """Lambda of generalised advantage estimation."""
     baseline: str | None = None
     """Baseline fitted per task and draw: linear (default), time (default for images) or none."""
+    actions: Literal["clip", "rescale", "squash"] = "clip"
+    """How actions reach a Box: clipped, rescaled so that [-1, 1] is the whole box, or squashed by tanh."""
+    normalize_observations: bool = False
+    """Normalise observations by running statistics of the training draws, which are saved with the run."""
     hidden: tuple[int, ...] = (100, 100)
     """Units of the policy's hidden layers."""
     log_std_init: float = -0.5
@@ -92,6 +96,8 @@ def build_source(config: TrainConfig) -> ReinforcementLearning:
         dice_lambda=config.dice_lambda,
         discount=config.discount,
         gae_lambda=config.gae_lambda,
+        actions=config.actions,
+        normalize_observations=config.normalize_observations,
         baseline=baseline if config.baseline is None else config.baseline,
         device=pick_device(config.device),
     )

@@ -33,6 +33,7 @@ from metarl.errors import check_int
 from metarl.functional import call
 from metarl.inner import adapted
 from metarl.rl import ReinforcementLearning
+from metarl.rl.actions import clipper
 from metarl.tree import take
 from metarl.types import Params, Task
 
@@ -119,7 +120,7 @@ def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments)
     for t in range(given.tasks):
         task = {name: value[t] for name, value in oracle.task.items()}
         for step in given.steps:
-            act = actor(source.policy, take(after[step], t), tasks.action_space)
+            act = actor(source.policy, take(after[step], t), tasks.action_space, source.actions)
             title = f"{described(task)}, step {step}"
             scenes.append(episode(tasks, task, act, given.seed, title))
     return scenes
@@ -131,15 +132,18 @@ def described(task: Task) -> str:
     return ", ".join(f"{name} {value}" for name, value in few.items()) or "a task"
 
 
-def actor(policy: nn.Module, params: Params, space: gymnasium.Space[Any]) -> Callable[[Any], Any]:
-    """The mean action, or the likeliest."""
+def actor(
+    policy: nn.Module, params: Params, space: gymnasium.Space[Any], actions: str = "clip"
+) -> Callable[[Any], Any]:
+    """The mean action, sent as in training, or the likeliest."""
+    send = clipper(space, torch.device("cpu"), actions)
 
     @torch.no_grad()
     def act(observation: Any) -> Any:
         leaf = next(iter(params.values()))
         outputs: tuple[Tensor, ...] = call(policy, params, torch.as_tensor(np.asarray(observation)).to(leaf)[None])
         if isinstance(space, spaces.Box):
-            return outputs[0][0].numpy().astype(space.dtype).clip(space.low, space.high)
+            return send(outputs[0])[0].numpy()
         return int(outputs[0][0].argmax())
 
     return act

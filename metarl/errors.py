@@ -5,15 +5,45 @@ import math
 from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 
+SMALLER_STEPS = "the usual cure is a smaller inner or outer step size"
+LOOK_AT_DATA = "it came in with the data or was computed from them: look there, or scale what is too large"
+LOOK_AT_ENVIRONMENT = "look in the environment for a division, a logarithm, a root, or a state that grows without bound"
+
 
 class NonFiniteError(ArithmeticError):
-    """A NaN or an infinity where a number was needed: names the quantity, the task and, in training, the iteration."""
+    """A NaN or an infinity where a number was needed: names the quantity and where it was seen.
 
-    def __init__(self, quantity: str, task: int | None = None, iteration: int | None = None) -> None:
+    Args:
+        quantity: what is not finite.
+        task: its number in the batch.
+        iteration: in training, counted from 1.
+        episode: of the task, in reinforcement learning.
+        step: of the episode, counted from 1; an observation of step 0 is that of `reset`.
+        advice: what to do about it.
+    """
+
+    def __init__(
+        self,
+        quantity: str,
+        task: int | None = None,
+        iteration: int | None = None,
+        *,
+        episode: int | None = None,
+        step: int | None = None,
+        advice: str = SMALLER_STEPS,
+    ) -> None:
         self.quantity, self.task, self.iteration = quantity, task, iteration
+        self.episode, self.step, self.advice = episode, step, advice
         where = "" if iteration is None else f" in iteration {iteration}"
-        where += "" if task is None else f", task {task}"
-        super().__init__(f"NaN or infinity in {quantity}{where}; the usual cure is a smaller inner or outer step size")
+        for name in ("task", "episode", "step"):
+            where += "" if getattr(self, name) is None else f", {name} {getattr(self, name)}"
+        super().__init__(f"NaN or infinity in {quantity}{where}; {advice}")
+
+    def seen(self, *, iteration: int | None = None, first_task: int = 0) -> "NonFiniteError":
+        """The same error with the iteration, or for tasks that begin at another number."""
+        task = None if self.task is None else self.task + first_task
+        iteration = self.iteration if iteration is None else iteration
+        return NonFiniteError(self.quantity, task, iteration, episode=self.episode, step=self.step, advice=self.advice)
 
 
 LARGEST = 2**63 - 1  # what a 64-bit generator or tensor size can hold

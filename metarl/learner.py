@@ -29,7 +29,7 @@ from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite
 from metarl.outer import Method, inner_defaults, make_method
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
 from metarl.summation import total
-from metarl.types import Batch, Params, Role, Rule, Tasks, TaskSource
+from metarl.types import Batch, LearningSource, Params, Role, Rule, Tasks, TaskSource
 
 
 class MetaLearner:
@@ -159,7 +159,7 @@ class MetaLearner:
 
     def _check_same_everywhere(self) -> None:
         digest = hashlib.sha256(generator_state(self._rng).encode())
-        for leaf in self.params.values():
+        for leaf in (*self.params.values(), *_learned(self.source).values()):
             digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         found = self.processes.gather_objects(f"{self.iterations} {digest.hexdigest()}")
         if different := [rank for rank, one in enumerate(found) if one != found[0]]:
@@ -187,7 +187,8 @@ class MetaLearner:
         """The score after 0, 1, ..., `steps` inner steps on held-out tasks.
 
         Args:
-            source: of the held-out tasks; default: the training source, whose tasks are drawn anew from `seed`.
+            source: of the held-out tasks; default: the training source, whose tasks are drawn anew from `seed`. If the
+                training source normalises observations, make it with `dataclasses.replace(learner.source, ...)`.
             num_tasks: how many.
             steps: inner steps.
             step_sizes: an inner step size for each step; `None`, for all or for one: as in training.
@@ -198,7 +199,13 @@ class MetaLearner:
             raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(sizes)}")
         rules = self.rules(sizes)
         rng = np.random.default_rng([check_int("seed", seed, minimum=0), 1])  # never a training seed's stream
-        tasks = (source or self.source).sample(check_int("num_tasks", num_tasks), rng)
+        source = source or self.source
+        if not _have_learned_the_same(source, self.source):
+            raise ValueError(
+                "source must normalise observations as the training source does: make it with"
+                " dataclasses.replace(learner.source, distribution=...)"
+            )
+        tasks = source.sample(check_int("num_tasks", num_tasks), rng)
         return evaluate(self.params, tasks, rules, self.processes)
 
     def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
@@ -246,6 +253,7 @@ class MetaLearner:
             "counts": dict(self.counts),
             "iterations": self.iterations,
             "rng": generator_state(self._rng),
+            "source": _learned(self.source),
             "callbacks": [(type(c).__name__, c.state_dict()) for c in self._callbacks] + self._saved_callbacks,
         }
 
@@ -260,6 +268,7 @@ class MetaLearner:
         for key in config:
             if saved.get(key) != config[key]:
                 raise ValueError(f"{key} is {config[key]!r}, but the checkpoint was trained with {saved.get(key)!r}")
+        self._load_source(state.get("source", {}))
         shapes, found = ({k: tuple(v.shape) for k, v in p.items()} for p in (self.params, state["params"]))
         if shapes != found:
             raise ValueError(f"the checkpoint's parameters must have the shapes {shapes}, found {found}")
@@ -269,6 +278,12 @@ class MetaLearner:
         self.iterations = int(state["iterations"])
         restore_generator(self._rng, state["rng"])
         self._saved_callbacks = list(state["callbacks"])
+
+    def _load_source(self, state: Mapping[str, Any]) -> None:
+        if isinstance(self.source, LearningSource):
+            self.source.load_state_dict(state)
+        elif state:
+            raise ValueError(f"the source must be one that learns {sorted(state)}, as the checkpoint's")
 
     def _iterate(self) -> Metrics:
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
@@ -282,8 +297,10 @@ class MetaLearner:
                 raise NonFiniteError(f"parameters after the outer step {key}")
         except NonFiniteError as error:
             self.outer_step.load_state_dict(good)
-            raise NonFiniteError(error.quantity, error.task, self.iterations + 1) from error
+            raise error.seen(iteration=self.iterations + 1) from error
         self.params = stepped.params
+        if isinstance(self.source, LearningSource):
+            self.source.learn_from(tasks, lambda rows: self.processes.sum(total(rows)))
         self.iterations += 1
         score_before, *counts = self.processes.sum(
             torch.tensor([first.total_score, *spent.values()], dtype=torch.float64)
@@ -406,6 +423,15 @@ class _ScoreBefore(Wrapped):
     def total_score(self) -> float:
         """The sum over tasks; NaN where nothing was drawn."""
         return math.nan if self.scores is None else float(total(self.scores.cpu().double()))
+
+
+def _learned(source: TaskSource) -> dict[str, Tensor]:
+    return source.state_dict() if isinstance(source, LearningSource) else {}
+
+
+def _have_learned_the_same(one: TaskSource, other: TaskSource) -> bool:
+    mine, theirs = _learned(one), _learned(other)
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def _check_complete(state: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metarl.distributed import ALONE, Processes, Share
-from metarl.errors import NonFiniteError
+from metarl.errors import LOOK_AT_DATA, SMALLER_STEPS, NonFiniteError
 from metarl.types import Batch, Params, Role, Shardable, Tasks
 
 Derivative: TypeAlias = Literal["gradients", "hessian_vector_products"]
@@ -180,7 +180,7 @@ class Checking(Wrapped):
     def draw(self, params: Params, role: Role) -> Batch:
         check_finite(params, f"parameters the {role!r} batch is drawn at", self._first)
         batch = super().draw(params, role)
-        check_finite(batch, f"{role!r} batch", self._first)
+        check_finite(batch, f"{role!r} batch", self._first, LOOK_AT_DATA)
         return batch
 
     def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
@@ -201,11 +201,11 @@ def wrapped_like(new: Tasks, tasks: Tasks) -> Tasks:
     return Checking(within) if isinstance(tasks, Checking) else within
 
 
-def check_finite(stacked: Mapping[str, Tensor], quantity: str, first: int = 0) -> None:
+def check_finite(stacked: Mapping[str, Tensor], quantity: str, first: int = 0, advice: str = SMALLER_STEPS) -> None:
     """Raise `NonFiniteError` naming the first leaf and task of `stacked` that is not finite; tasks begin at `first`."""
     for key, leaf in not_finite(stacked):
         bad = ~torch.isfinite(leaf).flatten(1).all(1) if leaf.ndim > 1 else ~torch.isfinite(leaf)
-        raise NonFiniteError(f"{quantity} {key}".rstrip(), task=first + int(bad.nonzero()[0]))
+        raise NonFiniteError(f"{quantity} {key}".rstrip(), task=first + int(bad.nonzero()[0]), advice=advice)
 
 
 def not_finite(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

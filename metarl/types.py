@@ -76,6 +76,26 @@ class TaskSource(Protocol):
         """`num_tasks` tasks; everything random in them follows from `rng`."""
 
 
+@runtime_checkable
+class LearningSource(Protocol):
+    """What a source must offer besides if it learns something itself, such as how to normalise observations.
+
+    What it has learned stays as it is during an iteration and in evaluations.
+    """
+
+    def learn_from(self, tasks: Tasks, sum_everywhere: Callable[[Tensor], Tensor]) -> None:
+        """Learn from the tasks of one finished iteration, of which each process has a share.
+
+        `sum_everywhere` adds up a row for each own task `[t, ...]`, over the tasks of all processes.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it has learned, for checkpoints."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`; a ValueError where it does not fit."""
+
+
 class Rule(Protocol):
     """One inner step of ONE task, `rule(params, grads, anchor) -> params`; adaptation began at `anchor`."""
 

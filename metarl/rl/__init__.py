@@ -2,7 +2,8 @@
 
 from metarl.rl.actor import Actor
 from metarl.rl.checker import TaskDistributionError, check_task_distribution
-from metarl.rl.distributions import ActionDistribution, Categorical, DiagonalGaussian
+from metarl.rl.distributions import ActionDistribution, Categorical, DiagonalGaussian, SquashedGaussian
+from metarl.rl.normalization import NormalizedPolicy
 from metarl.rl.oracle import ReinforcementLearning, RLTasks
 from metarl.rl.policy import policy_params
 from metarl.rl.surrogates import SURROGATES
@@ -13,8 +14,10 @@ __all__ = [
     "Actor",
     "Categorical",
     "DiagonalGaussian",
+    "NormalizedPolicy",
     "RLTasks",
     "ReinforcementLearning",
+    "SquashedGaussian",
     "TaskDistributionError",
     "check_task_distribution",
     "policy_params",

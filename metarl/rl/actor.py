@@ -16,9 +16,11 @@ from torch import Tensor, fx, nn
 
 from metarl.execution.cuda import CudaGraph
 from metarl.execution.repeated import Operations, Repeated, repeat
+from metarl.rl.actions import clipper
 from metarl.rl.distributions import ActionDistribution, DistParams
+from metarl.rl.incoming import check_finite_episodes, check_functional, env_name
 from metarl.rl.policy import shared_state, stacked_forward
-from metarl.rl.rollout import Forward, Noise, Rollout, Steps, clipper, finished, step_through
+from metarl.rl.rollout import Forward, Noise, Rollout, Steps, finished, step_through
 from metarl.rl.streams import Streams
 from metarl.tree import tree_map
 from metarl.types import Params, PureEnv
@@ -36,10 +38,11 @@ class Actor:
     Args:
         policy: a module whose `forward(obs [B, ...])` returns the parameters of the action distribution.
         distribution: of its actions.
+        actions: how they are sent to environments (`metarl.rl.actions`).
     """
 
-    def __init__(self, policy: nn.Module, distribution: ActionDistribution) -> None:
-        self.policy, self.distribution = policy, distribution
+    def __init__(self, policy: nn.Module, distribution: ActionDistribution, actions: str = "clip") -> None:
+        self.policy, self.distribution, self.actions = policy, distribution, actions
         self._records: dict[Any, Repeated] = {}
         self._graphs: dict[Any, CudaGraph | None] = {}
 
@@ -79,20 +82,28 @@ class Actor:
     def rollout(self, vec: VectorEnv[Any, Any, Any], params: Params, noise: Noise) -> Rollout:
         """One episode in each of the T x E environments of `vec`, each task acted in at its own parameters.
 
-        Actions are clipped to the action space on their way to the environment, while the log-probability is that of
-        the action the policy took. What environments return after their end is masked.
+        Actions are clipped to the action space on their way to the environment (or as `actions` says), while the
+        log-probability is that of the action the policy took. What environments return after their end is masked.
 
         Args:
             vec: T x E environments in task-major order, autoreset disabled, speaking numpy or torch.
             params: stacked `[T, ...]`.
             noise: see `noise`; its length is the horizon.
+
+        Raises:
+            ValueError: environments return something else than they promised (`metarl.rl.incoming`).
+            NonFiniteError: an observation, an action or a reward is NaN or infinite.
         """
         if (env := pure_env(vec)) is None:
             with self.bound(params, _first_obs(vec, params, noise)) as forward:
-                steps = step_through(vec, forward, self.distribution, noise, _dtype(params))
+                steps = step_through(vec, forward, self.distribution, noise, _dtype(params), self.actions)
         else:
             steps = self._in_pure_env(env, vec, params, noise)
-        return finished(steps, self.distribution, noise.actions.shape[1])
+        rollout = finished(steps, self.distribution, noise.actions.shape[1])
+        if env is not None:
+            check_functional(vec, rollout.episodes.obs, rollout.episodes.mask)
+        check_finite_episodes(env_name(vec), *rollout)
+        return rollout
 
     def _in_pure_env(self, env: PureEnv, vec: Any, params: Params, noise: Noise) -> Steps:
         record, constants = self._step(env, vec, params)
@@ -147,7 +158,7 @@ class Actor:
     def _step(self, env: PureEnv, vec: Any, params: Params) -> tuple[Repeated, list[Tensor]]:
         """What repeats a step of all environments, and what stays the same in it."""
         dtype, (params, shared) = _dtype(params), self._apart(params)
-        key = (id(env), dtype, *params, None, *shared)
+        key = (id(env), dtype, self.actions, *params, None, *shared)
         if key not in self._records:
             function = self._step_function(env, vec, [params, shared, vec.task], dtype)
             self._records[key] = Repeated("steps of the environments", function)
@@ -163,7 +174,9 @@ class Actor:
     def _step_function(
         self, env: PureEnv, vec: Any, names: Sequence[Iterable[str]], dtype: torch.dtype
     ) -> Callable[..., list[Tensor]]:
-        clip = clipper(vec.single_action_space, torch.device(vec.device))
+        space, device = vec.single_action_space, torch.device(vec.device)
+        # functional environments take float32 for a Box of any type
+        clip = clipper(space, device, self.actions, torch.float32)
         names = [list(group) for group in names]
 
         def step(*leaves: Tensor) -> list[Tensor]:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from metarl.errors import NonFiniteError
+from metarl.errors import LOOK_AT_ENVIRONMENT, NonFiniteError
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,8 @@ class LinearBaseline:
         gram, moment = x.mT @ x, x.mT @ y
         bad = ~torch.isfinite(gram).flatten(1).all(1)
         if bad.any():
-            raise NonFiniteError("the observations of a rollout", task=int(bad.nonzero()[0]))
+            task = int(bad.nonzero()[0])
+            raise NonFiniteError("the observations of a rollout", task, advice=LOOK_AT_ENVIRONMENT)
         identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         ridge = torch.full((len(x), 1, 1), self.ridge, dtype=x.dtype, device=x.device)
         factor, failed = torch.linalg.cholesky_ex(gram + ridge * identity)

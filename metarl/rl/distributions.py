@@ -11,6 +11,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from metarl.rl.actions import check_actions
+
 DistParams: TypeAlias = tuple[Tensor, ...]
 
 
@@ -53,6 +55,20 @@ class DiagonalGaussian:
         return (-0.5 * z * z - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
+class SquashedGaussian(DiagonalGaussian):
+    """The hyperbolic tangents of independent normal numbers u; parameters `(loc, scale)` are those of u.
+
+    An action is kept as u, so that nothing is lost where tanh u is rounded to 1. Environments get tanh u, moved to
+    their bounds (see `metarl.rl.actions`).
+    """
+
+    def log_prob(self, params: DistParams, actions: Tensor) -> Tensor:
+        """Of tanh u in (-1, 1)^A: log N(u) - sum log(1 - tanh(u)^2), summed over action dimensions."""
+        size = actions.abs()
+        slope = 2 * (math.log(2) - size - (-2 * size).exp().log1p())  # log(1 - tanh^2), exact also where it is tiny
+        return super().log_prob(params, actions) - slope.sum(-1)
+
+
 class Categorical:
     """One of `num_actions` actions; parameters `(logits,)`, sampled by the Gumbel-max trick."""
 
@@ -75,14 +91,18 @@ class Categorical:
         return params[0].log_softmax(-1).gather(-1, actions[..., None])[..., 0]
 
 
-def distribution_for(space: spaces.Space[Any]) -> ActionDistribution:
-    """The distribution that fits an action space.
+def distribution_for(space: spaces.Space[Any], actions: str = "clip") -> ActionDistribution:
+    """The distribution that fits an action space, and how its actions reach the environment (`metarl.rl.actions`).
 
     Raises:
-        ValueError: for spaces other than one-dimensional Box and Discrete starting at 0.
+        ValueError: for spaces other than one-dimensional Box and Discrete starting at 0, or `actions` that do not fit.
     """
+    check_actions(actions, space)
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return DiagonalGaussian(space.shape[0])
+        return (SquashedGaussian if actions == "squash" else DiagonalGaussian)(space.shape[0])
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return Categorical(int(space.n))
-    raise ValueError(f"action_space must be a one-dimensional Box or a Discrete that starts at 0, got {space}")
+    raise ValueError(
+        f"action_space must be a one-dimensional Box or a Discrete that starts at 0, got {space}; "
+        "gymnasium.wrappers.TransformAction can translate"
+    )

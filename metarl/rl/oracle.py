@@ -5,7 +5,9 @@ uses trajectories of the *current* adapted policy.
 """
 
 import functools
-from collections.abc import Mapping
+import logging
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
@@ -14,9 +16,11 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from metarl.errors import check_choice, check_int, check_real
+from metarl.errors import NonFiniteError, check_choice, check_int, check_real
 from metarl.execution import Execution
 from metarl.functional import call
+from metarl.oracles import unwrapped
+from metarl.rl.actions import warn_if_clipped
 from metarl.rl.actor import Actor
 from metarl.rl.advantages import (
     Baseline,
@@ -27,11 +31,14 @@ from metarl.rl.advantages import (
     normalized,
 )
 from metarl.rl.distributions import distribution_for
+from metarl.rl.normalization import NormalizedPolicy
 from metarl.rl.policy import policy_params
 from metarl.rl.rollout import Rollout
 from metarl.rl.streams import Streams
 from metarl.rl.surrogates import Surrogate, make_surrogate, reinforce
-from metarl.types import Batch, Params, Role, Task, TaskDistribution
+from metarl.types import Batch, Params, Role, Task, TaskDistribution, Tasks
+
+log = logging.getLogger(__name__)
 
 BASELINES: dict[str, Baseline] = {
     "linear": LinearBaseline(),
@@ -60,6 +67,10 @@ class ReinforcementLearning:
         baseline: `linear`, `time` (no observations: for images) or `none`; fitted per task and draw, never across.
         normalize_advantages: to mean 0 and standard deviation 1 per task and draw. Inner step sizes of the literature
             assume it; turn it off (and the baseline) where estimates must be unbiased.
+        actions: how they reach environments with a Box: `clip`ped to the bounds; `rescale`d, so that [-1, 1] is the
+            whole box; or `squash`ed by tanh (see `metarl.rl.actions`).
+        normalize_observations: by running mean and variance of what training has seen, which are frozen within an
+            iteration and in evaluations and saved with the learner; `policy` becomes a `NormalizedPolicy`.
         bootstrap: whether the time limit only cuts episodes off, so that the value of the last observation stands for
             the rest; by default the horizon is part of the task (see `metarl.rl.advantages`).
         device: where parameters live and environments run.
@@ -90,6 +101,8 @@ class ReinforcementLearning:
     baseline: str = "linear"
     normalize_advantages: bool = True
     bootstrap: bool = False
+    actions: str = "clip"
+    normalize_observations: bool = False
     device: torch.device | str = "cpu"
     execution: Execution | None = None
     score_name: ClassVar[str] = "return"
@@ -100,9 +113,45 @@ class ReinforcementLearning:
         check_choice("baseline", self.baseline, BASELINES)
         check_real("discount", self.discount, high=1.0, open_low=False)
         check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
+        self.policy = self._normalized_policy()
         self.policy.to(self.device)
-        self.actor = Actor(self.policy, distribution_for(self.distribution.action_space))
+        self.actor = self._make_actor()
         self._execution = self.execution or Execution(trace=True)
+
+    def _make_actor(self) -> Actor:
+        self._has_acted = False
+        distribution = distribution_for(self.distribution.action_space, self.actions)
+        return Actor(self.policy, distribution, self.actions)
+
+    def _normalized_policy(self) -> nn.Module:
+        """The policy, normalised where that is asked for and has not been done (`dataclasses.replace` keeps it)."""
+        if isinstance(self.policy, NormalizedPolicy) != self.normalize_observations:
+            if not self.normalize_observations:
+                raise ValueError("normalize_observations must be True for a NormalizedPolicy, got False")
+            return NormalizedPolicy(self.policy, self.distribution.observation_space)
+        return self.policy
+
+    def learn_from(self, tasks: Tasks, sum_everywhere: Callable[[Tensor], Tensor]) -> None:
+        """Take what the tasks have seen into the statistics of observations, where these are normalised."""
+        drawn = unwrapped(tasks)
+        if isinstance(self.policy, NormalizedPolicy) and isinstance(drawn, RLTasks) and drawn.seen is not None:
+            self.policy.learn(sum_everywhere(drawn.seen))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The statistics of observations, where these are normalised."""
+        return self.policy.moments.state_dict() if isinstance(self.policy, NormalizedPolicy) else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`.
+
+        Raises:
+            ValueError: it is another policy's, or one of the two does not normalise observations.
+        """
+        if bool(state) != self.normalize_observations:
+            found = "has observation statistics" if state else "has none"
+            raise ValueError(f"normalize_observations is {self.normalize_observations}, but the checkpoint {found}")
+        if isinstance(self.policy, NormalizedPolicy):
+            self.policy.load_moments(state)
 
     def initial_params(self) -> Params:
         """The policy's own values of the parameters its actions depend on."""
@@ -117,6 +166,10 @@ class ReinforcementLearning:
 
     def tasks(self, task: Task, rng: np.random.Generator) -> "RLTasks":
         """The given tasks, every array `[T, ...]`; `rng` seeds their randomness."""
+        if isinstance(self.policy, NormalizedPolicy) != self.normalize_observations:
+            raise ValueError("normalize_observations cannot change later: make another source with dataclasses.replace")
+        if self.actions != self.actor.actions:
+            self.actor = self._make_actor()
         number = len(next(iter(task.values())))
         return RLTasks(self, task, Streams(int(rng.integers(2**63)), number, self.device))
 
@@ -129,11 +182,13 @@ class RLTasks:
         self.task = task
         self.execution, self.execution_key = source._execution, source.actor
         self._source, self._streams = source, streams
+        self.seen: Tensor | None = None  # [T, k]: of all draws, for the statistics of observations
 
     @functools.cached_property
     def _vec(self) -> VectorEnv[Any, Any, Any]:
         source = self._source
         vec = source.distribution.make_vec(self.task, source.episodes, source.device)
+        weakref.finalize(self, _close, vec)
         if hasattr(vec, "threads"):
             vec.threads = torch.get_num_threads()
         return vec
@@ -148,12 +203,25 @@ class RLTasks:
         source, actor = self._source, self._source.actor
         horizon, episodes, dtype = source.distribution.horizon, source.episodes, next(iter(params.values())).dtype
         noise = actor.noise(self._vec, self._streams, horizon, episodes, dtype)
-        return actor.rollout(self._vec, params, noise)
+        try:
+            rollout = actor.rollout(self._vec, params, noise)
+        except NonFiniteError as error:
+            raise error.seen(first_task=self._streams.first) from error
+        if not source._has_acted:
+            source._has_acted = True
+            warn_if_clipped(source.distribution.action_space, rollout.actions[rollout.episodes.mask > 0], actor.actions)
+        return rollout
 
     def draw(self, params: Params, role: Role) -> Batch:
         """Roll out at stacked `params` and estimate advantages; leaves are `[T, E, H, ...]`."""
         source = self._source
         episodes, actions, log_probs = self.rollout(params)
+        obs = episodes.obs
+        if isinstance(source.policy, NormalizedPolicy):
+            rows = source.policy.observe(obs, episodes.mask)
+            self.seen = rows if self.seen is None else self.seen + rows
+            normalized_obs, final_obs = map(source.policy.normalize, (obs, episodes.final_obs))
+            episodes = episodes._replace(obs=normalized_obs, final_obs=final_obs)
         values, last_values = BASELINES[source.baseline].values(episodes, source.discount, source.bootstrap)
         advantages = generalized_advantages(
             episodes.rewards, values, last_values, episodes.mask, source.discount, source.gae_lambda
@@ -163,7 +231,8 @@ class RLTasks:
             advantages, scale = normalized(advantages, episodes.mask)
         returns = discounted_sums(episodes.rewards, source.discount)[..., 0]  # [T, E]
         return {
-            "obs": episodes.obs,
+            "obs": obs,
+            **({"normalized_obs": episodes.obs} if source.normalize_observations else {}),
             "actions": actions,
             "log_probs": log_probs,
             "advantages": advantages,
@@ -199,7 +268,11 @@ class RLTasks:
     def _log_probs(self, params: Params, batch: Batch) -> Tensor:
         """Of the actions of one task, `[E, H]`."""
         number, horizon = batch["mask"].shape
-        outputs = call(self._source.policy, params, batch["obs"].flatten(0, 1))
+        policy = self._source.policy
+        if isinstance(policy, NormalizedPolicy):  # normalised in the draw: the statistics may have changed since
+            outputs = call(policy.network, policy.own(params), batch["normalized_obs"].flatten(0, 1))
+        else:
+            outputs = call(policy, params, batch["obs"].flatten(0, 1))
         outputs = tuple(x.view(number, horizon, *x.shape[1:]) for x in outputs)
         return self._source.actor.distribution.log_prob(outputs, batch["actions"])
 
@@ -211,3 +284,11 @@ class RLTasks:
         """Samples are trajectories, as in the theory; environment steps are what they took."""
         mask = batch["mask"]
         return {"samples": mask.shape[0] * mask.shape[1], "env_steps": int(mask.sum(dtype=torch.float64).item())}
+
+
+def _close(vec: VectorEnv[Any, Any, Any]) -> None:
+    """When nobody holds the tasks any more, which may be in the middle of another error."""
+    try:
+        vec.close()
+    except Exception as error:  # whatever the environments raise
+        log.warning("environments could not be closed: %s: %s", type(error).__name__, error)

@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from metarl.execution.threads import one_torch_thread
+from metarl.rl.actions import clipper
 from metarl.rl.advantages import Episodes
 from metarl.rl.distributions import ActionDistribution, DistParams
+from metarl.rl.incoming import Incoming, check_actions_finite, env_name
 
 Forward: TypeAlias = Callable[[Tensor], DistParams]
 
@@ -47,9 +47,14 @@ class Steps(NamedTuple):
 
 
 def step_through(
-    vec: VectorEnv[Any, Any, Any], forward: Forward, distribution: ActionDistribution, noise: Noise, dtype: torch.dtype
+    vec: VectorEnv[Any, Any, Any],
+    forward: Forward,
+    distribution: ActionDistribution,
+    noise: Noise,
+    dtype: torch.dtype,
+    actions: str = "clip",
 ) -> Steps:
-    """One episode in each environment of `vec`; those that have ended are stepped on until all have.
+    """One episode in each environment of `vec`; what has ended is stepped on until all have.
 
     Args:
         vec: T x E environments in task-major order, autoreset disabled, speaking numpy or torch.
@@ -57,18 +62,19 @@ def step_through(
         distribution: of actions.
         noise: `vec` is seeded from it.
         dtype: of observations and rewards.
+        actions: how they are sent (`metarl.rl.actions`).
+
+    Raises:
+        ValueError: `vec` returns something else than it promised (`metarl.rl.incoming`).
+        NonFiniteError: an action is NaN or infinite.
     """
     tasks, horizon, episodes = noise.actions.shape[:3]
     per_task, device = (tasks, episodes), noise.actions.device
-
-    def split(x: Any, to: torch.dtype | None = None) -> Tensor:
-        """`[T * E, ...]` to `[T, E, ...]`; one copy where x is numpy, whose memory the environment may use again."""
-        whole = x.to(device, to) if isinstance(x, Tensor) else torch.tensor(np.asarray(x), dtype=to, device=device)
-        return whole.view(*per_task, *whole.shape[1:])
-
-    first = vec.reset(seed=noise.seed)[0]
-    clip = clipper(vec.single_action_space, device)
-    obs = split(first, dtype)
+    incoming = Incoming(vec, per_task, device, dtype)
+    result = vec.reset(seed=noise.seed)
+    obs = incoming.first(result)
+    in_torch = isinstance(result[0], Tensor)
+    clip = clipper(vec.single_action_space, device, actions)
     running = torch.ones(per_task, dtype=torch.bool, device=device)
     terminated = torch.zeros_like(running)
     columns = []
@@ -77,14 +83,15 @@ def step_through(
         for t in range(horizon):
             parameters = forward(obs)
             action = distribution.sample(parameters, noise.actions[:, t])
+            if not in_torch or device.type == "cpu":  # elsewhere the question would cost a synchronisation
+                check_actions_finite(env_name(vec), obs, action, running, t + 1)
             sent = clip(action.flatten(0, 1))
-            result = vec.step(sent if isinstance(first, Tensor) else sent.cpu().numpy())
-            reward, ends, truncated = map(split, result[1:4], (dtype, None, None))
-            columns.append((obs, reward, running, action, *[x.clone() for x in parameters]))
-            obs = split(result[0], dtype)
-            terminated = terminated | (ends & running)
-            running = running & ~(ends | truncated)
-            if device.type == "cpu" and not running.any():  # elsewhere the question would cost a synchronisation
+            found = incoming.next(vec.step(sent if in_torch else sent.cpu().numpy()))
+            columns.append((obs, found.reward, running, action, *[x.clone() for x in parameters]))
+            obs = found.obs
+            terminated = terminated | (found.terminated & running)
+            running = running & ~(found.terminated | found.truncated)
+            if device.type == "cpu" and not running.any():
                 break
     return Steps([torch.stack(column) for column in zip(*columns, strict=True)], obs, terminated)
 
@@ -98,14 +105,6 @@ def finished(steps: Steps, distribution: ActionDistribution, horizon: int) -> Ro
     final_obs = _after_last_step(seen, running_before, steps.last_obs)
     seen, reward, mask, action, log_probs = (_pad(x, horizon) for x in (seen, reward * mask, mask, action, log_probs))
     return Rollout(Episodes(seen, reward, mask, final_obs, steps.terminated), action, log_probs)
-
-
-def clipper(space: spaces.Space[Any], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """From what the policy sampled to what the environment takes."""
-    if not isinstance(space, spaces.Box):
-        return lambda action: action
-    low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
-    return lambda action: action.to(low.dtype).clamp(low, high)
 
 
 def _after_last_step(seen: Tensor, running: Tensor, last: Tensor) -> Tensor:

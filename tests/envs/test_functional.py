@@ -233,3 +233,12 @@ def test_other_bad_arguments() -> None:
     alone.reset(seed=0)
     with pytest.raises(ValueError, match=r"action must have shape \(2,\), got \(3,\)"):
         alone.step(np.zeros(3))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_fractions_are_no_discrete_actions(together: bool) -> None:
+    env: Any = walks().make_vec({"slope": [1.0]}, 1) if together else walks().make({"slope": 1.0})
+    env.reset(seed=0)
+    env.step(np.array([2.0]) if together else 2.0)
+    with pytest.raises(ValueError, match=r"actions must be integers for Discrete\(3\), got 1.5"):
+        env.step(np.array([1.5]) if together else 1.5)

@@ -26,12 +26,14 @@ from envs.workers import WorkerError
 from metarl import MetaLearner
 from metarl.rl import ReinforcementLearning
 from tests.envs.toy_envs import (
+    BREAK,
     EXIT,
     HANG,
     LENGTH,
     RAISE,
     WORK,
     Countdown,
+    Logged,
     pictures,
     random_actions,
     set_length,
@@ -219,6 +221,24 @@ def test_failures_are_reported_and_others_take_their_place() -> None:
         os.kill(pids(tasks)[0], signal.SIGKILL)
         with pytest.raises(WorkerError, match=r"died with exit code -9 \(SIGKILL\)"):
             step(env, WORK, WORK)
+
+
+def test_bad_answers_are_named_and_all_environments_are_closed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    tasks = GymTasks(Logged, LENGTH, horizon=9, workers=2, env_kwargs={"log": str(log)})
+    env = tasks.make_vec({"length": [3, 4]}, 3)
+    other = tasks.make_vec({"length": [2]}, 2)
+    env.reset(seed=0)
+    other.reset(seed=0)
+    message = (
+        r"(?s)worker 1 \(environments 3 to 5\) failed:.*Logged of task {'length': 4}, step 1: the reward must be one"
+    )
+    with pytest.raises(WorkerError, match=message):
+        step(env, WORK, WORK, WORK, WORK, BREAK, WORK)
+    lines = [line.split(maxsplit=1) for line in log.read_text().splitlines()]
+    opened, closed = (sorted(name for what, name in lines if what == one) for one in ("open", "close"))
+    assert len(opened) == 1 + 6 + 2  # the first one tried out here
+    assert opened == closed
 
 
 def test_a_worker_that_does_not_answer_is_killed() -> None:

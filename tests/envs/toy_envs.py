@@ -2,12 +2,14 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from envs.cart_pole import CartPoleTasks
 from envs.gym_tasks import GymTasks
@@ -88,6 +90,106 @@ class Pictures(gymnasium.Env[Any, Any]):
     def _new(self) -> np.ndarray:
         noise = self.np_random.integers(0, 200, (6, 5, 3))
         return (self._brightness * noise + self._tint).astype(np.uint8)
+
+
+class Answering(gymnasium.Env[Any, Any]):
+    """Returns what it is told to: from its step `from_step` on `on_step`, and `on_reset` but for the first."""
+
+    open: ClassVar[int] = 0
+    resets: ClassVar[int] = 0
+
+    def __init__(self, space: Any, good: Any, on_reset: Any, on_step: Any, from_step: int = 3, length: int = 1) -> None:
+        self.observation_space, self.action_space = space, Discrete(2)
+        self.good, self.on_reset, self.on_step, self.from_step = good, on_reset, on_step, from_step
+        self.steps = 0
+        Answering.open += 1
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        Answering.resets += 1
+        return self.good if self.on_reset is None or Answering.resets == 1 else self.on_reset
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return self.on_step if self.steps >= self.from_step else (self.good[0], 0.0, False, False, {})
+
+    def close(self) -> None:
+        Answering.open -= 1
+
+
+class Counted(Countdown):
+    """Counts what is opened and how often each is closed, and fails where it is told to."""
+
+    opened: ClassVar[int] = 0
+    closed: ClassVar[Counter[int]] = Counter()  # type: ignore[assignment]
+    calls: ClassVar[Counter[str]] = Counter()
+    faults: ClassVar[dict[str, int]] = {}
+
+    @classmethod
+    def start(cls) -> None:
+        cls.opened = 0
+        for counts in (cls.closed, cls.calls, cls.faults):
+            counts.clear()
+
+    @classmethod
+    def fail(cls, what: str, number: int) -> None:
+        """From now on the call `number` of `what` fails."""
+        cls.calls[what], cls.faults[what] = 0, number
+
+    @classmethod
+    def count(cls, what: str) -> None:
+        cls.calls[what] += 1
+        if cls.calls[what] == cls.faults.get(what):
+            raise OSError(f"the fault of {what}")
+
+    def __init__(self, length: int = 3) -> None:
+        self.count("init")
+        self.number = Counted.opened
+        Counted.opened += 1
+        self.observation_space, self.action_space = Box(0.0, np.inf, (2,), np.float32), Discrete(2)
+        self.length, self.steps, self.all_steps, self.broken = length, 0, 0, False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.count("reset")
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.count("step")
+        return super().step(action)
+
+    def close(self) -> None:
+        Counted.closed[self.number] += 1
+        self.count("close")
+
+
+class Logged(Countdown):
+    """Writes a line to a file when it is opened and closed; pays None where the action is `BREAK`."""
+
+    def __init__(self, log: str, length: int = 3) -> None:
+        super().__init__(length)
+        self.log = log
+        self.write("open")
+
+    def write(self, what: str) -> None:
+        with open(self.log, "a") as file:
+            file.write(f"{what} {os.getpid()} {id(self)}\n")
+
+    def step(self, action: Any) -> Any:
+        if action == BREAK:
+            return self._observe(), None, False, False, {}
+        return super().step(action)
+
+    def close(self) -> None:
+        self.write("close")
+
+
+class Learning(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Keeps running statistics of what it sees, with Stable-Baselines3's."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.statistics = RunningMeanStd(shape=(2,))
 
 
 class Trouble(gymnasium.Env[Any, Any]):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from metarl import checkpoint
 from metarl.outer import OUTER
 from tests.experiments import runs
 
@@ -172,3 +173,18 @@ def test_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         forget()
     assert len(runs.lines(folder)) == 2
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_actions_and_normalised_observations(tmp_path: Path) -> None:
+    """Two iterations and two more are four, statistics included; an evaluation takes them from the checkpoint."""
+    chosen = ("--env", "point_velocity", "--normalize-observations", "--actions", "squash", "--anneal-iterations", 0)
+    whole = runs.train(tmp_path / "whole", *chosen, "--iterations", 4)
+    parts = runs.resume(runs.train(tmp_path / "parts", *chosen, "--iterations", 2), "--iterations", 4)
+    one, other = (runs.saved(folder) for folder in (whole, parts))
+    assert one["source"].keys() == {"count", "mean", "squares"}
+    for key in ("source", "params"):
+        assert other[key] == one[key]
+    assert checkpoint.load(whole / "checkpoint.pt")["source"]["count"] == runs.lines(whole)[-1]["oracle/env_steps"]
+    outcome = runs.call("evaluate", whole, "--tasks", 2, "--episodes", 2, "--steps", 1, "--json")
+    assert outcome.code == 0, outcome.err

@@ -31,6 +31,7 @@ from metarl.supervised.quadratics import FreshQuadratics
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.theory import fallah_rule
 from metarl.types import Batch, MetaGrad, Params, Role, Tasks, TaskSource
+from tests.metarl.rl.test_normalization import train_normalized
 from tests.process_pool import Pool, joining
 
 
@@ -406,3 +407,12 @@ def test_total_is_the_sum_and_made_of_totals(number: int) -> None:
         if number % size == 0:
             parts = torch.stack([total(part) for part in rows.split(number // size)])
             assert torch.equal(total(parts), total(rows))
+
+
+def test_statistics_of_observations_are_everyones(pool: Pool) -> None:
+    ((statistics, params),), everywhere = (pool.join(size, train_normalized) for size in (1, 2))
+    for found, trained in everywhere:
+        assert found.keys() == statistics.keys() == {"count", "mean", "squares"}
+        assert all(torch.equal(found[name], leaf) for name, leaf in statistics.items())
+        for name, leaf in params.items():
+            torch.testing.assert_close(trained[name], leaf, rtol=0, atol=1e-6)

@@ -7,9 +7,10 @@ A check is a function of a `Probe` that yields the problems it finds; `CHECKS` l
 have passed before it makes sense. Random actions show what they show: an error that they never meet stays unseen.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from metarl.errors import check_int
+from metarl.errors import check_choice, check_int
+from metarl.rl.checker.action_range import warn_of_action_range
 from metarl.rl.checker.checks import CHECKS, WORKER_CHECKS
 from metarl.rl.checker.global_generators import global_seed
 from metarl.rl.checker.probe import Check, Probe
@@ -39,7 +40,13 @@ class TaskDistributionError(ValueError):
 
 
 def check_task_distribution(
-    distribution: TaskDistribution, *, episodes: int = 2, num_tasks: int = 3, seed: int = 0, workers: bool = False
+    distribution: TaskDistribution,
+    *,
+    episodes: int = 2,
+    num_tasks: int = 3,
+    seed: int = 0,
+    workers: bool = False,
+    waive: Collection[str] = (),
 ) -> None:
     """Return if `distribution` keeps every promise of `metarl.types.TaskDistribution`, as far as trying it shows.
 
@@ -55,11 +62,18 @@ def check_task_distribution(
         num_tasks: of the vector environments tried, at least two.
         seed: of the tasks, the environments and the actions.
         workers: also ask that it survives pickling, as worker processes need.
+        waive: names of checks that are left out, such as `tasks_make_a_difference` where tasks differ only at a goal
+            that short random episodes do not reach.
+
+    Warns:
+        UserWarning: actions are integers, or their bounds are far from where policies start.
 
     Raises:
         TaskDistributionError: naming every problem, and how to mend it.
-        ValueError: `episodes`, `num_tasks` or `seed` cannot work.
+        ValueError: `episodes`, `num_tasks` or `seed` cannot work, or `waive` has another name than a check's.
     """
+    every = CHECKS | WORKER_CHECKS
+    waived = _named(waive, every)
     probe = Probe(
         distribution,
         num_tasks=check_int("num_tasks", num_tasks, 2),
@@ -70,7 +84,9 @@ def check_task_distribution(
     blocked: set[Check] = set()
     unchecked = []
     with global_seed(probe.seed):
-        for check, needs in (CHECKS | WORKER_CHECKS if workers else CHECKS).items():
+        for check, needs in (every if workers else CHECKS).items():
+            if check in waived:
+                continue
             if blocked.intersection(needs):
                 unchecked.append(check.__name__.replace("_", " "))
                 blocked.add(check)
@@ -79,3 +95,11 @@ def check_task_distribution(
                 blocked.add(check)
     if found:
         raise TaskDistributionError(type(distribution).__name__, found, unchecked)
+    warn_of_action_range(distribution.action_space)
+
+
+def _named(names: Collection[str], checks: Iterable[Check]) -> set[Check]:
+    by_name = {check.__name__: check for check in checks}
+    if isinstance(names, str):
+        raise ValueError(f"waive must be a collection of names, such as [{names!r}], got {names!r}")
+    return {by_name[check_choice("waive", name, by_name)] for name in names}

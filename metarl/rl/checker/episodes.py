@@ -40,6 +40,8 @@ def random_actions(space: Space, shape: tuple[int, ...], rng: np.random.Generato
         return rng.integers(space.start, space.start + space.n, shape)
     assert isinstance(space, spaces.Box)
     size = (*shape, *space.shape)
+    if space.dtype.kind in "iu":
+        return rng.integers(space.low, space.high, size, space.dtype, endpoint=True)
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
     low, high = (np.where(bounded, bound, 0.0).astype(np.float64) for bound in (space.low, space.high))
     chosen = np.where(bounded, low + (high - low) * rng.random(size), rng.normal(size=size))

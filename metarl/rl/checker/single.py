@@ -133,4 +133,6 @@ def tasks_make_a_difference(probe: Probe) -> Iterator[str]:
     same = not any(gaps(*pair) for other in several for pair in zip(several[0], other, strict=True))
     if same and len(rewards) > 1 and any((value != value[:1]).any() for value in probe.tasks().values()):
         found = f"the same observations and rewards in all {probe.num_tasks} tasks tried, {len(tries)} episodes of each"
-        yield say("make(task)", "depend on the task", found, "use the values in task; check their keys")
+        mend = "use the values in task; check their keys; if they matter only where random actions do not come in"
+        mend += f" {SHORT} steps, pass waive=['tasks_make_a_difference']"
+        yield say("make(task)", "depend on the task", found, mend)

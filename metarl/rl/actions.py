@@ -1,0 +1,130 @@
+"""From what the policy samples to what the environment takes.
+
+    clip      a, clipped to the bounds of the action space, as Stable-Baselines3 does
+    rescale   low + (a + 1) (high - low) / 2, clipped: [-1, 1] is the whole box
+    squash    low + (tanh a + 1) (high - low) / 2, which needs no clipping
+
+The log-probability is always that of the action the policy took, before it is clipped. Integer boxes get the nearest
+integer inside their bounds.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from metarl.errors import check_choice
+
+Sender: TypeAlias = Callable[[Tensor], Tensor]
+"""From sampled actions `[N, *action]` to what environments take, `[N, *action]`."""
+
+ACTIONS = ("clip", "rescale", "squash")
+
+MOSTLY = 0.9
+"""The share of clipped actions from which on users are warned: little is left to learn from."""
+
+
+def check_actions(actions: str, space: spaces.Space[Any]) -> str:
+    """`actions` if it is one of `ACTIONS` that can be had for the action space.
+
+    Raises:
+        ValueError: an unknown name; `rescale` or `squash` for other spaces than a Box with finite bounds.
+    """
+    check_choice("actions", actions, ACTIONS)
+    if actions != "clip" and not (isinstance(space, spaces.Box) and space.is_bounded()):
+        raise ValueError(f"actions={actions!r} needs a Box with finite bounds, got {space}; use actions='clip'")
+    return actions
+
+
+def clipper(
+    space: spaces.Space[Any], device: torch.device, actions: str = "clip", dtype: torch.dtype | None = None
+) -> Sender:
+    """From what the policy sampled to what the environment takes, inside the bounds of a Box.
+
+    Args:
+        space: of one environment's actions; a Discrete takes them as they are.
+        device: where actions are.
+        actions: one of `ACTIONS`.
+        dtype: of what is sent; default: the space's.
+    """
+    if not isinstance(space, spaces.Box):
+        return lambda action: action
+    own = torch.from_numpy(np.zeros(0, space.dtype)).dtype
+    whole, target = not own.is_floating_point, own if dtype is None else dtype
+    low, high = (_inside(bound, own).to(device) for bound in (space.low, space.high))
+    exact = _exactly(space, device) if target in (torch.int64, torch.uint64) else lambda action, sent: sent
+
+    if actions == "clip" and not whole and target == own:
+        return lambda action: action.to(own).clamp(low, high)
+
+    def send(action: Tensor) -> Tensor:
+        action = action.to(torch.float64 if whole else torch.promote_types(action.dtype, own))
+        if actions != "clip":
+            inside = action.tanh() if actions == "squash" else action
+            action = low + (inside + 1) * (0.5 * (high - low))
+        action = action.to(low.dtype).clamp(low, high)
+        return exact(action, (action.round() if whole else action).to(target))
+
+    return send
+
+
+def _inside(bound: Any, own: torch.dtype) -> Tensor:
+    """Bounds as numbers that can be cast to the space's type: float64 for integers, the type itself for the rest."""
+    if own.is_floating_point:
+        most = torch.finfo(own).max
+        return torch.as_tensor(bound).clamp(-most, most)
+    nearest = torch.as_tensor(bound.astype(np.float64))
+    too_high = torch.tensor([float(x) > int(y) for x, y in zip(nearest.flatten(), bound.flatten(), strict=True)])
+    below = nearest.nextafter(torch.full_like(nearest, -torch.inf))
+    return torch.where(too_high.view(nearest.shape), below, nearest)
+
+
+def _exactly(space: spaces.Box, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """At the bounds of 64-bit integers, which float64 may not hold, the bounds themselves."""
+    low, high = (_inside(bound, torch.int64).to(device) for bound in (space.low, space.high))
+    lowest, highest = (torch.as_tensor(bound.view(np.int64)).to(device) for bound in (space.low, space.high))
+
+    def exact(action: Tensor, sent: Tensor) -> Tensor:
+        bits = torch.where(action >= high, highest, sent.view(torch.int64))
+        return torch.where(action <= low, lowest, bits).view(sent.dtype)
+
+    return exact
+
+
+def clipped_share(space: spaces.Space[Any], sampled: Tensor, actions: str = "clip") -> Tensor | None:
+    """How many of the sampled actions `[..., A]` are outside the bounds, for each dimension `[A]`.
+
+    `None` where nothing is ever clipped.
+    """
+    if not isinstance(space, spaces.Box) or actions == "squash":
+        return None
+    low, high = (torch.as_tensor(bound.astype(np.float64)).to(sampled.device) for bound in (space.low, space.high))
+    if actions == "rescale":
+        low, high = -torch.ones_like(low), torch.ones_like(high)
+    elif np.issubdtype(space.dtype, np.integer) or space.dtype == bool:
+        low, high = low - 0.5, high + 0.5  # what is rounded to a bound is not clipped
+    return ((sampled < low) | (sampled > high)).double().flatten(0, -2).mean(0)
+
+
+def warn_if_clipped(space: spaces.Space[Any], sampled: Tensor, actions: str = "clip") -> None:
+    """Warn when nearly all of the actions `[n, A]` of a first rollout are clipped in some dimension."""
+    share = clipped_share(space, sampled, actions)
+    if share is None or float(share.max()) < MOSTLY:
+        return
+    worst = int(share.argmax())
+    warnings.warn(
+        f"{float(share[worst]):.0%} of the first actions in dimension {worst} are outside the action space {space} and"
+        f" are clipped: the policy can hardly learn. {advice(space)}",
+        stacklevel=2,
+    )
+
+
+def advice(space: spaces.Space[Any]) -> str:
+    """What to do about a box that is far from where the policy starts."""
+    if isinstance(space, spaces.Box) and space.is_bounded():
+        return "Pass actions='rescale' or 'squash', under which [-1, 1] is the whole box"
+    return "Shift and scale the actions in a wrapper, such as gymnasium.wrappers.TransformAction"
