@@ -23,8 +23,8 @@ from envs.tabular import TabularMDP
 from metarl.errors import check_int
 from metarl.execution import Execution
 from metarl.functional import call
-from metarl.rl.advantages import discounted_sums
 from metarl.rl.distributions import Categorical
+from metarl.rl.sums import discounted_sums
 from metarl.rl.surrogates import Surrogate, reinforce
 from metarl.types import Batch, Params, Role
 

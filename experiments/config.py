@@ -41,10 +41,14 @@ class TrainConfig(RunConfig):
     """Steps per episode at most; default: the environment's own."""
     discount: float = 0.99
     """Discount of the advantages; returns are reported undiscounted."""
+    discount_weights: bool = False
+    """Weigh step t by discount^t, so that the gradient is that of the discounted return."""
     gae_lambda: float = 1.0
     """Lambda of generalised advantage estimation."""
     baseline: str | None = None
-    """Baseline fitted per task and draw: linear (default), time (default for images) or none."""
+    """Baseline fitted per task and draw: linear (default), time (default for images and wide vectors) or none."""
+    cross_fit: bool = False
+    """Fit each episode's baseline to the task's other episodes: an unbiased policy gradient."""
     actions: Literal["clip", "rescale", "squash"] = "clip"
     """How actions reach a Box: clipped, rescaled so that [-1, 1] is the whole box, or squashed by tanh."""
     normalize_observations: bool = False
@@ -87,7 +91,6 @@ def build_policy(config: TrainConfig, distribution: EnvTasks) -> PolicyModule:
 def build_source(config: TrainConfig) -> ReinforcementLearning:
     """The source of training tasks."""
     distribution = build_distribution(config)
-    baseline = "time" if is_image_space(distribution.observation_space) else "linear"
     return ReinforcementLearning(
         distribution,
         build_policy(config, distribution),
@@ -95,10 +98,12 @@ def build_source(config: TrainConfig) -> ReinforcementLearning:
         surrogate=config.surrogate,
         dice_lambda=config.dice_lambda,
         discount=config.discount,
+        discount_weights=config.discount_weights,
         gae_lambda=config.gae_lambda,
+        baseline=config.baseline,
+        cross_fit=config.cross_fit,
         actions=config.actions,
         normalize_observations=config.normalize_observations,
-        baseline=baseline if config.baseline is None else config.baseline,
         device=pick_device(config.device),
     )
 

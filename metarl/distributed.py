@@ -76,6 +76,10 @@ class Processes:
         """Whether `flag` is true somewhere."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))))
 
+    def max(self, number: int) -> int:
+        """The greatest of everyone's numbers."""
+        return number if self.size == 1 else int(self.gather(torch.tensor([number])).max())
+
     def together(self, function: Callable[[], T]) -> T:
         """What `function` returns here.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metarl.distributed import ALONE, Processes, Share
 from metarl.errors import LOOK_AT_DATA, SMALLER_STEPS, NonFiniteError
-from metarl.types import Batch, Params, Role, Shardable, Tasks
+from metarl.types import Agreeing, Batch, Params, Role, Shardable, Tasks
 
 Derivative: TypeAlias = Literal["gradients", "hessian_vector_products"]
 
@@ -76,6 +76,8 @@ class Sharded(Wrapped):
                 f"(see metarl.types.Shardable), which {type(tasks).__name__} lacks"
             )
         super().__init__(tasks.shard(self.share.first, self.share.last))
+        if isinstance(self.tasks, Agreeing):
+            self.tasks.agree = processes.max
 
 
 def sharded(tasks: Tasks, processes: Processes) -> Tasks:

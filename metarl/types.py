@@ -62,6 +62,14 @@ class Shardable(Protocol):
         """
 
 
+@runtime_checkable
+class Agreeing(Protocol):
+    """Tasks whose arrays have a length that follows from the data, and is to be the same in all processes."""
+
+    agree: Callable[[int], int]
+    """From the length needed here to the greatest that is needed anywhere."""
+
+
 class TaskSource(Protocol):
     """Where batches of tasks come from, and the parameters training starts at."""
 

@@ -5,6 +5,7 @@ list of operations in memory of its own on a CPU, a whole rollout is one CUDA gr
 environment is stepped as it is, between the recorded forwards of the policy.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from metarl.rl.actions import clipper
 from metarl.rl.distributions import ActionDistribution, DistParams
 from metarl.rl.incoming import check_finite_episodes, check_functional, env_name
 from metarl.rl.policy import shared_state, stacked_forward
-from metarl.rl.rollout import Forward, Noise, Rollout, Steps, finished, step_through
+from metarl.rl.rollout import NOISE_STEPS, Forward, Noise, Rollout, Steps, finished, sequences, step_through
 from metarl.rl.streams import Streams
 from metarl.tree import tree_map
 from metarl.types import Params, PureEnv
@@ -68,15 +69,27 @@ class Actor:
         if (env := pure_env(vec)) is not None:
             initial, transitions = env.initial_noise, env.transition_noise
 
-        def uniform(*shape: int) -> Tensor:
+        def uniform(streams: Streams, *shape: int) -> Tensor:
             return streams.draw(lambda n, g: torch.rand(n, *shape, generator=g, device=g.device)).clamp_(UNIFORM_LOW)
 
-        return Noise(
-            streams.draw(lambda n, g: self.distribution.noise((n, horizon, episodes), g, dtype)),
-            uniform(episodes, initial),
-            uniform(horizon, episodes, transitions),
+        def of_actions(streams: Streams, steps: int) -> Tensor:
+            return streams.draw(lambda n, g: self.distribution.noise((n, steps, episodes), g, dtype))
+
+        first = min(horizon, NOISE_STEPS)
+        noise = Noise(
+            of_actions(streams, first),
+            uniform(streams, episodes, initial),
+            uniform(streams, first, episodes, transitions),
             streams.seed(episodes),
         )
+        if horizon == first:
+            return noise
+        later = functools.cache(streams.later())  # one for the whole rollout
+
+        def more(steps: int) -> tuple[Tensor, Tensor]:
+            return of_actions(later(), steps), uniform(later(), steps, episodes, transitions)
+
+        return noise._replace(missing=horizon - first, more=more)
 
     @torch.no_grad()
     def rollout(self, vec: VectorEnv[Any, Any, Any], params: Params, noise: Noise) -> Rollout:
@@ -88,7 +101,7 @@ class Actor:
         Args:
             vec: T x E environments in task-major order, autoreset disabled, speaking numpy or torch.
             params: stacked `[T, ...]`.
-            noise: see `noise`; its length is the horizon.
+            noise: see `noise`.
 
         Raises:
             ValueError: environments return something else than they promised (`metarl.rl.incoming`).
@@ -99,7 +112,7 @@ class Actor:
                 steps = step_through(vec, forward, self.distribution, noise, _dtype(params), self.actions)
         else:
             steps = self._in_pure_env(env, vec, params, noise)
-        rollout = finished(steps, self.distribution, noise.actions.shape[1])
+        rollout = finished(steps, self.distribution, noise.horizon)
         if env is not None:
             check_functional(vec, rollout.episodes.obs, rollout.episodes.mask)
         check_finite_episodes(env_name(vec), *rollout)
@@ -108,19 +121,37 @@ class Actor:
     def _in_pure_env(self, env: PureEnv, vec: Any, params: Params, noise: Noise) -> Steps:
         record, constants = self._step(env, vec, params)
         inputs = _first_inputs(env, vec, noise)
-        if noise.actions.device.type == "cuda" and (graph := record.graph(constants, inputs)) is not None:
-            results = self._replayed(graph, constants, inputs[:2], noise)
+        carried, parts = inputs[:2], []
+        for block in noise.blocks():
+            carried, kept = self._repeated(record, constants, inputs, carried, sequences(*block))
+            parts.append(kept)
+            if noise.missing and not carried[-1].any():
+                break
+        columns = parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts, strict=True)]
+        return _steps(env, vec.task, carried, columns)
+
+    def _repeated(
+        self,
+        record: Repeated,
+        constants: list[Tensor],
+        inputs: list[Tensor],
+        carried: list[Tensor],
+        steps: list[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What is carried after these steps, and what they leave; `inputs` are those of the first step of all."""
+        if inputs[0].device.type == "cuda" and (graph := record.graph(constants, inputs)) is not None:
+            results = self._replayed(graph, constants, carried, steps)
             if results is not None:
-                return _steps(env, vec.task, *results)
+                return results
         with record.bound(constants, inputs) as runner:
-            return _steps(env, vec.task, *repeat(runner, inputs[:2], noise.sequences()))
+            return repeat(runner, carried, steps)
 
     def _replayed(
-        self, graph: fx.GraphModule, constants: list[Tensor], carried: list[Tensor], noise: Noise
+        self, graph: fx.GraphModule, constants: list[Tensor], carried: list[Tensor], steps: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]] | None:
-        """A whole rollout on the device, without waiting for the host in between; `None` where that cannot be had."""
-        inputs = [*carried, *noise.sequences()]
-        key = (graph, noise.actions.shape)
+        """All steps on the device, without waiting for the host in between; `None` where that cannot be had."""
+        inputs = [*carried, *steps]
+        key = (graph, steps[0].shape)
         if key not in self._graphs:
 
             def whole(*leaves: Tensor) -> list[Tensor]:
@@ -212,7 +243,11 @@ def _first_obs(vec: VectorEnv[Any, Any, Any], params: Params, noise: Noise) -> T
 def _first_inputs(env: PureEnv, vec: Any, noise: Noise) -> list[Tensor]:
     """What the first step takes beside its constants."""
     state = env.initial(vec.task, noise.initial.flatten(0, 1))
-    return [state, torch.ones(len(state), dtype=torch.bool, device=state.device), *[x[0] for x in noise.sequences()]]
+    return [
+        state,
+        torch.ones(len(state), dtype=torch.bool, device=state.device),
+        *[x[0] for x in sequences(noise.actions, noise.transitions)],
+    ]
 
 
 def _steps(env: PureEnv, task: Mapping[str, Tensor], at_last: Sequence[Tensor], kept: Sequence[Tensor]) -> Steps:

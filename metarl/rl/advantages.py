@@ -6,6 +6,9 @@ How an episode ends matters to its value. After a *terminal* state there is no r
 limit* can mean two things. The horizon is part of the task: the return within it is what is maximised and reported, its
 value at the limit is zero, and values depend on the time (the default). Or it only cuts off an endless task: then the
 value of the last observation stands in for the rest (`bootstrap`), and values do not depend on the time.
+
+A baseline that is fitted to the very episodes it serves biases the policy gradient: it has seen their actions. With
+cross-fitting every episode is served by a fit to the task's other folds of episodes, and the bias is gone.
 """
 
 import logging
@@ -15,8 +18,12 @@ import torch
 from torch import Tensor
 
 from metarl.errors import LOOK_AT_ENVIRONMENT, NonFiniteError
+from metarl.rl.sums import discounted_sums
 
 log = logging.getLogger(__name__)
+
+FOLDS = 5
+"""Into so many parts the episodes of a task are divided for cross-fitting; fewer episodes are left out one by one."""
 
 
 class Episodes(NamedTuple):
@@ -27,14 +34,6 @@ class Episodes(NamedTuple):
     mask: Tensor  # [T, E, H]
     final_obs: Tensor  # [T, E, *obs], the observation after the last step
     terminated: Tensor  # [T, E] bool: ended in a terminal state, not at the time limit
-
-
-def discounted_sums(x: Tensor, discount: float) -> Tensor:
-    """`y_t = sum_{k >= t} discount^(k - t) x_k` along the last dimension, as one product with a triangular matrix."""
-    steps = torch.arange(x.shape[-1], device=x.device)
-    gap = steps[:, None] - steps[None, :]  # [k, t]
-    weights = torch.where(gap >= 0, torch.pow(torch.tensor(discount, dtype=x.dtype, device=x.device), gap), 0.0)
-    return x @ weights
 
 
 def last_steps(mask: Tensor) -> Tensor:
@@ -75,10 +74,46 @@ def normalized(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return gap / scale[:, None, None], scale
 
 
+def scaled(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` `[T, E, H]` with mean square 1 over the steps of each task, and what it was divided by.
+
+    Nothing is subtracted, so a task's gradient has another length and the same direction.
+    """
+    count = mask.sum((1, 2)).clamp(min=1)
+    scale = ((x * mask).square().sum((1, 2)) / count).sqrt() + 1e-8
+    return x * mask / scale[:, None, None], scale
+
+
+def less_other_folds(x: Tensor, mask: Tensor) -> Tensor:
+    """`x` `[T, E, H]` less its mean over the steps of the task's other folds of episodes."""
+    total, count = ([part.sum((1, 2)) for part in folds(y, True)] for y in (x * mask, mask))
+    means = torch.stack(over_others(total), 1) / torch.stack(over_others(count), 1).clamp(min=1)  # [T, K]
+    return (x - means[:, fold_numbers(x.shape[1], x.device), None]) * mask
+
+
+def folds(x: Tensor, cross_fit: bool) -> tuple[Tensor, ...]:
+    """`[T, E, ...]` in K parts along the episodes; one part without cross-fitting."""
+    return x.tensor_split(min(FOLDS, x.shape[1]) if cross_fit else 1, dim=1)
+
+
+def fold_numbers(episodes: int, device: torch.device) -> Tensor:
+    """Which fold each episode is in, `[E]`."""
+    sizes = [part.shape[1] for part in folds(torch.empty(1, episodes, device=device), True)]
+    return torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
+
+
+def over_others(parts: list[Tensor]) -> list[Tensor]:
+    """For each of K parts the sum of all others: added up, as a difference would leave a rest of what is left out."""
+    zero = torch.zeros_like(parts[0])
+    return [sum((x for j, x in enumerate(parts) if j != k), zero) for k in range(len(parts))]
+
+
 class Baseline(Protocol):
     """A value estimate fitted to one draw."""
 
-    def values(self, episodes: Episodes, discount: float, bootstrap: bool) -> tuple[Tensor, Tensor]:
+    def values(
+        self, episodes: Episodes, discount: float, bootstrap: bool, cross_fit: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """V(s_t) `[T, E, H]` and the value after the last step `[T, E]`."""
 
 
@@ -90,7 +125,7 @@ class LinearBaseline:
 
     Args:
         observations: whether to use the observations; without them the baseline depends on the time alone, which is
-            what images want.
+            what images and wide vectors want: time and memory grow with the square of the features.
         ridge: the regulariser. Where a task's system is still singular to rounding, it grows tenfold until it is not,
             and that is logged.
     """
@@ -99,22 +134,28 @@ class LinearBaseline:
         self.observations = observations
         self.ridge = ridge
 
-    def values(self, episodes: Episodes, discount: float, bootstrap: bool) -> tuple[Tensor, Tensor]:
+    def values(
+        self, episodes: Episodes, discount: float, bootstrap: bool, cross_fit: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """V(s_t) `[T, E, H]` and the value after the last step `[T, E]`.
 
-        When bootstrapping, the fit solves `V(s_t) = r_t + ... + discount^n V(s_end)` for all steps at once by least
-        squares on the difference of the features.
+        When bootstrapping, `V(s_t) = r_t + ... + discount^n V(s_end)` must hold on average for all steps. Where an
+        episode ends depends on chance, as the return does, so least squares on the difference of the features would
+        be inconsistent. The features of s_t are taken as instruments instead (LSTD(1); Bradtke and Barto, 1996).
+
+        With `cross_fit` each of at most `FOLDS` parts of the episodes has the fit to the task's other parts. A single
+        episode has no others, and its values are zero.
         """
         features = self._features(episodes.obs, bootstrap)  # [T, E, H, F]
         targets = discounted_sums(episodes.rewards, discount).double()
         if not bootstrap:
-            weights = self._fit(features, targets, episodes.mask)
+            weights = self._fit(features, None, targets, episodes.mask, cross_fit)
             return _apply(features, weights, episodes), torch.zeros_like(episodes.rewards[..., 0])
         end = self._features(episodes.final_obs[:, :, None], bootstrap)  # [T, E, 1, F]
         goes_on = (~episodes.terminated).double()[..., None] * episodes.mask
         tail = discounted_sums(last_steps(goes_on), discount) * discount  # discount^(steps to the end)
-        weights = self._fit(features - tail[..., None] * end, targets, episodes.mask)
-        last = torch.einsum("tehf,tf->te", end, weights).to(episodes.rewards.dtype)
+        weights = self._fit(features, features - tail[..., None] * end, targets, episodes.mask, cross_fit)
+        last = _products(end, weights)[..., 0].to(episodes.rewards.dtype)
         return _apply(features, weights, episodes), last * ~episodes.terminated
 
     def _features(self, obs: Tensor, bootstrap: bool) -> Tensor:
@@ -127,32 +168,69 @@ class LinearBaseline:
             parts = [o, o**2, *parts]
         return torch.cat(parts, dim=-1)
 
-    def _fit(self, features: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        x = (features * mask[..., None]).flatten(1, 2)  # [T, E * H, F]
-        y = (targets * mask).flatten(1, 2)[..., None]
-        gram, moment = x.mT @ x, x.mT @ y
-        bad = ~torch.isfinite(gram).flatten(1).all(1)
-        if bad.any():
-            task = int(bad.nonzero()[0])
-            raise NonFiniteError("the observations of a rollout", task, advice=LOOK_AT_ENVIRONMENT)
-        identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        ridge = torch.full((len(x), 1, 1), self.ridge, dtype=x.dtype, device=x.device)
+    def _fit(self, z: Tensor, x: Tensor | None, y: Tensor, mask: Tensor, cross_fit: bool) -> Tensor:
+        """Weights w `[T, K, F]` of each fold, with mean z (y - x w) = 0 over the others; without `x`, x = z."""
+        rows = folds(z * mask[..., None], cross_fit), folds(y * mask, cross_fit)
+        grams, moments, products = [], [], []
+        differences = [None] * len(rows[0]) if x is None else folds(x * mask[..., None], cross_fit)
+        for own, target, difference in zip(*rows, differences, strict=True):
+            own = own.flatten(1, 2)  # [T, e * H, F]
+            grams.append(own.mT @ own)
+            moments.append(own.mT @ target.flatten(1, 2)[..., None])
+            if difference is not None:
+                products.append(own.mT @ difference.flatten(1, 2))
+        gram, moment = (_combined(sums, cross_fit) for sums in (grams, moments))
+        _check_finite(gram, len(z))
+        if not products:
+            return self._solve(gram, moment).view(len(z), -1, z.shape[-1])
+        # x regressed on z, then y on that: symmetric, and the same where z' x has an inverse
+        product = _combined(products, cross_fit)
+        _check_finite(product, len(z))
+        projected = self._solve(gram, torch.cat([product, moment], dim=-1))  # [T * K, F, F + 1]
+        system = product.mT @ projected
+        weights = self._solve(0.5 * (system[..., :-1] + system[..., :-1].mT), system[..., -1:])
+        return weights.view(len(z), -1, z.shape[-1])
+
+    def _solve(self, gram: Tensor, right: Tensor) -> Tensor:
+        """`(gram + ridge I)^-1 right`, each `[N, F, ...]`."""
+        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        ridge = torch.full((len(gram), 1, 1), self.ridge, dtype=gram.dtype, device=gram.device)
         factor, failed = torch.linalg.cholesky_ex(gram + ridge * identity)
         while failed.any():
             ridge = torch.where(failed[:, None, None] > 0, 10 * ridge, ridge)
             log.warning("baseline: singular features in %d tasks, ridge now %.0e", int((failed > 0).sum()), ridge.max())
             factor, failed = torch.linalg.cholesky_ex(gram + ridge * identity)
-        return torch.cholesky_solve(moment, factor)[..., 0]
+        return torch.cholesky_solve(right, factor)
+
+
+def _combined(sums: list[Tensor], cross_fit: bool) -> Tensor:
+    """Sums `[T, ...]` of each of K folds, added up over the others of each: `[T * K, ...]`."""
+    return torch.stack(over_others(sums), 1).flatten(0, 1) if cross_fit else sums[0]
+
+
+def _check_finite(gram: Tensor, tasks: int) -> None:
+    bad = ~torch.isfinite(gram).flatten(1).all(1)
+    if bad.any():
+        task = int(bad.nonzero()[0]) * tasks // len(gram)
+        raise NonFiniteError("the observations of a rollout", task, advice=LOOK_AT_ENVIRONMENT)
+
+
+def _products(features: Tensor, weights: Tensor) -> Tensor:
+    """Features `[T, E, H, F]` of each episode times the weights of its fold, `[T, E, H]`."""
+    if weights.shape[1] == 1:
+        return torch.einsum("tehf,tf->teh", features, weights[:, 0])
+    return torch.einsum("tehf,tef->teh", features, weights[:, fold_numbers(features.shape[1], weights.device)])
 
 
 def _apply(features: Tensor, weights: Tensor, episodes: Episodes) -> Tensor:
-    values = torch.einsum("tehf,tf->teh", features, weights)
-    return values.to(episodes.rewards.dtype) * episodes.mask
+    return _products(features, weights).to(episodes.rewards.dtype) * episodes.mask
 
 
 class ZeroBaseline:
     """No baseline: the advantage is the return."""
 
-    def values(self, episodes: Episodes, discount: float, bootstrap: bool) -> tuple[Tensor, Tensor]:
+    def values(
+        self, episodes: Episodes, discount: float, bootstrap: bool, cross_fit: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Zeros."""
         return torch.zeros_like(episodes.rewards), torch.zeros_like(episodes.rewards[..., 0])

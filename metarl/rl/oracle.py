@@ -2,10 +2,17 @@
 
 Every draw rolls out afresh with the parameters it is given, so D_in, D_o and D_h are independent and every inner step
 uses trajectories of the *current* adapted policy.
+
+What the loss's gradient descends. With the discount 1 it is minus the return; with `discount_weights` it is minus the
+discounted return. By default, as in common practice, advantages are discounted and the weights gamma^t of the steps are
+left out: the gradient is then sum_t E[A_t grad log pi(a_t | s_t)] with discounted A_t, which is the gradient of neither
+return (Thomas, 2014), and of no function at all (Nota and Thomas, 2020).
 """
 
 import functools
 import logging
+import math
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -24,17 +31,20 @@ from metarl.rl.actions import warn_if_clipped
 from metarl.rl.actor import Actor
 from metarl.rl.advantages import (
     Baseline,
+    Episodes,
     LinearBaseline,
     ZeroBaseline,
-    discounted_sums,
     generalized_advantages,
+    less_other_folds,
     normalized,
+    scaled,
 )
 from metarl.rl.distributions import distribution_for
 from metarl.rl.normalization import NormalizedPolicy
 from metarl.rl.policy import policy_params
-from metarl.rl.rollout import Rollout
+from metarl.rl.rollout import Rollout, array_length, lengthened
 from metarl.rl.streams import Streams
+from metarl.rl.sums import discounted_sums
 from metarl.rl.surrogates import Surrogate, make_surrogate, reinforce
 from metarl.types import Batch, Params, Role, Task, TaskDistribution, Tasks
 
@@ -45,6 +55,9 @@ BASELINES: dict[str, Baseline] = {
     "time": LinearBaseline(observations=False),
     "none": ZeroBaseline(),
 }
+
+WIDEST = 128
+"""With more numbers in an observation, the default baseline looks at the time alone."""
 
 
 @dataclass
@@ -63,10 +76,17 @@ class ReinforcementLearning:
             derivatives.
         dice_lambda: of `loaded_dice`, in [0, 1]: 0 is `ratio`, 1 is `dice`.
         discount: gamma.
+        discount_weights: whether the credit of step t gets the weight gamma^t, which makes the gradient that of the
+            discounted return, for every surrogate. Without, late steps count as much as early ones, as is usual.
         gae_lambda: lambda of generalised advantage estimation.
-        baseline: `linear`, `time` (no observations: for images) or `none`; fitted per task and draw, never across.
+        baseline: `linear`, `time` (no observations) or `none`; fitted per task and draw, never across. The default is
+            `linear`, and `time` where an observation has more than 128 numbers, as images do: the cost of `linear`
+            grows with their square.
+        cross_fit: whether each episode's baseline is fitted to the task's other episodes (five folds, or one episode
+            at a time), which leaves the policy gradient unbiased. With a single episode the baseline is then zero.
         normalize_advantages: to mean 0 and standard deviation 1 per task and draw. Inner step sizes of the literature
-            assume it; turn it off (and the baseline) where estimates must be unbiased.
+            assume it. With `cross_fit`, advantages are only divided by the root of their mean square, which leaves
+            the direction of a draw's gradient as it is. Turn it off where estimates must be unbiased in length as well.
         actions: how they reach environments with a Box: `clip`ped to the bounds; `rescale`d, so that [-1, 1] is the
             whole box; or `squash`ed by tanh (see `metarl.rl.actions`).
         normalize_observations: by running mean and variance of what training has seen, which are frozen within an
@@ -97,8 +117,10 @@ class ReinforcementLearning:
     surrogate: str = "ratio"
     dice_lambda: float | None = None
     discount: float = 0.99
+    discount_weights: bool = False
     gae_lambda: float = 1.0
-    baseline: str = "linear"
+    baseline: str | None = None
+    cross_fit: bool = False
     normalize_advantages: bool = True
     bootstrap: bool = False
     actions: str = "clip"
@@ -110,7 +132,10 @@ class ReinforcementLearning:
     def __post_init__(self) -> None:
         check_int("episodes", self.episodes)
         self.surrogate_loss = make_surrogate(self.surrogate, self.dice_lambda)
-        check_choice("baseline", self.baseline, BASELINES)
+        self.chosen_baseline = self._choose_baseline()
+        for name in ("discount_weights", "cross_fit"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         check_real("discount", self.discount, high=1.0, open_low=False)
         check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
         self.policy = self._normalized_policy()
@@ -153,12 +178,44 @@ class ReinforcementLearning:
         if isinstance(self.policy, NormalizedPolicy):
             self.policy.load_moments(state)
 
+    def _choose_baseline(self) -> str:
+        """The baseline's name."""
+        width = math.prod(self.distribution.observation_space.shape or ())
+        if self.baseline is None:
+            if width > WIDEST:
+                log.info("baseline: time, because an observation has %d numbers (linear has at most %d)", width, WIDEST)
+            return "time" if width > WIDEST else "linear"
+        check_choice("baseline", self.baseline, BASELINES)
+        if self.baseline == "linear" and width > WIDEST:
+            warnings.warn(
+                f"baseline='linear' solves a system of {2 * width + 4} unknowns for each task and draw, because an "
+                f"observation has {width} numbers; baseline='time' does without them",
+                stacklevel=4,  # the caller of the dataclass's constructor
+            )
+        return self.baseline
+
     def initial_params(self) -> Params:
         """The policy's own values of the parameters its actions depend on."""
         leaf = next(self.policy.parameters())
         space = self.distribution.observation_space
         obs = np.zeros(space.shape or (), space.dtype)
         return policy_params(self.policy, torch.as_tensor(obs).to(leaf)[None])
+
+    def advantages(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
+        """The credit of each action `[T, E, L]`, and what it was divided by `[T]`."""
+        rewards, mask = episodes.rewards, episodes.mask
+        baseline = BASELINES[self.chosen_baseline]
+        values, last_values = baseline.values(episodes, self.discount, self.bootstrap, self.cross_fit)
+        credit = generalized_advantages(rewards, values, last_values, mask, self.discount, self.gae_lambda)
+        scale = torch.ones_like(rewards[:, 0, 0])
+        if self.normalize_advantages and not self.cross_fit:
+            credit, scale = normalized(credit, mask)
+        elif self.normalize_advantages:
+            centred = less_other_folds(credit, mask) if self.chosen_baseline == "none" else credit
+            credit, scale = scaled(centred, mask)
+        if self.discount_weights:
+            credit = credit * self.discount ** torch.arange(credit.shape[-1], dtype=credit.dtype, device=credit.device)
+        return credit, scale
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> "RLTasks":
         """`num_tasks` tasks of the distribution."""
@@ -183,6 +240,7 @@ class RLTasks:
         self.execution, self.execution_key = source._execution, source.actor
         self._source, self._streams = source, streams
         self.seen: Tensor | None = None  # [T, k]: of all draws, for the statistics of observations
+        self.agree: Callable[[int], int] = lambda length: length
 
     @functools.cached_property
     def _vec(self) -> VectorEnv[Any, Any, Any]:
@@ -213,22 +271,19 @@ class RLTasks:
         return rollout
 
     def draw(self, params: Params, role: Role) -> Batch:
-        """Roll out at stacked `params` and estimate advantages; leaves are `[T, E, H, ...]`."""
+        """Roll out at stacked `params` and estimate advantages; leaves are `[T, E, L, ...]`.
+
+        L is the horizon, or less where that is long and all episodes are short (`metarl.rl.rollout.array_length`).
+        """
         source = self._source
-        episodes, actions, log_probs = self.rollout(params)
+        episodes, actions, log_probs = self._in_equal_arrays(self.rollout(params))
         obs = episodes.obs
         if isinstance(source.policy, NormalizedPolicy):
             rows = source.policy.observe(obs, episodes.mask)
             self.seen = rows if self.seen is None else self.seen + rows
             normalized_obs, final_obs = map(source.policy.normalize, (obs, episodes.final_obs))
             episodes = episodes._replace(obs=normalized_obs, final_obs=final_obs)
-        values, last_values = BASELINES[source.baseline].values(episodes, source.discount, source.bootstrap)
-        advantages = generalized_advantages(
-            episodes.rewards, values, last_values, episodes.mask, source.discount, source.gae_lambda
-        )
-        scale = torch.ones_like(episodes.rewards[:, 0, 0])  # [T]
-        if source.normalize_advantages:
-            advantages, scale = normalized(advantages, episodes.mask)
+        advantages, scale = source.advantages(episodes)
         returns = discounted_sums(episodes.rewards, source.discount)[..., 0]  # [T, E]
         return {
             "obs": obs,
@@ -241,8 +296,14 @@ class RLTasks:
             "objective": -returns / (source.distribution.horizon * scale[:, None]),
         }
 
+    def _in_equal_arrays(self, rollout: Rollout) -> Rollout:
+        """The rollout in arrays of the same length in all processes."""
+        if array_length(1, self._source.distribution.horizon) == self._source.distribution.horizon:
+            return rollout
+        return lengthened(rollout, self.agree(rollout.log_probs.shape[2]))
+
     def loss(self, params: Params, batch: Batch) -> Tensor:
-        """The surrogate loss of one task, per step of the horizon: minus the return's gradient at first order."""
+        """The surrogate loss of one task, per step of the horizon: the module says what it descends."""
         return self._surrogate_loss(self._source.surrogate_loss, params, batch)
 
     def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
@@ -254,16 +315,18 @@ class RLTasks:
         return (self._log_probs(params, batch) * batch["mask"]).sum(-1)
 
     def objective(self, batch: Batch) -> Tensor:
-        """What the loss's gradient descends, sampled by each of one task's episodes `[E]`.
+        """Minus the discounted return per step of the horizon, of each of one task's episodes `[E]`.
 
-        Minus the discounted return per step of the horizon; in units of the advantages' standard deviation where they
-        are normalised.
+        In units of the advantages' standard deviation where they are normalised. It is what the loss's gradient
+        descends where the discount is 1 or `discount_weights` are on, and an approximation of it elsewhere.
         """
         return batch["objective"]
 
     def _surrogate_loss(self, surrogate: Surrogate, params: Params, batch: Batch) -> Tensor:
         log_probs = self._log_probs(params, batch)
-        return surrogate(log_probs, batch["log_probs"], batch["advantages"], batch["mask"])
+        loss = surrogate(log_probs, batch["log_probs"], batch["advantages"], batch["mask"])
+        share = log_probs.shape[-1] / self._source.distribution.horizon  # of the horizon, in the arrays
+        return loss if share == 1 else share * loss
 
     def _log_probs(self, params: Params, batch: Batch) -> Tensor:
         """Of the actions of one task, `[E, H]`."""

@@ -1,6 +1,6 @@
 """What a rollout is, and how it is made in environments that are stepped as they are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,6 +14,9 @@ from metarl.rl.advantages import Episodes
 from metarl.rl.distributions import ActionDistribution, DistParams
 from metarl.rl.incoming import Incoming, check_actions_finite, env_name
 
+NOISE_STEPS = 256
+"""Random numbers are drawn for so many steps at a time, and arrays have at least so many, or the whole horizon."""
+
 Forward: TypeAlias = Callable[[Tensor], DistParams]
 
 
@@ -26,16 +29,36 @@ class Rollout(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Everything random in a rollout."""
+    """Everything random in a rollout; what comes after the first steps is drawn when it is needed."""
 
-    actions: Tensor  # [T, H, E, ...]
+    actions: Tensor  # [T, h, E, ...], of the first h steps
     initial: Tensor  # [T, E, k], of functional environments
-    transitions: Tensor  # [T, H, E, k], likewise
+    transitions: Tensor  # [T, h, E, k], likewise
     seed: int  # of other environments
+    missing: int = 0  # steps up to the horizon, after the first h
+    more: Callable[[int], tuple[Tensor, Tensor]] | None = None  # the numbers of actions and transitions of n more steps
 
-    def sequences(self) -> list[Tensor]:
-        """The noise of the steps: of actions `[H, T, E, ...]`, of N environments `[H, N, k]`."""
-        return [self.actions.transpose(0, 1), self.transitions.transpose(0, 1).flatten(1, 2)]
+    @property
+    def horizon(self) -> int:
+        """H."""
+        return self.actions.shape[1] + self.missing
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The noise of the steps, some at a time: of actions `[T, h, E, ...]`, of transitions `[T, h, E, k]`."""
+        yield self.actions, self.transitions
+        for done in range(0, self.missing, NOISE_STEPS):
+            assert self.more is not None
+            yield self.more(min(NOISE_STEPS, self.missing - done))
+
+    def steps(self) -> Iterator[Tensor]:
+        """The noise of the actions of one step after the other, `[T, E, ...]`."""
+        for actions, _ in self.blocks():
+            yield from actions.unbind(1)
+
+
+def sequences(actions: Tensor, transitions: Tensor) -> list[Tensor]:
+    """A block of noise step by step: of actions `[h, T, E, ...]`, of N environments `[h, N, k]`."""
+    return [actions.transpose(0, 1), transitions.transpose(0, 1).flatten(1, 2)]
 
 
 class Steps(NamedTuple):
@@ -68,7 +91,7 @@ def step_through(
         ValueError: `vec` returns something else than it promised (`metarl.rl.incoming`).
         NonFiniteError: an action is NaN or infinite.
     """
-    tasks, horizon, episodes = noise.actions.shape[:3]
+    tasks, _, episodes = noise.actions.shape[:3]
     per_task, device = (tasks, episodes), noise.actions.device
     incoming = Incoming(vec, per_task, device, dtype)
     result = vec.reset(seed=noise.seed)
@@ -80,9 +103,9 @@ def step_through(
     columns = []
     # torch's threads would spin between operations while the environments' want the cores
     with one_torch_thread() if getattr(vec, "threads", 1) > 1 else nullcontext():
-        for t in range(horizon):
+        for t, numbers in enumerate(noise.steps()):
             parameters = forward(obs)
-            action = distribution.sample(parameters, noise.actions[:, t])
+            action = distribution.sample(parameters, numbers)
             if not in_torch or device.type == "cpu":  # elsewhere the question would cost a synchronisation
                 check_actions_finite(env_name(vec), obs, action, running, t + 1)
             sent = clip(action.flatten(0, 1))
@@ -91,19 +114,21 @@ def step_through(
             obs = found.obs
             terminated = terminated | (found.terminated & running)
             running = running & ~(found.terminated | found.truncated)
-            if device.type == "cpu" and not running.any():
+            asked = device.type == "cpu" or (t + 1) % NOISE_STEPS == 0  # elsewhere it costs a synchronisation
+            if asked and not running.any():
                 break
     return Steps([torch.stack(column) for column in zip(*columns, strict=True)], obs, terminated)
 
 
 def finished(steps: Steps, distribution: ActionDistribution, horizon: int) -> Rollout:
-    """The rollout in arrays `[T, E, H, ...]`, with zeros after the last step of all."""
+    """The rollout in arrays `[T, E, L, ...]`, with zeros after the last step of all; see `array_length` for L."""
     columns = [column.movedim(0, 2).contiguous() for column in steps.columns]
     seen, reward, running_before, action = columns[:4]
     mask = running_before.to(reward.dtype)
     log_probs = distribution.log_prob(tuple(columns[4:]), action)
     final_obs = _after_last_step(seen, running_before, steps.last_obs)
-    seen, reward, mask, action, log_probs = (_pad(x, horizon) for x in (seen, reward * mask, mask, action, log_probs))
+    length = array_length(seen.shape[2], horizon)
+    seen, reward, mask, action, log_probs = (_pad(x, length) for x in (seen, reward * mask, mask, action, log_probs))
     return Rollout(Episodes(seen, reward, mask, final_obs, steps.terminated), action, log_probs)
 
 
@@ -116,7 +141,22 @@ def _after_last_step(seen: Tensor, running: Tensor, last: Tensor) -> Tensor:
     return torch.where(ran_on, last, inside)
 
 
-def _pad(x: Tensor, horizon: int) -> Tensor:
-    """`[T, E, h, ...]` to `[T, E, H, ...]` with zeros."""
-    missing = horizon - x.shape[2]
+def array_length(steps: int, horizon: int) -> int:
+    """How long arrays are that hold `steps` steps: the horizon, or a smaller power of two from 256 on.
+
+    There are few such lengths, because every new one makes a new record of the derivatives.
+    """
+    return min(horizon, max(NOISE_STEPS, 1 << (steps - 1).bit_length()))
+
+
+def lengthened(rollout: Rollout, length: int) -> Rollout:
+    """The rollout in arrays of `length` steps, where it has fewer."""
+    episodes, actions, log_probs = rollout
+    longer = {name: _pad(getattr(episodes, name), length) for name in ("obs", "rewards", "mask")}
+    return Rollout(episodes._replace(**longer), _pad(actions, length), _pad(log_probs, length))
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    """`[T, E, h, ...]` to `[T, E, L, ...]` with zeros."""
+    missing = length - x.shape[2]
     return torch.cat([x, x.new_zeros(*x.shape[:2], missing, *x.shape[3:])], dim=2) if missing else x

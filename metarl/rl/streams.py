@@ -3,6 +3,7 @@
 So it does not matter which other tasks are computed beside it, in which thread or in which process.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Self, TypeAlias
 
@@ -49,6 +50,20 @@ class Streams:
         parts = [draw(size, generator) for size, generator in zip(sizes, self._generators, strict=True)]
         skipped = self.first - self._blocks.start * self._block  # of a block that the shard begins within
         return torch.cat(parts)[skipped : skipped + self.last - self.first]
+
+    def later(self) -> "Callable[[], Streams]":
+        """Streams that begin anew, seeded from these; made when they are called for, as few are.
+
+        These draw the seeds now, so they go on in the same way whether the others are used or not.
+        """
+        seeds = [int(torch.randint(2**63 - 1, (), generator=g, device=g.device)) for g in self._generators]
+
+        def make() -> Streams:
+            new = copy.copy(self)
+            new._generators = [torch.Generator(self._device).manual_seed(seed) for seed in seeds]
+            return new
+
+        return make
 
     def seed(self, episodes: int) -> int:
         """A seed for T x `episodes` environments, of which each takes the seed plus its number."""

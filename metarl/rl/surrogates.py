@@ -1,5 +1,8 @@
 """Surrogate losses: functions of the action log-probabilities whose gradient is minus the policy gradient.
 
+They take the credit A_t of each action as it is. With the weights gamma^t in it the gradient is that of the discounted
+return; without them, as is usual, it is that of no return where gamma < 1 (see `metarl.rl.oracle`).
+
 Their *second* derivatives differ, and with them the meta-gradients (Rothfuss et al., 2019; Farquhar et al., 2019).
 With s_t the score of action t and A_t its advantage, the Hessian of the return is H1 + H2 + H12 + H12^T:
 
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor
 
 from metarl.errors import check_choice, check_real
+from metarl.rl.sums import decayed_sums
 
 Surrogate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -44,23 +48,13 @@ def loaded_dice(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, ma
     `v_t = lam w_{t-1}` discounts the actions so far and `w_t = v_t + log pi(a_t)`; `lam` in [0, 1].
     """
     log_ratio = (log_probs - old_log_probs) * mask
-    up_to = _decayed_sums(log_ratio, lam)
+    up_to = decayed_sums(log_ratio, lam)
     return -((torch.exp(up_to) - torch.exp(up_to - log_ratio)) * advantages * mask).mean()
 
 
 def dice(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     """Loaded DiCE with lambda = 1: `(box(a_<=t) - box(a_<t)) A_t`, box the likelihood ratio of all actions so far."""
     return loaded_dice(log_probs, old_log_probs, advantages, mask, 1.0)
-
-
-def _decayed_sums(x: Tensor, lam: float) -> Tensor:
-    """`y_t = sum_{k <= t} lam^(t - k) x_k` along the last dimension."""
-    if lam == 1:
-        return x.cumsum(-1)
-    steps = torch.arange(x.shape[-1], device=x.device)
-    gap = steps[None, :] - steps[:, None]  # [k, t]
-    weights = torch.where(gap >= 0, torch.pow(torch.tensor(lam, dtype=x.dtype, device=x.device), gap), 0.0)
-    return x @ weights
 
 
 SURROGATES: dict[str, Surrogate] = {"ratio": ratio, "reinforce": reinforce, "dice": dice, "loaded_dice": loaded_dice}

@@ -13,11 +13,11 @@ from metarl.rl.advantages import (
     Episodes,
     LinearBaseline,
     ZeroBaseline,
-    discounted_sums,
     generalized_advantages,
     last_steps,
     normalized,
 )
+from metarl.rl.sums import discounted_sums
 
 LENGTHS = torch.tensor([[7, 3, 1, 5], [7, 7, 7, 7], [2, 7, 4, 6]])  # of 3 tasks x 4 episodes, horizon 7
 HORIZON = 7

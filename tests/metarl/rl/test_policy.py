@@ -136,7 +136,7 @@ def test_what_depends_on_the_parameters_alone_is_computed_once() -> None:
     once, always = ([call.name for call in calls] for calls in (program.once, program.always))
     assert "exp" in once  # the scale is exp(log_std)
     assert "exp" not in always
-    assert "sigmoid" in always  # as which the hyperbolic tangent is computed
+    assert "tanh" in always
 
 
 def test_recorded_once_per_shape() -> None:
