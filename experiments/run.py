@@ -23,7 +23,7 @@ from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 import torch
 import tyro
 
-from experiments import cli
+from experiments import cli, options
 from experiments.cli import import_plugins, pick_device
 from metarl import MetaLearner, checkpoint
 from metarl.callbacks import Callback, Checkpointing, ProgressBar
@@ -31,6 +31,7 @@ from metarl.checkpoint import write_json
 from metarl.distributed import ALONE, Processes, is_launched, launch, restarts
 from metarl.errors import check_int
 from metarl.logging import RunLog
+from metarl.outer import builder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,29 +347,10 @@ def check_shared(config: RunConfig) -> None:
 def parse_outer_options(config: RunConfig) -> dict[str, Any]:
     """The options of the outer update from `hessian_data` and `outer_options`."""
     chosen: dict[str, Any] = {} if config.hessian_data is None else {"hessian_data": config.hessian_data}
-    return {**chosen, **parse_options("outer_options", config.outer_options)}
-
-
-def parse_options(argument: str, entries: Sequence[str]) -> dict[str, Any]:
-    """`name=value` entries; a value is JSON where it can be, else a word.
-
-    Raises:
-        ValueError: an entry without `=`.
-    """
-    options = {}
-    for entry in entries:
-        name, equals, value = entry.partition("=")
-        if not equals:
-            raise ValueError(f"{argument} must be name=value, got {entry!r}")
-        options[name] = _plain(value)
-    return options
-
-
-def _plain(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+    given = options.read("outer_options", config.outer_options, builder(config.outer))
+    if twice := sorted(set(chosen) & set(given)):
+        raise ValueError(f"outer_options must not have {twice}, which has been given as --hessian-data")
+    return {**chosen, **given}
 
 
 def step_sizes(learner: MetaLearner, steps: int, schedule: str) -> list[float]:

@@ -48,6 +48,17 @@ def register(name: str) -> Callable[[Builder], Builder]:
     return enter
 
 
+def builder(name: str) -> Callable[..., Method]:
+    """The builder registered as `name`.
+
+    Raises:
+        ValueError: for another name, with the nearest one.
+    """
+    if not isinstance(name, str) or name not in OUTER:
+        raise ValueError(f"outer must be one of {sorted(OUTER)}, got {name!r}{did_you_mean(name, OUTER)}")
+    return OUTER[name]
+
+
 def options(name: str) -> dict[str, Any]:
     """The options of the method `name` and their defaults."""
     return {p.name: p.default for p in _parameters(name).values() if p.kind is p.KEYWORD_ONLY}
@@ -90,6 +101,4 @@ def make_method(name: str, inner_lr: float | None = None, inner_steps: int | Non
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
-    if not isinstance(name, str) or name not in OUTER:
-        raise ValueError(f"outer must be one of {sorted(OUTER)}, got {name!r}{did_you_mean(name, OUTER)}")
-    return dict(inspect.signature(OUTER[name]).parameters)
+    return dict(inspect.signature(builder(name)).parameters)
