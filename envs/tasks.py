@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
+from metarl.devices import pick_device
 from metarl.errors import check_int
 from metarl.types import Task
 
@@ -128,11 +129,8 @@ def check_rng(rng: object) -> np.random.Generator:
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """`device` as torch knows it; a ValueError if torch does not."""
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+    """The device called `device`; a ValueError if it is not there (see `metarl.devices`)."""
+    return pick_device(device)
 
 
 def _finite_arrays(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> Task:

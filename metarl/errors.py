@@ -16,6 +16,14 @@ class NonFiniteError(ArithmeticError):
         super().__init__(f"NaN or infinity in {quantity}{where}; the usual cure is a smaller inner or outer step size")
 
 
+class HessianWarning(UserWarning):
+    """An outer update takes second derivatives that are not the objective's."""
+
+
+class MoreStepsWarning(UserWarning):
+    """More inner steps than in training make the score worse."""
+
+
 LARGEST = 2**63 - 1  # what a 64-bit generator or tensor size can hold
 
 

@@ -78,4 +78,5 @@ def hf_maml(
         raise ValueError(f"rho and delta='published' go together, got rho={rho!r} and delta={delta!r}")
     probe_length = relative_length if rho is None else published_length(rho, inner_lr)
     multiply = central_difference(probe_length)
-    return Method(adapt_and_pull_back(multiply, hessian_data), Inner(sgd(inner_lr), inner_steps))
+    update = adapt_and_pull_back(multiply, hessian_data)
+    return Method(update, Inner(sgd(inner_lr), inner_steps), needs_hessian=True)

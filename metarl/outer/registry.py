@@ -15,6 +15,8 @@ class Method(NamedTuple):
     inner: Inner
     min_tasks: int = 1  # in a batch: more than one where an update compares tasks
     min_episodes: int = 1  # of each task in a draw: more than one where an update compares them
+    needs_hessian: bool = False  # of the tasks' loss, exactly or by differences of gradients
+    differentiates_twice: bool = False  # takes exact Hessian-vector products, of whatever loss
 
 
 Builder = TypeVar("Builder", bound=Callable[..., Method])
