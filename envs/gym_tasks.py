@@ -22,6 +22,8 @@ from metarl.errors import check_int, check_real, did_you_mean
 from metarl.types import Task
 
 ARRAYS: TypeAlias = Box | Discrete | MultiDiscrete | MultiBinary
+OLD_GYM = "; this is the old Gym interface: wrap it with shimmy's GymV21CompatibilityV0 or GymV26CompatibilityV0"
+RESET = "env must have reset(*, seed=None, options=None) that returns (observation, info)"
 RESERVED = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}
 """Arguments of `gymnasium.make` that are not the user's to give here."""
 
@@ -176,7 +178,8 @@ def _made(maker: EnvMaker, task: Task) -> AnyEnv:
     wanted = f"env must be one that can be made with the parameters of space, here {_numbers(task)}"
     env = _attempt(wanted, lambda: maker.build(task))
     if not isinstance(env, gymnasium.Env):
-        raise ValueError(f"env must return a gymnasium.Env, got {env!r}")
+        old = hasattr(env, "reset") and hasattr(env, "step")
+        raise ValueError(f"env must return a gymnasium.Env, got {env!r}{OLD_GYM if old else ''}")
     return env
 
 
@@ -187,7 +190,14 @@ def _check_made(maker: EnvMaker, task: Task, env: AnyEnv) -> None:
         if not isinstance(space, ARRAYS):
             wanted = f"env must have an {name} space that is a Box, Discrete, MultiDiscrete or MultiBinary"
             raise ValueError(f"{wanted}, got {space}; gymnasium.wrappers can flatten it")
-    _check_observation(env.observation_space, np.asarray(env.reset(seed=0)[0]))
+    _check_observation(env.observation_space, np.asarray(_attempt(RESET, lambda: _reset(env))))
+
+
+def _reset(env: AnyEnv) -> Any:
+    found = env.reset(seed=0)
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+        raise TypeError(f"reset returned {type(found).__name__}{OLD_GYM}")
+    return found[0]
 
 
 def _numbers(task: Task) -> dict[str, Any]:

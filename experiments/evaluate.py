@@ -21,6 +21,7 @@ from experiments.config import TRAIN
 from experiments.run import load, step_sizes
 from metarl import Evaluation, MetaLearner, evaluate
 from metarl.errors import check_int
+from metarl.evaluation import warn_if_worse
 from metarl.rl import ReinforcementLearning
 
 Schedule = Literal["halved", "constant"]
@@ -73,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = cli.parse(Arguments, arguments, "experiments.evaluate", __doc__)
     learner, source = cli.prepared(lambda: prepare(given))
     curves = held_out_curves(learner, source, given.tasks, given.steps, given.episodes, given.seed, given.step_schedule)
+    if learner.iterations:
+        warn_if_worse(curves.trained, learner.method.inner.steps, "return")
     if given.json:
         settings = {"run": str(given.run), "seed": given.seed, "step_schedule": given.step_schedule, "ood": given.ood}
         print(json.dumps({**curves.summary(), **settings, "iterations": learner.iterations}))

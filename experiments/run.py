@@ -9,6 +9,7 @@ Of several processes, only the first one looks at folders and writes; it tells t
 import dataclasses
 import json
 import platform
+import re
 import signal
 import subprocess
 import time
@@ -75,6 +76,9 @@ class RunConfig:
 
 
 C = TypeVar("C", bound=RunConfig)
+
+LONGEST_ABOUT = 60
+"""Letters of the part of a run's default name that tells what is trained: also in four bytes each it is a file name."""
 
 CHANGEABLE = ("iterations", "device", "eval_every", "eval_tasks", "eval_seed", "save_every", "plugins")
 """Settings that a resumed run may change, because the training they belong to stays the same."""
@@ -164,7 +168,8 @@ def settled(recipe: Recipe[C], config: C) -> C:
         raise ValueError("name must be given under torchrun: a process that is started again looks for it, got None")
     config = recipe.settle(config)
     about = f"{recipe.about(config)}-{config.outer}-{config.seed}"
-    name = config.name or f"{about}-{time.strftime('%Y%m%d-%H%M%S')}"
+    built = re.sub(r"[^\w.+-]", "_", about)[:LONGEST_ABOUT]  # a plug-in's names may hold anything
+    name = config.name or f"{built}-{time.strftime('%Y%m%d-%H%M%S')}"
     # settled now: a run that is resumed for longer keeps its schedule
     anneal = config.iterations if config.anneal_iterations is None else config.anneal_iterations
     return dataclasses.replace(config, name=name, anneal_iterations=anneal)

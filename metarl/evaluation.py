@@ -1,5 +1,6 @@
 """How good is a policy after 0, 1, 2, ... gradient steps on tasks it has never seen?"""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
+from metarl.errors import MoreStepsWarning
 from metarl.inner import adapted
 from metarl.oracles import Checking, Counting, sharded, share_of
 from metarl.statistics import bootstrap_ci
@@ -43,6 +45,29 @@ class Evaluation(NamedTuple):
             "scores": self.scores.tolist(),
             **{unit: [cost[unit] for cost in self.costs] for unit in self.costs[0]},
         }
+
+
+def warn_if_worse(evaluation: Evaluation, trained: int, score: str, stacklevel: int = 2) -> bool:
+    """Give a `MoreStepsWarning` where more inner steps than the `trained` make the score worse; whether it did.
+
+    Worse means: the mean over tasks of the change since step `trained` is negative by more than two standard errors.
+    """
+    steps, tasks = len(evaluation.scores) - 1, evaluation.scores.shape[1]
+    if steps <= trained or tasks < 2:
+        return False
+    change = evaluation.scores[trained + 1 :].double() - evaluation.scores[trained].double()  # paired: the same tasks
+    worse = change.mean(1) < -2 * change.std(1) / tasks**0.5
+    if not worse.any():
+        return False
+    step = trained + 1 + int(worse.nonzero()[0])
+    warnings.warn(
+        f"{step} inner steps give a worse {score} than the {trained} of training: {evaluation.mean[step]:.4g} after"
+        f" {evaluation.mean[trained]:.4g}; use fewer steps, smaller ones after step {trained}, or train with"
+        f" inner_steps={step}",
+        MoreStepsWarning,
+        stacklevel=stacklevel + 1,
+    )
+    return True
 
 
 def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule], processes: Processes = ALONE) -> Evaluation:

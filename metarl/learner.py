@@ -23,7 +23,7 @@ from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
 from metarl.errors import HessianWarning, NonFiniteError, check_int
-from metarl.evaluation import Evaluation, evaluate
+from metarl.evaluation import Evaluation, evaluate, warn_if_worse
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
@@ -115,6 +115,7 @@ class MetaLearner:
         self._callbacks: list[Callback] = []
         self._saved_callbacks: list[tuple[str, dict[str, Any]]] = []
         self._stop_requested: str | None = None
+        self._warned_of_steps = False
 
     def learn(self, iterations: int, callbacks: Iterable[Callback] = ()) -> Self:
         """Train for `iterations` more iterations.
@@ -171,7 +172,10 @@ class MetaLearner:
             )
 
     def adapt(self, tasks: Tasks, steps: int | None = None) -> Params:
-        """The parameters adapted to each of `tasks`, stacked `[T, ...]`, after `steps` (default: as in training)."""
+        """The parameters adapted to each of `tasks`, stacked `[T, ...]`, after `steps` (default: as in training).
+
+        More steps than in training may make the score worse: `evaluate` tells.
+        """
         inner = self.method.inner
         if steps is not None:
             inner = inner._replace(steps=check_int("steps", steps, minimum=0))
@@ -185,6 +189,7 @@ class MetaLearner:
         steps: int = 3,
         step_sizes: Sequence[float | None] | None = None,
         seed: int = 1000,
+        warn: bool = True,
     ) -> Evaluation:
         """The score after 0, 1, ..., `steps` inner steps on held-out tasks.
 
@@ -194,6 +199,7 @@ class MetaLearner:
             steps: inner steps.
             step_sizes: an inner step size for each step; `None`, for all or for one: as in training.
             seed: of the tasks and of everything random in them; training is not disturbed.
+            warn: give a `MoreStepsWarning`, once, when more steps than in training make a trained score worse.
         """
         sizes = [self.inner_lr] * check_int("steps", steps, minimum=0) if step_sizes is None else step_sizes
         if len(sizes) != steps:
@@ -201,7 +207,10 @@ class MetaLearner:
         rules = self.rules(sizes)
         rng = np.random.default_rng([check_int("seed", seed, minimum=0), 1])  # never a training seed's stream
         tasks = (source or self.source).sample(check_int("num_tasks", num_tasks), rng)
-        return evaluate(self.params, tasks, rules, self.processes)
+        curve = evaluate(self.params, tasks, rules, self.processes)
+        if warn and self.iterations and not self._warned_of_steps:
+            self._warned_of_steps = warn_if_worse(curve, self.method.inner.steps, self.source.score_name)
+        return curve
 
     def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
         """The method's inner rule at each of the step sizes; `None` is the one of training."""

@@ -54,8 +54,8 @@ def advice(module: nn.Module) -> str | None:
         return RANDOM
     if isinstance(module, nn.MultiheadAttention | nn.RNNBase) and training and module.dropout > 0:
         return RANDOM.replace("p=0", "dropout=0")
-    if isinstance(module, nn.RReLU) and training:
-        return RANDOM.replace("p=0", "nn.LeakyReLU")
+    if isinstance(module, nn.RReLU):  # vmap does not know it in eval() either
+        return "draws random numbers, so the loss is no function of the parameters: use nn.LeakyReLU"
     if training and (isinstance(module, _SpectralNorm) or _has_hook(module, SpectralNorm)):
         return SPECTRAL
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.sparse or module.max_norm is not None):
@@ -204,9 +204,9 @@ def _refusal(argument: str, used: Path, wanted: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without vmap's notes that an operation is looped over: the probe is small."""
+    """Without torch's notes, as that vmap loops over an operation: the probe is small."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")
+        warnings.simplefilter("ignore", UserWarning)
         yield
 
 

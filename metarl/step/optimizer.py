@@ -106,6 +106,7 @@ class OptimizerStep:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self._optimizer.load_state_dict(state["optimizer"])
+        _restore_types(self._optimizer, state["optimizer"]["state"])
         self.steps = int(state["steps"])
 
 
@@ -132,3 +133,13 @@ def _try(optimizer: OptimizerFactory, make: OptimizerFactory, params: Params) ->
         raise ValueError(
             f"optimizer must take steps with the gradients of all parameters, like Adam or SGD; {name} cannot: {reason}"
         ) from error
+
+
+def _restore_types(optimizer: torch.optim.Optimizer, saved: Mapping[int, Mapping[str, Any]]) -> None:
+    """Give the state its saved types again: torch casts it to the parameters', as NAdam's `mu_product`."""
+    leaves = [leaf for group in optimizer.param_groups for leaf in group["params"]]
+    for i, values in saved.items():
+        state = optimizer.state[leaves[i]]
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and state[key].dtype != value.dtype:
+                state[key] = value.detach().clone().to(state[key].device)

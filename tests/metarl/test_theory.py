@@ -432,5 +432,5 @@ def test_a_step_beyond_the_theorem_s_range_gives_a_warning(method: str, largest:
 def test_n_steps_beyond_the_theorem_s_range_give_a_warning() -> None:
     ji_rule(1.0, 1.0, 0.99 * (2 ** (1 / 4) - 1), 2)
     with pytest.warns(TheoryWarning, match="for 2 inner steps theory needs less than 0.1892") as caught:
-        ji_rule(1.0, 1.0, 2 ** (1 / 4) - 1, 2)
+        ji_rule(1.0, 1.0, 0.19, 2)
     assert caught[0].filename == __file__
