@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
-from metarl.devices import pick_device
 from metarl.errors import check_int
 from metarl.types import Task
 
@@ -129,8 +128,11 @@ def check_rng(rng: object) -> np.random.Generator:
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """The device called `device`; a ValueError if it is not there (see `metarl.devices`)."""
-    return pick_device(device)
+    """`device` as torch knows it; a ValueError if torch does not."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
 
 
 def _finite_arrays(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> Task:

@@ -8,6 +8,7 @@ the episodes the scores are measured on come on top. Nothing in the run's folder
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -21,7 +22,7 @@ from experiments.config import TRAIN
 from experiments.run import load, step_sizes
 from metarl import Evaluation, MetaLearner, evaluate
 from metarl.errors import check_int
-from metarl.evaluation import warn_if_worse
+from metarl.evaluation import note_if_worse
 from metarl.rl import ReinforcementLearning
 
 Schedule = Literal["halved", "constant"]
@@ -74,13 +75,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = cli.parse(Arguments, arguments, "experiments.evaluate", __doc__)
     learner, source = cli.prepared(lambda: prepare(given))
     curves = held_out_curves(learner, source, given.tasks, given.steps, given.episodes, given.seed, given.step_schedule)
-    if learner.iterations:
-        warn_if_worse(curves.trained, learner.method.inner.steps, "return")
     if given.json:
         settings = {"run": str(given.run), "seed": given.seed, "step_schedule": given.step_schedule, "ood": given.ood}
         print(json.dumps({**curves.summary(), **settings, "iterations": learner.iterations}))
     else:
         print_table(curves)
+        note = note_if_worse(curves.trained, learner.method.inner.steps, "return") if learner.iterations else None
+        if note is not None:
+            print(f"note: {note}", file=sys.stderr)
 
 
 def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:

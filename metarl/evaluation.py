@@ -1,6 +1,5 @@
 """How good is a policy after 0, 1, 2, ... gradient steps on tasks it has never seen?"""
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
-from metarl.errors import MoreStepsWarning
 from metarl.inner import adapted
 from metarl.oracles import Checking, Counting, sharded, share_of
 from metarl.statistics import bootstrap_ci
@@ -47,27 +45,24 @@ class Evaluation(NamedTuple):
         }
 
 
-def warn_if_worse(evaluation: Evaluation, trained: int, score: str, stacklevel: int = 2) -> bool:
-    """Give a `MoreStepsWarning` where more inner steps than the `trained` make the score worse; whether it did.
+def note_if_worse(evaluation: Evaluation, trained: int, score: str) -> str | None:
+    """What to tell where more inner steps than the `trained` make the score worse, else `None`.
 
     Worse means: the mean over tasks of the change since step `trained` is negative by more than two standard errors.
     """
     steps, tasks = len(evaluation.scores) - 1, evaluation.scores.shape[1]
     if steps <= trained or tasks < 2:
-        return False
+        return None
     change = evaluation.scores[trained + 1 :].double() - evaluation.scores[trained].double()  # paired: the same tasks
     worse = change.mean(1) < -2 * change.std(1) / tasks**0.5
     if not worse.any():
-        return False
+        return None
     step = trained + 1 + int(worse.nonzero()[0])
-    warnings.warn(
+    return (
         f"{step} inner steps give a worse {score} than the {trained} of training: {evaluation.mean[step]:.4g} after"
         f" {evaluation.mean[trained]:.4g}; use fewer steps, smaller ones after step {trained}, or train with"
-        f" inner_steps={step}",
-        MoreStepsWarning,
-        stacklevel=stacklevel + 1,
+        f" inner_steps={step}"
     )
-    return True
 
 
 def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule], processes: Processes = ALONE) -> Evaluation:

@@ -22,8 +22,8 @@ from metarl import checkpoint, tree
 from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
-from metarl.errors import HessianWarning, NonFiniteError, check_int
-from metarl.evaluation import Evaluation, evaluate, warn_if_worse
+from metarl.errors import HessianWarning, MoreStepsWarning, NonFiniteError, check_int
+from metarl.evaluation import Evaluation, evaluate, note_if_worse
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
@@ -209,7 +209,10 @@ class MetaLearner:
         tasks = (source or self.source).sample(check_int("num_tasks", num_tasks), rng)
         curve = evaluate(self.params, tasks, rules, self.processes)
         if warn and self.iterations and not self._warned_of_steps:
-            self._warned_of_steps = warn_if_worse(curve, self.method.inner.steps, self.source.score_name)
+            note = note_if_worse(curve, self.method.inner.steps, self.source.score_name)
+            if note is not None:
+                self._warned_of_steps = True
+                warnings.warn(note, MoreStepsWarning, stacklevel=2)
         return curve
 
     def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
