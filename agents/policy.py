@@ -7,21 +7,28 @@ tasks, differentiated twice and traced.
 
 import copy
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
+from stable_baselines3.common import torch_layers
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor, nn
 
-from metarl.errors import did_you_mean
+from metarl.errors import check_int, check_real, did_you_mean
 
 CRITIC = [32, 32]
 """The critic's hidden layers where `net_arch` says nothing about them: it is not meta-trained, so it is kept small."""
+
+NET_ARCH = "policy_kwargs['net_arch'] must be a list of layers such as [64, 64], or {'pi': [64, 64], 'vf': [64, 64]}"
+TOO_SMALL = "; SB3's CNN wants at least 36 x 36 pixels, pass a features_extractor_class for smaller ones"
 
 GSDE = {"use_sde", "full_std", "use_expln", "squash_output"}
 OWN = {"self", "observation_space", "action_space", "lr_schedule"}
@@ -75,6 +82,8 @@ class PolicyModule(nn.Module):
         if self._classes is not None:
             # nn.functional.one_hot looks at its values, which vmap over grad forbids
             return (obs.unsqueeze(-1) == torch.arange(self._classes, device=obs.device)).to(dtype)
+        if obs.ndim == 1:  # of a scalar Box
+            obs = obs[:, None]
         if self.channels_last:
             obs = obs.permute(0, 3, 1, 2)
         return obs.to(dtype) if self._divisor == 1.0 else obs.to(dtype) / self._divisor
@@ -114,6 +123,9 @@ def make_policy(
     channels_last = is_image and not is_image_space_channels_first(observation_space)  # type: ignore[arg-type]
     if channels_last:
         observation_space = VecTransposeImage.transpose_space(observation_space)  # type: ignore[arg-type]
+    if observation_space.shape == () and isinstance(observation_space, Box):  # SB3's networks want a vector
+        low, high = (np.asarray(bound).reshape(1) for bound in (observation_space.low, observation_space.high))
+        observation_space = Box(low, high, dtype=np.float32)
     policy_class = ActorCriticCnnPolicy if is_image else ActorCriticPolicy
     policy = build(policy_class, observation_space, action_space, kwargs, seed)
     return PolicyModule(policy, kwargs, channels_last)
@@ -134,10 +146,14 @@ def build(
         torch.default_generator.manual_seed(seed)
         try:
             return policy_class(*spaces, lambda _: 0.0, **kwargs)
-        except RuntimeError as error:  # a convolution larger than the image
+        except Exception as error:  # whatever a features extractor of the user's may raise
+            extractor = kwargs.get("features_extractor_class")
+            own_cnn = issubclass(policy_class, ActorCriticCnnPolicy) and extractor in (None, NatureCNN)
+            hint = TOO_SMALL if own_cnn and isinstance(error, RuntimeError) else ""
+            name = getattr(extractor, "__name__", "features extractor")
             raise ValueError(
-                f"the features extractor does not fit observation_space {observation_space} ({error}); SB3's CNN wants"
-                " at least 36 x 36 pixels, pass a features_extractor_class for smaller ones"
+                f"policy_kwargs must build a network for observation_space {observation_space}, but {name} raised"
+                f" {type(error).__name__}: {error}{hint}"
             ) from error
 
 
@@ -153,22 +169,68 @@ def check_spaces(observation_space: gymnasium.Space[Any], action_space: gymnasiu
         if isinstance(space, Discrete) and space.start != 0:
             raise ValueError(f"{name} must be a Discrete that starts at 0, got {space}")
     if isinstance(action_space, Box) and len(action_space.shape) != 1:
-        raise ValueError(f"action_space must be a Box of one dimension, got shape {action_space.shape}")
+        way_out = "wrap it: gymnasium.wrappers.TransformAction(env, lambda a: a.reshape(shape), Box(low, high, (n,)))"
+        raise ValueError(f"action_space must be a Box of one dimension, got shape {action_space.shape}; {way_out}")
+    if isinstance(observation_space, Box) and 0 in observation_space.shape:
+        raise ValueError(f"observation_space must have observations of at least one number, got {observation_space}")
 
 
 def check_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `policy_kwargs` without gSDE's switches.
+    """A copy of `policy_kwargs` without gSDE's switches, and with `net_arch` in today's form.
 
     Raises:
-        ValueError: if one of these is on, or a name is unknown.
+        ValueError: if one of these is on, a name is unknown, or a value cannot be.
     """
+    if not isinstance(policy_kwargs, Mapping):
+        raise ValueError(f"policy_kwargs must be a mapping of names to values, got {policy_kwargs!r}")
     for name in policy_kwargs:
         if name in {"use_sde", "squash_output"} and policy_kwargs[name]:
             raise ValueError(f"policy_kwargs[{name!r}] must be False: its distribution is not a plain normal one")
         if name not in POLICY_KWARGS | GSDE:
             hint = did_you_mean(name, POLICY_KWARGS)
             raise ValueError(f"policy_kwargs must have names among {sorted(POLICY_KWARGS)}, got {name!r}{hint}")
-    return {name: value for name, value in policy_kwargs.items() if name not in GSDE}
+    kwargs = {name: value for name, value in policy_kwargs.items() if name not in GSDE}
+    if kwargs.get("net_arch") is not None:
+        kwargs["net_arch"] = _net_arch(kwargs["net_arch"])
+    if "log_std_init" in kwargs:
+        check_real("policy_kwargs['log_std_init']", kwargs["log_std_init"], -torch.inf)
+    _check_class("activation_fn", kwargs, nn.Module, nn)
+    _check_class("features_extractor_class", kwargs, BaseFeaturesExtractor, torch_layers)
+    _check_class("optimizer_class", kwargs, torch.optim.Optimizer, torch.optim)
+    return kwargs
+
+
+def _net_arch(net_arch: Any) -> Any:
+    """`net_arch` in the form SB3 documents: a list of layers, or a mapping of pi and vf to lists.
+
+    Raises:
+        ValueError: for another form, and for layers that are not positive integers.
+    """
+    if isinstance(net_arch, list | tuple) and any(isinstance(part, Mapping) for part in net_arch):
+        if len(net_arch) > 1:
+            raise ValueError(f"{NET_ARCH}, got {net_arch!r}: shared layers are no more")
+        warnings.warn(
+            f"net_arch in a list is the form of old versions of Stable-Baselines3; write net_arch={net_arch[0]!r}",
+            stacklevel=4,
+        )
+        net_arch = net_arch[0]
+    named = net_arch if isinstance(net_arch, Mapping) else {"pi": net_arch}
+    for name, layers in named.items():
+        if name not in ("pi", "vf") or not isinstance(layers, list | tuple):
+            raise ValueError(f"{NET_ARCH}, got {net_arch!r}")
+        for units in layers:
+            check_int("policy_kwargs['net_arch'] units", units)
+    return dict(net_arch) if isinstance(net_arch, Mapping) else list(net_arch)
+
+
+def _check_class(argument: str, kwargs: Mapping[str, Any], base: type, module: Any) -> None:
+    found = kwargs.get(argument)
+    if found is None or (isinstance(found, type) and issubclass(found, base)):
+        return
+    classes = {name.lower(): name for name, x in vars(module).items() if isinstance(x, type) and issubclass(x, base)}
+    near = classes.get(found.lower()) if isinstance(found, str) else None
+    hint = f"; did you mean {module.__name__}.{near}?" if near else ""
+    raise ValueError(f"policy_kwargs[{argument!r}] must be a class derived from {base.__name__}, got {found!r}{hint}")
 
 
 def _with_small_critic(kwargs: dict[str, Any]) -> dict[str, Any]:

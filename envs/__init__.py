@@ -52,6 +52,7 @@ __all__ = [
     "TabularMDP",
     "TorchVectorEnv",
     "WorkerError",
+    "constructor",
     "make_distribution",
 ]
 
@@ -128,6 +129,16 @@ def make_distribution(name: str, **kwargs: Any) -> EnvTasks:
     50
     """
     return _checked(ENVS[check_choice("name", name, ENVS)], kwargs)(**kwargs)
+
+
+def constructor(name: str) -> Callable[..., EnvTasks]:
+    """What makes the task distribution called `name` in `ENVS`, with its parameters: `inspect.signature` shows them.
+
+    Raises:
+        ValueError: an unknown name, or MuJoCo is needed and not installed.
+    """
+    make = ENVS[check_choice("name", name, ENVS)]
+    return getattr(mujoco_tasks(), MUJOCO[name]) if name in MUJOCO else make
 
 
 def _checked(make: Callable[..., EnvTasks], kwargs: Mapping[str, Any]) -> Callable[..., EnvTasks]:

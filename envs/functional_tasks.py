@@ -6,8 +6,9 @@ import gymnasium
 import torch
 
 from envs.functional import FunctionalEnv, FunctionalGymEnv
-from envs.tasks import EnvTasks, check_device, check_task, check_tasks
+from envs.tasks import EnvTasks, check_task, check_tasks
 from envs.vector import TorchVectorEnv
+from metarl.devices import pick_device
 from metarl.errors import check_int
 from metarl.types import Task
 
@@ -38,4 +39,4 @@ class FunctionalTasks(EnvTasks):
         """As `EnvTasks.make_vec`; the environments live on `device`."""
         check_int("episodes", episodes)
         batch = check_tasks(self.space, task)
-        return TorchVectorEnv(self.env, batch, episodes, self.horizon, check_device(device))
+        return TorchVectorEnv(self.env, batch, episodes, self.horizon, pick_device(device))

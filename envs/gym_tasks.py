@@ -25,6 +25,8 @@ from metarl.types import Task
 
 T = TypeVar("T")
 ARRAYS: TypeAlias = Box | Discrete | MultiDiscrete | MultiBinary
+OLD_GYM = "; this is the old Gym interface: wrap it with shimmy's GymV21CompatibilityV0 or GymV26CompatibilityV0"
+RESET = "env must have reset(*, seed=None, options=None) that returns (observation, info)"
 RESERVED = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}
 """Arguments of `gymnasium.make` that are not the user's to give here."""
 
@@ -185,7 +187,8 @@ def _made(maker: EnvMaker, task: Task) -> AnyEnv:
     wanted = f"env must be one that can be made with the parameters of space, here {numbers(task)}"
     env = _attempt(wanted, lambda: maker.build(task))
     if not isinstance(env, gymnasium.Env):
-        raise ValueError(f"env must return a gymnasium.Env, got {env!r}")
+        old = hasattr(env, "reset") and hasattr(env, "step")
+        raise ValueError(f"env must return a gymnasium.Env, got {env!r}{OLD_GYM if old else ''}")
     return env
 
 
@@ -196,8 +199,7 @@ def _check_made(maker: EnvMaker, task: Task, env: AnyEnv) -> None:
         if not isinstance(space, ARRAYS):
             wanted = f"env must have an {name} space that is a Box, Discrete, MultiDiscrete or MultiBinary"
             raise ValueError(f"{wanted}, got {space}; gymnasium.wrappers can flatten it")
-    wanted = "env must be one that can be reset with reset(seed=0), as Gymnasium's"
-    result = _attempt(wanted, lambda: env.reset(seed=0))
+    result = _attempt(RESET, lambda: env.reset(seed=0))
     StepChecker(env.observation_space).check_reset(result, Trial(f"{type(env.unwrapped).__name__}, step 0"))
 
 

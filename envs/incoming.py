@@ -52,7 +52,7 @@ class StepChecker:
     def check_reset(self, result: Any, env: Named, *, ranges: bool = True) -> None:
         """Raise a ValueError unless `result` is (observation, info)."""
         if not isinstance(result, tuple) or len(result) != 2:
-            refuse(env, "reset must return (observation, info)", _form(result))
+            refuse(env, "reset must return (observation, info), unlike the old Gym interface", _form(result))
         if not isinstance(result[1], dict):
             refuse(env, "the info of reset must be a dict", repr(result[1]))
         self._check_observation(result[0], env, ranges)
@@ -60,7 +60,11 @@ class StepChecker:
     def check_step(self, result: Any, env: Named, ranges: bool) -> tuple[bool, bool]:
         """Raise a ValueError unless `result` is what a step returns; both flags, as Python's own."""
         if not isinstance(result, tuple) or len(result) != 5:
-            refuse(env, "step must return (observation, reward, terminated, truncated, info)", _form(result))
+            refuse(
+                env,
+                "step must return (observation, reward, terminated, truncated, info), unlike the old Gym interface",
+                _form(result),
+            )
         observation, reward, terminated, truncated, info = result
         if (  # the usual case, at the price of a few comparisons
             type(observation) is np.ndarray

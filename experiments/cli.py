@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import torch
 import tyro
 
 from metarl import MetaLearner, NonFiniteError
 from metarl.callbacks import Callback
-from metarl.distributed import ALONE, Processes, joined, local_rank
+from metarl.devices import pick_device as pick_device
+from metarl.distributed import ALONE, Processes, joined
 
 Config = TypeVar("Config")
 
@@ -132,25 +132,3 @@ def import_plugins(modules: Iterable[str]) -> None:
             importlib.import_module(module)
         except (ImportError, SyntaxError, TypeError) as error:
             raise ValueError(f"plugins must be importable modules, but {module!r} is not: {error}") from error
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is an accelerator where there is one, else the CPU.
-
-    `cuda` without a number is the GPU that belongs to this process: its LOCAL_RANK.
-
-    Raises:
-        ValueError: for a device that torch does not know, or that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        device = torch.device("cuda", local_rank()) if name == "cuda" else device
-        torch.empty((), device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0].split(". ")[0]
-        raise ValueError(f"device must be 'auto', 'cpu' or one that is there, got {name!r} ({reason})") from None
-    if device.type == "meta":
-        raise ValueError("device must be one that computes, got 'meta'")
-    return device

@@ -7,10 +7,11 @@ from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
 from agents import PolicyModule, make_policy
-from envs import ENVS, make_distribution
+from envs import ENVS, constructor, make_distribution
 from envs.tasks import EnvTasks
+from experiments import options
 from experiments.cli import pick_device
-from experiments.run import Recipe, RunConfig, check_shared, learner_arguments, parse_options
+from experiments.run import Recipe, RunConfig, check_shared, learner_arguments
 from metarl import MetaLearner
 from metarl.distributed import ALONE, Processes
 from metarl.errors import check_choice, check_int, check_real
@@ -66,8 +67,10 @@ class TrainConfig(RunConfig):
 def build_distribution(config: TrainConfig) -> EnvTasks:
     """The training tasks."""
     check_choice("env", config.env, ENVS)
-    given = parse_options("env_options", config.env_options)
+    given = options.read("env_options", config.env_options, constructor(config.env))
     if config.horizon is not None:
+        if "horizon" in given:
+            raise ValueError(f"env_options must not have horizon, which has been given as --horizon {config.horizon}")
         given["horizon"] = config.horizon
     return make_distribution(config.env, **given)
 

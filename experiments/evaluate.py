@@ -8,6 +8,7 @@ the episodes the scores are measured on come on top. Nothing in the run's folder
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -22,6 +23,7 @@ from experiments.run import load, step_sizes
 from experiments.tables import with_interval
 from metarl import Evaluation, MetaLearner, evaluate
 from metarl.errors import check_int
+from metarl.evaluation import note_if_worse
 from metarl.rl import ReinforcementLearning
 
 Schedule = Literal["halved", "constant"]
@@ -79,6 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps({**curves.summary(), **settings, "iterations": learner.iterations}))
     else:
         print_table(curves)
+        note = note_if_worse(curves.trained, learner.method.inner.steps, "return") if learner.iterations else None
+        if note is not None:
+            print(f"note: {note}", file=sys.stderr)
 
 
 def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:

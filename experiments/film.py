@@ -6,6 +6,7 @@ Writes `film.png`, a row for each task and number of gradient steps, and `film.g
 run's folder. The policy is adapted as in `experiments.evaluate`; on film it takes the mean, or likeliest, action.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from metarl.functional import call
 from metarl.inner import adapted
 from metarl.rl import ReinforcementLearning
 from metarl.rl.actions import clipper
-from metarl.tree import take
+from metarl.tree import float_leaf, take
 from metarl.types import Params, Task
 
 Frame = npt.NDArray[np.uint8]
@@ -100,17 +101,45 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
         check_int(name, getattr(given, name))
     if given.out is not None and given.out.exists() and not given.out.is_dir():
         raise ValueError(f"out must be a folder, got {given.out}")
-    return evaluate.prepare(
+    learner, source = evaluate.prepare(
         evaluate.Arguments(
             given.run, tasks=given.tasks, episodes=given.episodes, seed=given.seed, plugins=given.plugins, device="cpu"
         )
     )
+    check_renders(source, given.run)
+    return learner, source
+
+
+def check_renders(source: ReinforcementLearning, run: Path) -> None:
+    """Take one picture: adapting to the tasks would be for nothing without.
+
+    Raises:
+        ValueError: when the environment cannot be made with `render_mode="rgb_array"`, or gives no picture.
+    """
+    tasks = source.distribution
+    assert isinstance(tasks, EnvTasks)
+    choose_display()
+    task = {name: value[0] for name, value in tasks.sample(1, np.random.default_rng(0)).items()}
+    try:
+        with contextlib.closing(tasks.make(task, render_mode="rgb_array")) as env:
+            env.reset(seed=0)
+            picture(env)
+    except Exception as error:  # an environment that draws nothing says so in its own way
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"run must have an environment with render_mode='rgb_array' to be filmed, {run} has not"
+            f" ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def choose_display() -> None:
+    """Without a screen MuJoCo cannot open a window."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments) -> list[Scene]:
     """An episode of every task after every number of steps; task by task."""
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # there is no screen for MuJoCo to open a window on
     tasks = source.distribution
     assert isinstance(tasks, EnvTasks)
     oracle = source.sample(given.tasks, np.random.default_rng([given.seed, 3]))
@@ -140,7 +169,7 @@ def actor(
 
     @torch.no_grad()
     def act(observation: Any) -> Any:
-        leaf = next(iter(params.values()))
+        leaf = float_leaf(params)
         outputs: tuple[Tensor, ...] = call(policy, params, torch.as_tensor(np.asarray(observation)).to(leaf)[None])
         if isinstance(space, spaces.Box):
             return send(outputs[0])[0].numpy()
@@ -166,7 +195,8 @@ def episode(tasks: EnvTasks, task: Task, act: Callable[[Any], Any], seed: int, t
 def picture(env: gymnasium.Env[Any, Any]) -> Frame:
     """The environment now, `[height, width, 3]`, not larger than a film's picture."""
     frame = env.render()
-    assert isinstance(frame, np.ndarray)
+    if not isinstance(frame, np.ndarray):
+        raise TypeError(f"render gives {type(frame).__name__} and not an image")
     image = Image.fromarray(frame)
     image.thumbnail((SMALLER, SMALLER))
     return np.asarray(image)

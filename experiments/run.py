@@ -9,6 +9,7 @@ Of several processes, only the first one looks at folders and writes; it tells t
 import dataclasses
 import json
 import platform
+import re
 import signal
 import subprocess
 import time
@@ -23,7 +24,7 @@ from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 import torch
 import tyro
 
-from experiments import cli
+from experiments import cli, options
 from experiments.cli import import_plugins, pick_device
 from metarl import MetaLearner, checkpoint
 from metarl.callbacks import Callback, Checkpointing, ProgressBar
@@ -31,6 +32,7 @@ from metarl.checkpoint import write_json
 from metarl.distributed import ALONE, Processes, is_launched, launch, restarts
 from metarl.errors import check_int
 from metarl.logging import RunLog
+from metarl.outer import builder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,9 @@ class RunConfig:
 
 
 C = TypeVar("C", bound=RunConfig)
+
+LONGEST_ABOUT = 60
+"""Letters of the part of a run's default name that tells what is trained: also in four bytes each it is a file name."""
 
 CHANGEABLE = ("iterations", "device", "eval_every", "eval_tasks", "eval_seed", "save_every", "plugins")
 """Settings that a resumed run may change, because the training they belong to stays the same."""
@@ -163,7 +168,8 @@ def settled(recipe: Recipe[C], config: C) -> C:
         raise ValueError("name must be given under torchrun: a process that is started again looks for it, got None")
     config = recipe.settle(config)
     about = f"{recipe.about(config)}-{config.outer}-{config.seed}"
-    name = config.name or f"{about}-{time.strftime('%Y%m%d-%H%M%S')}"
+    built = re.sub(r"[^\w.+-]", "_", about)[:LONGEST_ABOUT]  # a plug-in's names may hold anything
+    name = config.name or f"{built}-{time.strftime('%Y%m%d-%H%M%S')}"
     # settled now: a run that is resumed for longer keeps its schedule
     anneal = config.iterations if config.anneal_iterations is None else config.anneal_iterations
     return dataclasses.replace(config, name=name, anneal_iterations=anneal)
@@ -346,29 +352,10 @@ def check_shared(config: RunConfig) -> None:
 def parse_outer_options(config: RunConfig) -> dict[str, Any]:
     """The options of the outer update from `hessian_data` and `outer_options`."""
     chosen: dict[str, Any] = {} if config.hessian_data is None else {"hessian_data": config.hessian_data}
-    return {**chosen, **parse_options("outer_options", config.outer_options)}
-
-
-def parse_options(argument: str, entries: Sequence[str]) -> dict[str, Any]:
-    """`name=value` entries; a value is JSON where it can be, else a word.
-
-    Raises:
-        ValueError: an entry without `=`.
-    """
-    options = {}
-    for entry in entries:
-        name, equals, value = entry.partition("=")
-        if not equals:
-            raise ValueError(f"{argument} must be name=value, got {entry!r}")
-        options[name] = _plain(value)
-    return options
-
-
-def _plain(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+    given = options.read("outer_options", config.outer_options, builder(config.outer))
+    if twice := sorted(set(chosen) & set(given)):
+        raise ValueError(f"outer_options must not have {twice}, which has been given as --hessian-data")
+    return {**chosen, **given}
 
 
 def step_sizes(learner: MetaLearner, steps: int, schedule: str) -> list[float]:

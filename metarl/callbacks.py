@@ -115,6 +115,7 @@ class HeldOutEvaluation(Callback):
                 steps=len(self.step_sizes),
                 step_sizes=self.step_sizes,
                 seed=self.seed,
+                warn=False,  # early in training the curve may fall for a while
             )
             for step, value in enumerate(curve.mean):
                 metrics[f"eval/{learner.source.score_name}_step_{step}"] = value

@@ -46,6 +46,14 @@ class NonFiniteError(ArithmeticError):
         return NonFiniteError(self.quantity, task, iteration, episode=self.episode, step=self.step, advice=self.advice)
 
 
+class HessianWarning(UserWarning):
+    """An outer update takes second derivatives that are not the objective's."""
+
+
+class MoreStepsWarning(UserWarning):
+    """More inner steps than in training make the score worse."""
+
+
 LARGEST = 2**63 - 1  # what a 64-bit generator or tensor size can hold
 
 

@@ -45,6 +45,26 @@ class Evaluation(NamedTuple):
         }
 
 
+def note_if_worse(evaluation: Evaluation, trained: int, score: str) -> str | None:
+    """What to tell where more inner steps than the `trained` make the score worse, else `None`.
+
+    Worse means: the mean over tasks of the change since step `trained` is negative by more than two standard errors.
+    """
+    steps, tasks = len(evaluation.scores) - 1, evaluation.scores.shape[1]
+    if steps <= trained or tasks < 2:
+        return None
+    change = evaluation.scores[trained + 1 :].double() - evaluation.scores[trained].double()  # paired: the same tasks
+    worse = change.mean(1) < -2 * change.std(1) / tasks**0.5
+    if not worse.any():
+        return None
+    step = trained + 1 + int(worse.nonzero()[0])
+    return (
+        f"{step} inner steps give a worse {score} than the {trained} of training: {evaluation.mean[step]:.4g} after"
+        f" {evaluation.mean[trained]:.4g}; use fewer steps, smaller ones after step {trained}, or train with"
+        f" inner_steps={step}"
+    )
+
+
 def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule], processes: Processes = ALONE) -> Evaluation:
     """Adapt to every task with one rule per step; score before the first step and after each, on data of its own.
 

@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,8 +22,8 @@ from metarl import checkpoint, tree
 from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
-from metarl.errors import NonFiniteError, check_int
-from metarl.evaluation import Evaluation, evaluate
+from metarl.errors import HessianWarning, MoreStepsWarning, NonFiniteError, check_int
+from metarl.evaluation import Evaluation, evaluate, note_if_worse
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
@@ -96,6 +97,7 @@ class MetaLearner:
         _check_at_least("meta_batch_size", meta_batch_size, processes.size, "as many processes")
         _check_at_least("episodes", getattr(source, "episodes", None), self.method.min_episodes, "this outer update")
         self.seed = check_int("seed", seed, minimum=0)
+        self._check_hessian()
         self.params: Params = source.initial_params()
         arguments: dict[str, Any] = {
             "learning_rate": learning_rate,
@@ -113,6 +115,7 @@ class MetaLearner:
         self._callbacks: list[Callback] = []
         self._saved_callbacks: list[tuple[str, dict[str, Any]]] = []
         self._stop_requested: str | None = None
+        self._warned_of_steps = False
 
     def learn(self, iterations: int, callbacks: Iterable[Callback] = ()) -> Self:
         """Train for `iterations` more iterations.
@@ -169,7 +172,10 @@ class MetaLearner:
             )
 
     def adapt(self, tasks: Tasks, steps: int | None = None) -> Params:
-        """The parameters adapted to each of `tasks`, stacked `[T, ...]`, after `steps` (default: as in training)."""
+        """The parameters adapted to each of `tasks`, stacked `[T, ...]`, after `steps` (default: as in training).
+
+        More steps than in training may make the score worse: `evaluate` tells.
+        """
         inner = self.method.inner
         if steps is not None:
             inner = inner._replace(steps=check_int("steps", steps, minimum=0))
@@ -183,6 +189,7 @@ class MetaLearner:
         steps: int = 3,
         step_sizes: Sequence[float | None] | None = None,
         seed: int = 1000,
+        warn: bool = True,
     ) -> Evaluation:
         """The score after 0, 1, ..., `steps` inner steps on held-out tasks.
 
@@ -193,6 +200,7 @@ class MetaLearner:
             steps: inner steps.
             step_sizes: an inner step size for each step; `None`, for all or for one: as in training.
             seed: of the tasks and of everything random in them; training is not disturbed.
+            warn: give a `MoreStepsWarning`, once, when more steps than in training make a trained score worse.
         """
         sizes = [self.inner_lr] * check_int("steps", steps, minimum=0) if step_sizes is None else step_sizes
         if len(sizes) != steps:
@@ -206,7 +214,13 @@ class MetaLearner:
                 " dataclasses.replace(learner.source, distribution=...)"
             )
         tasks = source.sample(check_int("num_tasks", num_tasks), rng)
-        return evaluate(self.params, tasks, rules, self.processes)
+        curve = evaluate(self.params, tasks, rules, self.processes)
+        if warn and self.iterations and not self._warned_of_steps:
+            note = note_if_worse(curve, self.method.inner.steps, self.source.score_name)
+            if note is not None:
+                self._warned_of_steps = True
+                warnings.warn(note, MoreStepsWarning, stacklevel=2)
+        return curve
 
     def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
         """The method's inner rule at each of the step sizes; `None` is the one of training."""
@@ -342,6 +356,15 @@ class MetaLearner:
         if self.outer_options or inner_lr is not None or inner_steps is not None:
             raise ValueError("inner_lr, inner_steps and outer_options go with a method's name; a Method has its own")
         return self.outer
+
+    def _check_hessian(self) -> None:
+        """Whether the source has the second derivatives that the method takes, where it can tell."""
+        if self.method.differentiates_twice and hasattr(self.source, "check_second_derivatives"):
+            self.source.check_second_derivatives()
+        reason: str | None = getattr(self.source, "hessian_warning", None)
+        if self.method.needs_hessian and reason is not None:
+            name = repr(self.outer) if isinstance(self.outer, str) else "this outer update"
+            warnings.warn(f"{name} uses the loss's Hessian, but {reason}", HessianWarning, stacklevel=3)
 
     def _restore_callbacks(self) -> None:
         """Give each callback the state of the first saved one of its kind."""

@@ -1,6 +1,6 @@
 """Arithmetic on parameters as values, and on stacked batches of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -77,3 +77,16 @@ def unflatten(rows: Tensor, like: Mapping[str, Tensor]) -> Params:
     """The inverse of `flatten`: rows `[T, P]` with the leaves of the stacked tree `like`."""
     pieces = torch.split(rows, [leaf[0].numel() for leaf in like.values()], dim=1)
     return {key: piece.reshape(leaf.shape) for (key, leaf), piece in zip(like.items(), pieces, strict=True)}
+
+
+def float_leaf(leaves: Mapping[str, Tensor] | Iterable[Tensor]) -> Tensor:
+    """The first floating-point leaf, whose dtype and device the others' are: one before it may be an integer.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    every = leaves.values() if isinstance(leaves, Mapping) else leaves
+    for leaf in every:
+        if leaf.is_floating_point():
+            return leaf
+    raise ValueError("parameters must have a floating-point leaf, got none")

@@ -71,7 +71,11 @@ class Agreeing(Protocol):
 
 
 class TaskSource(Protocol):
-    """Where batches of tasks come from, and the parameters training starts at."""
+    """Where batches of tasks come from, and the parameters training starts at.
+
+    A source may also have `check_second_derivatives()`, which raises a `ValueError` where its loss cannot be
+    differentiated twice, and `hessian_warning`, a sentence where the loss's Hessian is not the objective's.
+    """
 
     @property
     def score_name(self) -> str:

@@ -77,8 +77,13 @@ def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseli
         grads = pull_back(tasks, path, inner, gradients(tasks, end, batch), multiply, "inner")
         return MetaGrad(grads, scores(tasks, end, batch))
 
-    at_least = {"min_tasks": 2 if baseline == "tasks" else 1, "min_episodes": 2 if baseline == "trajectories" else 1}
-    return Method(update, Inner(sgd(inner_lr), inner_steps), **at_least)
+    return Method(
+        update,
+        Inner(sgd(inner_lr), inner_steps),
+        min_tasks=2 if baseline == "tasks" else 1,
+        min_episodes=2 if baseline == "trajectories" else 1,
+        differentiates_twice=True,
+    )
 
 
 def sampled(tasks: Tasks) -> SampledTasks:

@@ -5,6 +5,11 @@
 Both gradients use the same D_h, so their noise cancels. The default probe length delta |v| is r (1 + |w|), relative to
 the parameters: r = 1e-2 in float32, 1e-4 in float64. The published rule delta = 1 / (6 rho alpha |v|) has the constant
 probe length 1 / (6 rho alpha), so its error is a constant fraction of |v| that no batch size removes; it is an option.
+
+In float32 the default costs accuracy. With tanh policies of two layers of 32 units H v is 0.2 to 0.5 % off (median over
+tasks; at worst 1.4 %), with 100 units 0.5 to 1.7 % (at worst 6 %). That is the third derivative, not rounding: in
+float64 the error is 1e-6. In the meta-gradient it is multiplied by alpha: below 0.1 % at alpha = 0.1. With ReLUs the
+difference also sees the kinks that the Hessian does not.
 """
 
 from collections.abc import Callable
@@ -78,4 +83,5 @@ def hf_maml(
         raise ValueError(f"rho and delta='published' go together, got rho={rho!r} and delta={delta!r}")
     probe_length = relative_length if rho is None else published_length(rho, inner_lr)
     multiply = central_difference(probe_length)
-    return Method(adapt_and_pull_back(multiply, hessian_data), Inner(sgd(inner_lr), inner_steps))
+    update = adapt_and_pull_back(multiply, hessian_data)
+    return Method(update, Inner(sgd(inner_lr), inner_steps), needs_hessian=True)

@@ -72,4 +72,5 @@ def imaml(inner_lr: float = 0.1, inner_steps: int = 5, *, lam: float = 2.0, cg_s
         d, residual = conjugate_gradients(multiply, tree.flatten(end.grads), cg_steps)
         return end._replace(grads=tree.unflatten(d, phi), info={"cg_residual": residual})
 
-    return Method(update, Inner(prox_sgd(inner_lr, lam), inner_steps))
+    inner = Inner(prox_sgd(inner_lr, lam), inner_steps)
+    return Method(update, inner, needs_hessian=True, differentiates_twice=True)

@@ -28,4 +28,5 @@ def adapt_and_pull_back(multiply: Multiply, hessian_data: HessianData) -> OuterU
 @register("maml")
 def maml(inner_lr: float = 0.1, inner_steps: int = 1, *, hessian_data: HessianData = "fresh") -> Method:
     """Exact MAML; `hessian_data` says whether D_h is a fresh draw or D_in again (`inner`)."""
-    return Method(adapt_and_pull_back(hessian_vector_products, hessian_data), Inner(sgd(inner_lr), inner_steps))
+    update = adapt_and_pull_back(hessian_vector_products, hessian_data)
+    return Method(update, Inner(sgd(inner_lr), inner_steps), needs_hessian=True, differentiates_twice=True)

@@ -15,6 +15,8 @@ class Method(NamedTuple):
     inner: Inner
     min_tasks: int = 1  # in a batch: more than one where an update compares tasks
     min_episodes: int = 1  # of each task in a draw: more than one where an update compares them
+    needs_hessian: bool = False  # of the tasks' loss, exactly or by differences of gradients
+    differentiates_twice: bool = False  # takes exact Hessian-vector products, of whatever loss
 
 
 Builder = TypeVar("Builder", bound=Callable[..., Method])
@@ -46,6 +48,17 @@ def register(name: str) -> Callable[[Builder], Builder]:
         return builder
 
     return enter
+
+
+def builder(name: str) -> Callable[..., Method]:
+    """The builder registered as `name`.
+
+    Raises:
+        ValueError: for another name, with the nearest one.
+    """
+    if not isinstance(name, str) or name not in OUTER:
+        raise ValueError(f"outer must be one of {sorted(OUTER)}, got {name!r}{did_you_mean(name, OUTER)}")
+    return OUTER[name]
 
 
 def options(name: str) -> dict[str, Any]:
@@ -90,6 +103,4 @@ def make_method(name: str, inner_lr: float | None = None, inner_steps: int | Non
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
-    if not isinstance(name, str) or name not in OUTER:
-        raise ValueError(f"outer must be one of {sorted(OUTER)}, got {name!r}{did_you_mean(name, OUTER)}")
-    return dict(inspect.signature(OUTER[name]).parameters)
+    return dict(inspect.signature(builder(name)).parameters)

@@ -23,7 +23,7 @@ from metarl.rl.incoming import check_finite_episodes, check_functional, env_name
 from metarl.rl.policy import shared_state, stacked_forward
 from metarl.rl.rollout import NOISE_STEPS, Forward, Noise, Rollout, Steps, finished, sequences, step_through
 from metarl.rl.streams import Streams
-from metarl.tree import tree_map
+from metarl.tree import float_leaf, tree_map
 from metarl.types import Params, PureEnv
 
 UNIFORM_LOW = 2.0**-25
@@ -264,4 +264,4 @@ def _named(names: Sequence[Iterable[str]], leaves: Sequence[Tensor]) -> list[Par
 
 
 def _dtype(params: Params) -> torch.dtype:
-    return next(iter(params.values())).dtype
+    return float_leaf(params).dtype

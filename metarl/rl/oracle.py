@@ -23,9 +23,11 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
+from metarl.devices import pick_device
 from metarl.errors import NonFiniteError, check_choice, check_int, check_real
 from metarl.execution import Execution
 from metarl.functional import call
+from metarl.networks import check_second_derivatives
 from metarl.oracles import unwrapped
 from metarl.rl.actions import warn_if_clipped
 from metarl.rl.actor import Actor
@@ -41,11 +43,12 @@ from metarl.rl.advantages import (
 )
 from metarl.rl.distributions import distribution_for
 from metarl.rl.normalization import NormalizedPolicy
-from metarl.rl.policy import policy_params
+from metarl.rl.policy import check_policy, policy_params, probe_observations
 from metarl.rl.rollout import Rollout, array_length, lengthened
 from metarl.rl.streams import Streams
 from metarl.rl.sums import discounted_sums
 from metarl.rl.surrogates import Surrogate, make_surrogate, reinforce
+from metarl.tree import float_leaf
 from metarl.types import Batch, Params, Role, Task, TaskDistribution, Tasks
 
 log = logging.getLogger(__name__)
@@ -138,9 +141,14 @@ class ReinforcementLearning:
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         check_real("discount", self.discount, high=1.0, open_low=False)
         check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
+        self.device = pick_device(self.device)
+        if not isinstance(self.policy, nn.Module):
+            raise ValueError(f"policy must be a torch.nn.Module, got {self.policy!r}")
         self.policy = self._normalized_policy()
+        actor = self._make_actor()
         self.policy.to(self.device)
-        self.actor = self._make_actor()
+        check_policy(self.policy, self.distribution.observation_space, self.distribution.action_space)
+        self.actor = actor
         self._execution = self.execution or Execution(trace=True)
 
     def _make_actor(self) -> Actor:
@@ -196,10 +204,26 @@ class ReinforcementLearning:
 
     def initial_params(self) -> Params:
         """The policy's own values of the parameters its actions depend on."""
-        leaf = next(self.policy.parameters())
-        space = self.distribution.observation_space
-        obs = np.zeros(space.shape or (), space.dtype)
-        return policy_params(self.policy, torch.as_tensor(obs).to(leaf)[None])
+        return policy_params(self.policy, probe_observations(self.policy, self.distribution.observation_space))
+
+    def check_second_derivatives(self) -> None:
+        """Whether the policy can be differentiated twice, as exact Hessian-vector products need it.
+
+        Raises:
+            ValueError: naming the layer that cannot.
+        """
+        obs = probe_observations(self.policy, self.distribution.observation_space)
+        check_second_derivatives("policy", self.policy, obs)
+
+    @property
+    def hessian_warning(self) -> str | None:
+        """Why the second derivative of the loss is not the objective's, if it is not."""
+        if self.surrogate != "reinforce":
+            return None
+        return (
+            "surrogate='reinforce' has the right gradient but a wrong Hessian: use 'ratio' or 'dice', or a first-order"
+            " method"
+        )
 
     def advantages(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """The credit of each action `[T, E, L]`, and what it was divided by `[T]`."""
@@ -259,7 +283,7 @@ class RLTasks:
     def rollout(self, params: Params) -> Rollout:
         """One episode in every environment at stacked `params`."""
         source, actor = self._source, self._source.actor
-        horizon, episodes, dtype = source.distribution.horizon, source.episodes, next(iter(params.values())).dtype
+        horizon, episodes, dtype = source.distribution.horizon, source.episodes, float_leaf(params).dtype
         noise = actor.noise(self._vec, self._streams, horizon, episodes, dtype)
         try:
             rollout = actor.rollout(self._vec, params, noise)

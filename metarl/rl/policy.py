@@ -4,15 +4,21 @@ A policy is an `nn.Module` whose `forward(obs [B, ...])` returns the parameters 
 `functional_call` runs it with one set of parameters per task.
 """
 
+import copy
 import itertools
+from typing import Any
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import vmap
 
 from metarl import tree
 from metarl.functional import call
+from metarl.networks import check_network
 from metarl.rl.distributions import DistParams
+from metarl.tree import float_leaf
 from metarl.types import Params
 
 
@@ -25,6 +31,37 @@ def policy_params(policy: nn.Module, obs: Tensor) -> Params:
     named = [(name, leaf) for name, leaf in policy.named_parameters() if leaf.requires_grad]
     grads = torch.autograd.grad(outputs, [leaf for _, leaf in named], allow_unused=True)
     return {name: leaf.detach().clone() for (name, leaf), g in zip(named, grads, strict=True) if g is not None}
+
+
+def check_policy(policy: nn.Module, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Whether `policy` can be meta-trained on these spaces.
+
+    Raises:
+        ValueError: naming the layer that cannot be batched over tasks (see `metarl.networks`), or outputs that are not
+            the parameters of an action distribution.
+    """
+    obs = probe_observations(policy, observation_space)
+    outputs = check_network("policy", policy, obs, f"observations {list(obs.shape)}", rows_apart=True)
+    names = ["logits"] if isinstance(action_space, spaces.Discrete) else ["loc", "scale"]
+    shape = (int(action_space.n),) if isinstance(action_space, spaces.Discrete) else action_space.shape or ()
+    wanted, shapes = f"({', '.join(names)})", [(len(obs), *shape)] * len(names)
+    found = [tuple(output.shape) for output in outputs] if isinstance(outputs, tuple | list) else type(outputs).__name__
+    if found != shapes:
+        raise ValueError(f"policy's forward must return {wanted} of shapes {shapes} for {action_space}, got {found}")
+    if len(shapes) == 2 and not bool((outputs[1] > 0).all()):
+        raise ValueError("policy's forward must return (loc, scale) with a positive scale")
+
+
+def probe_observations(policy: nn.Module, space: spaces.Space[Any]) -> Tensor:
+    """Three observations `[3, ...]` of the space, as a policy is given them: in the dtype of its parameters."""
+    number, rng = 3, copy.deepcopy(space)
+    rng.seed(0)
+    obs = np.stack([np.asarray(rng.sample()) for _ in range(number)])
+    if isinstance(space, spaces.Discrete):  # different ones, where that can be
+        obs = space.start + np.arange(number) % space.n
+    elif np.issubdtype(obs.dtype, np.floating):
+        obs = obs.clip(-10, 10)
+    return torch.as_tensor(obs).to(float_leaf(policy.parameters()))
 
 
 def stacked_forward(policy: nn.Module, params: Params, shared: Params, obs: Tensor) -> DistParams:

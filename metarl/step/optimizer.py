@@ -1,5 +1,6 @@
 """Moving the parameters by the mean meta-gradient with any optimiser of `torch.optim`."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -79,7 +80,9 @@ class OptimizerStep:
         self.optimizer_name = optimizer.__name__ if known else None  # what a checkpoint can hold
         self._leaves = tree.detached(params)
         options = {"fused": True} if known and "fused" in inspect.signature(optimizer).parameters else {}
-        self._optimizer = optimizer(list(self._leaves.values()), lr=self.learning_rate, **options)
+        make = functools.partial(optimizer, lr=self.learning_rate, **options)
+        _try(optimizer, make, params)
+        self._optimizer = make(list(self._leaves.values()))
 
     def __call__(self, params: Params, tasks: Tasks, update: Update) -> Stepped:
         """Take the meta-gradient at `params` and step."""
@@ -103,4 +106,40 @@ class OptimizerStep:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self._optimizer.load_state_dict(state["optimizer"])
+        _restore_types(self._optimizer, state["optimizer"]["state"])
         self.steps = int(state["steps"])
+
+
+def _try(optimizer: OptimizerFactory, make: OptimizerFactory, params: Params) -> None:
+    """Take one step of the optimiser on copies of `params`, with gradients of zero.
+
+    Raises:
+        ValueError: naming the optimiser and why it cannot take an outer step.
+    """
+    name = getattr(optimizer, "__name__", repr(optimizer))
+    leaves = list(tree.detached(params).values())
+    for leaf in leaves:
+        leaf.grad = torch.zeros_like(leaf)
+    try:
+        trial = make(leaves)
+        if not isinstance(trial, torch.optim.Optimizer):
+            raise TypeError(f"it makes a {type(trial).__name__}")
+        closure = inspect.signature(type(trial).step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise TypeError("its step evaluates the loss again, but a meta-gradient is one draw")
+        trial.step()
+    except Exception as error:  # whatever a factory may raise
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"optimizer must take steps with the gradients of all parameters, like Adam or SGD; {name} cannot: {reason}"
+        ) from error
+
+
+def _restore_types(optimizer: torch.optim.Optimizer, saved: Mapping[int, Mapping[str, Any]]) -> None:
+    """Give the state its saved types again: torch casts it to the parameters', as NAdam's `mu_product`."""
+    leaves = [leaf for group in optimizer.param_groups for leaf in group["params"]]
+    for i, values in saved.items():
+        state = optimizer.state[leaves[i]]
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and state[key].dtype != value.dtype:
+                state[key] = value.detach().clone().to(state[key].device)

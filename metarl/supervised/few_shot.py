@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metarl.devices import pick_device
 from metarl.errors import check_choice, check_int
 from metarl.execution import Execution
 from metarl.functional import call
 from metarl.generators import torch_generator
+from metarl.networks import check_network, check_second_derivatives
 from metarl.supervised.class_sets import ClassSet, as_floats
 from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks
-from metarl.tree import detached
+from metarl.tree import detached, float_leaf
 from metarl.types import Batch, Params, Role
 
 Setting: TypeAlias = Literal["finite_sum", "resampling"]
@@ -77,6 +79,9 @@ class FewShot:
             raise ValueError(f"ways must be at most {len(self.classes)}, the number of classes, got {self.ways}")
         once = self.setting == "finite_sum"
         self.classes.check_enough(self.shots + self.queries if once else max(self.shots, self.queries))
+        self.device = pick_device(self.device)
+        if not isinstance(self.network, nn.Module):
+            raise ValueError(f"network must be a torch.nn.Module, got {self.network!r}")
         self.network.to(self.device)
         self._execution = self.execution or Execution()
         self._check_network()
@@ -122,24 +127,33 @@ class FewShot:
 
     def _batch(self, images: Tensor) -> Batch:
         """Images `[T, ways, n, ...]` as data of the loss: x `[T, ways n, ...]` and their labels y `[T, ways n]`."""
-        leaf = next(self.network.parameters())
+        leaf = float_leaf(self.network.parameters())
         x = as_floats(images.flatten(1, 2), leaf)
         y = torch.arange(self.ways, device=leaf.device).repeat_interleave(images.shape[2])
         return {"x": x, "y": y.expand(len(x), -1)}
 
     def _check_network(self) -> None:
         """One image of each of N classes must give N rows of N logits."""
-        images = self._batch(torch.stack([x[:1] for x in self.classes.images[: self.ways]])[None])["x"][0]
+        images = self._probe()
         wanted = (self.ways, self.ways)
-        try:
-            with torch.no_grad():
-                found = tuple(self.network(images).shape)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"network must take images {self.classes.image_shape}, but: {error}") from error
+        takes = f"images {self.classes.image_shape}"
+        found = tuple(check_network("network", self.network, images, takes).shape)
         if found != wanted:
             raise ValueError(
                 f"network must give {self.ways} images {wanted} logits, one for each of the ways, got {found}"
             )
+
+    def check_second_derivatives(self) -> None:
+        """Whether the network can be differentiated twice, as exact Hessian-vector products need it.
+
+        Raises:
+            ValueError: naming the layer that cannot.
+        """
+        check_second_derivatives("network", self.network, self._probe())
+
+    def _probe(self) -> Tensor:
+        """One image of each of N classes."""
+        return self._batch(torch.stack([x[:1] for x in self.classes.images[: self.ways]])[None])["x"][0]
 
 
 def _some(total: int, number: int, generator: torch.Generator) -> Tensor:

@@ -55,13 +55,14 @@ class SupervisedTasks:
 
     def objective(self, batch: Batch) -> Tensor:
         """Zero for each data point: how adaptation ended cannot be the doing of the sampled data (see `e_maml`)."""
-        leaf = next(iter(batch.values()))
-        return leaf.new_zeros(len(leaf) if leaf.ndim else 1)
+        leaves = list(batch.values())
+        dtype = next((leaf.dtype for leaf in leaves if leaf.is_floating_point()), torch.get_default_dtype())
+        return torch.zeros(_points(leaves, 0), dtype=dtype, device=leaves[0].device)
 
     def cost(self, batch: Batch) -> Mapping[str, int]:
         """Samples: the data points of all tasks."""
-        leaf = next(iter(batch.values()))
-        return {"samples": leaf.shape[0] * (leaf.shape[1] if leaf.ndim > 1 else 1)}
+        leaves = list(batch.values())
+        return {"samples": len(leaves[0]) * _points(leaves, 1)}
 
 
 class FiniteSumTasks(SupervisedTasks):
@@ -223,6 +224,11 @@ class FiniteSumSource:
         if rows is not None:
             return self.tasks.subset(rows, generator)
         return self.tasks if generator is None else self.tasks.seeded(generator)
+
+
+def _points(leaves: list[Tensor], dim: int) -> int:
+    """The data points of a task, in dimension `dim`: of the first leaf that has it; others are numbers of the task."""
+    return next((leaf.shape[dim] for leaf in leaves if leaf.ndim > dim), 1)
 
 
 def _check_batch_size(name: str, size: int, set_name: str, data: Batch) -> None:

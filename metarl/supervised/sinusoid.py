@@ -15,13 +15,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from metarl.devices import pick_device
 from metarl.errors import check_choice, check_int
 from metarl.execution import Execution
 from metarl.functional import call
 from metarl.generators import torch_generator
+from metarl.networks import check_network, check_second_derivatives
 from metarl.supervised.networks import mlp
 from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks
-from metarl.tree import detached
+from metarl.tree import detached, float_leaf
 from metarl.types import Batch, Params, Role
 
 AMPLITUDES, PHASES, INPUTS = (0.1, 5.0), (0.0, math.pi), (-5.0, 5.0)
@@ -64,6 +66,8 @@ class Sinusoids:
         check_int("queries", self.queries)
         check_choice("setting", self.setting, ("finite_sum", "resampling"))
         network = mlp(1, 1, hidden=(40, 40), seed=self.seed) if self.network is None else self.network
+        shapes_only = str(self.device) == "meta"  # which computes nothing
+        self.device = torch.device("meta") if shapes_only else pick_device(self.device)
         self.network = network.to(self.device)
         self._check_network()
 
@@ -114,15 +118,25 @@ class Sinusoids:
     def _leaf(self) -> Tensor:
         """A parameter: data have its precision and live where it does."""
         assert self.network is not None
-        return next(self.network.parameters())
+        return float_leaf(self.network.parameters())
+
+    def check_second_derivatives(self) -> None:
+        """Whether the network can be differentiated twice, as exact Hessian-vector products need it.
+
+        Raises:
+            ValueError: naming the layer that cannot.
+        """
+        assert self.network is not None
+        check_second_derivatives("network", self.network, self._probe())
+
+    def _probe(self) -> Tensor:
+        """Two points."""
+        leaf = self._leaf()
+        return torch.linspace(*INPUTS, 2, dtype=leaf.dtype, device=leaf.device)[:, None]
 
     def _check_network(self) -> None:
         """Two points in must give two out, each alone in its row."""
         assert self.network is not None
-        try:
-            with torch.no_grad():
-                found = list(self.network(self._leaf().new_zeros(2, 1)).shape)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"network must take points [n, 1], but: {error}") from error
+        found = list(check_network("network", self.network, self._probe(), "points [n, 1]").shape)
         if found != [2, 1]:
             raise ValueError(f"network must give two points [2, 1], got {found}")

@@ -202,7 +202,7 @@ def _unit(vectors: Params) -> Params:
 
 def _nearby(w: Params, radius: float, generator: torch.Generator) -> Params:
     """A point for every task in a random direction from w, at a distance uniform in (0, `radius`)."""
-    leaf = next(iter(w.values()))
+    leaf = tree.float_leaf(w)
     distances = radius * torch.rand(len(leaf), generator=generator, device=generator.device, dtype=leaf.dtype).to(leaf)
     return vmap(tree.add_scaled)(w, distances, _unit(_random_directions(w, generator)))
 

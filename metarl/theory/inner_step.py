@@ -32,8 +32,11 @@ def recommended_inner_lr(L: float, inner_steps: int) -> float:
     return 1 / (8 * check_int("inner_steps", inner_steps) * check_real("L", L))
 
 
-def warn_if_too_large(inner_lr: float, L: float, inner_steps: int) -> bool:
-    """Give a `TheoryWarning` when alpha L is not below the bound; returns whether it did."""
+def warn_if_too_large(inner_lr: float, L: float, inner_steps: int, *, stacklevel: int = 2) -> bool:
+    """Give a `TheoryWarning` when alpha L is not below the bound; returns whether it did.
+
+    `stacklevel` is that of `warnings.warn`.
+    """
     alpha_l = check_real("inner_lr", inner_lr) * check_real("L", L, open_low=False)
     bound = inner_lr_bound(inner_steps)
     if alpha_l < bound:
@@ -42,6 +45,6 @@ def warn_if_too_large(inner_lr: float, L: float, inner_steps: int) -> bool:
         f"inner_lr = {inner_lr:.4g} with L = {L:.4g} makes alpha L = {alpha_l:.4g}, but for {inner_steps} inner steps "
         f"theory needs less than {bound:.4g} and would choose inner_lr = {recommended_inner_lr(L, inner_steps):.4g}",
         TheoryWarning,
-        stacklevel=2,
+        stacklevel=stacklevel,
     )
     return True

@@ -244,3 +244,48 @@ def test_spaces_that_are_refused(observation_space: Any, action_space: Any, mess
 def test_policy_kwargs_that_are_refused(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_policy(VECTOR, REACH, policy_kwargs=kwargs)
+
+
+class Failing(BaseFeaturesExtractor):
+    def __init__(self, observation_space: gymnasium.Space[Any]) -> None:
+        super().__init__(observation_space, 8)
+        raise RuntimeError("no weights at hand")
+
+
+def test_a_failing_features_extractor_says_what_failed() -> None:
+    """Every RuntimeError was an image of fewer than 36 x 36 pixels."""
+    for space in (VECTOR, IMAGE):
+        with pytest.raises(ValueError, match="Failing raised RuntimeError: no weights at hand") as error:
+            make_policy(space, REACH, policy_kwargs={"features_extractor_class": Failing})
+        assert "36" not in str(error.value)
+
+
+def test_the_old_form_of_net_arch_is_today_s_with_a_warning() -> None:
+    arch = {"pi": [5], "vf": [6]}
+    with pytest.warns(UserWarning, match="write net_arch=") as caught:
+        old = make_policy(VECTOR, REACH, policy_kwargs={"net_arch": [arch]}, seed=3)
+    assert caught[0].filename == __file__
+    new = make_policy(VECTOR, REACH, policy_kwargs={"net_arch": arch}, seed=3)
+    assert all(torch.equal(x, new.state_dict()[key]) for key, x in old.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        *(({"net_arch": [units]}, f"net_arch.*must be an integer.*{units}") for units in (-1, 0, 2.5, True, "8")),
+        ({"net_arch": {"pi": [8], "vf": [-1]}}, "net_arch.*-1"),
+        ({"net_arch": {"actor": [8]}}, "net_arch.* must be a list of layers"),
+        ({"net_arch": 64}, "net_arch.* must be a list of layers"),
+        ({"net_arch": [8, {"pi": [8]}]}, "shared layers"),
+        ({"activation_fn": "tanh"}, r"activation_fn.*did you mean torch.nn.Tanh\?"),
+        ({"activation_fn": torch.tanh}, "activation_fn.*class derived from Module"),
+        ({"features_extractor_class": nn.Linear}, "features_extractor_class.*BaseFeaturesExtractor"),
+        ({"optimizer_class": "adam"}, "optimizer_class.*did you mean torch.optim.Adam"),
+        ({"log_std_init": "-1"}, "log_std_init.*finite number"),
+        ({"features_extractor_kwargs": {"no_such": 1}}, "raised TypeError.*no_such"),
+        ("net_arch", "policy_kwargs must be a mapping"),
+    ],
+)
+def test_other_policy_kwargs_that_cannot_be(kwargs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_policy(VECTOR, REACH, policy_kwargs=kwargs)

@@ -391,3 +391,38 @@ def test_parameters_outside_the_space_are_allowed() -> None:
     assert pendulum().make({"g": 99.0}).unwrapped.g == 99.0
     with pytest.raises(AssertionError):
         Pictures(1, np.zeros(3))  # what the tests above rely on
+
+
+class OldReset(gymnasium.Env):
+    observation_space, action_space = Box(-1.0, 1.0, (2,)), Box(-1.0, 1.0, (1,))
+
+    def __init__(self, g: float) -> None: ...
+
+    def reset(self, **kwargs: Any) -> Any:
+        return np.zeros(2, np.float32)
+
+
+class WithoutSeed(OldReset):
+    def reset(self) -> Any:
+        return np.zeros(2, np.float32), {}
+
+
+class NotGymnasium:
+    def __init__(self, g: float) -> None: ...
+
+    def reset(self) -> Any: ...
+
+    def step(self, action: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (OldReset, r"reset must return \(observation, info\), unlike the old Gym interface"),
+        (WithoutSeed, r"reset\(\*, seed=None, options=None\).*'seed'"),
+        (NotGymnasium, "env must return a gymnasium.Env.*old Gym interface"),
+    ],
+)
+def test_the_old_gym_interface(env: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GymTasks(env, gymnasium.spaces.Dict({"g": Box(0.0, 1.0, ())}), horizon=3)

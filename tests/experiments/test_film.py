@@ -110,3 +110,23 @@ def test_missing_run(tmp_path: Path) -> None:
     outcome = runs.call("film", tmp_path / "none")
     assert outcome.code == 2
     assert "none/config.json" in outcome.err
+
+
+@pytest.mark.parametrize("frame", [None, "text", RuntimeError("no display")])
+def test_an_environment_without_pictures_is_refused_before_the_work(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame: object
+) -> None:
+    def render(self: object) -> object:
+        if isinstance(frame, Exception):
+            raise frame
+        return frame
+
+    def must_not_start(*_: object) -> None:
+        raise AssertionError("it starts")
+
+    monkeypatch.setattr("envs.functional.FunctionalGymEnv.render", render)
+    monkeypatch.setattr(film, "shoot", must_not_start)
+    outcome = runs.call("film", run, "--out", tmp_path / "out")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: run must have an environment with render_mode='rgb_array'")
+    assert not (tmp_path / "out").exists()

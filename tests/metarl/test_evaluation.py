@@ -10,6 +10,7 @@ import torch
 from agents import make_policy
 from envs import Navigation
 from metarl import MetaLearner, evaluate
+from metarl.errors import MoreStepsWarning
 from metarl.inner import sgd
 from metarl.rl import ReinforcementLearning, RLTasks
 from metarl.supervised import FiniteSumSource, FiniteSumTasks
@@ -112,3 +113,24 @@ def test_no_graph_and_parameters_are_left_alone() -> None:
     curve = evaluate(w, TASKS, [sgd(0.1)] * 3)
     assert not curve.scores.requires_grad
     assert w["w"].item() == pytest.approx(0.3)
+
+
+def test_more_steps_than_trained_warn_once_where_they_are_worse() -> None:
+    """alpha a = 1.5 and 3: a step too long for the second task; the third step is worse than the first."""
+    source = FiniteSumSource(
+        FiniteSumTasks(TASKS.loss, {"a": torch.tensor([2.5, 2.5, 2.5]), "c": torch.tensor([1.0, -1.0, 0.9])}), PARAMS
+    )
+    learner = MetaLearner(source, inner_lr=1.0, meta_batch_size=3)
+    learner.evaluate(num_tasks=3, steps=3)  # it has not been trained for anything
+    learner.learn(1)
+    learner.evaluate(num_tasks=3, steps=1)
+    learner.evaluate(num_tasks=3, steps=3, warn=False)
+    with pytest.warns(MoreStepsWarning, match="2 inner steps give a worse minus_loss than the 1") as caught:
+        learner.evaluate(num_tasks=3, steps=3)
+    assert caught[0].filename == __file__
+    learner.evaluate(num_tasks=3, steps=3)
+
+
+def test_more_steps_that_help_do_not_warn() -> None:
+    learner = MetaLearner(FiniteSumSource(TASKS, PARAMS), inner_lr=0.1, meta_batch_size=2).learn(1)
+    assert learner.evaluate(num_tasks=2, steps=4).mean[4] > learner.evaluate(num_tasks=2, steps=4).mean[1]

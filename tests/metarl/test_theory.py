@@ -309,6 +309,7 @@ def test_no_warning_below_the_bound(L: float) -> None:
 # Step sizes
 
 
+@pytest.mark.filterwarnings("ignore::metarl.theory.TheoryWarning")  # the formula, beyond the theorem's range
 @pytest.mark.parametrize(("method", "inverse"), [("maml", 12), ("fo_maml", 18), ("hf_maml", 25)])
 def test_fallah_rule(method: str, inverse: int) -> None:
     rule = fallah_rule(method, L=2.0, rho=3.0, inner_lr=0.5)  # L~ = 8 + 3 |g|
@@ -317,6 +318,7 @@ def test_fallah_rule(method: str, inverse: int) -> None:
     assert rule.step_size(0.0) == pytest.approx(1 / (8 * inverse))
 
 
+@pytest.mark.filterwarnings("ignore::metarl.theory.TheoryWarning")  # the formula, beyond the theorem's range
 def test_ji_rule() -> None:
     """L = 2, rho = 3, alpha = 1/4, N = 2: 1.5^4 2 = 10.125; (1.5 0.75 + 1.5 2.25 0.5) 2.25 = 6.328125."""
     assert ji_slope(2.0, 3.0, 0.25, 2) == pytest.approx(6.328125)
@@ -326,6 +328,7 @@ def test_ji_rule() -> None:
     assert ji_rule(2.0, 3.0, 0.25, 2, c_beta=40.0).step_size(2.0) == pytest.approx(2 * rule.step_size(2.0))
 
 
+@pytest.mark.filterwarnings("ignore::metarl.theory.TheoryWarning")  # the formula, beyond the theorem's range
 def test_ji_with_one_step_of_length_one_is_fallah() -> None:
     """At alpha = 1/L: `4 L + 2 rho alpha |g|` in both."""
     ji, fallah = ji_rule(2.0, 3.0, 0.5, 1), fallah_rule("maml", 2.0, 3.0, 0.5)
@@ -414,3 +417,20 @@ def test_bad_arguments(call: Callable[[], Any], named: str) -> None:
 def bad_estimate(**settings: Any) -> Constants:
     tasks, params = problems.quadratics()
     return estimate(params, tasks, generator(), Estimation(**settings))
+
+
+@pytest.mark.parametrize(("method", "largest"), [("maml", 1.0), ("fo_maml", 0.1), ("hf_maml", 1 / 6)])
+def test_a_step_beyond_the_theorem_s_range_gives_a_warning(method: str, largest: float) -> None:
+    L = 0.7
+    fallah_rule(method, L, 1.0, largest / L)  # no warning: the range includes its end
+    for factor in (1.01, 3.0):
+        with pytest.warns(TheoryWarning, match=f"the theorem for {method} needs at most {largest:.4g}") as caught:
+            fallah_rule(method, L, 1.0, factor * largest / L)
+        assert caught[0].filename == __file__
+
+
+def test_n_steps_beyond_the_theorem_s_range_give_a_warning() -> None:
+    ji_rule(1.0, 1.0, 0.99 * (2 ** (1 / 4) - 1), 2)
+    with pytest.warns(TheoryWarning, match="for 2 inner steps theory needs less than 0.1892") as caught:
+        ji_rule(1.0, 1.0, 0.19, 2)
+    assert caught[0].filename == __file__

@@ -1,0 +1,175 @@
+"""Options given as name=value on a command line, read by the types of what receives them.
+
+    read("outer_options", ("lam=2", "cg_steps=5"), make_imaml)  ->  {"lam": 2.0, "cg_steps": 5}
+
+The types are the annotations of the receiver's parameters, or the types of their defaults. What the receiver does not
+have is read by its looks, and left to the receiver to refuse.
+"""
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from metarl.errors import check_choice
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+NONE = ("none", "null")
+WANTED = {bool: "true or false", int: "an integer", float: "a number", str: "a word", type(None): "none"}
+
+
+def read(argument: str, entries: Iterable[str], receiver: Callable[..., Any]) -> dict[str, Any]:
+    """The options in `entries` as keyword arguments of `receiver`.
+
+    Booleans are true, yes, on, 1 or false, no, off, 0, and None is none or null, in any case. A sequence is a JSON list
+    or its members with commas between them.
+
+    Raises:
+        ValueError: an entry without `=`, a name that is given twice, or a value of another type than the receiver's.
+
+    Example:
+        >>> def receiver(contact_forces: bool = True, goals: tuple[float, ...] = (), threads: int | None = 1): ...
+        >>> read("env_options", ["contact_forces=False", "goals=1,2", "threads=None"], receiver)
+        {'contact_forces': False, 'goals': (1.0, 2.0), 'threads': None}
+        >>> read("env_options", ["contact_forces=maybe"], receiver)
+        Traceback (most recent call last):
+        ValueError: env_options: contact_forces must be true or false, got 'maybe'
+    """
+    parameters = inspect.signature(receiver, eval_str=True).parameters
+    options: dict[str, Any] = {}
+    for entry in entries:
+        name, equals, text = entry.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{argument} must be name=value, got {entry!r}")
+        if name in options:
+            raise ValueError(f"{argument} must name an option once, got {name!r} twice")
+        wanted = _type(parameters[name]) if name in parameters else Any
+        try:
+            options[name] = value(text, wanted)
+        except _Unfit:
+            if get_origin(wanted) is Literal:
+                check_choice(f"{argument}: {name}", text, [str(choice) for choice in get_args(wanted)])
+            raise ValueError(f"{argument}: {name} must be {described(wanted)}, got {_by_looks(text)!r}") from None
+    return options
+
+
+class _Unfit(Exception):
+    """A text that is no value of the wanted type."""
+
+
+def value(text: str, wanted: Any) -> Any:
+    """`text` as a value of the type `wanted`; of a union, its words and numbers before its strings."""
+    origin, members = get_origin(wanted), get_args(wanted)
+    if origin in (Union, types.UnionType):
+        return _first_fit(text, sorted(members, key=lambda member: member is str))
+    if origin is typing.Annotated:
+        return value(text, members[0])
+    if origin is Literal:
+        return _one_of(text, members)
+    if wanted in READERS:
+        return READERS[wanted](text)
+    if isinstance(container := origin or wanted, type) and issubclass(container, tuple | list | Sequence):
+        return _sequence(text, container, members)
+    return _by_looks(text)
+
+
+def described(wanted: Any) -> str:
+    """The type `wanted` in words."""
+    origin, members = get_origin(wanted), get_args(wanted)
+    if origin in (Union, types.UnionType):
+        return " or ".join(described(member) for member in members)
+    if origin is not None and members and isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"a list, each of it {described(members[0])}"
+    return WANTED.get(wanted, "a list" if isinstance(wanted, type) and issubclass(wanted, Sequence) else str(wanted))
+
+
+def _type(parameter: inspect.Parameter) -> Any:
+    """A parameter's annotation, or the type of its default, which a `None` does not tell."""
+    if parameter.annotation is not parameter.empty:
+        return parameter.annotation
+    return Any if parameter.default in (parameter.empty, None) else type(parameter.default)
+
+
+def _first_fit(text: str, members: Iterable[Any]) -> Any:
+    for member in members:
+        try:
+            return value(text, member)
+        except _Unfit:
+            continue
+    raise _Unfit
+
+
+def _one_of(text: str, choices: Iterable[Any]) -> Any:
+    for choice in choices:
+        if text == str(choice):
+            return choice
+    raise _Unfit
+
+
+def _boolean(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in TRUE + FALSE:
+        raise _Unfit
+    return word in TRUE
+
+
+def _none(text: str) -> None:
+    if text.strip().lower() not in NONE:
+        raise _Unfit
+
+
+def _number(kind: type[int] | type[float]) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise _Unfit from None
+
+    return number
+
+
+READERS: dict[Any, Callable[[str], Any]] = {
+    bool: _boolean,
+    int: _number(int),
+    float: _number(float),
+    str: str,
+    type(None): _none,
+    None: _none,
+}
+
+
+def _sequence(text: str, container: type, members: tuple[Any, ...]) -> Any:
+    """A JSON list or members with commas between them, each of the member's type."""
+    found = _json(text)
+    if not isinstance(found, list):
+        found = [part.strip() for part in text.split(",") if part.strip()]
+    texts = [part if isinstance(part, str) else json.dumps(part) for part in found]
+    kinds: Sequence[Any] = [member for member in members if member is not Ellipsis] or [Any]
+    fixed = container is tuple and len(kinds) > 1
+    if fixed and len(kinds) != len(texts):
+        raise _Unfit
+    values = [value(part, kinds[i if fixed else 0]) for i, part in enumerate(texts)]
+    return values if issubclass(container, list) else tuple(values)
+
+
+def _by_looks(text: str) -> Any:
+    """A boolean or None by its word, JSON where it can be, else a string."""
+    word = text.strip().lower()
+    if word in ("true", "yes", "on", "false", "no", "off"):
+        return _boolean(word)
+    if word in NONE:
+        return None
+    found = _json(text)
+    return text if found is _NO_JSON else found
+
+
+_NO_JSON = object()
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return _NO_JSON
