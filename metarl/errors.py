@@ -57,6 +57,35 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> str:
     raise ValueError(f"{name} must be one of {sorted(choices)}, got {value!r}{did_you_mean(value, choices)}")
 
 
+def check_has(name: str, value: object, methods: Iterable[str], wanted: str) -> None:
+    """Raise a `ValueError` that names the argument where `value` is a class, or lacks one of `methods`.
+
+    `wanted` says what was wanted, as `a task source such as metarl.rl.ReinforcementLearning`.
+    """
+    missing = [method for method in methods if not hasattr(value, method)]
+    if missing or isinstance(value, type):
+        lacks = f" without {', '.join(missing)}" if missing else ", a class"
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}{lacks}")
+
+
+def check_type(name: str, value: object, types: type | tuple[type, ...], wanted: str) -> None:
+    """Raise a `ValueError` that names the argument where `value` is of another type; `wanted` as in `check_has`."""
+    if not isinstance(value, types):
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+
+
+def check_callable(name: str, value: object, wanted: str) -> None:
+    """Raise a `ValueError` that names the argument where `value` cannot be called."""
+    if not callable(value):
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """`value` for a message, not longer than a line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:70]}... ({type(value).__name__})"
+
+
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
     """A closing half sentence with the nearest valid choice, or nothing."""
     near = difflib.get_close_matches(str(value), list(choices), n=1)
