@@ -18,7 +18,8 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor, nn
 
-from metarl.errors import did_you_mean
+from metarl.errors import check_int, did_you_mean
+from metarl.generators import DrawingFrom
 
 CRITIC = [32, 32]
 """The critic's hidden layers where `net_arch` says nothing about them: it is not meta-trained, so it is kept small."""
@@ -130,8 +131,8 @@ def build(
     # copies: SB3 writes into these dictionaries, and its CNN draws a sample from the space
     spaces = copy.deepcopy((observation_space, action_space))
     kwargs = copy.deepcopy(dict(policy_kwargs))
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_int("seed", seed, minimum=0))
+    with DrawingFrom(generator), torch.device("cpu"):
         try:
             return policy_class(*spaces, lambda _: 0.0, **kwargs)
         except RuntimeError as error:  # a convolution larger than the image

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents.policy import PolicyModule, build, check_policy_kwargs, check_spaces
 from metarl.errors import did_you_mean
+from metarl.generators import DrawingFrom
 
 PREFIX = "policy."  # of a PolicyModule's parameters, which SB3's own names lack
 
@@ -56,7 +57,7 @@ def to_sb3(
     for name in ("policy_kwargs", "use_sde"):
         if name in ppo_kwargs:
             raise ValueError(f"ppo_kwargs must not have {name!r}: the policy decides it")
-    with torch.random.fork_rng(devices=[]):  # SB3's initial weights are overwritten at once
+    with DrawingFrom(torch.Generator()):  # SB3's initial weights are overwritten at once
         model = PPO(type(policy.policy), env, policy_kwargs=copy.deepcopy(policy.policy_kwargs), **ppo_kwargs)
     model.policy.load_state_dict(policy.policy.state_dict())
     weights = dict(model.policy.named_parameters())

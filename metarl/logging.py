@@ -1,8 +1,8 @@
 """Writing a run down: a line of JSON per iteration, and the same numbers in TensorBoard."""
 
 import json
+import logging
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,8 @@ from metarl.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from metarl.learner import MetaLearner
+
+logger = logging.getLogger(__name__)
 
 Line: TypeAlias = dict[str, float | None]
 """One iteration's metrics; `None` where a number was not finite."""
@@ -83,7 +85,7 @@ class RunLog(Callback):
         there = {_iteration(line) for line in kept}
         first = min(there, default=1) if texts else iterations + 1  # training may have begun without a log
         if missing := [number for number in range(first, iterations + 1) if number not in there]:
-            warnings.warn(f"{self.path} lacks {_ranges(missing)}: it was damaged; curves have gaps there", stacklevel=2)
+            logger.warning("%s lacks %s: it was damaged; curves have gaps there", self.path, _ranges(missing))
 
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
         line = json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}) + "\n"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarl.errors import check_choice, check_int
+from metarl.generators import DrawingFrom
 
 Downsampling: TypeAlias = Literal["pool", "stride"]
 """How a block halves the image: 2 x 2 max-pooling, or a convolution with stride 2."""
@@ -121,6 +122,6 @@ def mlp(in_features: int, ways: int, *, hidden: Sequence[int] = (64, 64), seed: 
 
 
 def _seeded(build: Callable[[], nn.Sequential], seed: int) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(check_int("seed", seed, minimum=0))
+    generator = torch.Generator().manual_seed(check_int("seed", seed, minimum=0))
+    with DrawingFrom(generator), torch.device("cpu"):
         return build()
