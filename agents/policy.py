@@ -18,7 +18,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor, nn
 
-from metarl.errors import check_int, did_you_mean
+from metarl.errors import check_int, check_type, did_you_mean
 from metarl.generators import DrawingFrom
 
 CRITIC = [32, 32]
@@ -163,6 +163,7 @@ def check_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if one of these is on, or a name is unknown.
     """
+    check_type("policy_kwargs", policy_kwargs, Mapping, "a mapping, as PPO takes it")
     for name in policy_kwargs:
         if name in {"use_sde", "squash_output"} and policy_kwargs[name]:
             raise ValueError(f"policy_kwargs[{name!r}] must be False: its distribution is not a plain normal one")

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage, is_vecen
 from torch import Tensor
 
 from agents.policy import PolicyModule, build, check_policy_kwargs, check_spaces
-from metarl.errors import did_you_mean
+from metarl.errors import check_type, did_you_mean
 from metarl.generators import DrawingFrom
 
 PREFIX = "policy."  # of a PolicyModule's parameters, which SB3's own names lack
@@ -51,6 +51,7 @@ def to_sb3(
         >>> obs, _ = env.reset(seed=0)
         >>> action, _ = model.predict(obs, deterministic=True)
     """
+    check_type("policy", policy, PolicyModule, "a PolicyModule, as make_policy gives")
     params = params or {}
     _check_params(policy, params)
     _check_env(policy, env)
@@ -74,6 +75,7 @@ def from_sb3(model: OnPolicyAlgorithm) -> PolicyModule:
         ValueError: for a policy that is not an `ActorCriticPolicy` with plain normal or categorical actions over a Box
             or Discrete observation space, or one that computes its distribution in its own way.
     """
+    check_type("model", model, OnPolicyAlgorithm, "a PPO or A2C model of Stable-Baselines3")
     source = model.policy
     if not isinstance(source, ActorCriticPolicy):
         raise ValueError(f"model must have an ActorCriticPolicy (PPO, A2C), got {type(source).__name__}")

@@ -1,9 +1,9 @@
 """What is wanted of the arguments of `MetaLearner`: sources, batches of tasks, callbacks and step sizes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from metarl.callbacks import Callback
-from metarl.errors import check_has, check_real, check_type, shown
+from metarl.errors import check_has, check_type, shown
 
 
 def check_source(name: str, source: object) -> None:
@@ -30,17 +30,6 @@ def check_callbacks(callbacks: object) -> list[Callback]:
     for callback in given:
         check_type("callbacks", callback, Callback, "objects of subclasses of metarl.callbacks.Callback")
     return given
-
-
-def check_step_sizes(step_sizes: object) -> Sequence[float | None]:
-    """The step sizes; `None` is the one of training.
-
-    Raises:
-        ValueError: for what is not a sequence of positive numbers and `None`.
-    """
-    if isinstance(step_sizes, str) or not isinstance(step_sizes, Sequence):
-        raise ValueError(f"step_sizes must be a list with a number or None for each step, got {shown(step_sizes)}")
-    return [None if size is None else check_real("step_sizes", size) for size in step_sizes]
 
 
 def check_at_least(name: str, value: int | None, minimum: int, needed_by: str) -> None:

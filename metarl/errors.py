@@ -2,8 +2,10 @@
 
 import difflib
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
+
+import torch
 
 
 class NonFiniteError(ArithmeticError):
@@ -78,6 +80,24 @@ def check_callable(name: str, value: object, wanted: str) -> None:
     """Raise a `ValueError` that names the argument where `value` cannot be called."""
     if not callable(value):
         raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+
+
+def check_tensors(name: str, value: object) -> None:
+    """Raise a `ValueError` that names the argument where `value` is not a dictionary of tensors, one at least."""
+    good = isinstance(value, Mapping) and value and all(isinstance(leaf, torch.Tensor) for leaf in value.values())
+    if not good:
+        raise ValueError(f"{name} must be a dictionary of tensors, at least one, got {shown(value)}")
+
+
+def check_step_sizes(step_sizes: object) -> list[float | None]:
+    """The step sizes; `None` is the one of training.
+
+    Raises:
+        ValueError: for what is not a sequence of positive numbers and `None`.
+    """
+    if isinstance(step_sizes, str) or not isinstance(step_sizes, Sequence):
+        raise ValueError(f"step_sizes must be a list with a number or None for each step, got {shown(step_sizes)}")
+    return [None if size is None else check_real("step_sizes", size) for size in step_sizes]
 
 
 def shown(value: object) -> str:

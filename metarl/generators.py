@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class DrawingFrom(TorchDispatchMode):
+class DrawingFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, what this thread would draw from torch's default generator comes from `generator`.
 
     The same numbers as from the default generator with the same seed, which is neither read nor changed. Other threads
@@ -23,7 +23,7 @@ class DrawingFrom(TorchDispatchMode):
     """
 
     def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.generator = generator
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from metarl import checkpoint, tree
-from metarl.arguments import check_at_least, check_callbacks, check_source, check_step_sizes, check_tasks
+from metarl.arguments import check_at_least, check_callbacks, check_source, check_tasks
 from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
-from metarl.errors import NonFiniteError, check_has, check_int, check_type
+from metarl.errors import NonFiniteError, check_has, check_int, check_step_sizes, check_type
 from metarl.evaluation import Evaluation, evaluate
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
@@ -210,8 +210,8 @@ class MetaLearner:
             ValueError: for arguments that cannot work, naming them.
         """
         check_source("source", self.source if source is None else source)
-        number = check_int("steps", steps, minimum=0)
-        sizes = [self.inner_lr] * number if step_sizes is None else check_step_sizes(step_sizes)
+        check_int("steps", steps, minimum=0)
+        sizes = [self.inner_lr] * steps if step_sizes is None else check_step_sizes(step_sizes)
         if len(sizes) != steps:
             raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(sizes)}")
         rules = self.rules(sizes)
@@ -231,6 +231,7 @@ class MetaLearner:
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint: everything the next iteration depends on. Of several processes, the first one does."""
+        check_type("path", path, (str, Path), "a path")
         if self.processes.is_first:
             checkpoint.save(Path(path), self.state_dict())
 
@@ -247,6 +248,7 @@ class MetaLearner:
         Raises:
             ValueError: when the file is not a whole checkpoint, or does not fit the source.
         """
+        check_type("path", path, (str, Path), "a path")
         state = checkpoint.load(Path(path))
         try:
             _check_complete(state)
@@ -274,6 +276,7 @@ class MetaLearner:
         Raises:
             ValueError: when something is missing, it was saved with other settings, or the parameters do not fit.
         """
+        check_type("state", state, Mapping, "a dictionary from state_dict()")
         _check_complete(state)
         config, saved = self._config(), dict(state["config"])
         for key in config:
@@ -422,7 +425,9 @@ class _ScoreBefore(Wrapped):
 def _check_complete(state: Mapping[str, Any]) -> None:
     keys = {"config", "params", "outer_step", "counts", "iterations", "rng", "callbacks"}
     if missing := keys - set(state):
-        raise ValueError(f"the checkpoint must be a learner's, but {sorted(missing)} are missing from it")
+        raise ValueError(
+            f"the state must be that of a learner (a checkpoint's), but {sorted(missing)} are missing from it"
+        )
 
 
 def _constructor_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

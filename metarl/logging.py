@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from metarl.callbacks import Callback, Metrics
 from metarl.checkpoint import write_atomically
+from metarl.errors import check_type
 
 if TYPE_CHECKING:
     from metarl.learner import MetaLearner
@@ -64,8 +65,9 @@ class RunLog(Callback):
     first_process_only = True
 
     def __init__(self, folder: Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
-        self.path = folder / "metrics.jsonl"
-        self.folder = folder
+        check_type("folder", folder, (str, Path), "a path")
+        self.folder = Path(folder)
+        self.path = self.folder / "metrics.jsonl"
         self.texts = texts
         self._writer: SummaryWriter | None = None
 

@@ -7,6 +7,7 @@ uses trajectories of the *current* adapted policy.
 import functools
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from types import NoneType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from metarl.errors import check_choice, check_int, check_real
+from metarl.errors import check_choice, check_has, check_int, check_real, check_type
 from metarl.execution import Execution
 from metarl.functional import call
 from metarl.rl.actor import Actor
@@ -95,6 +96,10 @@ class ReinforcementLearning:
     score_name: ClassVar[str] = "return"
 
     def __post_init__(self) -> None:
+        methods = ("sample", "make_vec", "observation_space", "action_space", "horizon")
+        check_has("distribution", self.distribution, methods, "a task distribution, as envs.Navigation()")
+        check_type("policy", self.policy, nn.Module, "a torch.nn.Module, as agents.make_policy gives")
+        check_type("execution", self.execution, (Execution, NoneType), "a metarl.execution.Execution or None")
         check_int("episodes", self.episodes)
         self.surrogate_loss = make_surrogate(self.surrogate, self.dice_lambda)
         check_choice("baseline", self.baseline, BASELINES)
@@ -113,6 +118,7 @@ class ReinforcementLearning:
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> "RLTasks":
         """`num_tasks` tasks of the distribution."""
+        check_type("rng", rng, np.random.Generator, "a numpy.random.Generator")
         return self.tasks(self.distribution.sample(check_int("num_tasks", num_tasks), rng), rng)
 
     def tasks(self, task: Task, rng: np.random.Generator) -> "RLTasks":

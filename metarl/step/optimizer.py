@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 
 from metarl import tree
-from metarl.errors import check_real
+from metarl.errors import check_real, shown
 from metarl.step.mean_grad import MeanGrad
 from metarl.types import Params, Tasks
 
@@ -79,14 +79,15 @@ class OptimizerStep:
         self.optimizer_name = optimizer.__name__ if known else None  # what a checkpoint can hold
         self._leaves = tree.detached(params)
         options = {"fused": True} if known and "fused" in inspect.signature(optimizer).parameters else {}
-        self._optimizer = optimizer(list(self._leaves.values()), lr=self.learning_rate, **options)
+        self._optimizer = _made(optimizer, list(self._leaves.values()), self.learning_rate, options)
 
     def __call__(self, params: Params, tasks: Tasks, update: Update) -> Stepped:
         """Take the meta-gradient at `params` and step."""
         meta_grad = update(params, tasks)
         if self.schedule is not None:
+            factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
             for group in self._optimizer.param_groups:
-                group["lr"] = self.learning_rate * self.schedule(self.steps)
+                group["lr"] = self.learning_rate * factor
         for key, leaf in self._leaves.items():
             leaf.copy_(params[key])
             leaf.grad = meta_grad.grads[key].clone()  # clipping changes it
@@ -104,3 +105,16 @@ class OptimizerStep:
         """Continue from `state_dict()`."""
         self._optimizer.load_state_dict(state["optimizer"])
         self.steps = int(state["steps"])
+
+
+def _made(
+    factory: OptimizerFactory, leaves: list[torch.Tensor], learning_rate: float, options: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    wanted = "optimizer must be a class of torch.optim, or a factory (leaves, lr=...) of an optimiser"
+    try:
+        made = factory(leaves, lr=learning_rate, **options)
+    except TypeError as error:
+        raise ValueError(f"{wanted}, got {shown(factory)}: {error}") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ValueError(f"{wanted}, got {shown(factory)}, which gives {shown(made)}")
+    return made

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarl.errors import check_choice, check_int
+from metarl.errors import check_choice, check_int, check_type
 from metarl.generators import DrawingFrom
 
 Downsampling: TypeAlias = Literal["pool", "stride"]
@@ -107,6 +107,7 @@ def mlp(in_features: int, ways: int, *, hidden: Sequence[int] = (64, 64), seed: 
     Returns:
         A module from `[n, ...]` to `[n, ways]`; its last layer is called `head`.
     """
+    check_type("hidden", hidden, Sequence, "a sequence of numbers of units")
     sizes = [check_int("in_features", in_features), *(check_int("hidden", units) for units in hidden)]
     check_int("ways", ways)
 
