@@ -22,7 +22,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor, nn
 
-from metarl.errors import check_int, check_real, did_you_mean
+from metarl.errors import check_int, check_real, check_type, did_you_mean
+from metarl.generators import DrawingFrom
 
 CRITIC = [32, 32]
 """The critic's hidden layers where `net_arch` says nothing about them: it is not meta-trained, so it is kept small."""
@@ -142,8 +143,8 @@ def build(
     # copies: SB3 writes into these dictionaries, and its CNN draws a sample from the space
     spaces = copy.deepcopy((observation_space, action_space))
     kwargs = copy.deepcopy(dict(policy_kwargs))
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_int("seed", seed, minimum=0))
+    with DrawingFrom(generator), torch.device("cpu"):
         try:
             return policy_class(*spaces, lambda _: 0.0, **kwargs)
         except Exception as error:  # whatever a features extractor of the user's may raise
@@ -181,8 +182,7 @@ def check_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if one of these is on, a name is unknown, or a value cannot be.
     """
-    if not isinstance(policy_kwargs, Mapping):
-        raise ValueError(f"policy_kwargs must be a mapping of names to values, got {policy_kwargs!r}")
+    check_type("policy_kwargs", policy_kwargs, Mapping, "a mapping, as PPO takes it")
     for name in policy_kwargs:
         if name in {"use_sde", "squash_output"} and policy_kwargs[name]:
             raise ValueError(f"policy_kwargs[{name!r}] must be False: its distribution is not a plain normal one")

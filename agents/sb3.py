@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 from torch import Tensor
 
 from agents.policy import PolicyModule, build, check_policy_kwargs, check_spaces
-from metarl.errors import did_you_mean
+from metarl.errors import check_type, did_you_mean
+from metarl.generators import DrawingFrom
 from metarl.rl.actions import check_actions
 from metarl.rl.normalization import CLIP, EPSILON, Moments, NormalizedPolicy
 
@@ -64,6 +65,7 @@ def to_sb3(
     params, moments = params or {}, None
     if isinstance(policy, NormalizedPolicy):
         moments, params, policy = policy.moments, policy.own(dict(params)), _network(policy)
+    check_type("policy", policy, PolicyModule, "a PolicyModule, as make_policy gives")
     _check_params(policy, params)
     _check_env(policy, env)
     env = _with_actions(env, actions)
@@ -71,7 +73,7 @@ def to_sb3(
     for name in ("policy_kwargs", "use_sde"):
         if name in ppo_kwargs:
             raise ValueError(f"ppo_kwargs must not have {name!r}: the policy decides it")
-    with torch.random.fork_rng(devices=[]):  # SB3's initial weights are overwritten at once
+    with DrawingFrom(torch.Generator()):  # SB3's initial weights are overwritten at once
         model = PPO(type(policy.policy), env, policy_kwargs=copy.deepcopy(policy.policy_kwargs), **ppo_kwargs)
     model.policy.load_state_dict(policy.policy.state_dict())
     weights = dict(model.policy.named_parameters())
@@ -88,6 +90,7 @@ def from_sb3(model: OnPolicyAlgorithm) -> PolicyModule:
         ValueError: for a policy that is not an `ActorCriticPolicy` with plain normal or categorical actions over a Box
             or Discrete observation space, or one that computes its distribution in its own way.
     """
+    check_type("model", model, OnPolicyAlgorithm, "a PPO or A2C model of Stable-Baselines3")
     source = model.policy
     if not isinstance(source, ActorCriticPolicy):
         raise ValueError(f"model must have an ActorCriticPolicy (PPO, A2C), got {type(source).__name__}")

@@ -56,8 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def check_target(path: Path | None) -> None:
     """Raise a `ValueError` where no page can be written, before the minutes that come first."""
-    if path is not None and (path.is_dir() or path.parent.is_file()):
-        raise ValueError(f"write must be the path of a file to write, such as docs/certificates.md, got {str(path)!r}")
+    if path is not None:
+        cli.check_output("write", path, "the path of a file to write, such as docs/certificates.md")
+        cli.check_output_folder("write", path.parent / "pictures")
 
 
 def certify(quick: bool) -> dict[str, Any]:

@@ -18,11 +18,13 @@ import numpy as np
 from experiments import cli
 from experiments.config import TRAIN, TrainConfig, build_learner
 from experiments.figures import Curve, adaptation_figure
+from experiments.lock import FolderLock
 from experiments.run import fresh, new_folder
 from experiments.tables import markdown_table, with_interval
 from experiments.train import train
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int
+from metarl.logging import read_metrics
 from metarl.outer import OUTER
 from metarl.statistics import confidence_interval
 
@@ -55,11 +57,18 @@ class Arguments:
     """Name of the comparison's folder."""
 
 
+@cli.one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "experiments.compare", __doc__)
     configs = cli.prepared(lambda: plan(given))
     folder = given.log_dir / given.name
+    with FolderLock(folder):
+        compare(given, configs, folder)
+
+
+def compare(given: Arguments, configs: dict[str, list[TrainConfig]], folder: Path) -> None:
+    """Train them all, and leave the table and the picture in `folder`."""
     results = {outer: summarize([result_of(config) for config in runs]) for outer, runs in configs.items()}
     write_json(folder / "comparison.json", results)
     curves = {outer: Curve(row["mean"], row["ci95"]) for outer, row in results.items()}
@@ -119,15 +128,15 @@ def iterations_for(config: TrainConfig, env_steps: int) -> int:
 def result_of(config: TrainConfig) -> dict[str, Any]:
     """Train, and what came of it: the held-out scores, environment steps and seconds per iteration."""
     run = fresh(TRAIN, config)
-    with cli.one_line_errors(f"; it was in {run.folder}"):
+    with run.lock, cli.one_line_errors(f"; it was in {run.folder}"):
         train(run)
     evaluation = json.loads((run.folder / "evaluation.json").read_text())
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(run.folder)
     return {
         "scores": evaluation["scores"],
         "env_steps": lines[-1]["oracle/env_steps"],
         "iterations": len(lines),
-        "seconds": statistics.median(line["time/iteration_seconds"] for line in lines),
+        "seconds": statistics.median(line["time/iteration_seconds"] or 0.0 for line in lines),
     }
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments import cli
 from experiments.figures import Curve, adaptation_figure
 from experiments.images import ImageSettings, Sources, build_few_shot, build_network
+from experiments.lock import FolderLock
 from experiments.run import Annealing, commit, device_name, new_folder, versions
 from experiments.tables import markdown_table, with_interval
 from metarl import MetaLearner, NonFiniteError
@@ -106,6 +107,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "experiments.few_shot", __doc__)
     setup = cli.prepared(lambda: prepare(given))
+    with FolderLock(setup.folder), cli.one_line_errors(f"; {setup.folder} is incomplete: choose another --name"):
+        run_all(setup)
+
+
+def run_all(setup: Setup) -> None:
+    """Every row, and the table and the picture of them all."""
+    given = setup.given
     rows: dict[str, dict[str, Any]] = {}
     for name in tqdm(["from scratch", "joint pretraining", *given.outer], disable=None, unit="method"):
         rows[name] = compare(setup, name)

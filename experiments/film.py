@@ -99,8 +99,7 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
         raise ValueError("steps must name at least one number of gradient steps")
     for name in ("frames", "every"):
         check_int(name, getattr(given, name))
-    if given.out is not None and given.out.exists() and not given.out.is_dir():
-        raise ValueError(f"out must be a folder, got {given.out}")
+    cli.check_output_folder("run" if given.out is None else "out", given.out or given.run)
     learner, source = evaluate.prepare(
         evaluate.Arguments(
             given.run, tasks=given.tasks, episodes=given.episodes, seed=given.seed, plugins=given.plugins, device="cpu"

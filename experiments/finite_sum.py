@@ -29,7 +29,7 @@ import tyro
 
 from experiments import cli, run
 from experiments.figures import adaptation_figure
-from experiments.plot import plot, points, read
+from experiments.plot import plot, points
 from experiments.problems import PROBLEMS, Known, Problem, ProblemSettings, check_settings
 from experiments.run import Recipe, Run, RunConfig, check_shared, learner_arguments
 from experiments.tables import with_interval
@@ -39,6 +39,7 @@ from metarl.checkpoint import write_atomically, write_json
 from metarl.distributed import ALONE, Processes
 from metarl.errors import check_choice, check_int
 from metarl.evaluation import evaluate
+from metarl.logging import read_metrics
 from metarl.monitors import SmoothnessMonitor, StationarityMonitor
 from metarl.step import AdaptiveStep, OuterStep
 from metarl.theory import estimate_source, fallah_rule, ji_rule
@@ -96,8 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     with cli.together() as processes:
         given, asked = run.parsed(FINITE_SUM, Arguments, arguments, __doc__, processes)
-        last_good = f"; the last good checkpoint is {asked.folder / 'checkpoint.pt'}"
-        with cli.one_line_errors(last_good, processes), one_line_warnings():
+        with asked.lock, cli.one_line_errors(run.last_good(asked.folder), processes), one_line_warnings():
             results = train(asked, sys.stderr if given.json else sys.stdout)
         if processes.is_first:
             print(json.dumps(results) if given.json else table(results))
@@ -126,10 +126,9 @@ def train(asked: Run[FiniteSumConfig], messages: Any = None) -> dict[str, Any]:
     if not learner.processes.is_first:
         return {}
     results = summary(asked, curves)
-    write_json(folder / "evaluation.json", results)
     figures = {"adaptation": adaptation_figure(curves, title, learner.source.score_name)}
     metric = "theory/grad_norm"
-    lines = read(folder)
+    lines = read_metrics(folder)
     if any(metric in line for line in lines):
         curve = {title: points(lines, folder, "iteration", metric)}
         figures["stationarity"] = plot(curve, "iteration", metric, log_y=True)
@@ -137,6 +136,7 @@ def train(asked: Run[FiniteSumConfig], messages: Any = None) -> dict[str, Any]:
         write_atomically(folder / f"{name}.png", figure.savefig)
         log.figure(f"figures/{name}", figure, learner.iterations)
     log.close()
+    write_json(folder / "evaluation.json", results)  # last: it says that the run is finished
     return results
 
 
@@ -299,7 +299,8 @@ def final_curves(config: FiniteSumConfig, learner: MetaLearner, problem: Problem
 def summary(asked: Run[FiniteSumConfig], curves: dict[str, Evaluation]) -> dict[str, Any]:
     """Everything that came of a run, as plain values."""
     config, learner = asked.config, asked.learner
-    lines = read(asked.folder)
+    lines = read_metrics(asked.folder)
+    seconds = [line["time/iteration_seconds"] or 0.0 for line in lines if "time/iteration_seconds" in line]
     last: dict[str, Any] = {key: value for line in lines for key, value in line.items()}
     watched = {key.removeprefix("theory/"): value for key, value in last.items() if key.startswith("theory/")}
     return {
@@ -312,7 +313,7 @@ def summary(asked: Run[FiniteSumConfig], curves: dict[str, Evaluation]) -> dict[
         "random_init": curves["random initialisation"].summary(),
         "theory": watched,
         "counts": dict(learner.counts),
-        "seconds_per_iteration": statistics.median(line["time/iteration_seconds"] or 0.0 for line in lines),
+        "seconds_per_iteration": statistics.median(seconds or [0.0]),
         "run": str(asked.folder),
     }
 

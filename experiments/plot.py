@@ -6,12 +6,11 @@ Metrics are those of `metrics.jsonl`, and `time/seconds`, the time spent in iter
 iteration that has both metrics; what is not a number, or not positive on a logarithmic axis, leaves a gap.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,9 +19,7 @@ from matplotlib.figure import Figure
 from experiments import cli
 from metarl.checkpoint import write_atomically
 from metarl.errors import did_you_mean
-
-Line = dict[str, float | None]
-"""One iteration's metrics; `None` where a number was not finite."""
+from metarl.logging import Line, parse_line
 
 Points = list[tuple[float, float]]
 """What a run shows: x and y of its iterations."""
@@ -83,9 +80,13 @@ def read(run: Path) -> list[Line]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"run must be a folder with metrics, but there is no {path}{_nearest_run(run)}")
-    lines, seconds = [], 0.0
+    lines: list[Line] = []
+    seconds = 0.0
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], 1):
         line = _parsed(path, number, text)
+        if lines and (line.get("iteration") or 0) <= (lines[-1].get("iteration") or 0):
+            found = f"line {number} of {path} is {line.get('iteration')} after {lines[-1].get('iteration')}"
+            raise ValueError(f"run must have each iteration once and in order, but {found}")
         seconds += line.get("time/iteration_seconds") or 0.0
         lines.append({**line, "time/seconds": seconds})
     if not lines:
@@ -141,9 +142,7 @@ def _check_out(out: Path) -> None:
     kinds = sorted(FigureCanvasAgg.get_supported_filetypes())
     if out.suffix[1:] not in kinds:
         raise ValueError(f"out must end with one of {kinds}, got {out}{did_you_mean(out.suffix[1:], kinds)}")
-    existing = next(path for path in (out.parent, *out.parent.parents) if path.exists())
-    if out.is_dir() or not existing.is_dir():
-        raise ValueError(f"out must be a file that can be written, got {out}")
+    cli.check_output("out", out)
 
 
 def _nearest_run(run: Path) -> str:
@@ -152,15 +151,9 @@ def _nearest_run(run: Path) -> str:
 
 
 def _parsed(path: Path, number: int, text: str) -> Line:
-    try:
-        line: Any = json.loads(text)
-    except ValueError:
-        line = None
-    numbers = isinstance(line, dict) and all(v is None or isinstance(v, int | float) for v in line.values())
-    if not numbers:
+    if (line := parse_line(text)) is None:
         raise ValueError(f"run must have a line of metrics per iteration, but line {number} of {path} is {text!r:.60}")
-    parsed: Line = line
-    return parsed
+    return line
 
 
 def _number(value: float | None) -> float:

@@ -8,13 +8,16 @@ Of several processes, only the first one looks at folders and writes; it tells t
 
 import dataclasses
 import json
+import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import time
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,9 +29,10 @@ import tyro
 
 from experiments import cli, options
 from experiments.cli import import_plugins, pick_device
+from experiments.lock import LOCK_FILE, FolderLock, holder
 from metarl import MetaLearner, checkpoint
 from metarl.callbacks import Callback, Checkpointing, ProgressBar
-from metarl.checkpoint import write_json
+from metarl.checkpoint import is_temporary, remove_temporaries, write_json
 from metarl.distributed import ALONE, Processes, is_launched, launch, restarts
 from metarl.errors import check_int
 from metarl.logging import RunLog
@@ -86,11 +90,12 @@ CHANGEABLE = ("iterations", "device", "eval_every", "eval_tasks", "eval_seed", "
 
 @dataclass(frozen=True)
 class Run(Generic[C]):
-    """A training run, checked and ready to go."""
+    """A training run, checked and ready to go: `with run.lock:` train it."""
 
     config: C
     learner: MetaLearner
     folder: Path
+    lock: FolderLock
 
 
 @dataclass(frozen=True)
@@ -143,19 +148,44 @@ def fresh(recipe: Recipe[C], config: C, processes: Processes = ALONE) -> Run[C]:
     name = config.name
     assert name is not None  # it has been settled
     folder = config.log_dir / name
+    lock = FolderLock(folder)
 
     def begin() -> Mapping[str, Any]:
         again = folder.is_dir() and (restarted or is_of_this_launch(folder))
-        state = left_by_killed(recipe, config, folder) if again else None
-        if state is not None:
-            return state
-        new_folder(config.log_dir, name, exist_ok=again)
-        write_json(folder / "config.json", to_json(config, processes))
-        learner.save(folder / "checkpoint.pt")
+        if not again:
+            new_folder(config.log_dir, name)
+        with lock, removed_at_errors(None if again else folder):
+            state = left_by_killed(recipe, config, folder) if again else None
+            remove_temporaries(folder)
+            if state is not None:
+                return state
+            write_json(folder / "config.json", to_json(config, processes))
+            learner.save(folder / "checkpoint.pt")
         return learner.state_dict()
 
     learner.load_state_dict(processes.from_first(begin))
-    return Run(config, learner, folder)
+    return Run(config, learner, folder, lock)
+
+
+@contextmanager
+def released_at_errors(lock: FolderLock) -> Iterator[None]:
+    """Leave the folder to others when this run does not begin."""
+    try:
+        yield
+    except BaseException:
+        lock.release()
+        raise
+
+
+@contextmanager
+def removed_at_errors(folder: Path | None) -> Iterator[None]:
+    """Remove a folder that has just been made when the run cannot begin in it, as on a full disk."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def settled(recipe: Recipe[C], config: C) -> C:
@@ -190,34 +220,45 @@ def left_by_killed(recipe: Recipe[C], config: C, folder: Path) -> dict[str, Any]
     Raises:
         ValueError: when the folder is another one.
     """
-    found = {path.name for path in folder.iterdir()}
+    found = {path.name for path in folder.iterdir() if not is_temporary(path.name)} - {LOCK_FILE}
     other = "config.json" in found and saved_config(recipe, folder) != config
     if not other and "config.json" in found and "checkpoint.pt" in found:
         return checkpoint.load(folder / "checkpoint.pt")
-    if other or not found <= {"config.json", ".config.json.tmp", ".checkpoint.pt.tmp"}:
+    if other or not found <= {"config.json"}:
         raise ValueError(_taken(folder))
     return None
 
 
-def new_folder(log_dir: Path, name: str, *, exist_ok: bool = False) -> Path:
+def new_folder(log_dir: Path, name: str) -> Path:
     """Make the folder `name` in `log_dir`.
 
     Raises:
-        ValueError: when the name is not one, the folder exists (unless `exist_ok`), or it cannot be made.
+        ValueError: when the name is not one, the folder exists, or it cannot be made.
     """
     if name in ("", ".", "..") or Path(name).name != name:
         raise ValueError(f"name must be the name of a folder without a path, got {name!r}")
+    for argument, path in (("name", Path(name)), ("log_dir", log_dir)):
+        for part in path.parts:
+            if "\0" in part or len(os.fsencode(part)) > LONGEST:  # or parents would be made, and then left behind
+                found = f"{cli.shortened(part)!r}, {len(part)} letters"
+                raise ValueError(f"{argument} must have names of folders, at most {LONGEST} bytes each, got {found}")
     folder = log_dir / name
     try:
-        folder.mkdir(parents=True, exist_ok=exist_ok)
+        folder.mkdir(parents=True)
     except FileExistsError:
         raise ValueError(_taken(folder)) from None
     except OSError as error:
-        raise ValueError(f"log_dir must be writable, got {log_dir} ({error.strerror})") from None
+        raise ValueError(f"log_dir must be writable, got {cli.shortened(str(log_dir))} ({error.strerror})") from None
     return folder
 
 
+LONGEST = 255  # bytes of a name in nearly every file system
+
+
 def _taken(folder: Path) -> str:
+    by = holder(folder)
+    if by is not None:
+        return f"{folder} exists and is being written by {by}; choose another --name"
     return f"{folder} exists; choose another --name, or go on with it: --resume {folder}"
 
 
@@ -232,18 +273,32 @@ def resumed(recipe: Recipe[C], folder: Path, saved: C, given: C, processes: Proc
         if name not in CHANGEABLE:
             kept = getattr(saved, name)
             raise ValueError(f"{name} cannot change when a run is resumed: it is {kept!r}, got {value!r}")
-    run = load(recipe, folder, changes, processes)
-    done, wanted = run.learner.iterations, run.config.iterations
-    restarted = processes.any(restarts() > 0)
+    lock = FolderLock(folder)
+    with released_at_errors(lock):
+        processes.from_first(lock.acquire)  # before anything is read that another writer may change
+        run = dataclasses.replace(load(recipe, folder, changes, processes), lock=lock)
+        done, wanted = run.learner.iterations, run.config.iterations
+        restarted = processes.any(restarts() > 0)
 
-    def begin() -> None:
-        evaluated = (folder / "evaluation.json").exists() and not restarted  # one that was killed meanwhile goes on
-        if wanted < done or (wanted == done and evaluated):
-            raise ValueError(f"iterations must be more than the {done} that {folder} has, got {wanted}")
-        write_json(folder / "config.json", to_json(run.config, processes))
+        def begin() -> None:
+            finished = is_finished(folder, done) and not restarted  # one that was killed meanwhile goes on
+            if wanted < done or (wanted == done and finished):
+                further = f"the run is finished; to train further: --resume {folder} --iterations N, N > {done}"
+                raise ValueError(f"iterations must be more than the {done} that {folder} has, got {wanted}; {further}")
+            remove_temporaries(folder)
+            write_json(folder / "config.json", to_json(run.config, processes))
 
-    processes.from_first(begin)
+        processes.from_first(begin)
     return run
+
+
+def is_finished(folder: Path, iterations: int) -> bool:
+    """Whether the run in `folder` was evaluated after so many iterations; `evaluation.json` is written last of all."""
+    try:
+        found = json.loads((folder / "evaluation.json").read_text())
+        return bool(found.get("iterations", iterations) == iterations)  # older runs did not write it
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def load(
@@ -258,7 +313,7 @@ def load(
     learner = processes.together(lambda: recipe.build(config, processes))
     state = processes.from_first(lambda: checkpoint.load(folder / "checkpoint.pt"))
     processes.together(lambda: learner.load_state_dict(state))
-    return Run(config, learner, folder)
+    return Run(config, learner, folder, FolderLock(folder))
 
 
 def saved_config(recipe: Recipe[C], folder: Path) -> C:
@@ -273,14 +328,15 @@ def saved_config(recipe: Recipe[C], folder: Path) -> C:
         found = json.loads(path.read_text())
         fields = {field.name for field in dataclasses.fields(recipe.config)}
         if missing := fields - set(found):
-            raise ValueError(f"it lacks {sorted(missing)}")
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise ValueError(f"it lacks {', '.join(sorted(missing)[:3])}{more}")
         if wrong := [name for name in lists(recipe.config) if not isinstance(found[name], list)]:
             raise ValueError(f"{wrong} must be lists")
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in fields}
         return recipe.config(**{**settings, "log_dir": Path(settings["log_dir"])})
     except OSError as error:
         raise ValueError(f"{wanted} cannot be read: {error.strerror}") from None
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{wanted} is not its configuration: {error}") from None
 
 
@@ -292,7 +348,8 @@ def lists(config: type[RunConfig]) -> list[str]:
 def learn(run: Run[C], before_log: Sequence[Callback], about: str, messages: TextIO | None = None) -> RunLog:
     """Train to the end with a log, a progress bar and checkpoints; `before_log` may add to what is logged.
 
-    A signal that ended training ends the program here, with how to go on.
+    A signal that ended training ends the program here, with how to go on. Where training is complete, what is left to
+    do is to finish: evaluate and draw, which may be repeated, as it is the last file that says it has been done.
     """
     config, learner, folder = run.config, run.learner, run.folder
 
@@ -306,11 +363,18 @@ def learn(run: Run[C], before_log: Sequence[Callback], about: str, messages: Tex
     callbacks = [*before_log, log, ProgressBar(), Checkpointing(folder / "checkpoint.pt", config.save_every)]
     if learner.iterations < config.iterations:
         learner.learn(config.iterations - learner.iterations, callbacks)
+    elif learner.processes.is_first:
+        log.repair(learner.iterations)
     if learner.stopped_by is not None:
         where = f"saved after iteration {learner.iterations}; to go on: --resume {folder}"
         say(f"stopped by {learner.stopped_by}, {where}")
         raise SystemExit(cli.SIGNAL_BASE + signal.Signals[learner.stopped_by])
     return log
+
+
+def last_good(folder: Path) -> str:
+    """The end of a sentence on why a run has ended."""
+    return f"; the last good checkpoint is {folder / 'checkpoint.pt'}, to go on: --resume {folder}"
 
 
 def learner_arguments(config: RunConfig, processes: Processes) -> dict[str, Any]:

@@ -61,10 +61,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def check_arguments(given: Arguments) -> None:
-    """Raise a `ValueError` for claims that are none."""
+    """Raise a `ValueError` for claims that are none, and where nothing can be written."""
     unknown = [number for number in given.claims if number not in CLAIMS]
     if unknown or not given.claims or len(set(given.claims)) < len(given.claims):
         raise ValueError(f"claims must be some of {sorted(CLAIMS)}, none twice, got {list(given.claims)}")
+    cli.check_output_folder("out", given.out)
+    if given.write is not None:
+        cli.check_output("write", given.write)
 
 
 def check(number: int, given: Arguments) -> Checked:

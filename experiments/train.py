@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     with cli.together() as processes:
         _, asked = run.parsed(TRAIN, Arguments, arguments, __doc__, processes)
-        with cli.one_line_errors(f"; the last good checkpoint is {asked.folder / 'checkpoint.pt'}", processes):
+        with asked.lock, cli.one_line_errors(run.last_good(asked.folder), processes):
             train(asked)
 
 
@@ -53,14 +53,12 @@ def train(run_: Run[TrainConfig]) -> None:
 
 
 def report(run_: Run[TrainConfig], log: RunLog) -> None:
-    """The held-out evaluation, shared by all processes; the first one leaves it as numbers and pictures."""
+    """The held-out evaluation, shared by all processes; the first one leaves it as pictures and, last, as numbers."""
     config, learner, folder = run_.config, run_.learner, run_.folder
     assert isinstance(learner.source, ReinforcementLearning)
     curves: Curves = held_out_curves(learner, learner.source, steps=EVALUATION_STEPS)
     if not learner.processes.is_first:
         return
-    write_json(folder / "evaluation.json", curves.summary())
-    print_table(curves)
     rules = learner.rules(step_sizes(learner, EVALUATION_STEPS, "halved"))
     figures = {
         "adaptation": adaptation_figure(curves.by_label(), f"{config.env}, {config.outer}: held-out tasks"),
@@ -70,6 +68,8 @@ def report(run_: Run[TrainConfig], log: RunLog) -> None:
         write_atomically(folder / f"{name}.png", figure.savefig)
         log.figure(f"figures/{name}", figure, learner.iterations)
     log.close()
+    write_json(folder / "evaluation.json", {**curves.summary(), "iterations": learner.iterations})  # last: it is done
+    print_table(curves)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
 
 from tqdm import tqdm
 
-from metarl.errors import check_int
+from metarl.errors import check_has, check_int, check_step_sizes, check_type
 from metarl.types import TaskSource
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class Checkpointing(Callback):
     first_process_only = True
 
     def __init__(self, path: Path, every: int = 10) -> None:
-        self.path = path
+        check_type("path", path, (str, Path), "a path")
+        self.path = Path(path)
         self.every = check_int("every", every)
 
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
@@ -102,9 +103,11 @@ class HeldOutEvaluation(Callback):
         seed: int = 1000,
     ) -> None:
         self.every = check_int("every", every)
+        if source is not None:
+            check_has("source", source, ("sample", "initial_params"), "a source of tasks, as ReinforcementLearning")
         self.source = source
         self.num_tasks = check_int("num_tasks", num_tasks)
-        self.step_sizes = list(step_sizes)
+        self.step_sizes = check_step_sizes(step_sizes)
         self.seed = check_int("seed", seed, minimum=0)
 
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:

@@ -1,7 +1,10 @@
 """Checkpoints: one file, written so that there is always a whole one, read without executing anything in it."""
 
+import contextlib
 import json
 import os
+import re
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -12,19 +15,38 @@ FORMAT = "metarl-checkpoint-1"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file through a temporary one beside it: after a crash the old file or the new one is there, whole."""
+    """Write a file through a temporary one beside it: after a crash the old file or the new one is there, whole.
+
+    Raises:
+        OSError: naming the file, when it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # one writer per file: a name left by a crash is written over
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # nobody else's
     try:
         with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that `write_atomically` had not finished."""
+    return re.fullmatch(r"\..+\.tmp", name) is not None
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what writers left in `folder` that were killed; nobody may be writing there now."""
+    for path in folder.iterdir():
+        if is_temporary(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -31,7 +31,7 @@ def over_tasks(tasks: Tasks, name: str, function: Callable[..., Any], *stacked: 
 def gradients(tasks: Tasks, params: Params, batch: Batch) -> Params:
     """The gradient of every task's loss at its own parameters: stacked in, stacked out."""
     grads: Params
-    grads, losses = over_tasks(tasks, "gradients", grad_and_value(tasks.loss), params, batch)
+    grads, losses = over_tasks(tasks, "gradients", grad_and_value(one_number("loss", tasks.loss)), params, batch)
     report(tasks, "gradients", grads, losses)
     return grads
 
@@ -43,7 +43,7 @@ def hessian_vector_products(
 
     H is the Hessian of the tasks' loss, or of `loss` where the oracle has another one whose Hessian is wanted.
     """
-    function = tasks.loss if loss is None else loss
+    function = one_number("loss", tasks.loss if loss is None else loss)
 
     def product(w: Params, data: Batch, u: Params) -> Params:
         pull = vjp(lambda v: grad(function)(v, data), w)[1]
@@ -55,7 +55,24 @@ def hessian_vector_products(
     return products
 
 
+def one_number(name: str, function: Loss) -> Loss:
+    """`function` of one task, which must return a tensor of one number.
+
+    Raises:
+        ValueError: by what is returned, naming the function, when it does not.
+    """
+
+    def checked(params: Params, batch: Batch) -> Tensor:
+        result = function(params, batch)
+        if not isinstance(result, Tensor) or result.dim() != 0:
+            found = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"{name} must return one number for one task, a tensor of shape (), got {found}")
+        return result
+
+    return checked
+
+
 def scores(tasks: Tasks, params: Params, batch: Batch) -> Tensor:
     """The score of every task, `[T]`."""
-    result: Tensor = over_tasks(tasks, "scores", tasks.score, params, batch)
+    result: Tensor = over_tasks(tasks, "scores", one_number("score", tasks.score), params, batch)
     return result.detach()

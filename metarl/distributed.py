@@ -84,12 +84,16 @@ class Processes:
         """What `function` returns here.
 
         Raises:
-            ValueError: in every process, when `function` raised one in any of them.
+            ValueError: in every process, when `function` raised one in any of them, or could not use a file or memory.
         """
         try:
             result, error = function(), None
-        except ValueError as found:
-            error = str(found)
+        except ConnectionError:
+            raise
+        except (ValueError, OSError, MemoryError, RecursionError) as found:
+            if self.size == 1:
+                raise
+            error = str(found) or type(found).__name__
         for found_by_one in self.gather_objects(error):
             if found_by_one is not None:
                 raise ValueError(found_by_one)

@@ -2,8 +2,10 @@
 
 import difflib
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
+
+import torch
 
 SMALLER_STEPS = "the usual cure is a smaller inner or outer step size"
 LOOK_AT_DATA = "it came in with the data or was computed from them: look there, or scale what is too large"
@@ -93,6 +95,53 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> str:
     if isinstance(value, str) and value in choices:
         return value
     raise ValueError(f"{name} must be one of {sorted(choices)}, got {value!r}{did_you_mean(value, choices)}")
+
+
+def check_has(name: str, value: object, methods: Iterable[str], wanted: str) -> None:
+    """Raise a `ValueError` that names the argument where `value` is a class, or lacks one of `methods`.
+
+    `wanted` says what was wanted, as `a task source such as metarl.rl.ReinforcementLearning`.
+    """
+    missing = [method for method in methods if not hasattr(value, method)]
+    if missing or isinstance(value, type):
+        lacks = f" without {', '.join(missing)}" if missing else ", a class"
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}{lacks}")
+
+
+def check_type(name: str, value: object, types: type | tuple[type, ...], wanted: str) -> None:
+    """Raise a `ValueError` that names the argument where `value` is of another type; `wanted` as in `check_has`."""
+    if not isinstance(value, types):
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+
+
+def check_callable(name: str, value: object, wanted: str) -> None:
+    """Raise a `ValueError` that names the argument where `value` cannot be called."""
+    if not callable(value):
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+
+
+def check_tensors(name: str, value: object) -> None:
+    """Raise a `ValueError` that names the argument where `value` is not a dictionary of tensors, one at least."""
+    good = isinstance(value, Mapping) and value and all(isinstance(leaf, torch.Tensor) for leaf in value.values())
+    if not good:
+        raise ValueError(f"{name} must be a dictionary of tensors, at least one, got {shown(value)}")
+
+
+def check_step_sizes(step_sizes: object) -> list[float | None]:
+    """The step sizes; `None` is the one of training.
+
+    Raises:
+        ValueError: for what is not a sequence of positive numbers and `None`.
+    """
+    if isinstance(step_sizes, str) or not isinstance(step_sizes, Sequence):
+        raise ValueError(f"step_sizes must be a list with a number or None for each step, got {shown(step_sizes)}")
+    return [None if size is None else check_real("step_sizes", size) for size in step_sizes]
+
+
+def shown(value: object) -> str:
+    """`value` for a message, not longer than a line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:70]}... ({type(value).__name__})"
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:

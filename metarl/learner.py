@@ -3,15 +3,13 @@
 import hashlib
 import inspect
 import math
-import signal
-import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
+from types import NoneType
 from typing import Any, Self
 
 import numpy as np
@@ -19,15 +17,25 @@ import torch
 from torch import Tensor
 
 from metarl import checkpoint, tree
+from metarl.arguments import check_at_least, check_callbacks, check_source, check_tasks
 from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
-from metarl.errors import HessianWarning, MoreStepsWarning, NonFiniteError, check_int
+from metarl.errors import (
+    HessianWarning,
+    MoreStepsWarning,
+    NonFiniteError,
+    check_has,
+    check_int,
+    check_step_sizes,
+    check_type,
+)
 from metarl.evaluation import Evaluation, evaluate, note_if_worse
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
 from metarl.outer import Method, inner_defaults, make_method
+from metarl.signals import first_signal
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
 from metarl.summation import total
 from metarl.types import Batch, LearningSource, Params, Role, Rule, Tasks, TaskSource
@@ -86,6 +94,11 @@ class MetaLearner:
         seed: int = 0,
         processes: Processes = ALONE,
     ) -> None:
+        check_source("source", source)
+        check_type("processes", processes, Processes, "the processes from metarl.distributed.joined()")
+        check_type("outer_options", outer_options, (Mapping, NoneType), "a mapping of the method's options")
+        if outer_step is not None:
+            check_has("outer_step", outer_step, ("__call__", "state_dict", "load_state_dict"), "an OuterStep")
         self.source = source
         self.processes = processes
         self.outer = outer
@@ -93,9 +106,9 @@ class MetaLearner:
         self.outer_options = dict(outer_options or {})
         self.method = self._make_method(inner_lr, inner_steps)
         self.meta_batch_size = check_int("meta_batch_size", meta_batch_size)
-        _check_at_least("meta_batch_size", meta_batch_size, self.method.min_tasks, "this outer update")
-        _check_at_least("meta_batch_size", meta_batch_size, processes.size, "as many processes")
-        _check_at_least("episodes", getattr(source, "episodes", None), self.method.min_episodes, "this outer update")
+        check_at_least("meta_batch_size", meta_batch_size, self.method.min_tasks, "this outer update")
+        check_at_least("meta_batch_size", meta_batch_size, processes.size, "as many processes")
+        check_at_least("episodes", getattr(source, "episodes", None), self.method.min_episodes, "this outer update")
         self.seed = check_int("seed", seed, minimum=0)
         self._check_hessian()
         self.params: Params = source.initial_params()
@@ -120,21 +133,23 @@ class MetaLearner:
     def learn(self, iterations: int, callbacks: Iterable[Callback] = ()) -> Self:
         """Train for `iterations` more iterations.
 
-        The first SIGINT (Ctrl-C) or SIGTERM lets the running iteration finish and ends training in good order, with
-        the callbacks' `on_end` (so a checkpoint is written); `stopped_by` then names the signal. It ends in all
-        processes after the same iteration, whichever got the signal.
+        The first SIGINT (Ctrl-C), SIGTERM or SIGHUP lets the running iteration finish and ends training in good order,
+        with the callbacks' `on_end` (so a checkpoint is written); `stopped_by` then names the signal. It ends in all
+        processes after the same iteration, whichever got the signal. After an error the learner can still be saved, and
+        learn on.
 
         Raises:
             NonFiniteError: at the first NaN or infinity; the parameters are those of the last good iteration.
-            ValueError: when the processes do not begin with the same parameters.
+            ValueError: for `callbacks` that are none; when the processes do not begin with the same parameters.
             ConnectionError: when another process has ended, as one does that raised a `NonFiniteError`.
         """
         check_int("iterations", iterations)
+        given = check_callbacks(callbacks)
         self._check_same_everywhere()
-        active = self._callbacks = [c for c in callbacks if self.processes.is_first or not c.first_process_only]
-        self._restore_callbacks()
+        active = self._callbacks = [c for c in given if self.processes.is_first or not c.first_process_only]
         self._stop_requested = self.stopped_by = None
-        with ExitStack() as closing, self._finish_iteration_on_signals():
+        with self._kept_at_errors(), ExitStack() as closing, first_signal(self.stop):
+            self._restore_callbacks()
             for callback in reversed(active):  # all are closed, in order, even if one of them fails
                 closing.callback(callback.close)
             for callback in active:
@@ -175,7 +190,11 @@ class MetaLearner:
         """The parameters adapted to each of `tasks`, stacked `[T, ...]`, after `steps` (default: as in training).
 
         More steps than in training may make the score worse: `evaluate` tells.
+
+        Raises:
+            ValueError: for `tasks` that are not a batch of tasks, such as `source.sample(5, rng)`.
         """
+        check_tasks("tasks", tasks)
         inner = self.method.inner
         if steps is not None:
             inner = inner._replace(steps=check_int("steps", steps, minimum=0))
@@ -201,13 +220,18 @@ class MetaLearner:
             step_sizes: an inner step size for each step; `None`, for all or for one: as in training.
             seed: of the tasks and of everything random in them; training is not disturbed.
             warn: give a `MoreStepsWarning`, once, when more steps than in training make a trained score worse.
+
+        Raises:
+            ValueError: for arguments that cannot work, naming them.
         """
-        sizes = [self.inner_lr] * check_int("steps", steps, minimum=0) if step_sizes is None else step_sizes
+        check_source("source", self.source if source is None else source)
+        check_int("steps", steps, minimum=0)
+        sizes = [self.inner_lr] * steps if step_sizes is None else check_step_sizes(step_sizes)
         if len(sizes) != steps:
             raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(sizes)}")
         rules = self.rules(sizes)
         rng = np.random.default_rng([check_int("seed", seed, minimum=0), 1])  # never a training seed's stream
-        source = source or self.source
+        source = self.source if source is None else source
         if not _have_learned_the_same(source, self.source):
             raise ValueError(
                 "source must normalise observations as the training source does: make it with"
@@ -224,6 +248,7 @@ class MetaLearner:
 
     def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
         """The method's inner rule at each of the step sizes; `None` is the one of training."""
+        check_step_sizes(step_sizes)
         return [self.method.inner.rule if size in (None, self.inner_lr) else self._rule(size) for size in step_sizes]
 
     def _rule(self, step_size: float | None) -> Rule:
@@ -233,6 +258,7 @@ class MetaLearner:
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint: everything the next iteration depends on. Of several processes, the first one does."""
+        check_type("path", path, (str, Path), "a path")
         if self.processes.is_first:
             checkpoint.save(Path(path), self.state_dict())
 
@@ -249,6 +275,7 @@ class MetaLearner:
         Raises:
             ValueError: when the file is not a whole checkpoint, or does not fit the source.
         """
+        check_type("path", path, (str, Path), "a path")
         state = checkpoint.load(Path(path))
         try:
             _check_complete(state)
@@ -268,7 +295,7 @@ class MetaLearner:
             "iterations": self.iterations,
             "rng": generator_state(self._rng),
             "source": _learned(self.source),
-            "callbacks": [(type(c).__name__, c.state_dict()) for c in self._callbacks] + self._saved_callbacks,
+            "callbacks": self._callback_states(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -277,6 +304,7 @@ class MetaLearner:
         Raises:
             ValueError: when something is missing, it was saved with other settings, or the parameters do not fit.
         """
+        check_type("state", state, Mapping, "a dictionary from state_dict()")
         _check_complete(state)
         config, saved = self._config(), dict(state["config"])
         for key in config:
@@ -375,6 +403,24 @@ class MetaLearner:
                     del self._saved_callbacks[i]
                     break
 
+    def _callback_states(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(type(c).__name__, c.state_dict()) for c in self._callbacks] + self._saved_callbacks
+
+    @contextmanager
+    def _kept_at_errors(self) -> Iterator[None]:
+        """After an error, what callbacks hold stays for a checkpoint, and those that cannot say it are given up."""
+        try:
+            yield
+        except BaseException:
+            callbacks, self._callbacks = self._callbacks, []
+            for callback in reversed(callbacks):
+                try:
+                    self._saved_callbacks.insert(0, (type(callback).__name__, callback.state_dict()))
+                except Exception as error:
+                    name = type(callback).__name__
+                    warnings.warn(f"{name} could not give its state, which is not kept: {error}", stacklevel=3)
+            raise
+
     def _config(self) -> dict[str, Any]:
         step = self.outer_step
         own = (
@@ -397,32 +443,6 @@ class MetaLearner:
             **own,
             "seed": self.seed,
         }
-
-    @contextmanager
-    def _finish_iteration_on_signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a request to stop; a second one acts as usual."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may set handlers
-            return
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def request(number: int, frame: FrameType | None) -> None:
-            self.stop(signal.Signals(number).name)
-            signal.signal(number, previous[signal.Signals(number)] or signal.SIG_DFL)
-
-        for number in previous:
-            signal.signal(number, request)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                if handler is not None:  # installed by something other than Python, which cannot restore it
-                    signal.signal(number, handler)
-
-
-def _check_at_least(name: str, value: int | None, minimum: int, needed_by: str) -> None:
-    if value is not None and value < minimum:
-        raise ValueError(f"{name} must be at least {minimum} for {needed_by}, got {value}")
 
 
 def _defaults() -> dict[str, Any]:
@@ -460,7 +480,9 @@ def _have_learned_the_same(one: TaskSource, other: TaskSource) -> bool:
 def _check_complete(state: Mapping[str, Any]) -> None:
     keys = {"config", "params", "outer_step", "counts", "iterations", "rng", "callbacks"}
     if missing := keys - set(state):
-        raise ValueError(f"the checkpoint must be a learner's, but {sorted(missing)} are missing from it")
+        raise ValueError(
+            f"the state must be that of a learner (a checkpoint's), but {sorted(missing)} are missing from it"
+        )
 
 
 def _constructor_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,47 +1,101 @@
 """Writing a run down: a line of JSON per iteration, and the same numbers in TensorBoard."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from metarl.callbacks import Callback, Metrics
 from metarl.checkpoint import write_atomically
+from metarl.errors import check_type
 
 if TYPE_CHECKING:
     from metarl.learner import MetaLearner
+
+logger = logging.getLogger(__name__)
+
+Line: TypeAlias = dict[str, float | None]
+"""One iteration's metrics; `None` where a number was not finite."""
+
+
+def parse_line(text: str) -> Line | None:
+    """One line of `metrics.jsonl`, or nothing where it is not one: numbers or `null` by tag."""
+    try:
+        line: Any = json.loads(text)
+        if not isinstance(line, dict) or not all(v is None or type(v) in (int, float) for v in line.values()):
+            return None
+        return {key: v if v is None or math.isfinite(v) else None for key, v in line.items()}
+    except (ValueError, RecursionError, OverflowError):  # an integer may be too large for a float
+        return None
+
+
+def read_metrics(folder: Path) -> list[Line]:
+    """The iterations logged in `folder`, in order; what is not a whole line of metrics is left out."""
+    lines = {_iteration(line): line for text in _texts(folder) if (line := parse_line(text)) and _iteration(line)}
+    return [lines[iteration] for iteration in sorted(lines)]
+
+
+def _iteration(line: Line) -> int:
+    """The number of the iteration, or 0 where a line has none."""
+    number = line.get("iteration")
+    return number if isinstance(number, int) and number > 0 else 0
+
+
+def _texts(folder: Path) -> list[str]:
+    """The lines of the file, whatever they hold; one cut off by a crash is not a line."""
+    try:
+        return (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
 
 
 class RunLog(Callback):
     """Appends to `metrics.jsonl` and to TensorBoard events in `folder`; `texts` (Markdown) go to TensorBoard by tag.
 
-    A resumed run drops what an interrupted one had logged beyond its last checkpoint, so that every iteration is there
-    once.
+    A resumed run drops what an interrupted one had logged beyond its last checkpoint, and what is not a line of
+    metrics, so that every iteration is there once; it warns of those that are missing.
     """
 
     first_process_only = True
 
     def __init__(self, folder: Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
-        self.path = folder / "metrics.jsonl"
-        self.folder = folder
+        check_type("folder", folder, (str, Path), "a path")
+        self.folder = Path(folder)
+        self.path = self.folder / "metrics.jsonl"
         self.texts = texts
         self._writer: SummaryWriter | None = None
 
     def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
-        kept = [line for line in self._lines() if json.loads(line)["iteration"] <= learner.iterations]
-        write_atomically(self.path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
+        self.repair(learner.iterations)
         writer = self.writer(purge_step=learner.iterations + 1)
         for tag, text in self.texts.items():
             writer.add_text(tag, text)
 
+    def repair(self, iterations: int) -> None:
+        """Keep a line for each of the first `iterations`, in order, and nothing else."""
+        texts = _texts(self.folder)
+        kept = [line for line in read_metrics(self.folder) if _iteration(line) <= iterations]
+        content = "".join(json.dumps(line) + "\n" for line in kept)
+        if not self.path.exists() or self.path.read_bytes() != content.encode():
+            write_atomically(self.path, lambda file: file.write(content.encode()))
+        there = {_iteration(line) for line in kept}
+        first = min(there, default=1) if texts else iterations + 1  # training may have begun without a log
+        if missing := [number for number in range(first, iterations + 1) if number not in there]:
+            logger.warning("%s lacks %s: it was damaged; curves have gaps there", self.path, _ranges(missing))
+
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}) + "\n")
+        line = json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}) + "\n"
+        try:
+            with self.path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         for tag, value in metrics.items():
             if tag != "iteration":
                 self.writer().add_scalar(tag, value, learner.iterations)
@@ -61,8 +115,10 @@ class RunLog(Callback):
         """A figure in TensorBoard."""
         self.writer().add_figure(tag, figure, step, close=False)
 
-    def _lines(self) -> list[str]:
-        """The whole lines written so far; one cut off by a crash is dropped."""
-        if not self.path.exists():
-            return []
-        return [line for line in self.path.read_text().split("\n")[:-1] if line.endswith("}")]
+
+def _ranges(numbers: list[int]) -> str:
+    """`iterations 3 to 5, 9`."""
+    starts = [n for n, before in zip(numbers, [None, *numbers], strict=False) if before != n - 1]
+    ends = [n for n, after in zip(numbers, [*numbers[1:], None], strict=False) if after != n + 1]
+    spans = [f"{a}" if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True)]
+    return "iterations " + ", ".join(spans[:5]) + (" ..." if len(spans) > 5 else "")

@@ -102,6 +102,8 @@ def prepare(given: Arguments) -> tuple[list[str], list[Scale]]:
     parts = [name for name in PARTS if name in (given.only or PARTS) and (has_mujoco or name != "mujoco")]
     if given.picture is not None and ("growth" not in parts or not given.picture.absolute().parent.is_dir()):
         raise ValueError(f"picture must be a file in a folder that exists, and growth a part, got {given.picture}")
+    if given.picture is not None:
+        cli.check_output("picture", given.picture)
     devices = list(dict.fromkeys(["cpu", str(cli.pick_device(given.device))]))
     return parts, [quick_scale(d) if given.quick else full_scale(d, given.repetitions) for d in devices]
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from metarl.errors import check_int, check_real, did_you_mean
+from metarl.errors import check_int, check_real, check_type, did_you_mean
 from metarl.types import Inner, OuterUpdate
 
 
@@ -33,6 +33,8 @@ def register(name: str) -> Callable[[Builder], Builder]:
     Raises:
         ValueError: when the name is taken, or the builder has not these parameters with defaults.
     """
+
+    check_type("name", name, str, "a word")
 
     def enter(builder: Builder) -> Builder:
         if name in OUTER:

@@ -16,6 +16,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
+from types import NoneType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from metarl.devices import pick_device
-from metarl.errors import NonFiniteError, check_choice, check_int, check_real
+from metarl.errors import NonFiniteError, check_choice, check_has, check_int, check_real, check_type
 from metarl.execution import Execution
 from metarl.functional import call
 from metarl.networks import check_second_derivatives
@@ -133,6 +134,10 @@ class ReinforcementLearning:
     score_name: ClassVar[str] = "return"
 
     def __post_init__(self) -> None:
+        methods = ("sample", "make_vec", "observation_space", "action_space", "horizon")
+        check_has("distribution", self.distribution, methods, "a task distribution, as envs.Navigation()")
+        check_type("policy", self.policy, nn.Module, "a torch.nn.Module, as agents.make_policy gives")
+        check_type("execution", self.execution, (Execution, NoneType), "a metarl.execution.Execution or None")
         check_int("episodes", self.episodes)
         self.surrogate_loss = make_surrogate(self.surrogate, self.dice_lambda)
         self.chosen_baseline = self._choose_baseline()
@@ -142,8 +147,6 @@ class ReinforcementLearning:
         check_real("discount", self.discount, high=1.0, open_low=False)
         check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
         self.device = pick_device(self.device)
-        if not isinstance(self.policy, nn.Module):
-            raise ValueError(f"policy must be a torch.nn.Module, got {self.policy!r}")
         self.policy = self._normalized_policy()
         actor = self._make_actor()
         self.policy.to(self.device)
@@ -243,6 +246,7 @@ class ReinforcementLearning:
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> "RLTasks":
         """`num_tasks` tasks of the distribution."""
+        check_type("rng", rng, np.random.Generator, "a numpy.random.Generator")
         return self.tasks(self.distribution.sample(check_int("num_tasks", num_tasks), rng), rng)
 
     def tasks(self, task: Task, rng: np.random.Generator) -> "RLTasks":

@@ -88,8 +88,9 @@ class OptimizerStep:
         """Take the meta-gradient at `params` and step."""
         meta_grad = update(params, tasks)
         if self.schedule is not None:
+            factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
             for group in self._optimizer.param_groups:
-                group["lr"] = self.learning_rate * self.schedule(self.steps)
+                group["lr"] = self.learning_rate * factor
         for key, leaf in self._leaves.items():
             leaf.copy_(params[key])
             leaf.grad = meta_grad.grads[key].clone()  # clipping changes it

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarl.errors import check_choice, check_int
+from metarl.errors import check_choice, check_int, check_type
+from metarl.generators import DrawingFrom
 
 Downsampling: TypeAlias = Literal["pool", "stride"]
 """How a block halves the image: 2 x 2 max-pooling, or a convolution with stride 2."""
@@ -106,6 +107,7 @@ def mlp(in_features: int, ways: int, *, hidden: Sequence[int] = (64, 64), seed: 
     Returns:
         A module from `[n, ...]` to `[n, ways]`; its last layer is called `head`.
     """
+    check_type("hidden", hidden, Sequence, "a sequence of numbers of units")
     sizes = [check_int("in_features", in_features), *(check_int("hidden", units) for units in hidden)]
     check_int("ways", ways)
 
@@ -121,6 +123,6 @@ def mlp(in_features: int, ways: int, *, hidden: Sequence[int] = (64, 64), seed: 
 
 
 def _seeded(build: Callable[[], nn.Sequential], seed: int) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(check_int("seed", seed, minimum=0))
+    generator = torch.Generator().manual_seed(check_int("seed", seed, minimum=0))
+    with DrawingFrom(generator), torch.device("cpu"):
         return build()

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.errors import check_int
+from metarl.derivatives import one_number
+from metarl.errors import check_callable, check_has, check_int, check_tensors, check_type
 from metarl.execution import Execution
 from metarl.generators import torch_generator
 from metarl.oracles import Part
@@ -37,13 +38,18 @@ class SupervisedTasks:
     """
 
     def __init__(self, loss: Loss, score: Loss | None = None, execution: Execution | None = None) -> None:
+        check_callable("loss", loss, "a function (params, batch) -> scalar")
+        if score is not None:
+            check_callable("score", score, "a function (params, batch) -> scalar, or None")
         self.loss = loss
         self.execution = execution or Execution()
         self._score = score
 
     def score(self, params: Params, batch: Batch) -> Tensor:
         """The score given at construction, or minus the loss."""
-        return -self.loss(params, batch) if self._score is None else self._score(params, batch)
+        if self._score is not None:
+            return self._score(params, batch)
+        return -one_number("loss", self.loss)(params, batch)
 
     def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
         """The loss itself: the data do not depend on the parameters."""
@@ -95,6 +101,8 @@ class FiniteSumTasks(SupervisedTasks):
     ) -> None:
         super().__init__(loss, score, execution)
         query = support if query is None else query
+        for name, data in (("support", support), ("query", query)):
+            check_tensors(name, data)
         sizes = {len(leaf) for data in (support, query) for leaf in data.values()}
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError(f"support and query must have the same number of tasks in every leaf, got {sorted(sizes)}")
@@ -202,6 +210,8 @@ class FiniteSumSource:
     """
 
     def __init__(self, tasks: FiniteSumTasks, params: Params, score_name: str = "minus_loss") -> None:
+        check_has("tasks", tasks, ("subset", "num_tasks"), "the FiniteSumTasks to draw from")
+        check_tensors("params", params)
         self.tasks = tasks
         self.score_name = score_name
         self._params = params
@@ -216,6 +226,7 @@ class FiniteSumSource:
         Raises:
             ValueError: when there are not as many.
         """
+        check_type("rng", rng, np.random.Generator, "a numpy.random.Generator")
         total = self.tasks.num_tasks
         if check_int("num_tasks", num_tasks) > total:
             raise ValueError(f"num_tasks must be at most {total}, the size of the fixed set, got {num_tasks}")

@@ -190,5 +190,5 @@ def test_models_that_are_refused(pendulum: Any) -> None:
         from_sb3(PPO("MlpPolicy", pendulum, use_sde=True, device="cpu"))
     with pytest.raises(ValueError, match="must not override get_distribution, Sharpened does"):
         from_sb3(PPO(Sharpened, pendulum, device="cpu"))
-    with pytest.raises(ValueError, match="must have an ActorCriticPolicy"):
+    with pytest.raises(ValueError, match="model must be a PPO or A2C model"):
         from_sb3(DQN("MlpPolicy", gymnasium.make("CartPole-v1"), buffer_size=10, device="cpu"))

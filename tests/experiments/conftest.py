@@ -12,6 +12,8 @@ from metarl.checkpoint import write_json
 from metarl.logging import RunLog
 from tests.experiments import runs
 
+PICTURES = {name: getattr(train, name) for name in ("adaptation_figure", "trajectory_figure")}
+
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
@@ -19,7 +21,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     @cache
     def run(env: str) -> Path:
-        return runs.train(tmp_path_factory.mktemp("trained") / env, "--env", env, "--iterations", 3)
+        with pytest.MonkeyPatch.context() as patch:  # the first test that asks may do without pictures
+            for name, picture in PICTURES.items():
+                patch.setattr(train, name, picture)
+            return runs.train(tmp_path_factory.mktemp("trained") / env, "--env", env, "--iterations", 3)
 
     return run
 
@@ -37,5 +42,5 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the seconds of a run's own pictures; the numbers are made."""
-    for name in ("adaptation_figure", "trajectory_figure"):
+    for name in PICTURES:
         monkeypatch.setattr(train, name, lambda *_, **__: Figure())
