@@ -189,3 +189,32 @@ def test_ours_are_the_same_bits_in_any_company_and_a_users_loss_to_rounding(capa
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_shares_of_four_and_two_with_more_seeds(capability: str) -> None:
     check(surveyed(capability, [4, 2], 5))
+
+
+RESUME = """
+import sys
+from metarl import MetaLearner
+from metarl.supervised.sinusoid import Sinusoids
+before, after, iterations = sys.argv[1:]
+source = Sinusoids()
+learner = MetaLearner.load(before, source) if before else MetaLearner(source, meta_batch_size=4)
+learner.learn(int(iterations)).save(after)
+"""
+
+
+@pytest.mark.slow
+def test_resumed_with_other_vectors_the_run_is_the_same_to_rounding(tmp_path: Path) -> None:
+    """As on another processor: three iterations with one vector width, three with another, against six with one."""
+
+    def train(capability: str, before: str, after: str, iterations: int) -> dict[str, Tensor]:
+        environment = os.environ | {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+        paths = [str(tmp_path / before) if before else "", str(tmp_path / after)]
+        subprocess.run([sys.executable, "-c", RESUME, *paths, str(iterations)], cwd=ROOT, env=environment, check=True)
+        params: dict[str, Tensor] = torch.load(tmp_path / after, weights_only=True)["params"]
+        return params
+
+    straight = train("default", "", "straight", 6)
+    train("default", "", "half", 3)
+    for capability in CAPABILITIES:  # the last one the processor has, where it lacks one
+        for key, leaf in train(capability, "half", capability, 3).items():
+            torch.testing.assert_close(leaf, straight[key], rtol=1e-3, atol=1e-4)
