@@ -115,7 +115,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._layouts.append((node, [layout_of(x) if isinstance(x, Tensor) else None for x in result]))
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self._keep(part, self.graph.call_function(operator.getitem, (node, i)), func)
+                    piece = self.graph.call_function(operator.getitem, (node, i))
+                    self._keep(part, piece, func)
+                    node.meta["fresh"] = piece.meta["fresh"] or node.meta.get("fresh", False)
         elif func._schema.returns:  # a number, known from here on
             if depends and func not in _ASKS_FOR_SHAPES:
                 raise NotRecordableError(f"{func} depends on the values of tensors")
@@ -181,7 +183,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.results[tensor] = node
         if func is aten.lift_fresh.default:  # a constant that was made just now
             self.memory.forget(tensor)
-        node.meta["origin"] = self.memory.add(tensor, layout, node)
+        node.meta["origin"] = origin = self.memory.add(tensor, layout, node)
+        node.meta["fresh"] = origin is node
+        node.meta["without_data"] = tensor.is_meta  # torch looks up a shape where a factor is known to be zero
         if not self.depends.isdisjoint(node.all_input_nodes):
             self.depends.add(node)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
-from metarl.execution.effects import is_harmless, is_pure, returns_memory
+from metarl.execution.effects import is_harmless, is_pure, is_view, returns_memory
 from metarl.execution.memory import NotRecordableError
 from metarl.execution.recording import aten, record
 
@@ -138,7 +138,9 @@ def delay_expansions(graph: fx.Graph) -> None:
         if any(x.target is not aten.expand.default for x in tensors):
             continue
         shapes = {(value(x.args[0]).shape, value(x).shape) for x in tensors}
-        if len(shapes) == 1 and value(tensors[0].args[0]).numel() < value(node).numel():
+        if len(shapes) != 1 or value(tensors[0].args[0]).numel() >= value(node).numel():
+            continue
+        if _views_hold(node, value(tensors[0])):
             with graph.inserting_before(node):
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda x: x.args[0])
                 result = _call(
@@ -146,6 +148,18 @@ def delay_expansions(graph: fx.Graph) -> None:
                 )
             node.replace_all_uses_with(result)
             graph.erase_node(node)
+
+
+def _views_hold(node: fx.Node, other: Tensor) -> bool:
+    """Whether the views of a node can be taken of a tensor that lies in memory in another way, too."""
+    for user in filter(is_view, node.users):
+        try:
+            view = user.target(other, *user.args[1:], **user.kwargs)  # type: ignore[operator]
+        except RuntimeError:
+            return False
+        if isinstance(view, Tensor) and not _views_hold(user, view):
+            return False
+    return True
 
 
 def _expand_after_view(graph: fx.Graph, node: fx.Node) -> None:
