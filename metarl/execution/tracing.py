@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.func import functionalize
 
 from metarl.execution.effects import is_harmless, is_pure, is_view, returns_memory
-from metarl.execution.memory import NotRecordableError
+from metarl.execution.memory import NotRecordableError, layout_of
 from metarl.execution.recording import aten, record
 
 THIN = 8
@@ -91,7 +91,7 @@ def drop_identities(graph: fx.Graph) -> None:
         before, after = value(source), value(node)
         if not (node.target in _SAME or _is_product_with_1(node)) or before.dtype != after.dtype:
             continue
-        if before.shape == after.shape and before.stride() == after.stride():  # what follows may depend on these
+        if layout_of(before) == layout_of(after):  # what follows may depend on it
             node.replace_all_uses_with(source)
             graph.erase_node(node)
 
@@ -153,6 +153,8 @@ def delay_expansions(graph: fx.Graph) -> None:
 def _views_hold(node: fx.Node, other: Tensor) -> bool:
     """Whether the views of a node can be taken of a tensor that lies in memory in another way, too."""
     for user in filter(is_view, node.users):
+        if user.target is aten.as_strided.default:
+            return False
         try:
             view = user.target(other, *user.args[1:], **user.kwargs)  # type: ignore[operator]
         except RuntimeError:

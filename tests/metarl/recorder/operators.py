@@ -26,6 +26,7 @@ class Case(NamedTuple):
     """A function over tasks with the data it is recorded on and the data it is run on."""
 
     name: str
+    operator: str
     kind: str  # values, gradient, hvp
     data: str  # recorded on: usual, zeros, equal
     function: Function
@@ -124,7 +125,7 @@ def _cases_of(
         first = [fill(leaf) for leaf in leaves]
         for (way, kind), function in functions.items():
             if data == "usual" or way == "composed":
-                yield Case(f"{name} {way}", kind, data, function, first, then)
+                yield Case(f"{name} {way}", operator.name, kind, data, function, first, then)
 
 
 def composition(call: Function, *leaves: Tensor) -> list[Tensor]:

@@ -108,10 +108,9 @@ def test_the_text_of_a_number_is_exact(number: Any) -> None:
     word = Script([])._word(number)
     back = torch.jit.CompilationUnit(f"def run():\n    return {word}\n").run()
     plain = {float: float, complex: complex}.get(type(number), type(number))(number)
+    parts = [(back, plain)]
     if isinstance(plain, complex):
         parts = [(back.real, plain.real), (back.imag, plain.imag)]
-    else:
-        parts = [(back, plain)]
     for found, wanted in parts:
         assert repr(found) == repr(float(wanted) if isinstance(wanted, float) else wanted).replace("-nan", "nan")
 
