@@ -209,7 +209,8 @@ class Script:
         if isinstance(value, complex):
             return f"complex({self._word(value.real)}, {self._word(value.imag)})"
         if isinstance(value, float):
-            return float.__repr__(value) if math.isfinite(value) else f"float('{value}')"
+            plain = math.isfinite(value) and (value != 0 or math.copysign(1, value) > 0)
+            return float.__repr__(value) if plain else f"float('{value}')"  # TorchScript takes 0.0 and -0.0 for one
         if isinstance(value, str) and value.isidentifier():
             return f"'{value}'"
         if isinstance(value, torch.device):
@@ -255,6 +256,8 @@ def _as_it_stands() -> AbstractContextManager[None]:
 
 def _without_numbers(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """The same call with a tensor for its number, where that is the same: with a number it would make a copy."""
+    if target._opname in _COPIES and type(args[0]) in _NATURAL:
+        return target, (torch.tensor(args[0], dtype=_NATURAL[type(args[0])]), *args[1:]), kwargs
     if target.overloadpacket not in _WITH_NUMBERS or target._overloadname not in ("Tensor", "Scalar"):
         return target, args, kwargs
     tensor, number, *alpha = args
@@ -275,8 +278,16 @@ def _as_tensor(number: Any, beside: Tensor) -> Tensor | None:
     dtype = torch.result_type(beside, number)
     if type(number) not in _NATURAL or dtype in _HALF:
         return None
-    tensor = torch.tensor(number, dtype=_NATURAL[type(number)]).to(dtype)
+    tensor = torch.tensor(number, dtype=_NATURAL[type(number)])
+    if (
+        dtype.is_floating_point or dtype.is_complex
+    ):  # else -1 stays -1 beside a uint8, which a quotient of the two needs
+        tensor = tensor.to(dtype)
     return tensor if torch.result_type(beside, tensor) == dtype else None
+
+
+_RESIZES = {aten.binary_cross_entropy.out}
+"""Variants that use the tensor they are given for something larger in between."""
 
 
 @functools.cache
@@ -288,6 +299,11 @@ def _out_variant(target: Any) -> tuple[Any, str] | None:
         outs = [a.name for a in overload._schema.arguments if a.is_out]
         rest = [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out]
         generated = torch.Tag.generated in overload.tags  # which makes a copy
-        if rest == wanted and len(outs) == len(target._schema.returns) == 1 and not generated:
+        if (
+            rest == wanted
+            and len(outs) == len(target._schema.returns) == 1
+            and not generated
+            and overload not in _RESIZES
+        ):
             return overload, outs[0]
     return None

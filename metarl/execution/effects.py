@@ -23,11 +23,19 @@ def returns_memory(target: Any) -> bool:
     return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
 
+def is_view(node: fx.Node) -> bool:
+    """Whether a call's results, one or several, lie in its first argument's memory.
+
+    Some operations give a view or a copy (`to`): what was seen while they were recorded decides.
+    """
+    return returns_memory(node.target) and not node.meta.get("fresh", False)
+
+
 def is_harmless(node: fx.Node) -> bool:
     """Whether nobody sees that a call is left out whose results nobody wants: it raises no error for any values."""
     if node.op != "call_function":
         return node.op not in ("placeholder", "output")
-    if node.target is operator.getitem:
+    if node.target is operator.getitem or node.meta.get("without_data", False):
         return True
     if not is_pure(node):
         return False
@@ -44,7 +52,7 @@ _INTEGER_DIVISIONS = {"div", "divide", "floor_divide", "fmod", "remainder", "tru
 # fmt: off
 _HARMLESS = {
     "_adaptive_avg_pool2d", "_adaptive_avg_pool2d_backward", "_log_softmax", "_log_softmax_backward_data",
-    "_softmax", "_softmax_backward_data", "_to_copy", "_unsafe_view", "addmm", "addmv", "all", "amax", "amin",
+    "_softmax", "_softmax_backward_data", "_to_copy", "to", "_unsafe_view", "addmm", "addmv", "all", "amax", "amin",
     "any", "arange", "argmax", "argmin", "argsort", "avg_pool1d", "avg_pool2d", "avg_pool2d_backward", "baddbmm",
     "bmm", "cat", "clone", "constant_pad_nd", "convolution", "convolution_backward", "copy", "cummax", "cummin",
     "cumprod", "cumsum", "diag_embed", "diagonal_backward", "dot", "empty", "empty_like", "empty_strided", "eye",

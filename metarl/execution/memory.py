@@ -67,7 +67,7 @@ class Memory:
         storage = tensor.untyped_storage()
         block = self._blocks.get(storage._cdata)
         if block is None:
-            block = _Block(StorageWeakRef(storage), storage.data_ptr(), node, {})  # type: ignore[no-untyped-call]
+            block = _Block(StorageWeakRef(storage), _pointer(tensor), node, {})  # type: ignore[no-untyped-call]
             self._blocks[storage._cdata] = block
         block.tensors[layout] = node
         return block.origin
@@ -87,8 +87,12 @@ class Memory:
         Such a tensor is another Python object for the same result (`x.data`), or came by way of another library.
         """
         storage = tensor.untyped_storage()
-        pointer = storage.data_ptr()
+        pointer = _pointer(tensor)
         for name, block in self._blocks.items():
             there = name == storage._cdata or (pointer and block.pointer == pointer)
             if there and not block.alive.expired():  # type: ignore[no-untyped-call]
                 yield block.origin, block.tensors.get(layout_of(tensor))
+
+
+def _pointer(tensor: Tensor) -> int:
+    return 0 if tensor._is_zerotensor() else tensor.untyped_storage().data_ptr()

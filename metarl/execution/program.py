@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from metarl.execution.calls import Call, Repetition, Script, writing
-from metarl.execution.effects import aten, is_pure, returns_memory
+from metarl.execution.effects import aten, is_pure, is_view
 from metarl.execution.memory import storage_id
 from metarl.execution.tracing import results, value
 
@@ -250,12 +250,12 @@ def source_of(node: fx.Node) -> fx.Node | None:
     if node.target is operator.getitem:
         parent: Any = node.args[0]
         return source_of(parent)
-    return node.all_input_nodes[0] if returns_memory(node.target) else None
+    return node.all_input_nodes[0] if is_view(node) else None
 
 
 def is_made_once(node: fx.Node) -> bool:
     """Whether a call can be made when the memory is laid out, and holds from then on."""
-    return node.target is operator.getitem or node.target in _WITHOUT_DATA or returns_memory(node.target)
+    return node.target is operator.getitem or node.target in _WITHOUT_DATA or is_view(node)
 
 
 def _reached_from(sources: Sequence[fx.Node], calls: Sequence[fx.Node]) -> set[fx.Node]:

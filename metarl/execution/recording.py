@@ -27,8 +27,9 @@ _ASKS_FOR_SHAPES = {aten.is_same_size.default}
 _READS_MEMORY = {aten._pack_padded_sequence.default}
 """Operations whose results other operations read behind the recorder's back, as numbers."""
 
-_READS_LAYOUT = {"as_strided", "as_strided_copy", "as_strided_scatter", "as_strided_"}
-"""Operations whose result depends on how their argument lies in memory, which is not the same in a record."""
+_READS_LAYOUT = {torch.as_strided, torch.as_strided_copy, torch.as_strided_scatter, torch.as_strided_}
+_READS_LAYOUT |= {torch.Tensor.as_strided, torch.Tensor.as_strided_, torch.Tensor.as_strided_scatter}
+"""What depends on how its argument lies in memory, which is not the same in a record; autograd knows what it does."""
 
 _LEAVES_TORCH = {
     torch.Tensor.numpy,
@@ -105,8 +106,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if depends or torch.Tag.nondeterministic_seeded in func.tags:
             if _asks_for_values(func, args):
                 raise NotRecordableError(f"{func} depends on the values of tensors")
-            if func._opname in _READS_LAYOUT:
-                raise NotRecordableError(f"{func} depends on how tensors lie in memory")
             self.depends.add(node)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
@@ -115,7 +114,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._layouts.append((node, [layout_of(x) if isinstance(x, Tensor) else None for x in result]))
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self._keep(part, self.graph.call_function(operator.getitem, (node, i)), func)
+                    piece = self.graph.call_function(operator.getitem, (node, i))
+                    self._keep(part, piece, func)
+                    node.meta["fresh"] = piece.meta["fresh"] or node.meta.get("fresh", False)
         elif func._schema.returns:  # a number, known from here on
             if depends and func not in _ASKS_FOR_SHAPES:
                 raise NotRecordableError(f"{func} depends on the values of tensors")
@@ -181,7 +182,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.results[tensor] = node
         if func is aten.lift_fresh.default:  # a constant that was made just now
             self.memory.forget(tensor)
-        node.meta["origin"] = self.memory.add(tensor, layout, node)
+        node.meta["origin"] = origin = self.memory.add(tensor, layout, node)
+        node.meta["fresh"] = origin is node
+        node.meta["without_data"] = tensor.is_meta  # torch looks up a shape where a factor is known to be zero
         if not self.depends.isdisjoint(node.all_input_nodes):
             self.depends.add(node)
 
@@ -212,4 +215,6 @@ class _StayInTorch(TorchFunctionMode):
         read = args[:1] if func in _LEAVES_TORCH else args[1:2] if func in _READS_SECOND else ()
         if any(isinstance(x, Tensor) and self._recorder.varies(x) for x in read):
             raise NotRecordableError(f"{getattr(func, '__name__', func)} takes values out of tensors")
+        if func in _READS_LAYOUT:
+            raise NotRecordableError(f"{func.__name__} depends on how tensors lie in memory")
         return func(*args, **(kwargs or {}))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
-from metarl.execution.effects import is_harmless, is_pure, returns_memory
-from metarl.execution.memory import NotRecordableError
+from metarl.execution.effects import is_harmless, is_pure, is_view, returns_memory
+from metarl.execution.memory import NotRecordableError, layout_of
 from metarl.execution.recording import aten, record
 
 THIN = 8
@@ -91,7 +91,7 @@ def drop_identities(graph: fx.Graph) -> None:
         before, after = value(source), value(node)
         if not (node.target in _SAME or _is_product_with_1(node)) or before.dtype != after.dtype:
             continue
-        if before.shape == after.shape and before.stride() == after.stride():  # what follows may depend on these
+        if layout_of(before) == layout_of(after):  # what follows may depend on it
             node.replace_all_uses_with(source)
             graph.erase_node(node)
 
@@ -138,7 +138,9 @@ def delay_expansions(graph: fx.Graph) -> None:
         if any(x.target is not aten.expand.default for x in tensors):
             continue
         shapes = {(value(x.args[0]).shape, value(x).shape) for x in tensors}
-        if len(shapes) == 1 and value(tensors[0].args[0]).numel() < value(node).numel():
+        if len(shapes) != 1 or value(tensors[0].args[0]).numel() >= value(node).numel():
+            continue
+        if _views_hold(node, value(tensors[0])):
             with graph.inserting_before(node):
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda x: x.args[0])
                 result = _call(
@@ -146,6 +148,20 @@ def delay_expansions(graph: fx.Graph) -> None:
                 )
             node.replace_all_uses_with(result)
             graph.erase_node(node)
+
+
+def _views_hold(node: fx.Node, other: Tensor) -> bool:
+    """Whether the views of a node can be taken of a tensor that lies in memory in another way, too."""
+    for user in filter(is_view, node.users):
+        if user.target is aten.as_strided.default:
+            return False
+        try:
+            view = user.target(other, *user.args[1:], **user.kwargs)  # type: ignore[operator]
+        except RuntimeError:
+            return False
+        if isinstance(view, Tensor) and not _views_hold(user, view):
+            return False
+    return True
 
 
 def _expand_after_view(graph: fx.Graph, node: fx.Node) -> None:
