@@ -21,20 +21,12 @@ from metarl.arguments import check_at_least, check_callbacks, check_source, chec
 from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
-from metarl.errors import (
-    HessianWarning,
-    MoreStepsWarning,
-    NonFiniteError,
-    check_has,
-    check_int,
-    check_step_sizes,
-    check_type,
-)
+from metarl.errors import MoreStepsWarning, NonFiniteError, check_has, check_int, check_step_sizes, check_type
 from metarl.evaluation import Evaluation, evaluate, note_if_worse
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
-from metarl.outer import Method, inner_defaults, make_method
+from metarl.outer import Method, check_hessian, inner_defaults, make_method
 from metarl.signals import first_signal
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
 from metarl.summation import total
@@ -110,7 +102,7 @@ class MetaLearner:
         check_at_least("meta_batch_size", meta_batch_size, processes.size, "as many processes")
         check_at_least("episodes", getattr(source, "episodes", None), self.method.min_episodes, "this outer update")
         self.seed = check_int("seed", seed, minimum=0)
-        self._check_hessian()
+        check_hessian(self.method, outer, source)
         self.params: Params = source.initial_params()
         arguments: dict[str, Any] = {
             "learning_rate": learning_rate,
@@ -384,15 +376,6 @@ class MetaLearner:
         if self.outer_options or inner_lr is not None or inner_steps is not None:
             raise ValueError("inner_lr, inner_steps and outer_options go with a method's name; a Method has its own")
         return self.outer
-
-    def _check_hessian(self) -> None:
-        """Whether the source has the second derivatives that the method takes, where it can tell."""
-        if self.method.differentiates_twice and hasattr(self.source, "check_second_derivatives"):
-            self.source.check_second_derivatives()
-        reason: str | None = getattr(self.source, "hessian_warning", None)
-        if self.method.needs_hessian and reason is not None:
-            name = repr(self.outer) if isinstance(self.outer, str) else "this outer update"
-            warnings.warn(f"{name} uses the loss's Hessian, but {reason}", HessianWarning, stacklevel=3)
 
     def _restore_callbacks(self) -> None:
         """Give each callback the state of the first saved one of its kind."""

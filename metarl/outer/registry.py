@@ -1,10 +1,11 @@
 """Names for outer updates: a name picks the update together with the inner rule it is defined with."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from metarl.errors import check_int, check_real, check_type, did_you_mean
+from metarl.errors import HessianWarning, check_int, check_real, check_type, did_you_mean
 from metarl.types import Inner, OuterUpdate
 
 
@@ -102,6 +103,22 @@ def make_method(name: str, inner_lr: float | None = None, inner_steps: int | Non
             near = did_you_mean(option, known)
             raise ValueError(f"outer {name!r} has the options {sorted(known)}, got {option!r}{near}")
     return OUTER[name](inner_lr, inner_steps, **chosen)
+
+
+def check_hessian(method: Method, outer: object, source: object) -> None:
+    """Whether a task source has the second derivatives that `method` takes, where it can tell.
+
+    Gives a `HessianWarning`, to the caller of the caller, where the loss's Hessian is not the objective's.
+
+    Raises:
+        ValueError: where the loss cannot be differentiated twice.
+    """
+    if method.differentiates_twice and callable(check := getattr(source, "check_second_derivatives", None)):
+        check()
+    reason = getattr(source, "hessian_warning", None)
+    if method.needs_hessian and reason is not None:
+        name = repr(outer) if isinstance(outer, str) else "this outer update"
+        warnings.warn(f"{name} uses the loss's Hessian, but {reason}", HessianWarning, stacklevel=3)
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

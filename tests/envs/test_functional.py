@@ -218,7 +218,7 @@ def test_other_bad_arguments() -> None:
     env.reset(seed=0)
     with pytest.raises(ValueError, match="rng must be a numpy"):
         Navigation().sample(2, 0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="device must be a torch device"):
+    with pytest.raises(ValueError, match="device must be"):
         Navigation().make_vec(goals, 1, device="gpu7")
     with pytest.raises(ValueError, match="render_mode must be one of"):
         Navigation().make({"goal": (0.0, 0.0)}, render_mode="human")

@@ -114,7 +114,7 @@ CASES = [
     Bad("evaluate", "empty", ("run must", "empty/config.json")),
     Bad("evaluate", "not_json", ("run must", "not_json/config.json")),
     Bad("evaluate", "no_object", ("run must", "no_object/config.json")),
-    Bad("evaluate", "lacking", ("run must", "lacking/config.json", "lacks ['horizon']")),
+    Bad("evaluate", "lacking", ("run must", "lacking/config.json", "lacks horizon")),
     Bad("evaluate", "wrong_type", ("run must", "wrong_type/config.json", "hidden")),
     Bad("evaluate", "no_checkpoint", ("checkpoint must", "none at no_checkpoint/checkpoint.pt")),
     Bad("evaluate", "truncated", ("checkpoint truncated/checkpoint.pt", "truncated")),

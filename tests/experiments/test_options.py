@@ -2,13 +2,15 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from envs import ENVS, constructor
 from experiments import options
-from experiments.config import TrainConfig, build_distribution
+from experiments.config import TRAIN, TrainConfig, build_distribution
+from experiments.run import new_folder, settled
 from metarl.outer import OUTER
 
 
@@ -110,3 +112,12 @@ def test_the_default_of_every_outer_option_reads_as_itself(make: Callable[..., A
     parameters = inspect.signature(make).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert options.read("outer_options", [f"{name}={value}" for name, value in defaults.items()], make) == defaults
+
+
+@pytest.mark.parametrize("outer", ["m" * 300, "ä" * 300, "mine/method", "a b\nc"])
+def test_a_run_s_default_name_is_a_folder_s(outer: str, tmp_path: Path) -> None:
+    """A plug-in may call its update anything."""
+    name = settled(TRAIN, TrainConfig(outer=outer)).name
+    assert name is not None
+    assert new_folder(tmp_path, name).is_dir()
+    assert name.startswith("navigation-")
