@@ -68,6 +68,10 @@ class Identity:
         """Whether the object is no more."""
         return self._get() is None
 
+    def kind(self) -> type:
+        """The object's class; `NoneType` once it is gone."""
+        return type(self._get())
+
 
 class Frozen:
     """One state of what a function reads; two of them are equal only if they are the same object."""
@@ -101,7 +105,7 @@ class Watch:
         self.named: list[tuple[Mapping[str, Any], list[str]]] = []
         self.cells: list[types.CellType] = []
         self.functions: list[types.FunctionType] = []
-        self.objects: list[Any] = []  # whose class may be replaced
+        self.objects: list[Identity] = []  # which may be given another class
         self.tensors: list[Tensor] = []
         self.arrays: list[Any] = []
 
@@ -124,7 +128,7 @@ class Watch:
         yield from [cell.cell_contents for cell in self.cells]
         yield from [places.get(name, _MISSING) for places, names in self.named for name in names]
         yield from chain.from_iterable([(f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions])
-        yield from map(type, self.objects)
+        yield from [x.kind() for x in self.objects]
 
     def _state(self) -> list[Any]:
         return [
@@ -402,7 +406,7 @@ class Walk:
 
     def _instance(self, path: str, x: Any) -> None:
         self.tokens[path] = Identity(type(x))
-        self.watch.objects.append(x)
+        self.watch.objects.append(Identity(x))
         if (key := declared_key(x)) is not None:
             self._visit(f"{path}.execution_key", key)
             return
@@ -433,7 +437,7 @@ class Walk:
 
     def _module(self, path: str, x: nn.Module) -> None:
         self.tokens[path] = Identity(type(x))
-        self.watch.objects.append(x)
+        self.watch.objects.append(Identity(x))
         self._mention(["forward"])
         own = vars(x)
         registries = [own["_parameters"], own["_buffers"], own["_modules"]]
