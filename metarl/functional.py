@@ -1,5 +1,7 @@
 """Calling a module at parameters of one's choice."""
 
+import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -7,7 +9,32 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from torch.func import functional_call
 
-_names: WeakKeyDictionary[nn.Module, dict[str, list[str]]] = WeakKeyDictionary()
+
+class _Lock:
+    """A lock that a thread may take again; a forked child gets a free one."""
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+MODULES_IN_USE = _Lock()
+"""Taken while a module is called: torch puts the given parameters into the module itself for so long, for all threads.
+
+Whoever looks at a module's own parameters takes it too.
+"""
+
+_names: WeakKeyDictionary[nn.Module, tuple[list[Any], dict[str, list[str]]]] = WeakKeyDictionary()
 
 
 def call(module: nn.Module, params: Mapping[str, Tensor], *args: Tensor) -> Any:
@@ -15,13 +42,22 @@ def call(module: nn.Module, params: Mapping[str, Tensor], *args: Tensor) -> Any:
 
     As `torch.func.functional_call`, tied weights included; but also right where a module holds the same module under
     several names, as Stable-Baselines3's policies hold their features extractor. There torch would put the first of
-    `params` back into the module in place of its own: a tensor of a vmap that has ended.
+    `params` back into the module in place of its own: a tensor of a vmap that has ended. Several threads may call the
+    same module: one waits for the other.
     """
-    if module not in _names:
-        _names[module] = _places(module)
-    places = _names[module]
-    everywhere = {place: value for name, value in params.items() for place in places.get(name, [name])}
-    return functional_call(module, everywhere, args, tie_weights=False)
+    with MODULES_IN_USE:
+        places = _known_places(module)
+        everywhere = {place: value for name, value in params.items() for place in places.get(name, [name])}
+        return functional_call(module, everywhere, args, tie_weights=False)
+
+
+def _known_places(module: nn.Module) -> dict[str, list[str]]:
+    """`_places`, looked for again where a parameter, a buffer or a module was replaced."""
+    held = [x for m in module.modules() for own in (m._parameters, m._buffers, m._modules) for x in own.items()]
+    found = _names.get(module)
+    if found is None or len(found[0]) != len(held) or any(a is not b for (_, a), b in zip(held, found[0], strict=True)):
+        found = _names[module] = [x for _, x in held], _places(module)
+    return found[1]
 
 
 def _places(module: nn.Module) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """Calling a module at given parameters, also where it holds one module, or one parameter, under several names."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -94,3 +95,29 @@ def test_a_policy_for_images_can_be_used_again_after_a_rollout() -> None:
     assert all(torch.equal(learner.params[name], twin.params[name]) for name in learner.params)
     loc = policy(torch.from_numpy(np.zeros((1, *tasks.observation_space.shape), np.uint8)))[0]
     assert loc.shape == (1, 5)
+
+
+def test_weights_that_are_tied_later() -> None:
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    x = torch.ones(1, 2)
+    call(net, dict(net.named_parameters()), x)
+    net[1].weight = net[0].weight
+    doubled = {"0.weight": 2 * torch.eye(2)}
+    assert torch.equal(call(net, doubled, x), 4 * x)
+
+
+def test_threads_that_call_one_module() -> None:
+    """Each gets what its parameters give, whatever the other puts into the module meanwhile."""
+    net = nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(8)])
+    x, wrong = torch.ones(1, 4), list[float]()
+
+    def work(factor: float) -> None:
+        params = {name: factor * torch.eye(4) for name, _ in net.named_parameters()}
+        wrong.extend(factor for _ in range(300) if not torch.equal(call(net, params, x), factor**8 * x))
+
+    threads = [threading.Thread(target=work, args=(factor,)) for factor in (1.0, 2.0, 3.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
