@@ -286,7 +286,7 @@ def _as_tensor(number: Any, beside: Tensor) -> Tensor | None:
     return tensor if torch.result_type(beside, tensor) == dtype else None
 
 
-_RESIZES = {aten.binary_cross_entropy.out}
+_RESIZES = {aten.binary_cross_entropy.out, aten.soft_margin_loss.out}
 """Variants that use the tensor they are given for something larger in between."""
 
 

@@ -69,7 +69,8 @@ def outcome(case: Case, compiled: bool = True) -> Outcome:
 
 
 def _scale(x: Tensor) -> float:
-    finite = x[torch.isfinite(x)].abs().double() if x.dtype != torch.bool else x.double()
+    numbers = x.abs().double() if x.is_floating_point() or x.is_complex() else x.double().abs()
+    finite = numbers[torch.isfinite(numbers)]
     return max(1.0, float(finite.max())) if finite.numel() else 1.0
 
 
