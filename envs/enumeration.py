@@ -38,15 +38,29 @@ class Trajectories(NamedTuple):
     actions: Tensor  # [M, H]
     rewards: Tensor  # [M, H]
     moves: Tensor  # [M], the probability of the states given the actions
+    discount: float = 1.0
+    discount_weights: bool = True  # whether the credit of step t has the weight discount^t
 
     @property
-    def returns_to_go(self) -> Tensor:
-        """`[M, H]`, undiscounted."""
-        return discounted_sums(self.rewards, 1.0)
+    def credit(self) -> Tensor:
+        """The discounted return to go of every action, `[M, H]`, weighted where that is asked for."""
+        to_go = discounted_sums(self.rewards, self.discount)
+        return to_go * self._powers if self.discount_weights else to_go
+
+    @property
+    def returns(self) -> Tensor:
+        """Discounted, `[M]`."""
+        return (self.rewards * self._powers).sum(-1)
+
+    @property
+    def _powers(self) -> Tensor:
+        return self.discount ** torch.arange(self.rewards.shape[1], dtype=self.rewards.dtype)
 
 
-def trajectories(tasks: TabularMDP, task: TaskTensors) -> Trajectories:
-    """All trajectories of ONE task.
+def trajectories(
+    tasks: TabularMDP, task: TaskTensors, discount: float = 1.0, discount_weights: bool = True
+) -> Trajectories:
+    """All trajectories of ONE task, with credit for their actions as `ReinforcementLearning` gives it.
 
     Raises:
         ValueError: when there are more than a million.
@@ -60,7 +74,7 @@ def trajectories(tasks: TabularMDP, task: TaskTensors) -> Trajectories:
     acted = torch.stack(columns[:horizon], dim=1)
     been = torch.stack([torch.zeros(number, dtype=torch.int64), *columns[horizon:]], dim=1)
     moves = task["transitions"][been[:, :-1], acted[:, :-1], been[:, 1:]].prod(-1)
-    return Trajectories(been, acted, task["rewards"][been, acted], moves)
+    return Trajectories(been, acted, task["rewards"][been, acted], moves, discount, discount_weights)
 
 
 def probabilities(params: Params, known: Trajectories) -> Tensor:
@@ -72,12 +86,12 @@ def probabilities(params: Params, known: Trajectories) -> Tensor:
 def sampled_gradients(params: Params, known: Trajectories) -> Params:
     """The policy gradient of the loss that each trajectory alone gives, leaf `[M, S, A]`; written out by hand.
 
-    g(tau)[s, a] = -1/H sum_t [s_t = s] ([a_t = a] - pi(a | s)) G_t, with the return to go G_t.
+    g(tau)[s, a] = -1/H sum_t [s_t = s] ([a_t = a] - pi(a | s)) G_t, with the credit G_t.
     """
     policy = params["logits"].softmax(-1)
     visited = torch.nn.functional.one_hot(known.states, policy.shape[0]).to(policy.dtype)  # [M, H, S]
     chosen = torch.nn.functional.one_hot(known.actions, policy.shape[1]).to(policy.dtype) - policy[known.states]
-    total = torch.einsum("mhs,mha,mh->msa", visited, chosen, known.returns_to_go.to(policy.dtype))
+    total = torch.einsum("mhs,mha,mh->msa", visited, chosen, known.credit.to(policy.dtype))
     return {"logits": -total / known.states.shape[1]}
 
 
@@ -95,14 +109,18 @@ def paths(params: Params, known: Trajectories, alpha: float, steps: int) -> list
     return found
 
 
-def sampled_objective(tasks: TabularMDP, task: TaskTensors, params: Params, alpha: float, steps: int = 1) -> Tensor:
+def sampled_objective(
+    tasks: TabularMDP, task: TaskTensors, params: Params, alpha: float, steps: int = 1, discount: float = 1.0
+) -> Tensor:
     """`E f(w_N)` over one sampled trajectory per inner step: what E-MAML's meta-gradient is the gradient of."""
-    ends, weights = paths(params, trajectories(tasks, task), alpha, steps)[-1]
-    losses: Tensor = vmap(lambda w: -tasks.expected_return(w, task) / tasks.horizon)(ends)
+    ends, weights = paths(params, trajectories(tasks, task, discount), alpha, steps)[-1]
+    losses: Tensor = vmap(lambda w: -tasks.expected_return(w, task, discount) / tasks.horizon)(ends)
     return weights @ losses
 
 
-def sampled_product(tasks: TabularMDP, task: TaskTensors, params: Params, alpha: float, steps: int = 1) -> Params:
+def sampled_product(
+    tasks: TabularMDP, task: TaskTensors, params: Params, alpha: float, steps: int = 1, discount: float = 1.0
+) -> Params:
     """`E prod_j (I - alpha H(w_j)) grad f(w_N)` with exact Hessians along sampled inner steps.
 
     This is what a product of independent unbiased factors estimates. It is neither the product form at exact inner
@@ -111,9 +129,9 @@ def sampled_product(tasks: TabularMDP, task: TaskTensors, params: Params, alpha:
     shape = params["logits"].shape
 
     def loss(flat: Tensor) -> Tensor:
-        return -tasks.expected_return({"logits": flat.view(shape)}, task) / tasks.horizon
+        return -tasks.expected_return({"logits": flat.view(shape)}, task, discount) / tasks.horizon
 
-    *before, (ends, weights) = paths(params, trajectories(tasks, task), alpha, steps)
+    *before, (ends, weights) = paths(params, trajectories(tasks, task, discount), alpha, steps)
     vector = weights[:, None] * vmap(grad(loss))(ends["logits"].flatten(1))  # [M^N, P]
     for w, _ in reversed(before):
         curvature = vmap(jacrev(grad(loss)))(w["logits"].flatten(1))  # [M^j, P, P]
@@ -138,6 +156,8 @@ class EnumeratedTasks:
         surrogate: the loss, such as `metarl.rl.surrogates.dice`.
         steps: N, how many inner draws will come.
         execution: how derivatives are computed: in chunks, where M^N is large.
+        discount: gamma.
+        discount_weights: whether the credit of step t has the weight gamma^t.
 
     Raises:
         ValueError: when there are more than a million ways.
@@ -151,8 +171,10 @@ class EnumeratedTasks:
         surrogate: Surrogate,
         steps: int = 1,
         execution: Execution | None = None,
+        discount: float = 1.0,
+        discount_weights: bool = True,
     ) -> None:
-        self.known = trajectories(tasks, task)
+        self.known = trajectories(tasks, task, discount, discount_weights)
         self.policy, self.surrogate, self.horizon = policy, surrogate, tasks.horizon
         self.execution = Execution() if execution is None else execution
         number = len(self.known.states)
@@ -185,8 +207,9 @@ class EnumeratedTasks:
         else:
             share = chance * chance.shape[1]  # the loss will take the mean over trajectories
         share = share[..., None]
-        rewards, to_go = share * known.rewards[rows], share * known.returns_to_go[rows]
-        return {**batch, "log_probs": log_probs, "advantages": to_go, "rewards": rewards}
+        rewards, credit = share * known.rewards[rows], share * known.credit[rows]
+        objective = -share[..., 0] * known.returns[rows] / self.horizon
+        return {**batch, "log_probs": log_probs, "advantages": credit, "rewards": rewards, "objective": objective}
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The surrogate's loss, per step of the horizon."""
@@ -209,8 +232,8 @@ class EnumeratedTasks:
         return self._log_probs(params, batch).sum(-1)
 
     def objective(self, batch: Batch) -> Tensor:
-        """Minus the return per step of the horizon of each trajectory `[n]`, weighted as the batch is."""
-        return -batch["rewards"].sum(-1) / self.horizon
+        """Minus the discounted return per step of the horizon of each trajectory `[n]`, weighted as the batch is."""
+        return batch["objective"]
 
     def expectation(self, stacked: Params) -> Params:
         """The mean of an update's result over all ways."""

@@ -1,6 +1,6 @@
 """Tabular MDPs, small enough to enumerate every trajectory (`envs.enumeration`): nothing about them needs sampling.
 
-    J(logits) = V_0(0),    V_t(s) = sum_a pi(a | s) [R(s, a) + sum_s' P(s' | s, a) V_{t+1}(s')],    V_H = 0
+    J(logits) = V_0(0),    V_t(s) = sum_a pi(a | s) [R(s, a) + gamma sum_s' P(s' | s, a) V_{t+1}(s')],    V_H = 0
 
 with the softmax policy of `agents.exact.TabularSoftmax`. Episodes begin in state 0 and last `horizon` steps.
 """
@@ -103,14 +103,39 @@ class TabularMDP(FunctionalTasks):
         transitions = check_rng(rng).dirichlet(np.ones(self.num_states), size=shape)
         return {"transitions": transitions, "rewards": rng.normal(size=shape)}
 
-    def expected_return(self, params: Params, task: TaskTensors) -> Tensor:
+    def expected_return(self, params: Params, task: TaskTensors, discount: float = 1.0) -> Tensor:
         """J of ONE task by dynamic programming, in the precision of `params["logits"]` `[S, A]`."""
+        return self.values(params, task, discount)[0][0]
+
+    def values(self, params: Params, task: TaskTensors, discount: float = 1.0) -> list[Tensor]:
+        """The values V_t(s) `[S]` of t = 0 ... H, the last of them zero."""
         policy = params["logits"].softmax(-1)
         rewards, transitions = (task[key].to(policy.dtype) for key in ("rewards", "transitions"))
-        value = policy.new_zeros(self.num_states)
+        found = [policy.new_zeros(self.num_states)]
         for _ in range(self.horizon):
-            value = (policy * (rewards + transitions @ value)).sum(-1)
-        return value[0]
+            found.append((policy * (rewards + discount * (transitions @ found[-1]))).sum(-1))
+        return found[::-1]
+
+    def policy_gradient(
+        self, params: Params, task: TaskTensors, discount: float = 1.0, discount_weights: bool = True
+    ) -> Params:
+        """`sum_t c_t sum_s P(s_t = s) sum_a Q_t(s, a) grad pi(a | s)` of ONE task, with discounted Q_t.
+
+        With the weights c_t = discount^t this is the gradient of the discounted return (the policy gradient theorem).
+        Without them, c_t = 1, it is what common practice estimates.
+        """
+        policy = params["logits"].softmax(-1)
+        rewards, transitions = (task[key].to(policy.dtype) for key in ("rewards", "transitions"))
+        later = self.values(params, task, discount)[1:]
+        visits = torch.eye(self.num_states, dtype=policy.dtype)[0]  # P(s_t = s)
+        total, weight = torch.zeros_like(policy), 1.0
+        for value in later:
+            q = rewards + discount * (transitions @ value)  # [S, A]
+            advantage = q - (policy * q).sum(-1, keepdim=True)
+            total = total + weight * visits[:, None] * policy * advantage  # grad of a softmax
+            visits = torch.einsum("s,sa,saz->z", visits, policy, transitions)
+            weight *= discount if discount_weights else 1.0
+        return {"logits": total}
 
     def plot_task(self, ax: Any, task: Task) -> None:
         """The rewards, a row for each state, as a label: there are too many probabilities."""

@@ -16,9 +16,10 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments import cli
+from experiments.certificates.credit import credit_certificates
 from experiments.certificates.estimators import VARIED, settings
 from experiments.certificates.hessians import hessian_errors
-from experiments.certificates.judging import certificate, several_steps
+from experiments.certificates.judging import certificate, discounted, several_steps
 from experiments.certificates.page import page
 from experiments.certificates.picture import picture
 from experiments.certificates.problems import bandit, mdp
@@ -26,6 +27,8 @@ from experiments.certificates.wrong_formulas import wrong_formulas
 from metarl.checkpoint import write_atomically
 
 SAMPLES, QUICK = {"bandit": 1_000_000, "mdp": 400_000}, {"bandit": 30_000, "mdp": 20_000}
+
+CREDIT, CREDIT_QUICK = 4_000_000, 200_000  # episodes
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def certify(quick: bool) -> dict[str, Any]:
         "samples": number,
         **{name: [row for problem, row in rows if problem == name] for name in number},
         "several_steps": [row for steps in ((1, 2) if quick else (1, 2, 3)) for row in several_steps(steps)],
+        "discounted": discounted(number["mdp"]),
+        "credit": credit_certificates(CREDIT_QUICK if quick else CREDIT),
         "hessians": hessian_errors(),
         "wrong_formulas": wrong_formulas(number["bandit"]),
     }
@@ -79,9 +84,9 @@ def certify(quick: bool) -> dict[str, Any]:
 
 def failures(results: Mapping[str, Any]) -> list[str]:
     """The rows that fail, in words."""
-    sections = ("bandit", "mdp", "several_steps", "hessians", "wrong_formulas")
+    sections = ("bandit", "mdp", "several_steps", "discounted", "credit", "hessians", "wrong_formulas")
     failed = [(name, row) for name in sections for row in results[name] if row["failed"]]
-    keys = ("label", "what", "formula", "surrogate", "hessian_data", "steps", "verdict")
+    keys = ("label", "what", "formula", "surrogate", "hessian_data", "steps", "episodes", "verdict")
     return [f"{name}: " + ", ".join(str(row[key]) for key in keys if row.get(key)) for name, row in failed]
 
 

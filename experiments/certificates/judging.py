@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from envs.tabular import TabularMDP
-from experiments.certificates.estimators import FIRST_ORDER, OTHER, PULLED, Setting
-from experiments.certificates.problems import Exact, Problem, mdp, mdp_targets
+from experiments.certificates.estimators import FIRST_ORDER, OTHER, PULLED, SAMPLED, Setting
+from experiments.certificates.problems import DISCOUNT, Exact, Problem, mdp, mdp_targets
 from metarl.outer import Method
 from metarl.rl import SURROGATES, ReinforcementLearning
 from metarl.rl.exact import Estimate, expected_update
@@ -77,9 +77,22 @@ def judged(
         return f"**FAILS**: documented as unbiased for the {claim}" if failed else f"unbiased for the {claim}", failed
     if update in OTHER:
         return f"other objective: {OTHER[update]}", False
-    if update not in (*PULLED, *FIRST_ORDER):
+    if update not in (*PULLED, *FIRST_ORDER, *SAMPLED):
         return "not classified", False
     return "biased" + (", by design" if update in FIRST_ORDER else ""), False
+
+
+def discounted(samples: int) -> list[dict[str, Any]]:
+    """Estimators on the tabular problem with the discount 0.9, with the weights gamma^t and, as is usual, without."""
+    chosen = [Setting("maml", surrogate, {"hessian_data": "fresh"}) for surrogate in SURROGATES]
+    chosen += [Setting("hf_maml", "dice", {"hessian_data": "fresh"}), Setting("fo_maml", "ratio", {})]
+    chosen.append(Setting("e_maml", "ratio", {"baseline": "none"}))
+    problems = [mdp(DISCOUNT, discount_weights=weights) for weights in (True, False)]
+    return [
+        {**certificate(problem, setting, samples), "discount_weights": problem.discount_weights}
+        for problem in problems
+        for setting in chosen
+    ]
 
 
 def several_steps(steps: int) -> list[dict[str, Any]]:

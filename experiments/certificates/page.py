@@ -71,6 +71,31 @@ with the log-probability loss and no score term (`maml`, reinforce, inner) is wh
 wrong second derivative is worse than none (`fo_maml`).
 """
 
+DISCOUNTED = """\
+## Discounting
+
+The two-state problem with the discount 0.9. The targets are those of the discounted return. With `discount_weights`
+the credit of step t has the weight 0.9^t, and every estimator keeps the property that it has without a discount.
+Without them, as in common practice and by default, the gradient is sum_t E[A_t grad log pi(a_t | s_t)] with
+discounted A_t: it is the gradient of neither return, and every update inherits that bias.
+"""
+
+CREDITS = """\
+## Baselines and normalisation
+
+The policy gradient itself, before any adaptation, on the two-state problem with the discount 0.9; the first two rows
+have other discount weights, all others the defaults'. *Error* is the distance of the expectation from the target,
+divided by the target's length. *Error of the direction* is the same after the expectation was scaled so that its
+projection on the target is one: where advantages are normalised there is no length to compare. It is followed by its
+standard error. *Projection* is that of the expectation on the target; where it is negative, the mean step goes
+uphill. *std* is of one draw's gradient, divided by the projection. "baseline linear, on its own episodes, normalised"
+is the default of `ReinforcementLearning` and of the command line. A linear baseline that is fitted to the episodes it
+serves has seen their actions, and shrinks or turns the gradient; `cross_fit` removes that bias. Normalisation divides
+a draw by a number that the same draw gives: draws with small advantages weigh more in the mean. With `cross_fit` this
+changes the length of a draw's gradient and not its direction, but the mean over draws keeps an error, which falls
+with the number of episodes.
+"""
+
 HESSIANS = """\
 ## Hessians
 
@@ -108,6 +133,10 @@ def page(results: Mapping[str, Any]) -> str:
         mdp_table(results["mdp"]),
         STEPS,
         steps_table(results["several_steps"]),
+        DISCOUNTED,
+        discounted_table(results["discounted"]),
+        CREDITS,
+        credit_table(results["credit"]),
         HESSIANS,
         hessian_table(results["hessians"]),
         WRONG.format(limit=LIMIT, seen=SEEN),
@@ -168,6 +197,44 @@ def steps_table(rows: list[dict[str, Any]]) -> str:
         errors = [f"{row['relative_error'][name]:.3f}" for name in names]
         start = [str(row["steps"]), row["label"], surrogate, row["hessian_data"]]
         lines.append([*start, *errors, f"{row['exact_std']:.4f}", row["verdict"]])
+    return markdown_table(head, lines) + "\n"
+
+
+def discounted_table(rows: list[dict[str, Any]]) -> str:
+    """A line for each estimator, with and without the weights."""
+    names = (PRODUCT, OBJECTIVE, PATH_PRODUCT)
+    head = ["weights", "update", "surrogate", "D_h", "exact", "Monte Carlo", "off"]
+    head += [*(f"error to the {name}" for name in names), "verdict"]
+    lines = []
+    for row in rows:
+        start = ["0.9^t" if row["discount_weights"] else "none", row["label"], row["surrogate"], row["hessian_data"]]
+        middle = [two(row["exact"]), f"{two(row['expectation'])} ± {max(row['stderr']):.4f}"]
+        errors = [f"{row['relative_error'][name]:.3f}" for name in names]
+        lines.append([*start, *middle, f"{abs(row['off_exact']):.1f} SE", *errors, row["verdict"]])
+    return markdown_table(head, lines) + "\n"
+
+
+def credit_table(rows: list[dict[str, Any]]) -> str:
+    """A line for each way to give credit."""
+    head = [
+        "credit",
+        "weights",
+        "episodes",
+        "target",
+        "error",
+        "error of the direction",
+        "projection",
+        "std",
+        "verdict",
+    ]
+    lines = []
+    for row in rows:
+        start = [row["what"], "0.9^t" if row["discount_weights"] else "none", str(row["episodes"]), row["target"]]
+        error = "" if row["normalized"] else f"{row['relative_error'][row['target']]:.3f}"
+        direction = f"{row['direction_error']:.3f} ± {row['direction_stderr']:.3f}"
+        lines.append(
+            [*start, error, direction, f"{row['projection']:+.3f}", f"{row['relative_std']:.2f}", row["verdict"]]
+        )
     return markdown_table(head, lines) + "\n"
 
 

@@ -24,7 +24,7 @@ from metarl.rl.surrogates import make_surrogate
 from metarl.types import Params, Task
 
 CENTRE, MEAN, ALPHA, ACTIONS = 1.5, 0.3, 0.2, 4  # of the bandit
-MDP_ALPHA = 0.5
+MDP_ALPHA, DISCOUNT = 0.5, 0.9
 LAMBDA = {"loaded_dice": 0.5}
 
 PRODUCT, OBJECTIVE, PATH_PRODUCT = "product form", "sampled objective", "sampled product"
@@ -52,6 +52,8 @@ class Problem:
     good_hessian: tuple[str, ...]  # surrogates whose expected Hessian is exact here
     product: str  # what independent factors with exact Hessians estimate
     exact: Callable[[Setting], Exact | None]
+    discount: float = 1.0
+    discount_weights: bool = True  # without, nothing is unbiased for a discounted target
 
     def source(self, surrogate: str) -> ReinforcementLearning:
         """The real oracle, with nothing that could bias it."""
@@ -61,13 +63,16 @@ class Problem:
             episodes=self.episodes,
             surrogate=surrogate,
             dice_lambda=LAMBDA.get(surrogate),
-            discount=1.0,
+            discount=self.discount,
+            discount_weights=self.discount_weights,
             baseline="none",
             normalize_advantages=False,
         )
 
     def claim(self, setting: Setting) -> str | None:
         """The target the estimator is documented to be unbiased for."""
+        if self.discount < 1 and not self.discount_weights:
+            return None
         if setting.update in SAMPLED:
             return OBJECTIVE
         unbiased = setting.update in PULLED and setting.hessian_data == "fresh"
@@ -112,35 +117,57 @@ def bandit_expectation(setting: Setting, objective: Tensor) -> Exact | None:
     return Exact(torch.tensor([(1 - ALPHA * mean) * end + shared], dtype=torch.float64))
 
 
-def mdp() -> Problem:
-    """Two states, two actions, three steps (P3), one trajectory in every batch, tabular softmax, return to go."""
+def mdp(discount: float = 1.0, discount_weights: bool = True) -> Problem:
+    """Two states, two actions, three steps (P3), one trajectory in every batch, tabular softmax, return to go.
+
+    The targets are those of the discounted return, whether its weights are used or not.
+    """
     tasks, task, logits = two_state_problem()
     policy, params = TabularSoftmax(2, 2).double(), {"logits": torch.as_tensor(logits)}
-    exact = functools.partial(enumerated, tasks=tasks, task=task, policy=policy, params=params)
-    alpha, targets = MDP_ALPHA * tasks.horizon, mdp_targets(tasks, task, params, 1)
-    return Problem("mdp", tasks, task, policy, params, alpha, 1, targets, ("dice",), PATH_PRODUCT, exact)
+
+    def exact(setting: Setting) -> Exact | None:
+        return enumerated(setting, tasks, task, policy, params, discount, discount_weights)
+
+    alpha, targets = MDP_ALPHA * tasks.horizon, mdp_targets(tasks, task, params, 1, discount)
+    name = "mdp" if discount == 1 else "discounted"
+    return Problem(
+        name, tasks, task, policy, params, alpha, 1, targets, ("dice",), PATH_PRODUCT, exact, discount, discount_weights
+    )
 
 
-def mdp_targets(tasks: TabularMDP, task: Task, params: Params, steps: int) -> dict[str, Tensor]:
+def mdp_targets(tasks: TabularMDP, task: Task, params: Params, steps: int, discount: float = 1.0) -> dict[str, Tensor]:
     """The three things an estimator may be compared with, exactly."""
     one, alpha = tensors(task), MDP_ALPHA * tasks.horizon
+
+    def loss(w: Params) -> Tensor:
+        return -tasks.expected_return(w, one, discount) / tasks.horizon
+
     found = {
-        PRODUCT: product_form(lambda w: -tasks.expected_return(w, one) / tasks.horizon, params, alpha, steps),
-        OBJECTIVE: grad(lambda w: sampled_objective(tasks, one, w, alpha, steps))(params),
-        PATH_PRODUCT: sampled_product(tasks, one, params, alpha, steps),
+        PRODUCT: product_form(loss, params, alpha, steps),
+        OBJECTIVE: grad(lambda w: sampled_objective(tasks, one, w, alpha, steps, discount))(params),
+        PATH_PRODUCT: sampled_product(tasks, one, params, alpha, steps, discount),
     }
     return {name: tasks.horizon * w["logits"].flatten() for name, w in found.items()}
 
 
-def enumerated(setting: Setting, tasks: TabularMDP, task: Task, policy: nn.Module, params: Params) -> Exact | None:
+def enumerated(
+    setting: Setting,
+    tasks: TabularMDP,
+    task: Task,
+    policy: nn.Module,
+    params: Params,
+    discount: float = 1.0,
+    discount_weights: bool = True,
+) -> Exact | None:
     """E[G] through the update's own code: all inner trajectories, expected outer and Hessian data.
 
     Where an update is not known to be linear in these (conjugate gradients are not), this need not be its expectation.
     """
     if setting.update not in LINEAR:
         return None
-    surrogate = make_surrogate(setting.surrogate, LAMBDA.get(setting.surrogate))
-    ways = EnumeratedTasks(tasks, tensors(task), policy, surrogate, setting.steps, Execution(chunk_size=4096))
+    surrogate, execution = make_surrogate(setting.surrogate, LAMBDA.get(setting.surrogate)), Execution(chunk_size=4096)
+    one, steps = tensors(task), setting.steps
+    ways = EnumeratedTasks(tasks, one, policy, surrogate, steps, execution, discount, discount_weights)
     method = setting.method(MDP_ALPHA * tasks.horizon)
     grads = method.update(params, ways, method.inner).grads
     mean = tasks.horizon * tree.flatten({k: v[None] for k, v in ways.expectation(grads).items()})[0]
