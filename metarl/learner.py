@@ -25,6 +25,7 @@ from metarl.errors import MoreStepsWarning, NonFiniteError, check_has, check_int
 from metarl.evaluation import Evaluation, evaluate, note_if_worse
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
+from metarl.learned import check_learned_the_same, learned, load_learned
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
 from metarl.outer import Method, check_hessian, inner_defaults, make_method
 from metarl.signals import first_signal
@@ -169,7 +170,7 @@ class MetaLearner:
 
     def _check_same_everywhere(self) -> None:
         digest = hashlib.sha256(generator_state(self._rng).encode())
-        for leaf in (*self.params.values(), *_learned(self.source).values()):
+        for leaf in (*self.params.values(), *learned(self.source).values()):
             digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         found = self.processes.gather_objects(f"{self.iterations} {digest.hexdigest()}")
         if different := [rank for rank, one in enumerate(found) if one != found[0]]:
@@ -224,11 +225,7 @@ class MetaLearner:
         rules = self.rules(sizes)
         rng = np.random.default_rng([check_int("seed", seed, minimum=0), 1])  # never a training seed's stream
         source = self.source if source is None else source
-        if not _have_learned_the_same(source, self.source):
-            raise ValueError(
-                "source must normalise observations as the training source does: make it with"
-                " dataclasses.replace(learner.source, distribution=...)"
-            )
+        check_learned_the_same(source, self.source)
         tasks = source.sample(check_int("num_tasks", num_tasks), rng)
         curve = evaluate(self.params, tasks, rules, self.processes)
         if warn and self.iterations and not self._warned_of_steps:
@@ -286,7 +283,7 @@ class MetaLearner:
             "counts": dict(self.counts),
             "iterations": self.iterations,
             "rng": generator_state(self._rng),
-            "source": _learned(self.source),
+            "source": learned(self.source),
             "callbacks": self._callback_states(),
         }
 
@@ -302,7 +299,7 @@ class MetaLearner:
         for key in config:
             if saved.get(key) != config[key]:
                 raise ValueError(f"{key} is {config[key]!r}, but the checkpoint was trained with {saved.get(key)!r}")
-        self._load_source(state.get("source", {}))
+        load_learned(self.source, state.get("source", {}))
         shapes, found = ({k: tuple(v.shape) for k, v in p.items()} for p in (self.params, state["params"]))
         if shapes != found:
             raise ValueError(f"the checkpoint's parameters must have the shapes {shapes}, found {found}")
@@ -312,12 +309,6 @@ class MetaLearner:
         self.iterations = int(state["iterations"])
         restore_generator(self._rng, state["rng"])
         self._saved_callbacks = list(state["callbacks"])
-
-    def _load_source(self, state: Mapping[str, Any]) -> None:
-        if isinstance(self.source, LearningSource):
-            self.source.load_state_dict(state)
-        elif state:
-            raise ValueError(f"the source must be one that learns {sorted(state)}, as the checkpoint's")
 
     def _iterate(self) -> Metrics:
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
@@ -449,15 +440,6 @@ class _ScoreBefore(Wrapped):
     def total_score(self) -> float:
         """The sum over tasks; NaN where nothing was drawn."""
         return math.nan if self.scores is None else float(total(self.scores.cpu().double()))
-
-
-def _learned(source: TaskSource) -> dict[str, Tensor]:
-    return source.state_dict() if isinstance(source, LearningSource) else {}
-
-
-def _have_learned_the_same(one: TaskSource, other: TaskSource) -> bool:
-    mine, theirs = _learned(one), _learned(other)
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def _check_complete(state: Mapping[str, Any]) -> None:
