@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from metarl.errors import check_choice, check_has, check_int, check_real, check_type
 from metarl.execution import Execution
 from metarl.functional import call
+from metarl.memory import check_fits, itemsize, space_numbers
 from metarl.rl.actor import Actor
 from metarl.rl.advantages import (
     Baseline,
@@ -115,6 +116,17 @@ class ReinforcementLearning:
         space = self.distribution.observation_space
         obs = np.zeros(space.shape or (), space.dtype)
         return policy_params(self.policy, torch.as_tensor(obs).to(leaf)[None])
+
+    def check_size(self, num_tasks: int, argument: str = "num_tasks") -> None:
+        """Raise a `ValueError` where a draw for so many tasks cannot fit into memory; `argument` is their name.
+
+        Episodes may end early, so of long horizons only a part counts.
+        """
+        space, horizon = self.distribution.observation_space, self.distribution.horizon
+        steps = max(min(horizon, 10_000), horizon // 1000)
+        numbers = space_numbers(space) * itemsize(space) + 4 * (space_numbers(self.distribution.action_space) + 4)
+        sizes = f"{argument} x episodes x horizon = {num_tasks} x {self.episodes} x {horizon}"
+        check_fits(sizes, num_tasks * self.episodes * steps * numbers, bytes_each=1)
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> "RLTasks":
         """`num_tasks` tasks of the distribution."""
