@@ -19,7 +19,7 @@ from experiments import cli
 from experiments.config import TRAIN, TrainConfig, build_learner
 from experiments.figures import Curve, adaptation_figure
 from experiments.lock import FolderLock
-from experiments.run import fresh, new_folder
+from experiments.run import fresh, new_folder, writing
 from experiments.tables import markdown_table, with_interval
 from experiments.train import train
 from metarl.checkpoint import write_atomically, write_json
@@ -128,7 +128,7 @@ def iterations_for(config: TrainConfig, env_steps: int) -> int:
 def result_of(config: TrainConfig) -> dict[str, Any]:
     """Train, and what came of it: the held-out scores, environment steps and seconds per iteration."""
     run = fresh(TRAIN, config)
-    with run.lock, cli.one_line_errors(f"; it was in {run.folder}"):
+    with writing(run), cli.one_line_errors(f"; it was in {run.folder}"):
         train(run)
     evaluation = json.loads((run.folder / "evaluation.json").read_text())
     lines = read_metrics(run.folder)

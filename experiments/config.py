@@ -1,6 +1,7 @@
 """The settings of a reinforcement-learning run, and what they build."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from stable_baselines3.common.preprocessing import is_image_space
@@ -15,6 +16,7 @@ from experiments.run import Recipe, RunConfig, check_shared, learner_arguments
 from metarl import MetaLearner
 from metarl.distributed import ALONE, Processes
 from metarl.errors import check_choice, check_int, check_real
+from metarl.memory import check_fits, space_numbers
 from metarl.rl import ReinforcementLearning
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
@@ -77,8 +79,10 @@ def build_distribution(config: TrainConfig) -> EnvTasks:
 
 def build_policy(config: TrainConfig, distribution: EnvTasks) -> PolicyModule:
     """The policy network at its initial parameters."""
-    for units in config.hidden:
-        check_int("hidden", units)
+    numbers = space_numbers(distribution.observation_space)
+    widths = [numbers, *(check_int("hidden", units) for units in config.hidden)]
+    weights = sum(before * after for before, after in pairwise(widths)) * config.meta_batch_size
+    check_fits(f"meta_batch_size x hidden = {config.meta_batch_size} x {config.hidden}", weights)
     policy_kwargs: dict[str, Any] = {
         "net_arch": {"pi": list(config.hidden), "vf": []},
         "activation_fn": ACTIVATIONS[check_choice("activation", config.activation, ACTIVATIONS)],
@@ -119,7 +123,9 @@ def build_learner(config: TrainConfig, processes: Processes = ALONE) -> MetaLear
     """
     check_shared(config)
     arguments = {**learner_arguments(config, processes), "learning_rate": config.learning_rate}
-    return MetaLearner(build_source(config), meta_batch_size=config.meta_batch_size, **arguments)
+    source = build_source(config)
+    source.check_size(config.eval_tasks, "eval_tasks")
+    return MetaLearner(source, meta_batch_size=config.meta_batch_size, **arguments)
 
 
 TRAIN = Recipe("experiments.train", TrainConfig, build_learner, lambda config: config.env)

@@ -26,6 +26,9 @@ from metarl.errors import check_int
 from metarl.evaluation import note_if_worse
 from metarl.rl import ReinforcementLearning
 
+MOST_STEPS = 10_000
+"""A list of them is made."""
+
 Schedule = Literal["halved", "constant"]
 
 
@@ -105,7 +108,11 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
         distribution = source.distribution.shifted() if given.ood else source.distribution
     except ValueError as error:
         raise ValueError(f"ood cannot be asked of {given.run}: {error}") from None
-    return learner, dataclasses.replace(source, distribution=distribution)
+    source = dataclasses.replace(source, distribution=distribution, episodes=given.episodes)
+    source.check_size(given.tasks, "tasks")
+    if given.steps > MOST_STEPS:
+        raise ValueError(f"steps must be at most {MOST_STEPS}, got {given.steps}")
+    return learner, source
 
 
 def held_out_curves(

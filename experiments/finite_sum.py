@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     with cli.together() as processes:
         given, asked = run.parsed(FINITE_SUM, Arguments, arguments, __doc__, processes)
-        with asked.lock, cli.one_line_errors(run.last_good(asked.folder), processes), one_line_warnings():
+        with run.writing(asked), cli.one_line_errors(run.last_good(asked.folder), processes), one_line_warnings():
             results = train(asked, sys.stderr if given.json else sys.stdout)
         if processes.is_first:
             print(json.dumps(results) if given.json else table(results))

@@ -41,11 +41,13 @@ class FolderLock:
         self._release: weakref.finalize[[Path, int], FolderLock] | None = None
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Take the lock, unless this object holds it already.
 
         Raises:
             ValueError: when somebody else has it, naming process and machine, or the folder cannot be written.
         """
+        if self._release is not None and self._release.alive:
+            return
         path = self.folder.resolve() / LOCK_FILE
         with _guard:
             if path in _held:
@@ -60,8 +62,7 @@ class FolderLock:
             self._release()
 
     def __enter__(self) -> Self:
-        if self._release is None or not self._release.alive:
-            self.acquire()
+        self.acquire()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

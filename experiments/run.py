@@ -90,7 +90,7 @@ CHANGEABLE = ("iterations", "device", "eval_every", "eval_tasks", "eval_seed", "
 
 @dataclass(frozen=True)
 class Run(Generic[C]):
-    """A training run, checked and ready to go: `with run.lock:` train it."""
+    """A training run, checked and ready to go: train it `with writing(run):`."""
 
     config: C
     learner: MetaLearner
@@ -165,6 +165,17 @@ def fresh(recipe: Recipe[C], config: C, processes: Processes = ALONE) -> Run[C]:
 
     learner.load_state_dict(processes.from_first(begin))
     return Run(config, learner, folder, lock)
+
+
+@contextmanager
+def writing(run: Run[C]) -> Iterator[None]:
+    """Hold the run's lock, in the first process; where another writer was faster, the program ends here."""
+    processes = run.learner.processes
+    cli.prepared(lambda: processes.from_first(run.lock.acquire), processes)
+    try:
+        yield
+    finally:
+        run.lock.release()
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     with cli.together() as processes:
         _, asked = run.parsed(TRAIN, Arguments, arguments, __doc__, processes)
-        with asked.lock, cli.one_line_errors(run.last_good(asked.folder), processes):
+        with run.writing(asked), cli.one_line_errors(run.last_good(asked.folder), processes):
             train(asked)
 
 

@@ -120,11 +120,11 @@ def check_callable(name: str, value: object, wanted: str) -> None:
         raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
 
 
-def check_tensors(name: str, value: object) -> None:
-    """Raise a `ValueError` that names the argument where `value` is not a dictionary of tensors, one at least."""
-    good = isinstance(value, Mapping) and value and all(isinstance(leaf, torch.Tensor) for leaf in value.values())
-    if not good:
-        raise ValueError(f"{name} must be a dictionary of tensors, at least one, got {shown(value)}")
+def check_tensors(name: str, value: object, minimum: int = 1) -> None:
+    """Raise a `ValueError` that names the argument where `value` is not a dictionary of at least `minimum` tensors."""
+    tensors = isinstance(value, Mapping) and all(isinstance(leaf, torch.Tensor) for leaf in value.values())
+    if not tensors or len(value) < minimum:  # type: ignore[arg-type]
+        raise ValueError(f"{name} must be a dictionary of tensors, got {shown(value)}")
 
 
 def check_step_sizes(step_sizes: object) -> list[float | None]:

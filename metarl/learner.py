@@ -102,6 +102,8 @@ class MetaLearner:
         check_at_least("meta_batch_size", meta_batch_size, self.method.min_tasks, "this outer update")
         check_at_least("meta_batch_size", meta_batch_size, processes.size, "as many processes")
         check_at_least("episodes", getattr(source, "episodes", None), self.method.min_episodes, "this outer update")
+        if hasattr(source, "check_size"):
+            source.check_size(self.meta_batch_size, "meta_batch_size")
         self.seed = check_int("seed", seed, minimum=0)
         check_hessian(self.method, outer, source)
         self.params: Params = source.initial_params()

@@ -28,6 +28,7 @@ from metarl.devices import pick_device
 from metarl.errors import NonFiniteError, check_choice, check_has, check_int, check_real, check_type
 from metarl.execution import Execution
 from metarl.functional import call
+from metarl.memory import check_fits, itemsize, space_numbers
 from metarl.networks import check_second_derivatives
 from metarl.oracles import unwrapped
 from metarl.rl.actions import warn_if_clipped
@@ -243,6 +244,17 @@ class ReinforcementLearning:
         if self.discount_weights:
             credit = credit * self.discount ** torch.arange(credit.shape[-1], dtype=credit.dtype, device=credit.device)
         return credit, scale
+
+    def check_size(self, num_tasks: int, argument: str = "num_tasks") -> None:
+        """Raise a `ValueError` where a draw for so many tasks cannot fit into memory; `argument` is their name.
+
+        Episodes may end early, so of long horizons only a part counts.
+        """
+        space, horizon = self.distribution.observation_space, self.distribution.horizon
+        steps = max(min(horizon, 10_000), horizon // 1000)
+        numbers = space_numbers(space) * itemsize(space) + 4 * (space_numbers(self.distribution.action_space) + 4)
+        sizes = f"{argument} x episodes x horizon = {num_tasks} x {self.episodes} x {horizon}"
+        check_fits(sizes, num_tasks * self.episodes * steps * numbers, bytes_each=1)
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> "RLTasks":
         """`num_tasks` tasks of the distribution."""

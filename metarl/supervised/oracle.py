@@ -102,7 +102,7 @@ class FiniteSumTasks(SupervisedTasks):
         super().__init__(loss, score, execution)
         query = support if query is None else query
         for name, data in (("support", support), ("query", query)):
-            check_tensors(name, data)
+            check_tensors(name, data, minimum=0)
         sizes = {len(leaf) for data in (support, query) for leaf in data.values()}
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError(f"support and query must have the same number of tasks in every leaf, got {sorted(sizes)}")
