@@ -149,16 +149,16 @@ class ReinforcementLearning:
         check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
         self.device = pick_device(self.device)
         self.policy = self._normalized_policy()
+        self._execution = self.execution or Execution(trace=True)
         actor = self._make_actor()
         self.policy.to(self.device)
         check_policy(self.policy, self.distribution.observation_space, self.distribution.action_space)
         self.actor = actor
-        self._execution = self.execution or Execution(trace=True)
 
     def _make_actor(self) -> Actor:
         self._has_acted = False
         distribution = distribution_for(self.distribution.action_space, self.actions)
-        return Actor(self.policy, distribution, self.actions)
+        return Actor(self.policy, distribution, self.actions, self._execution)
 
     def _normalized_policy(self) -> nn.Module:
         """The policy, normalised where that is asked for and has not been done (`dataclasses.replace` keeps it)."""
@@ -277,7 +277,7 @@ class RLTasks:
     def __init__(self, source: ReinforcementLearning, task: Task, streams: Streams) -> None:
         self.num_tasks = len(next(iter(task.values())))
         self.task = task
-        self.execution, self.execution_key = source._execution, source.actor
+        self.execution = source._execution
         self._source, self._streams = source, streams
         self.seen: Tensor | None = None  # [T, k]: of all draws, for the statistics of observations
         self.agree: Callable[[int], int] = lambda length: length
@@ -290,6 +290,13 @@ class RLTasks:
         if hasattr(vec, "threads"):
             vec.threads = torch.get_num_threads()
         return vec
+
+    @property
+    def execution_key(self) -> tuple[Any, ...]:
+        """What the losses and scores read (see `metarl.execution.frozen`): not the data."""
+        source = self._source
+        policy = source.policy.network if isinstance(source.policy, NormalizedPolicy) else source.policy
+        return policy, source.actor.distribution, source.surrogate_loss, source.distribution.horizon
 
     def shard(self, first: int, last: int) -> "RLTasks":
         """Tasks `first` to `last` - 1, which draw what they would have drawn as part of the whole, from the start."""
