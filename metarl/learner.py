@@ -370,6 +370,16 @@ class MetaLearner:
             raise ValueError("inner_lr, inner_steps and outer_options go with a method's name; a Method has its own")
         return self.outer
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy.deepcopy` and `pickle`: a method given by its name is made anew, and records are left out."""
+        named = {"method": self.method.inner.steps} if isinstance(self.outer, str) else {}
+        return {**vars(self), **named}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.outer, str):
+            self.method = self._make_method(self.inner_lr, state["method"])
+
     def _restore_callbacks(self) -> None:
         """Give each callback the state of the first saved one of its kind."""
         for callback in self._callbacks:

@@ -62,7 +62,7 @@ class Kept(Generic[Made]):
             made = make()
             after = self._states.see(reads)
             if after is not frozen:  # what the function itself writes does not tell it apart
-                self._states.ignored.update(after.differences(frozen))
+                self._states.ignore(after.differences(frozen))
                 frozen = self._states.see(reads)
             self._made[frozen, key] = made
             for gone in [known for known in self._made if known[0].is_gone()]:

@@ -166,6 +166,10 @@ class Repeated:
         """For how many shapes there is a record, or was an attempt at one."""
         return len(self._entries)
 
+    def idle(self, number: int) -> list[Runner]:
+        """The runners for the shapes that were seen as this number, of those nobody uses at the moment."""
+        return list(self._entries.values())[number].idle
+
     @contextmanager
     def bound(self, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Iterator[Runner]:
         """A runner with these constants, for inputs that look like these; to be used without gradients."""
