@@ -1,0 +1,75 @@
+"""Do faults to runs, and print which of them they survived.
+
+    python -m tests.faults             everything
+    python -m tests.faults --quick     a few of each group
+    python -m tests.faults --only kill the faults whose group or name has the word
+
+A run survives a fault when what it promises holds: the same numbers bit for bit after it went on, or one clean line
+and exit code 2, or a saved state and a clean end; never a traceback, a wrong number without a word, or a lost file.
+The exit code is 1 where one has failed.
+"""
+
+import argparse
+import importlib
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.faults.fault import FAULTS, Fault, Result
+from tests.faults.subject import SHARED, scratch
+
+GROUPS = ("kills",)
+QUICK = 3  # faults of each group
+
+
+def main() -> int:
+    """Run the campaign; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a few of each group")
+    parser.add_argument("--only", default="", help="the faults whose group or name has this in it")
+    parser.add_argument("--jobs", type=int, default=2, help="faults at the same time")
+    given = parser.parse_args()
+    for name in GROUPS:
+        importlib.import_module(f"tests.faults.{name}")
+    chosen = [fault for fault in FAULTS if given.only in f"{fault.group}: {fault.name}"]
+    began = time.monotonic()
+    with SHARED, ThreadPoolExecutor(given.jobs) as pool:
+        done = list(pool.map(do, some(chosen) if given.quick else chosen))
+    results: dict[str, list[Result]] = defaultdict(list)
+    for fault, found in done:
+        results[fault.group] += found
+    print(table(results))
+    print(f"{time.monotonic() - began:.0f} seconds")
+    return int(any(result.problem for found in results.values() for result in found))
+
+
+def do(fault: Fault) -> tuple[Fault, list[Result]]:
+    """Do a fault in a folder of its own; a line for each that failed."""
+    with scratch() as folder:
+        results = list(fault.results(folder))
+    for result in results:
+        if result.problem:
+            print(f"failed: {fault.group}: {result.name}: {result.problem}", file=sys.stderr, flush=True)
+    return fault, results
+
+
+def some(chosen: Iterable[Fault]) -> list[Fault]:
+    """A few faults of each group, as far apart as they can be."""
+    groups: dict[str, list[Fault]] = defaultdict(list)
+    for fault in chosen:
+        groups[fault.group].append(fault)
+    return [fault for found in groups.values() for fault in found[:: max(1, len(found) // QUICK)][:QUICK]]
+
+
+def table(results: dict[str, list[Result]]) -> str:
+    """Faults by group: tried, survived, failed."""
+    rows = [(group, len(found), sum(result.problem is None for result in found)) for group, found in results.items()]
+    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    lines = [f"| {group} | {tried} | {survived} | {tried - survived} |" for group, tried, survived in rows]
+    return "\n".join(["| group of faults | tried | survived | failed |", "| --- | --: | --: | --: |", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
