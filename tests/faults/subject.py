@@ -161,7 +161,7 @@ def evaluation(folder: Path) -> dict[str, Any]:
 
 
 def same(folder: Path, other: Path) -> None:
-    """The runs in two folders have the same parameters, optimiser, log and evaluation bit for bit, and the same files."""
+    """Two runs have the same parameters, optimiser, log and evaluation bit for bit, and the same files."""
     assert runs.saved(folder) == runs.saved(other), "another checkpoint"
     assert runs.untimed(folder) == runs.untimed(other), "another metrics.jsonl"
     assert evaluation(folder) == evaluation(other), "another evaluation.json"
