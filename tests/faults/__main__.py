@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.faults.fault import FAULTS, Fault, Result
 from tests.faults.subject import SHARED, scratch
 
-GROUPS = ("kills", "signals", "surroundings")
+GROUPS = ("kills", "signals", "system", "limits", "surroundings")
 QUICK = 3  # faults of each group
 
 
