@@ -24,7 +24,7 @@ class Walk(gymnasium.Env[Any, Any]):
     observation_space = Box(-np.inf, np.inf, (2,), np.float32)
     action_space = Box(-1.0, 1.0, (1,), np.float32)
 
-    def __init__(self, goal: float, harm: str = "", at: int = 0, armed: str = "") -> None:
+    def __init__(self, goal: float = 0.0, harm: str = "", at: int = 0, armed: str = "") -> None:
         self.goal, self.harm, self.at, self.armed = goal, harm, at, armed
         self.place, self.taken = 0.0, 0
 
