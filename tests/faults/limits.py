@@ -16,7 +16,7 @@ from tests.faults.subject import WORLDS, cases_in_child, one_line, undisturbed
 
 GROUP = "limits, paths, huge sizes"
 HUGE = ("4611686018427387904", "9223372036854775807", "9223372036854775808", "1000000000000", "-1")
-COUNTS = ("meta_batch_size", "episodes", "horizon", "hidden", "eval_tasks", "inner_steps", "features_dim")
+COUNTS = ("meta_batch_size", "episodes", "horizon", "hidden", "eval_tasks", "inner_steps")
 SEEDS = ("seed", "eval_seed")
 PROBLEM_COUNTS = ("meta_batch_size", "eval_tasks", "inner_steps", "shots", "queries", "eval_steps", "final_tasks")
 SCRIPTS = {"train": (), "finite_sum": ("sinusoid",)}

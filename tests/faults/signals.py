@@ -82,6 +82,7 @@ def when_resumed_at_its_beginning(folder: Path, name: str) -> None:
     wait(process, lambda: iterations_logged(run) >= 5)
     process.kill()
     process.communicate()
+    (run / ".lock").unlink()  # or it would be taken for that of the next one
     process = go_on("rl", run)
     wait(process, (run / ".lock").exists)
     stop(process, name)
