@@ -217,10 +217,10 @@ def check_sizes(config: FiniteSumConfig, problem: Problem) -> None:
     Raises:
         ValueError: naming the settings that do not fit into memory.
     """
-    points = max(config.shots or 1, config.queries or 1, config.eval_shots or 1)
+    points, of = max((getattr(config, name) or 1, name) for name in ("eval_shots", "queries", "shots"))
     for name in ("meta_batch_size", "eval_tasks", "final_tasks"):
         tasks = getattr(config, name) if problem.all_tasks is None else 1  # of a fixed set, at most all are taken
-        check_fits(f"{name} x points of a task = {tasks} x {points}", tasks * points)
+        check_fits(f"{name} x {of} = {tasks} x {points}", tasks * points)
     check_fits(f"eval_steps = {config.eval_steps}", config.eval_steps, bytes_each=8)
 
 

@@ -24,8 +24,8 @@ GROUP = "kill -9"
 IMPORTS = 1.0  # seconds in which nothing of a run has happened yet
 
 
-@fault(GROUP, *[("rl", n) for n in range(12)], *[("supervised", n) for n in range(6)])
-@fault(GROUP, *[("logistic", n) for n in range(6)], *[("workers", n) for n in range(8)])
+@fault(GROUP, *[("rl", n) for n in range(6)], *[("supervised", n) for n in range(4)])
+@fault(GROUP, *[("logistic", n) for n in range(2)], *[("workers", n) for n in range(4)])
 def killed_three_times(folder: Path, kind: str, seed: int) -> None:
     rng, run = random.Random(f"{kind} {seed}"), folder / "run"
     seconds = undisturbed(kind)[1]
@@ -63,7 +63,7 @@ def left_behind_after(process: subprocess.Popen[str]) -> bool:
     return left_behind(process)
 
 
-@fault(GROUP, *[("rl", n) for n in range(8)], *[("supervised", n) for n in range(4)])
+@fault(GROUP, *[("rl", n) for n in range(4)], *[("supervised", n) for n in range(2)])
 def killed_while_pictures_are_drawn(folder: Path, kind: str, seed: int) -> None:
     rng, run = random.Random(f"{kind} pictures {seed}"), folder / "run"
     process = start(kind, run)

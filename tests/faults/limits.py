@@ -15,7 +15,7 @@ from tests.faults.fault import Result, faults
 from tests.faults.subject import WORLDS, cases_in_child, one_line, undisturbed
 
 GROUP = "limits, paths, huge sizes"
-HUGE = ("4611686018427387904", "9223372036854775807", "9223372036854775808", "1000000000000", "-1")
+HUGE = ("4611686018427387904", "9223372036854775808", "1000000000000", "-1")
 COUNTS = ("meta_batch_size", "episodes", "horizon", "hidden", "eval_tasks", "inner_steps")
 SEEDS = ("seed", "eval_seed")
 PROBLEM_COUNTS = ("meta_batch_size", "eval_tasks", "inner_steps", "shots", "queries", "eval_steps", "final_tasks")
@@ -114,7 +114,7 @@ def odd_path(run: Path, own: Path, case: str) -> None:
 def limit_of(folder: Path, what: str) -> Iterator[Result]:
     run = folder / "run"
     shutil.copytree(undisturbed("rl")[0], run)
-    amounts = (0, 1, 2, 4, 8, 16, 40) if what == "files" else (0, 4, 16, 64, 200, 600)
+    amounts = (0, 2, 8, 24) if what == "files" else (0, 16, 100, 500)
     scripts = ("train", "workers", "resume", "finite_sum")
     for case in [f"{what} {script} {amount}" for script in scripts for amount in amounts]:
         yield from cases_in_child("limits", "little", run, [case])  # a limit cannot be taken back

@@ -65,7 +65,7 @@ def two_signals(folder: Path, first: str, second: str, pause: float) -> None:
     finish("rl", run)
 
 
-@fault(GROUP, *[("rl", name) for name in SIGNALS], *[("supervised", name) for name in SIGNALS])
+@fault(GROUP, *[("rl", name) for name in SIGNALS], ("supervised", "SIGTERM"))
 def in_the_final_evaluation(folder: Path, kind: str, name: str) -> None:
     run = folder / "run"
     process = start(kind, run)

@@ -31,7 +31,7 @@ VARIABLES: dict[str, dict[str, str | None]] = {
 
 
 @fault(GROUP, *[(kind, name) for name in VARIABLES for kind in ("rl",)])
-@fault(GROUP, *[("supervised", name) for name in list(VARIABLES)[::3]], *[("workers", name) for name in ("no HOME",)])
+@fault(GROUP, *[("supervised", name) for name in list(VARIABLES)[::5]], *[("workers", name) for name in ("no HOME",)])
 def with_variables(folder: Path, kind: str, name: str) -> None:
     outcome = end(start(kind, folder / "run", changes=VARIABLES[name]))
     assert outcome.code == 0, outcome.err[-300:]
