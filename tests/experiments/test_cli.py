@@ -21,12 +21,17 @@ class Finalised:
         time.sleep(0)  # the handler runs here
 
 
+def wait_after(finalised: Finalised) -> None:
+    """Remove it, and wait."""
+    del finalised
+    time.sleep(5)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_signal_in_a_finalizer_is_not_lost(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     number = signal.Signals[name]
     with pytest.raises(SystemExit) as end, cli.one_line_errors():
-        Finalised(number)
-        time.sleep(5)
+        wait_after(Finalised(number))
     assert end.value.code == 128 + number
     assert len(capsys.readouterr().err.splitlines()) == 1
 
