@@ -30,6 +30,9 @@ class Kind(NamedTuple):
     iterations: int
 
 
+CASES = 25  # in one child
+
+
 KINDS = {
     "rl": Kind("train", (*runs.TINY, "--eval-every", "5", "--save-every", "3"), 60),
     "supervised": Kind(
@@ -185,6 +188,11 @@ def in_child(module: str, function: str, *arguments: Any, seconds: float = SECON
 
 def cases_in_child(module: str, function: str, folder: Path, cases: list[str], **options: Any) -> Iterator[Result]:
     """`function(folder, case)` for each case in one child, which is started again after a case that kills it."""
+    for first in range(0, len(cases), CASES):
+        yield from _in_one_child(module, function, folder, cases[first : first + CASES], **options)
+
+
+def _in_one_child(module: str, function: str, folder: Path, cases: list[str], **options: Any) -> Iterator[Result]:
     left = list(cases)
     while left:
         code = f"from tests.faults.subject import each; each({module!r}, {function!r}, {str(folder)!r}, {left!r})"
