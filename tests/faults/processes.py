@@ -24,7 +24,7 @@ from tests.faults.fault import fault
 from tests.faults.subject import end, in_child, iterations_logged, kill_all, left_behind, one_line, same, spawn, wait
 
 GROUP = "several processes"
-LINE = ("six_logistic", "--inner-lr", "0.2", "--eval-every", "20", "--save-every", "4", "--anneal-iterations", "40")
+LINE = ("sinusoid", "--eval-every", "20", "--save-every", "4", "--eval-tasks", "8", "--final-tasks", "40")
 ITERATIONS = 40
 
 

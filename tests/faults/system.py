@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import random
 import resource
 import shutil
@@ -10,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from experiments.config import TRAIN
 from experiments.run import load
@@ -26,6 +24,7 @@ from tests.faults.subject import (
     no_traceback,
     one_line,
     same,
+    scratch,
     start,
     undisturbed,
     wait,
@@ -77,27 +76,46 @@ def two_new_runs_of_one_name(folder: Path, seed: int) -> None:
     same(run, undisturbed("rl")[0])
 
 
-def nobody() -> dict[str, Any]:
-    """Options of a process that may not write everywhere."""
-    return {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+@functools.cache
+def can_mount() -> bool:
+    """Whether this user may mount a file system."""
+    with scratch() as folder:
+        command = ["mount", "-t", "tmpfs", "none", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            return False
+        subprocess.run(["umount", str(folder)], check=True)
+    return True
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nobody can write in the folder: the user by its rights, the administrator by a mount."""
+    if can_mount():
+        subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+        return
+    paths = [folder, *folder.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        yield
+    finally:
+        for path in paths:
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 @fault(GROUP, "resume", "new")
 def read_only_folder(folder: Path, what: str) -> None:
     run = folder / "run"
     interrupted(run)
-    paths = [folder, run, *run.iterdir()]
-    for path in paths:
-        path.chmod(0o555 if path.is_dir() else 0o444)
     before = runs.files(run)
-    changes = {"HOME": "/nonexistent"}
-    try:
-        process = go_on("rl", run, changes=changes, **nobody()) if what == "resume" else None
-        process = process or start("rl", folder / "other", changes=changes, **nobody())
+    with read_only(folder):
+        process = go_on("rl", run) if what == "resume" else start("rl", folder / "other")
         one_line(end(process), holds=str(folder))
-    finally:
-        for path in paths:
-            path.chmod(0o755 if path.is_dir() else 0o644)
     assert runs.files(run) == before
     finish("rl", run)
 
@@ -152,17 +170,11 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
     """A file system of this size, where one can be mounted."""
     place = folder / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(place)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        raise OSError("no file system can be mounted")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(place)], check=True)
     try:
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def can_mount() -> bool:
-    return os.geteuid() == 0 and shutil.which("mount") is not None
 
 
 SIZES = (4, 16, 40, 100, 200, 320)
