@@ -26,6 +26,7 @@ from metarl.evaluation import Evaluation, evaluate, note_if_worse
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
 from metarl.learned import check_learned_the_same, learned, load_learned
+from metarl.memory import check_fits
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
 from metarl.outer import Method, check_hessian, inner_defaults, make_method
 from metarl.signals import first_signal
@@ -98,6 +99,7 @@ class MetaLearner:
         self.inner_lr = inner_defaults(outer)[0] if isinstance(outer, str) and inner_lr is None else inner_lr
         self.outer_options = dict(outer_options or {})
         self.method = self._make_method(inner_lr, inner_steps)
+        check_fits(f"inner_steps = {self.method.inner.steps}", self.method.inner.steps, bytes_each=8)  # a rule for each
         self.meta_batch_size = check_int("meta_batch_size", meta_batch_size)
         check_at_least("meta_batch_size", meta_batch_size, self.method.min_tasks, "this outer update")
         check_at_least("meta_batch_size", meta_batch_size, processes.size, "as many processes")
