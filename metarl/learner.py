@@ -1,5 +1,6 @@
 """The loop: sample tasks, let the outer update make a meta-gradient, step; with everything needed to go on later."""
 
+import copy
 import hashlib
 import inspect
 import math
@@ -28,8 +29,17 @@ from metarl.inner import adapt
 from metarl.learned import check_learned_the_same, learned, load_learned
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
 from metarl.outer import Method, check_hessian, inner_defaults, make_method
+from metarl.saved import (
+    check_mapping,
+    check_saved_callbacks,
+    check_saved_counts,
+    check_saved_params,
+    fitting,
+    same,
+)
 from metarl.signals import first_signal
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
+from metarl.structure import check_count, check_like
 from metarl.summation import total
 from metarl.types import Batch, LearningSource, Params, Role, Rule, Tasks, TaskSource
 
@@ -270,9 +280,9 @@ class MetaLearner:
         state = checkpoint.load(Path(path))
         try:
             _check_complete(state)
-            learner = cls(source, **_constructor_arguments(state["config"], arguments))
+            learner = cls(source, **_constructor_arguments(check_mapping(state["config"], ("config",)), arguments))
             learner.load_state_dict(state)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:  # whatever a foreign file may hold
+        except FOREIGN as error:
             raise ValueError(f"checkpoint {path} does not fit: {error}") from error
         return learner
 
@@ -296,21 +306,35 @@ class MetaLearner:
             ValueError: when something is missing, it was saved with other settings, or the parameters do not fit.
         """
         check_type("state", state, Mapping, "a dictionary from state_dict()")
-        _check_complete(state)
-        config, saved = self._config(), dict(state["config"])
-        for key in config:
-            if saved.get(key) != config[key]:
-                raise ValueError(f"{key} is {config[key]!r}, but the checkpoint was trained with {saved.get(key)!r}")
+        self._check_state(state)
         load_learned(self.source, state.get("source", {}))
-        shapes, found = ({k: tuple(v.shape) for k, v in p.items()} for p in (self.params, state["params"]))
-        if shapes != found:
-            raise ValueError(f"the checkpoint's parameters must have the shapes {shapes}, found {found}")
-        self.params = {k: state["params"][k].to(leaf.device, leaf.dtype) for k, leaf in self.params.items()}
-        self.outer_step.load_state_dict(state["outer_step"])
+        self.params = {k: state["params"][k].to(leaf.device) for k, leaf in self.params.items()}
         self.counts = Counter(state["counts"])
-        self.iterations = int(state["iterations"])
-        restore_generator(self._rng, state["rng"])
+        self.iterations = state["iterations"]
         self._saved_callbacks = list(state["callbacks"])
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        """Compare everything with this learner before it is used; what checks itself, as it is read, is read here."""
+        _check_complete(state)
+        self._check_config(state["config"])
+        check_saved_params(state["params"], self.params)
+        check_like(state.get("source", {}), learned(self.source), ("source",))
+        check_count(state["iterations"], ("iterations",))
+        check_saved_counts(state["counts"])
+        check_saved_callbacks(state["callbacks"])
+        check_like(state["rng"], "", ("rng",))
+        rng = copy.deepcopy(self._rng)
+        restore_generator(rng, state["rng"])
+        with fitting("outer_step"):
+            self.outer_step.load_state_dict(state["outer_step"])
+        self._rng = rng
+
+    def _check_config(self, found: object) -> None:
+        config = self._config()
+        saved = check_mapping(found, ("config",))
+        for key in config:
+            if not same(saved.get(key), config[key]):
+                raise ValueError(f"{key} is {config[key]!r}, but the checkpoint was trained with {saved.get(key)!r}")
 
     def _iterate(self) -> Metrics:
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
@@ -375,7 +399,8 @@ class MetaLearner:
         for callback in self._callbacks:
             for i, (kind, state) in enumerate(self._saved_callbacks):
                 if kind == type(callback).__name__:
-                    callback.load_state_dict(state)
+                    with fitting(f"callbacks[{i}], the state of {kind},"):
+                        callback.load_state_dict(state)
                     del self._saved_callbacks[i]
                     break
 
@@ -421,6 +446,10 @@ class MetaLearner:
         }
 
 
+FOREIGN = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError)
+"""What the constructor may raise for the settings in a file of somebody else."""
+
+
 def _defaults() -> dict[str, Any]:
     """The defaults of the constructor's arguments."""
     parameters = inspect.signature(MetaLearner.__init__).parameters
@@ -450,6 +479,16 @@ def _check_complete(state: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the state must be that of a learner (a checkpoint's), but {sorted(missing)} are missing from it"
         )
+    if more := set(state) - keys - {"source", "format"}:
+        raise ValueError(
+            f"the state must be that of a learner (a checkpoint's), but it has {sorted(map(str, more))}, too"
+        )
+
+
+def _optimizer(name: object) -> type[torch.optim.Optimizer] | None:
+    """The class of that name in `torch.optim`, and nothing else that is there."""
+    found = getattr(torch.optim, name, None) if isinstance(name, str) else None
+    return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None
 
 
 def _constructor_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -460,8 +499,10 @@ def _constructor_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) 
     """
     arguments = {key: value for key, value in config.items() if key not in ("scheduled", "outer_step")}
     own_step = config.get("outer_step") is not None
+    if more := set(arguments) - set(_defaults()):
+        raise ValueError(f"config must hold the settings of a learner, found also {sorted(more)}")
     if not own_step:
-        arguments["optimizer"] = getattr(torch.optim, config["optimizer"] or "", None)
+        arguments["optimizer"] = _optimizer(config["optimizer"])
     missing = {
         "outer": config["outer"] is None,
         "optimizer": not own_step and arguments["optimizer"] is None,
