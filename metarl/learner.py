@@ -312,6 +312,7 @@ class MetaLearner:
         self.counts = Counter(state["counts"])
         self.iterations = state["iterations"]
         self._saved_callbacks = list(state["callbacks"])
+        checkpoint.note_if_unsealed(state)
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         """Compare everything with this learner before it is used; what checks itself, as it is read, is read here."""
