@@ -70,7 +70,7 @@ def encode(value: Any, where: Where = ()) -> Any:
         ValueError: for what cannot be written, naming the entry and its type.
     """
     if len(where) > DEPTH:
-        raise ValueError(f"{name_of(where[:3])} must be nested at most {DEPTH} deep to be saved; does it hold itself?")
+        raise ValueError(f"{name_of(where[:2])} must be nested at most {DEPTH} deep to be saved; does it hold itself?")
     kind = type(value)
     if kind in SCALARS:
         return value
