@@ -89,7 +89,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             other than plain data; when another program, or a newer version, wrote it.
     """
     if path.is_dir():
-        raise ValueError(f"checkpoint must be a file written by metarl, but {path} is a folder{_hint(path)}")
+        raise ValueError(f"checkpoint must be a file written by metarl, but {path} is a folder{hint(path)}")
     if not path.is_file():
         raise ValueError(f"checkpoint must be a file written by metarl, but there is none at {path}")
     try:
@@ -118,7 +118,8 @@ def snapshot(state: Any) -> Any:
     return type(state)(map(snapshot, state)) if type(state) in (list, tuple) else state
 
 
-def _hint(folder: Path) -> str:
+def hint(folder: Path) -> str:
+    """The end of a sentence on what cannot be loaded, where `folder` is that of a run of the command line."""
     return f"; metarl.load({str(folder)!r}) opens the run in it" if (folder / "config.json").is_file() else ""
 
 

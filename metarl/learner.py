@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import NoneType
@@ -30,13 +30,15 @@ from metarl.learned import check_learned_the_same, learned, load_learned
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
 from metarl.outer import Method, check_hessian, inner_defaults, make_method
 from metarl.saved import (
-    check_mapping,
+    check_complete,
+    check_config,
     check_saved_callbacks,
     check_saved_counts,
     check_saved_params,
+    constructor_arguments,
     fitting,
-    same,
 )
+from metarl.schedules import as_data
 from metarl.signals import first_signal
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
 from metarl.structure import check_count, check_like
@@ -271,7 +273,8 @@ class MetaLearner:
             path: a checkpoint.
             source: the same kind of source it was trained with.
             arguments: of the constructor that a file cannot hold: an `outer` given as a `Method`, an `optimizer` other
-                than a class of `torch.optim`, a `schedule`, an `outer_step`, `processes` (as many as you like).
+                than a class of `torch.optim`, a `schedule` other than those of `metarl.schedules`, an `outer_step`,
+                `processes` (as many as you like). `metarl.load` opens a run of the command line without any.
 
         Raises:
             ValueError: when the file is not a whole checkpoint, or does not fit the source.
@@ -279,11 +282,11 @@ class MetaLearner:
         check_type("path", path, (str, Path), "a path")
         state = checkpoint.load(Path(path))
         try:
-            _check_complete(state)
-            learner = cls(source, **_constructor_arguments(check_mapping(state["config"], ("config",)), arguments))
+            check_complete(state)
+            learner = cls(source, **constructor_arguments(state["config"], arguments, _defaults()))
             learner.load_state_dict(state)
         except FOREIGN as error:
-            raise ValueError(f"checkpoint {path} does not fit: {error}") from error
+            raise ValueError(f"checkpoint {path} does not fit: {error}{checkpoint.hint(Path(path).parent)}") from error
         return learner
 
     def state_dict(self) -> dict[str, Any]:
@@ -299,14 +302,18 @@ class MetaLearner:
             "callbacks": self._callback_states(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], changed: Collection[str] = ()) -> None:
         """Continue from `state_dict()`.
+
+        Args:
+            state: from `state_dict()`, or a checkpoint.
+            changed: what this learner may have otherwise: `learning_rate`, `schedule`.
 
         Raises:
             ValueError: when something is missing, it was saved with other settings, or the parameters do not fit.
         """
         check_type("state", state, Mapping, "a dictionary from state_dict()")
-        self._check_state(state)
+        self._check_state(state, changed)
         load_learned(self.source, state.get("source", {}))
         self.params = {k: state["params"][k].to(leaf.device) for k, leaf in self.params.items()}
         self.counts = Counter(state["counts"])
@@ -314,10 +321,10 @@ class MetaLearner:
         self._saved_callbacks = list(state["callbacks"])
         checkpoint.note_if_unsealed(state)
 
-    def _check_state(self, state: Mapping[str, Any]) -> None:
+    def _check_state(self, state: Mapping[str, Any], changed: Collection[str]) -> None:
         """Compare everything with this learner before it is used; what checks itself, as it is read, is read here."""
-        _check_complete(state)
-        self._check_config(state["config"])
+        check_complete(state)
+        check_config(state["config"], self._config(), changed)
         check_saved_params(state["params"], self.params)
         check_like(state.get("source", {}), learned(self.source), ("source",))
         check_count(state["iterations"], ("iterations",))
@@ -329,13 +336,6 @@ class MetaLearner:
         with fitting("outer_step"):
             self.outer_step.load_state_dict(state["outer_step"])
         self._rng = rng
-
-    def _check_config(self, found: object) -> None:
-        config = self._config()
-        saved = check_mapping(found, ("config",))
-        for key in config:
-            if not same(saved.get(key), config[key]):
-                raise ValueError(f"{key} is {config[key]!r}, but the checkpoint was trained with {saved.get(key)!r}")
 
     def _iterate(self) -> Metrics:
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
@@ -431,6 +431,7 @@ class MetaLearner:
                 "optimizer": step.optimizer_name,
                 "max_grad_norm": step.max_grad_norm,
                 "scheduled": step.schedule is not None,
+                "schedule": as_data(step.schedule),
             }
             if isinstance(step, OptimizerStep)
             else {}
@@ -472,45 +473,3 @@ class _ScoreBefore(Wrapped):
     def total_score(self) -> float:
         """The sum over tasks; NaN where nothing was drawn."""
         return math.nan if self.scores is None else float(total(self.scores.cpu().double()))
-
-
-def _check_complete(state: Mapping[str, Any]) -> None:
-    keys = {"config", "params", "outer_step", "counts", "iterations", "rng", "callbacks"}
-    if missing := keys - set(state):
-        raise ValueError(
-            f"the state must be that of a learner (a checkpoint's), but {sorted(missing)} are missing from it"
-        )
-    if more := set(state) - keys - {"source", "format"}:
-        raise ValueError(
-            f"the state must be that of a learner (a checkpoint's), but it has {sorted(map(str, more))}, too"
-        )
-
-
-def _optimizer(name: object) -> type[torch.optim.Optimizer] | None:
-    """The class of that name in `torch.optim`, and nothing else that is there."""
-    found = getattr(torch.optim, name, None) if isinstance(name, str) else None
-    return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None
-
-
-def _constructor_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's configuration says of the constructor's arguments, completed by what was given.
-
-    Raises:
-        ValueError: when something a file cannot hold is missing.
-    """
-    arguments = {key: value for key, value in config.items() if key not in ("scheduled", "outer_step")}
-    own_step = config.get("outer_step") is not None
-    if more := set(arguments) - set(_defaults()):
-        raise ValueError(f"config must hold the settings of a learner, found also {sorted(more)}")
-    if not own_step:
-        arguments["optimizer"] = _optimizer(config["optimizer"])
-    missing = {
-        "outer": config["outer"] is None,
-        "optimizer": not own_step and arguments["optimizer"] is None,
-        "schedule": not own_step and config["scheduled"],
-        "outer_step": own_step,
-    }
-    for argument, is_missing in missing.items():
-        if is_missing and argument not in given:
-            raise ValueError(f"{argument} must be given to load this checkpoint: a file cannot hold it")
-    return {**arguments, **given}

@@ -1,6 +1,6 @@
 """Checks of the entries of a learner's saved state, before any of them is used."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metarl.errors import StateError
+from metarl.schedules import from_data
 from metarl.structure import Where, check_count, check_like, described, name_of
 from metarl.types import Params
 
@@ -64,6 +65,63 @@ def check_saved_callbacks(found: object) -> None:
             raise StateError(f"callbacks[{i}] must be the name of a class and its state, found {described(pair)}")
         if not isinstance(pair[1], Mapping):
             raise StateError(f"callbacks[{i}] must have a dictionary as its state, found {described(pair[1])}")
+
+
+def check_complete(state: Mapping[str, Any]) -> None:
+    """Raise a `StateError` where entries of a learner's state are missing, or there are others."""
+    keys = {"config", "params", "outer_step", "counts", "iterations", "rng", "callbacks"}
+    if missing := keys - set(state):
+        raise StateError(
+            f"the state must be that of a learner (a checkpoint's), but {sorted(missing)} are missing from it"
+        )
+    if more := set(state) - keys - {"source", "format"}:
+        raise StateError(
+            f"the state must be that of a learner (a checkpoint's), but it has {sorted(map(str, more))}, too"
+        )
+
+
+def check_config(found: object, own: Mapping[str, Any], changed: Collection[str] = ()) -> None:
+    """Raise a `StateError` where `found` are not the settings of the learner, but for what may have been `changed`."""
+    saved = check_mapping(found, ("config",))
+    free = {*changed, *(["scheduled"] if "schedule" in changed else [])}
+    added = {"schedule"} - set(saved)  # which older versions did not write
+    for key, value in own.items():
+        if key not in free | added and not same(saved.get(key), value):
+            raise StateError(f"{key} is {value!r}, but the checkpoint was trained with {saved.get(key)!r}")
+
+
+def _optimizer(name: object) -> type[torch.optim.Optimizer] | None:
+    """The class of that name in `torch.optim`, and nothing else that is there."""
+    found = getattr(torch.optim, name, None) if isinstance(name, str) else None
+    return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None
+
+
+def constructor_arguments(found: object, given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """What a checkpoint's configuration says of the constructor's arguments, completed by what was given.
+
+    `known` are the names of all of them.
+
+    Raises:
+        StateError: when something a file cannot hold is missing, or the file has settings that no learner has.
+    """
+    config = check_mapping(found, ("config",))
+    arguments = {key: value for key, value in config.items() if key not in ("scheduled", "outer_step")}
+    own_step = config.get("outer_step") is not None
+    if more := set(arguments) - set(known):
+        raise StateError(f"config must hold the settings of a learner, found also {sorted(more)}")
+    if not own_step:
+        arguments["optimizer"] = _optimizer(config["optimizer"])
+        arguments["schedule"] = from_data(config.get("schedule"))
+    missing = {
+        "outer": config["outer"] is None,
+        "optimizer": not own_step and arguments["optimizer"] is None,
+        "schedule": not own_step and config["scheduled"] and arguments["schedule"] is None,
+        "outer_step": own_step,
+    }
+    for argument, is_missing in missing.items():
+        if is_missing and argument not in given:
+            raise StateError(f"{argument} must be given to load this checkpoint: a file cannot hold it")
+    return {**arguments, **given}
 
 
 def same(one: Any, other: Any) -> bool:

@@ -89,10 +89,9 @@ class OptimizerStep:
     def __call__(self, params: Params, tasks: Tasks, update: Update) -> Stepped:
         """Take the meta-gradient at `params` and step."""
         meta_grad = update(params, tasks)
-        if self.schedule is not None:
-            factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.learning_rate * factor
+        learning_rate = self._learning_rate()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
         for key, leaf in self._leaves.items():
             leaf.copy_(params[key])
             leaf.grad = meta_grad.grads[key].clone()  # clipping changes it
@@ -100,7 +99,14 @@ class OptimizerStep:
             torch.nn.utils.clip_grad_norm_(list(self._leaves.values()), self.max_grad_norm)
         self._optimizer.step()
         self.steps += 1
-        return Stepped(tree.detached(self._leaves), meta_grad)
+        return Stepped(tree.detached(self._leaves), meta_grad, {"learning_rate": learning_rate})
+
+    def _learning_rate(self) -> float:
+        """Of the next step."""
+        if self.schedule is None:
+            return self.learning_rate
+        factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
+        return self.learning_rate * factor
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state and the number of steps taken."""
