@@ -24,6 +24,7 @@ from metarl import MetaLearner, NonFiniteError
 from metarl.callbacks import Callback
 from metarl.devices import pick_device as pick_device
 from metarl.distributed import ALONE, Processes, joined
+from metarl.errors import StateError
 
 Config = TypeVar("Config")
 
@@ -130,6 +131,8 @@ def one_line_errors(hint: str = "", processes: Processes = ALONE) -> Iterator[No
         fail(f"stopped by {error}{hint}", SIGNAL_BASE + error.number, silent=not processes.is_first)
     except WorkerError as error:
         fail(f"{error}{hint}", FAILED)
+    except StateError as error:  # a callback's, which is read when training begins
+        fail(f"checkpoint does not fit: {error}", BAD_INPUT, silent=not processes.is_first)
     except BrokenPipeError:
         fail("", SIGNAL_BASE + signal.SIGPIPE, silent=True)
     except ConnectionError as error:

@@ -129,4 +129,7 @@ def build_learner(config: TrainConfig, processes: Processes = ALONE) -> MetaLear
     return MetaLearner(source, meta_batch_size=config.meta_batch_size, **arguments)
 
 
-TRAIN = Recipe("experiments.train", TrainConfig, build_learner, lambda config: config.env)
+ADDED = {"discount_weights": False, "cross_fit": False, "actions": "clip", "normalize_observations": False}
+"""Settings that runs of older versions do not have, and what they trained with."""
+
+TRAIN = Recipe("experiments.train", TrainConfig, build_learner, lambda config: config.env, added=ADDED)

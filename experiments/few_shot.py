@@ -28,7 +28,8 @@ from experiments import cli
 from experiments.figures import Curve, adaptation_figure
 from experiments.images import ImageSettings, Sources, build_few_shot, build_network
 from experiments.lock import FolderLock
-from experiments.run import Annealing, commit, device_name, new_folder, versions
+from experiments.recorded import commit, device_name, versions
+from experiments.run import new_folder
 from experiments.tables import markdown_table, with_interval
 from metarl import MetaLearner, NonFiniteError
 from metarl.checkpoint import write_atomically, write_json
@@ -37,6 +38,7 @@ from metarl.evaluation import evaluate
 from metarl.generators import torch_generator
 from metarl.inner import sgd
 from metarl.outer import OUTER, inner_defaults
+from metarl.schedules import Linear
 from metarl.statistics import confidence_interval
 from metarl.supervised.class_sets import ClassSet, as_floats
 from metarl.supervised.few_shot import FewShot
@@ -228,7 +230,7 @@ def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool
         outer_options=OPTIONS.get(outer),
         meta_batch_size=given.meta_batch_size,
         learning_rate=given.learning_rate,
-        schedule=Annealing(iterations),
+        schedule=Linear(iterations),
         seed=seed,
     )
     start = time.perf_counter()
@@ -244,7 +246,7 @@ def pretrain(setup: Setup, seed: int) -> tuple[Params, float]:
     network = build_network(given, classes.image_shape, len(classes), seed).to(train.device)
     generator = torch_generator(np.random.default_rng(seed))
     optimizer = torch.optim.Adam(network.parameters(), given.learning_rate)
-    annealing = torch.optim.lr_scheduler.LambdaLR(optimizer, Annealing(given.iterations))
+    annealing = torch.optim.lr_scheduler.LambdaLR(optimizer, Linear(given.iterations))
     number = given.meta_batch_size * given.ways * (given.shots + given.queries)
     start = time.perf_counter()
     for _ in range(given.iterations):

@@ -9,27 +9,23 @@ Of several processes, only the first one looks at folders and writes; it tells t
 import dataclasses
 import json
 import os
-import platform
 import re
 import shutil
 import signal
-import subprocess
 import time
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 
-import torch
 import tyro
 
 from experiments import cli, options
-from experiments.cli import import_plugins, pick_device
+from experiments.cli import import_plugins
 from experiments.lock import LOCK_FILE, FolderLock, holder
+from experiments.recorded import changes_with, read_object, saved_config, to_json, tolerated
 from metarl import MetaLearner, checkpoint
 from metarl.callbacks import Callback, Checkpointing, ProgressBar
 from metarl.checkpoint import is_temporary, remove_temporaries, write_json
@@ -37,6 +33,7 @@ from metarl.distributed import ALONE, Processes, is_launched, launch, restarts
 from metarl.errors import check_int
 from metarl.logging import RunLog
 from metarl.outer import builder
+from metarl.schedules import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +81,18 @@ C = TypeVar("C", bound=RunConfig)
 LONGEST_ABOUT = 60
 """Letters of the part of a run's default name that tells what is trained: also in four bytes each it is a file name."""
 
-CHANGEABLE = ("iterations", "device", "eval_every", "eval_tasks", "eval_seed", "save_every", "plugins")
-"""Settings that a resumed run may change, because the training they belong to stays the same."""
+CHANGEABLE = (
+    "iterations",
+    "learning_rate",
+    "anneal_iterations",
+    "device",
+    "eval_every",
+    "eval_tasks",
+    "eval_seed",
+    "save_every",
+    "plugins",
+)
+"""Settings that a resumed run may change; those of the outer step size are recorded in `config.json` when they are."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,9 @@ class Run(Generic[C]):
     learner: MetaLearner
     folder: Path
     lock: FolderLock
+    changed: Mapping[str, tuple[Any, Any]] = field(
+        default_factory=dict
+    )  # by --resume: what a setting was, and what it is
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,9 @@ class Recipe(Generic[C]):
     build: Callable[[C, Processes], MetaLearner]  # the learner before training; checks every setting
     about: Callable[[C], str]  # what is trained on, for names and titles
     settle: Callable[[C], C] = lambda config: config  # fill in defaults that depend on other settings
+    added: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # settings that older runs do not have: what they trained with
 
 
 def parsed(
@@ -123,15 +136,26 @@ def parsed(
         return given, cli.prepared(lambda: fresh(recipe, settings_of(recipe, given), processes), processes)
     saved = cli.prepared(lambda: processes.from_first(lambda: saved_config(recipe, folder)), processes)
     # read again over the run's own settings: what then differs from them was really given
-    own = arguments_class(**{**vars(saved), "resume": folder})
+    own = arguments_class(**{**vars(saved), "anneal_iterations": annealing(saved), "resume": folder})
     given = cli.parse(arguments_class, arguments, recipe.script, description, own, processes)
-    settings = settings_of(recipe, given)
+    settings = annealed(settings_of(recipe, given))
     return given, cli.prepared(lambda: resumed(recipe, folder, saved, settings, processes), processes)
+
+
+def annealing(saved: RunConfig) -> int | None:
+    """`anneal_iterations` of a run that is resumed: where its schedule spanned all iterations, it does so again."""
+    return None if saved.anneal_iterations == saved.iterations else saved.anneal_iterations
+
+
+def annealed(config: C) -> C:
+    """With a schedule that spans all iterations, unless another one is given."""
+    given = config.anneal_iterations
+    return dataclasses.replace(config, anneal_iterations=config.iterations if given is None else given)
 
 
 def settings_of(recipe: Recipe[C], given: Any) -> C:
     """The settings of a run without the arguments that only this call is about."""
-    return recipe.config(**{field.name: getattr(given, field.name) for field in dataclasses.fields(recipe.config)})
+    return recipe.config(**{one.name: getattr(given, one.name) for one in dataclasses.fields(recipe.config)})
 
 
 def fresh(recipe: Recipe[C], config: C, processes: Processes = ALONE) -> Run[C]:
@@ -211,16 +235,14 @@ def settled(recipe: Recipe[C], config: C) -> C:
     about = f"{recipe.about(config)}-{config.outer}-{config.seed}"
     built = re.sub(r"[^\w.+-]", "_", about)[:LONGEST_ABOUT]  # a plug-in's names may hold anything
     name = config.name or f"{built}-{time.strftime('%Y%m%d-%H%M%S')}"
-    # settled now: a run that is resumed for longer keeps its schedule
-    anneal = config.iterations if config.anneal_iterations is None else config.anneal_iterations
-    return dataclasses.replace(config, name=name, anneal_iterations=anneal)
+    return annealed(dataclasses.replace(config, name=name))
 
 
 def is_of_this_launch(folder: Path) -> bool:
     """Whether the run in `folder` was begun by the same call of torchrun, as far as that has a name."""
     try:
-        found = json.loads((folder / "config.json").read_text()).get("launch")
-    except (OSError, ValueError, AttributeError):
+        found = read_object(folder / "config.json").get("launch")
+    except (OSError, ValueError, RecursionError):
         return False
     return found is not None and found == launch()
 
@@ -287,14 +309,12 @@ def resumed(recipe: Recipe[C], folder: Path, saved: C, given: C, processes: Proc
         ValueError: when the folder is not a run's, or a setting was given that a resumed run cannot change.
     """
     changes = {name: value for name, value in vars(given).items() if value != getattr(saved, name)}
-    for name, value in changes.items():
-        if name not in CHANGEABLE:
-            kept = getattr(saved, name)
-            raise ValueError(f"{name} cannot change when a run is resumed: it is {kept!r}, got {value!r}")
+    check_changeable(saved, changes)
     lock = FolderLock(folder)
     with released_at_errors(lock):
         processes.from_first(lock.acquire)  # before anything is read that another writer may change
-        run = dataclasses.replace(load(recipe, folder, changes, processes), lock=lock)
+        changed = {name: (getattr(saved, name), value) for name, value in changes.items()}
+        run = dataclasses.replace(load(recipe, folder, changes, processes), lock=lock, changed=changed)
         done, wanted = run.learner.iterations, run.config.iterations
         restarted = processes.any(restarts() > 0)
 
@@ -304,18 +324,27 @@ def resumed(recipe: Recipe[C], folder: Path, saved: C, given: C, processes: Proc
                 further = f"the run is finished; to train further: --resume {folder} --iterations N, N > {done}"
                 raise ValueError(f"iterations must be more than the {done} that {folder} has, got {wanted}; {further}")
             remove_temporaries(folder)
-            write_json(folder / "config.json", to_json(run.config, processes))
+            entries = changes_with(folder, changed, done)
+            write_json(folder / "config.json", {**to_json(run.config, processes), **entries})
 
         processes.from_first(begin)
     return run
 
 
+def check_changeable(saved: RunConfig, changes: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` that names a setting which a run keeps."""
+    for name, value in changes.items():
+        if name not in CHANGEABLE:
+            kept = getattr(saved, name)
+            raise ValueError(f"{name} cannot change when a run is resumed: it is {kept!r}, got {value!r}")
+
+
 def is_finished(folder: Path, iterations: int) -> bool:
     """Whether the run in `folder` was evaluated after so many iterations; `evaluation.json` is written last of all."""
     try:
-        found = json.loads((folder / "evaluation.json").read_text())
+        found = read_object(folder / "evaluation.json")
         return bool(found.get("iterations", iterations) == iterations)  # older runs did not write it
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -330,37 +359,9 @@ def load(
     config = dataclasses.replace(processes.from_first(lambda: saved_config(recipe, folder)), **changes)
     learner = processes.together(lambda: recipe.build(config, processes))
     state = processes.from_first(lambda: checkpoint.load(folder / "checkpoint.pt"))
-    processes.together(lambda: learner.load_state_dict(state))
+    may_differ = processes.from_first(lambda: tolerated(folder, changes))
+    processes.together(lambda: learner.load_state_dict(state, may_differ))
     return Run(config, learner, folder, FolderLock(folder))
-
-
-def saved_config(recipe: Recipe[C], folder: Path) -> C:
-    """The configuration in the folder's `config.json`.
-
-    Raises:
-        ValueError: when it is not there, or is not one.
-    """
-    path = folder / "config.json"
-    wanted = f"run must be the folder of a run of {recipe.script}; {path}"
-    try:
-        found = json.loads(path.read_text())
-        fields = {field.name for field in dataclasses.fields(recipe.config)}
-        if missing := fields - set(found):
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise ValueError(f"it lacks {', '.join(sorted(missing)[:3])}{more}")
-        if wrong := [name for name in lists(recipe.config) if not isinstance(found[name], list)]:
-            raise ValueError(f"{wrong} must be lists")
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in fields}
-        return recipe.config(**{**settings, "log_dir": Path(settings["log_dir"])})
-    except OSError as error:
-        raise ValueError(f"{wanted} cannot be read: {error.strerror}") from None
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"{wanted} is not its configuration: {error}") from None
-
-
-def lists(config: type[RunConfig]) -> list[str]:
-    """The settings that are tuples, which JSON knows as lists."""
-    return [name for name, hint in typing.get_type_hints(config).items() if typing.get_origin(hint) is tuple]
 
 
 def learn(run: Run[C], before_log: Sequence[Callback], about: str, messages: TextIO | None = None) -> RunLog:
@@ -376,6 +377,8 @@ def learn(run: Run[C], before_log: Sequence[Callback], about: str, messages: Tex
             print(text, file=messages)
 
     say(f"{folder}: {config.outer} on {about}, {config.iterations - learner.iterations} iterations to go")
+    for name, (before, now) in run.changed.items():
+        say(f"{folder}: {name} is {now!r} from iteration {learner.iterations + 1} on, it was {before!r}")
     settings = json.dumps(to_json(config, learner.processes), indent=2)
     log = RunLog(folder, {"configuration": f"```json\n{settings}\n```"})
     callbacks = [*before_log, log, ProgressBar(), Checkpointing(folder / "checkpoint.pt", config.save_every)]
@@ -403,20 +406,19 @@ def learner_arguments(config: RunConfig, processes: Processes) -> dict[str, Any]
         "inner_steps": config.inner_steps,
         "outer_options": parse_outer_options(config),
         "max_grad_norm": config.max_grad_norm,
-        "schedule": Annealing(config.anneal_iterations) if config.anneal_iterations else None,
+        "schedule": annealing_schedule(config.anneal_iterations),
         "seed": config.seed,
         "processes": processes,
     }
 
 
-class Annealing:
-    """A factor that falls linearly from 1 to 0.1 over `iterations`, then stays."""
+def annealing_schedule(iterations: int | None) -> Linear | None:
+    """A fall to a tenth over `iterations`; nothing at 0.
 
-    def __init__(self, iterations: int) -> None:
-        self.iterations = check_int("anneal_iterations", iterations, minimum=0)
-
-    def __call__(self, iteration: int) -> float:
-        return 1 - 0.9 * min(iteration / self.iterations, 1.0)
+    Raises:
+        ValueError: for a number that is none.
+    """
+    return Linear(iterations) if iterations and check_int("anneal_iterations", iterations, minimum=0) else None
 
 
 def check_shared(config: RunConfig) -> None:
@@ -445,40 +447,3 @@ def step_sizes(learner: MetaLearner, steps: int, schedule: str) -> list[float]:
     assert learner.inner_lr is not None  # scripts name their method
     trained = learner.method.inner.steps if schedule == "halved" else steps
     return [learner.inner_lr if step < trained else learner.inner_lr / 2 for step in range(steps)]
-
-
-def to_json(config: RunConfig, processes: Processes) -> dict[str, Any]:
-    """The configuration with what it ran on: versions, commit, device, the processes and who launched them."""
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
-    ran_on = {"versions": versions(), "commit": commit(), "device_name": device_name(config.device)}
-    return {**settings, **ran_on, "processes": processes.size, "launch": launch()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    packages = ("metarl-torch", "torch", "gymnasium", "stable-baselines3", "numpy", "mujoco")
-    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "not installed"
-
-
-def commit() -> str | None:
-    """The commit of the source tree this runs from, if it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def device_name(name: str) -> str:
-    """The device's name, and the number of threads on the CPU."""
-    device = pick_device(name)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"

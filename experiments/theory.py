@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from experiments import cli
 from experiments.claims import CLAIMS, Findings, Row
-from experiments.run import versions
+from experiments.recorded import versions
 from experiments.tables import markdown_table
 from metarl.checkpoint import write_atomically
 

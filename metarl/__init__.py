@@ -6,6 +6,7 @@ from metarl.evaluation import Evaluation, evaluate
 from metarl.inner import Path, adapt, adaptation_path
 from metarl.learner import MetaLearner
 from metarl.outer import OUTER, Method, make_method, register
+from metarl.runs import load
 from metarl.types import Batch, Inner, MetaGrad, OuterUpdate, Params, Task, TaskDistribution, Tasks, TaskSource
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "adapt",
     "adaptation_path",
     "evaluate",
+    "load",
     "make_method",
     "register",
     "tree",

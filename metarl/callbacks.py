@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
 
 from tqdm import tqdm
 
+from metarl import checkpoint
 from metarl.errors import check_has, check_int, check_step_sizes, check_type
 from metarl.types import TaskSource
 
@@ -79,6 +80,9 @@ class Checkpointing(Callback):
         check_type("path", path, (str, Path), "a path")
         self.path = Path(path)
         self.every = check_int("every", every)
+
+    def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
+        checkpoint.check(learner.state_dict())  # what cannot be saved is known before hours have gone into it
 
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
         if learner.iterations % self.every == 0:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import uuid
@@ -11,7 +12,14 @@ from typing import IO, Any
 
 import torch
 
-FORMAT = "metarl-checkpoint-1"
+from metarl import archive
+from metarl.plain import decode, encode
+
+log = logging.getLogger(__name__)
+
+FORMAT = "metarl-checkpoint-2"
+UNSEALED = "metarl-checkpoint-1"
+"""The format of older versions: it had no digest, and held numbers and tensors only."""
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -55,36 +63,102 @@ def write_json(path: Path, value: object) -> None:
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Save a nested dictionary of tensors and plain values."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    """Save a nested dictionary of tensors and plain values (see `metarl.plain`), with a digest.
+
+    Raises:
+        ValueError: when something in it cannot be saved, naming the entry; nothing is written.
+    """
+    content = {"format": FORMAT, **_encoded(state)}
+    write_atomically(path, lambda file: archive.write(file, content))
+
+
+def check(state: Mapping[str, Any]) -> None:
+    """Find out whether `state` can be saved.
+
+    Raises:
+        ValueError: as `save` does.
+    """
+    _encoded(state)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """What `save` saved. Only tensors and plain values are read: no code in the file is executed.
 
     Raises:
-        ValueError: when there is no file, or it is truncated, or something else; naming the file.
+        ValueError: when there is no file; when it is truncated or damaged, naming what is; when it holds something
+            other than plain data; when another program, or a newer version, wrote it.
     """
+    if path.is_dir():
+        raise ValueError(f"checkpoint must be a file written by metarl, but {path} is a folder{hint(path)}")
     if not path.is_file():
         raise ValueError(f"checkpoint must be a file written by metarl, but there is none at {path}")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # the unpickler and the archive reader raise all kinds
-        reason = str(error).strip().split("\n")[0].split(". ")[0]
-        raise ValueError(f"checkpoint {path} cannot be read: it is truncated or not a checkpoint ({reason})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format", "no format") if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"checkpoint {path} must have the format {FORMAT!r}, found {found!r}")
-    return state
+        with path.open("rb") as file:
+            content = archive.read(file)
+        state = _decoded(content)
+    except OSError as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} {error}") from error.__cause__
+    return {key: _moved(value, torch.device(device)) for key, value in state.items()}
+
+
+def note_if_unsealed(state: Mapping[str, Any]) -> None:
+    """Log a warning where `state` comes from a file of an older version: damage to it would not be noticed."""
+    if state.get("format") == UNSEALED:
+        log.warning("the checkpoint is of an older version, without a digest of its content; save it again to get one")
 
 
 def snapshot(state: Any) -> Any:
-    """A copy of nested dictionaries, lists and tuples that later changes of the original's tensors leave alone."""
+    """A copy of nested containers that later changes of the original leave alone."""
     if isinstance(state, torch.Tensor):
         return state.clone()
     if isinstance(state, Mapping):
         return {key: snapshot(value) for key, value in state.items()}
-    return type(state)(map(snapshot, state)) if isinstance(state, list | tuple) else state
+    return type(state)(map(snapshot, state)) if type(state) in (list, tuple) else state
+
+
+def hint(folder: Path) -> str:
+    """The end of a sentence on what cannot be loaded, where `folder` is that of a run of the command line."""
+    return f"; metarl.load({str(folder)!r}) opens the run in it" if (folder / "config.json").is_file() else ""
+
+
+def _encoded(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: encode(value, (key,)) for key, value in state.items()}
+
+
+def _decoded(content: archive.Content) -> dict[str, Any]:
+    """The state in a file that was read, if its format is one that this version knows.
+
+    Raises:
+        ValueError: as the end of a sentence about the file.
+    """
+    state = content.value
+    found = state.get("format", "no format") if isinstance(state, dict) else type(state).__name__
+    if found not in (FORMAT, UNSEALED):
+        number = str(found).removeprefix(FORMAT[:-1])
+        if number.isdecimal() and int(number) > int(FORMAT[-1]):
+            raise ValueError(f"has the format {found!r:.60} of a newer version of metarl; this one reads {FORMAT!r}")
+        raise ValueError(f"must have the format {FORMAT!r}, found {found!r:.60}")
+    if found == FORMAT and not content.sealed:
+        raise ValueError("is damaged: its digest is missing, so it was truncated, or written again by another program")
+    try:
+        state = decode(state, content.entries)
+    except RecursionError:
+        raise ValueError("is refused: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"is refused: {error}") from None
+    result: dict[str, Any] = state
+    return result
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """With all tensors on `device`."""
+    if isinstance(value, torch.Tensor):
+        return value if value.device == device else value.detach().to(device).requires_grad_(value.requires_grad)
+    if type(value) is dict:
+        return {key: _moved(entry, device) for key, entry in value.items()}
+    return type(value)(_moved(entry, device) for entry in value) if type(value) in (list, tuple) else value
 
 
 def _sync_folder(folder: Path) -> None:

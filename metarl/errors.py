@@ -48,6 +48,10 @@ class NonFiniteError(ArithmeticError):
         return NonFiniteError(self.quantity, task, iteration, episode=self.episode, step=self.step, advice=self.advice)
 
 
+class StateError(ValueError):
+    """A saved state that does not fit; names the entry, what was wanted and what was found."""
+
+
 class HessianWarning(UserWarning):
     """An outer update takes second derivatives that are not the objective's."""
 

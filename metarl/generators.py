@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metarl.structure import check_like
+
 
 class DrawingFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, what this thread would draw from torch's default generator comes from `generator`.
@@ -54,6 +56,8 @@ def restore_generator(rng: np.random.Generator, state: str) -> None:
         ValueError: when it is not one.
     """
     try:
-        rng.bit_generator.state = json.loads(state)
-    except (ValueError, TypeError, KeyError) as error:
+        read = json.loads(state)
+        check_like(read, rng.bit_generator.state)  # or numpy makes integers of what are none
+        rng.bit_generator.state = read
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"the checkpoint's random state must be a numpy generator's, got {state!r:.80}") from error

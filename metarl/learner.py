@@ -1,12 +1,13 @@
 """The loop: sample tasks, let the outer update make a meta-gradient, step; with everything needed to go on later."""
 
+import copy
 import hashlib
 import inspect
 import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import NoneType
@@ -29,8 +30,19 @@ from metarl.learned import check_learned_the_same, learned, load_learned
 from metarl.memory import check_fits
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
 from metarl.outer import Method, check_hessian, inner_defaults, make_method
+from metarl.saved import (
+    check_complete,
+    check_config,
+    check_saved_callbacks,
+    check_saved_counts,
+    check_saved_params,
+    constructor_arguments,
+    fitting,
+)
+from metarl.schedules import as_data
 from metarl.signals import first_signal
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
+from metarl.structure import check_count, check_like
 from metarl.summation import total
 from metarl.types import Batch, LearningSource, Params, Role, Rule, Tasks, TaskSource
 
@@ -263,7 +275,8 @@ class MetaLearner:
             path: a checkpoint.
             source: the same kind of source it was trained with.
             arguments: of the constructor that a file cannot hold: an `outer` given as a `Method`, an `optimizer` other
-                than a class of `torch.optim`, a `schedule`, an `outer_step`, `processes` (as many as you like).
+                than a class of `torch.optim`, a `schedule` other than those of `metarl.schedules`, an `outer_step`,
+                `processes` (as many as you like). `metarl.load` opens a run of the command line without any.
 
         Raises:
             ValueError: when the file is not a whole checkpoint, or does not fit the source.
@@ -271,11 +284,11 @@ class MetaLearner:
         check_type("path", path, (str, Path), "a path")
         state = checkpoint.load(Path(path))
         try:
-            _check_complete(state)
-            learner = cls(source, **_constructor_arguments(state["config"], arguments))
+            check_complete(state)
+            learner = cls(source, **constructor_arguments(state["config"], arguments, _defaults()))
             learner.load_state_dict(state)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:  # whatever a foreign file may hold
-            raise ValueError(f"checkpoint {path} does not fit: {error}") from error
+        except FOREIGN as error:
+            raise ValueError(f"checkpoint {path} does not fit: {error}{checkpoint.hint(Path(path).parent)}") from error
         return learner
 
     def state_dict(self) -> dict[str, Any]:
@@ -291,28 +304,40 @@ class MetaLearner:
             "callbacks": self._callback_states(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], changed: Collection[str] = ()) -> None:
         """Continue from `state_dict()`.
+
+        Args:
+            state: from `state_dict()`, or a checkpoint.
+            changed: what this learner may have otherwise: `learning_rate`, `schedule`.
 
         Raises:
             ValueError: when something is missing, it was saved with other settings, or the parameters do not fit.
         """
         check_type("state", state, Mapping, "a dictionary from state_dict()")
-        _check_complete(state)
-        config, saved = self._config(), dict(state["config"])
-        for key in config:
-            if saved.get(key) != config[key]:
-                raise ValueError(f"{key} is {config[key]!r}, but the checkpoint was trained with {saved.get(key)!r}")
+        self._check_state(state, changed)
         load_learned(self.source, state.get("source", {}))
-        shapes, found = ({k: tuple(v.shape) for k, v in p.items()} for p in (self.params, state["params"]))
-        if shapes != found:
-            raise ValueError(f"the checkpoint's parameters must have the shapes {shapes}, found {found}")
-        self.params = {k: state["params"][k].to(leaf.device, leaf.dtype) for k, leaf in self.params.items()}
-        self.outer_step.load_state_dict(state["outer_step"])
+        self.params = {k: state["params"][k].to(leaf.device) for k, leaf in self.params.items()}
         self.counts = Counter(state["counts"])
-        self.iterations = int(state["iterations"])
-        restore_generator(self._rng, state["rng"])
+        self.iterations = state["iterations"]
         self._saved_callbacks = list(state["callbacks"])
+        checkpoint.note_if_unsealed(state)
+
+    def _check_state(self, state: Mapping[str, Any], changed: Collection[str]) -> None:
+        """Compare everything with this learner before it is used; what checks itself, as it is read, is read here."""
+        check_complete(state)
+        check_config(state["config"], self._config(), changed)
+        check_saved_params(state["params"], self.params)
+        check_like(state.get("source", {}), learned(self.source), ("source",))
+        check_count(state["iterations"], ("iterations",))
+        check_saved_counts(state["counts"])
+        check_saved_callbacks(state["callbacks"])
+        check_like(state["rng"], "", ("rng",))
+        rng = copy.deepcopy(self._rng)
+        restore_generator(rng, state["rng"])
+        with fitting("outer_step"):
+            self.outer_step.load_state_dict(state["outer_step"])
+        self._rng = rng
 
     def _iterate(self) -> Metrics:
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
@@ -387,7 +412,8 @@ class MetaLearner:
         for callback in self._callbacks:
             for i, (kind, state) in enumerate(self._saved_callbacks):
                 if kind == type(callback).__name__:
-                    callback.load_state_dict(state)
+                    with fitting(f"callbacks[{i}], the state of {kind},"):
+                        callback.load_state_dict(state)
                     del self._saved_callbacks[i]
                     break
 
@@ -417,6 +443,7 @@ class MetaLearner:
                 "optimizer": step.optimizer_name,
                 "max_grad_norm": step.max_grad_norm,
                 "scheduled": step.schedule is not None,
+                "schedule": as_data(step.schedule),
             }
             if isinstance(step, OptimizerStep)
             else {}
@@ -431,6 +458,10 @@ class MetaLearner:
             **own,
             "seed": self.seed,
         }
+
+
+FOREIGN = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError)
+"""What the constructor may raise for the settings in a file of somebody else."""
 
 
 def _defaults() -> dict[str, Any]:
@@ -454,33 +485,3 @@ class _ScoreBefore(Wrapped):
     def total_score(self) -> float:
         """The sum over tasks; NaN where nothing was drawn."""
         return math.nan if self.scores is None else float(total(self.scores.cpu().double()))
-
-
-def _check_complete(state: Mapping[str, Any]) -> None:
-    keys = {"config", "params", "outer_step", "counts", "iterations", "rng", "callbacks"}
-    if missing := keys - set(state):
-        raise ValueError(
-            f"the state must be that of a learner (a checkpoint's), but {sorted(missing)} are missing from it"
-        )
-
-
-def _constructor_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's configuration says of the constructor's arguments, completed by what was given.
-
-    Raises:
-        ValueError: when something a file cannot hold is missing.
-    """
-    arguments = {key: value for key, value in config.items() if key not in ("scheduled", "outer_step")}
-    own_step = config.get("outer_step") is not None
-    if not own_step:
-        arguments["optimizer"] = getattr(torch.optim, config["optimizer"] or "", None)
-    missing = {
-        "outer": config["outer"] is None,
-        "optimizer": not own_step and arguments["optimizer"] is None,
-        "schedule": not own_step and config["scheduled"],
-        "outer_step": own_step,
-    }
-    for argument, is_missing in missing.items():
-        if is_missing and argument not in given:
-            raise ValueError(f"{argument} must be given to load this checkpoint: a file cannot hold it")
-    return {**arguments, **given}

@@ -20,6 +20,7 @@ from metarl.errors import check_choice, check_int, check_real
 from metarl.generators import torch_generator
 from metarl.oracles import Checking, Draw, Recording, check_finite
 from metarl.outer import OUTER, Method, make_method
+from metarl.structure import check_like
 from metarl.theory import estimate_smoothness, warn_if_too_large
 from metarl.types import Params, Tasks, TaskSource
 
@@ -164,7 +165,8 @@ class SmoothnessMonitor(Callback):
         return {"warned": self.warned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.warned = bool(state["warned"])
+        check_like(state, self.state_dict())
+        self.warned = state["warned"]
 
     def _smoothness(self, learner: "MetaLearner") -> float:
         rng = np.random.default_rng([self.seed, SMOOTHNESS_STREAM])

@@ -42,7 +42,7 @@ from experiments.benchmark.workloads import (
     rollouts,
     sinusoid,
 )
-from experiments.run import commit, device_name, versions
+from experiments.recorded import commit, device_name, versions
 from metarl.checkpoint import write_atomically
 from metarl.errors import check_choice, check_int
 

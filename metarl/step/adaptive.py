@@ -18,6 +18,7 @@ from metarl.errors import check_int
 from metarl.generators import generator_state, restore_generator
 from metarl.oracles import share_of, wrapped_like
 from metarl.step.optimizer import Stepped, Update
+from metarl.structure import check_like
 from metarl.theory.step_size import StepSizeRule
 from metarl.types import Params, Tasks, TaskSource
 
@@ -69,7 +70,9 @@ class AdaptiveStep:
         Raises:
             ValueError: when that was another rule's, or took another number of tasks.
         """
-        for name, own in {**self.rule._asdict(), "num_tasks": self.num_tasks}.items():
+        constants = {name: float(value) for name, value in self.rule._asdict().items()}
+        check_like(state, {**constants, "num_tasks": self.num_tasks, "rng": ""}, ("outer_step",))
+        for name, own in {**constants, "num_tasks": self.num_tasks}.items():
             # an estimated constant may differ in its last digits on another machine
             if not math.isclose(own, state[name], rel_tol=1e-6):
                 raise ValueError(f"{name} of the adaptive step is {own}, but was {state[name]} in training")

@@ -1,5 +1,6 @@
 """Moving the parameters by the mean meta-gradient with any optimiser of `torch.optim`."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,8 +10,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 
 from metarl import tree
-from metarl.errors import check_real
+from metarl.errors import StateError, check_real
 from metarl.step.mean_grad import MeanGrad
+from metarl.structure import Where, check_count, check_keys, check_like, name_of, skeleton
 from metarl.types import Params, Tasks
 
 OptimizerFactory: TypeAlias = Callable[..., torch.optim.Optimizer]
@@ -81,16 +83,15 @@ class OptimizerStep:
         self._leaves = tree.detached(params)
         options = {"fused": True} if known and "fused" in inspect.signature(optimizer).parameters else {}
         make = functools.partial(optimizer, lr=self.learning_rate, **options)
-        _try(optimizer, make, params)
+        self._structures = _try(optimizer, make, params)
         self._optimizer = make(list(self._leaves.values()))
 
     def __call__(self, params: Params, tasks: Tasks, update: Update) -> Stepped:
         """Take the meta-gradient at `params` and step."""
         meta_grad = update(params, tasks)
-        if self.schedule is not None:
-            factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.learning_rate * factor
+        learning_rate = self._learning_rate()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
         for key, leaf in self._leaves.items():
             leaf.copy_(params[key])
             leaf.grad = meta_grad.grads[key].clone()  # clipping changes it
@@ -98,21 +99,67 @@ class OptimizerStep:
             torch.nn.utils.clip_grad_norm_(list(self._leaves.values()), self.max_grad_norm)
         self._optimizer.step()
         self.steps += 1
-        return Stepped(tree.detached(self._leaves), meta_grad)
+        return Stepped(tree.detached(self._leaves), meta_grad, {"learning_rate": learning_rate})
+
+    def _learning_rate(self) -> float:
+        """Of the next step."""
+        if self.schedule is None:
+            return self.learning_rate
+        factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
+        return self.learning_rate * factor
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state and the number of steps taken."""
         return {"optimizer": self._optimizer.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        self._optimizer.load_state_dict(state["optimizer"])
-        _restore_types(self._optimizer, state["optimizer"]["state"])
-        self.steps = int(state["steps"])
+        """Continue from `state_dict()`.
+
+        Raises:
+            StateError: when it is not that of such an optimiser with such parameters, naming the entry.
+        """
+        where = ("outer_step",)
+        checked = check_keys(state, {"optimizer": {}, "steps": 0}, where)
+        steps = check_count(checked["steps"], (*where, "steps"))
+        saved = copy.deepcopy(self._checked(checked["optimizer"], steps, (*where, "optimizer")))  # changed in place
+        self._optimizer.load_state_dict(saved)
+        _restore_types(self._optimizer, saved["state"])
+        self.steps = steps
+
+    def _checked(self, found: object, steps: int, where: Where) -> dict[str, Any]:
+        """The optimiser's state, when it has the structure of one after so many steps."""
+        own = self._optimizer.state_dict()
+        saved = check_keys(found, {"state": {}, "param_groups": []}, where)
+        groups, wanted = saved["param_groups"], own["param_groups"]
+        if isinstance(groups, list) and len(groups) == len(wanted):
+            # another version of torch may know fewer options: they keep their defaults, as torch has it
+            groups = [
+                {**mine, **group} if isinstance(group, Mapping) else group
+                for mine, group in zip(wanted, groups, strict=True)
+            ]
+        check_like(groups, wanted, (*where, "param_groups"))
+        for i, (group, mine) in enumerate(zip(groups, wanted, strict=True)):
+            if group["params"] != mine["params"]:
+                name = name_of((*where, "param_groups", i, "params"))
+                raise StateError(f"{name} must be {mine['params']!r:.80}, found {group['params']!r:.80}")
+        structure = self._structures[min(steps, 1)]
+        if not type(self._optimizer).__module__.startswith("torch.optim"):  # its state may grow from step to step
+            structure = _common(structure, saved["state"])
+        check_like(saved["state"], structure, (*where, "state"))
+        return {"state": saved["state"], "param_groups": groups}
 
 
-def _try(optimizer: OptimizerFactory, make: OptimizerFactory, params: Params) -> None:
+def _common(structure: Any, found: Any) -> Any:
+    """`structure` where `found` has tensors under the same keys, and `found` everywhere else."""
+    if isinstance(structure, Mapping) and isinstance(found, Mapping):
+        return {key: _common(structure[key], entry) if key in structure else entry for key, entry in found.items()}
+    return structure if isinstance(structure, torch.Tensor) else found
+
+
+def _try(optimizer: OptimizerFactory, make: OptimizerFactory, params: Params) -> tuple[Any, Any]:
     """Take one step of the optimiser on copies of `params`, with gradients of zero.
+
+    Returns the structure of the optimiser's state before the step, and after it.
 
     Raises:
         ValueError: naming the optimiser and why it cannot take an outer step.
@@ -128,7 +175,9 @@ def _try(optimizer: OptimizerFactory, make: OptimizerFactory, params: Params) ->
         closure = inspect.signature(type(trial).step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
             raise TypeError("its step evaluates the loss again, but a meta-gradient is one draw")
+        before = skeleton(trial.state_dict()["state"])
         trial.step()
+        return before, skeleton(trial.state_dict()["state"])
     except Exception as error:  # whatever a factory may raise
         reason = str(error).strip().split("\n")[0]
         raise ValueError(

@@ -121,7 +121,7 @@ def test_every_problem(tmp_path: Path, problem: str, pictures: str) -> None:
     score = SCORES.get(problem, "accuracy")
     always = {
         *("iteration", f"rollout/{score}_before", f"rollout/{score}_after", "time/iteration_seconds"),
-        *("train/meta_grad_norm", "train/meta_grad_spread"),
+        *("train/meta_grad_norm", "train/meta_grad_spread", "train/learning_rate"),
         *("oracle/gradients", "oracle/hessian_vector_products", "oracle/samples"),
         *("theory/L", "theory/alpha_L"),  # also in the first iteration
     }
@@ -570,17 +570,17 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
             ("outer-step", "adam", "'adam'"),
             ("inner-batch", "7", "7"),
             ("meta-batch-size", "3", "3"),
-            ("learning-rate", "0.25", "0.25"),
             ("inner-lr", "0.25", "0.25"),
             ("inner-steps", "2", "2"),
             ("seed", "1", "1"),
             ("max-grad-norm", "1", "1.0"),
-            ("anneal-iterations", "5", "5"),
             ("eval-steps", "1", "1"),
             ("final-tasks", "1", "1"),
             ("step-tasks", "1", "1"),
         )
     ),
+    ("--resume open --learning-rate 0", ("learning_rate must", "got 0.0")),
+    ("--resume open --anneal-iterations -1", ("anneal_iterations must", "got -1")),
     ("--resume done", ("iterations must be more than the 1 that done has, got 1",)),
 ]
 

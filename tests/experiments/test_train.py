@@ -17,7 +17,7 @@ ENVS = ("navigation", "point_velocity")
 SCALARS = {
     *("rollout/return_before", "rollout/return_after"),
     *(f"eval/return_step_{k}" for k in range(4)),
-    *("train/meta_grad_norm", "train/meta_grad_spread"),
+    *("train/meta_grad_norm", "train/meta_grad_spread", "train/learning_rate"),
     *("time/iteration_seconds", "time/env_steps_per_second"),
     *("oracle/gradients", "oracle/hessian_vector_products", "oracle/env_steps", "oracle/samples"),
 }

@@ -87,6 +87,7 @@ def test_one_iteration_by_hand() -> None:
             "rollout/minus_loss_after": -(0.5 * 0.75**2 + 0.5**2) / 2,
             "train/meta_grad_norm": 1 / 32,
             "train/meta_grad_spread": 17 / 32,
+            "train/learning_rate": 0.2,
             "oracle/gradients": 4,
             "oracle/hessian_vector_products": 2,
             "oracle/samples": 6,

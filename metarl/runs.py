@@ -1,0 +1,43 @@
+"""Runs that the command line made, opened from Python."""
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from metarl.distributed import ALONE, Processes
+from metarl.errors import check_type
+from metarl.learner import MetaLearner
+
+
+def load(run: str | Path, *, plugins: Iterable[str] = (), processes: Processes = ALONE, **changes: Any) -> MetaLearner:
+    """The learner of a run of `experiments.train` or `experiments.finite_sum` at its last checkpoint.
+
+        metarl.load("runs/nav").evaluate(num_tasks=40)
+        metarl.load("runs/nav", device="cpu", learning_rate=1e-4).learn(100).save("further.pt")
+
+    The tasks, the policy and the schedule come from the run's `config.json`, as settings; nothing in the folder is
+    executed or changed. Further training goes on with the run's schedule, which stays at its end when it is over.
+
+    Args:
+        run: the run's folder.
+        plugins: modules that the run needs, such as one that registers an outer update; the names in the folder are
+            not imported unless they stand here, or have been imported.
+        processes: who train together.
+        changes: settings that a resumed run may change: `device`, `learning_rate`, `anneal_iterations`.
+
+    Raises:
+        ValueError: when the folder is not a run's, or something in it is missing, damaged, or does not fit.
+    """
+    check_type("run", run, (str, Path), "the folder of a run")
+    check_type("processes", processes, Processes, "the processes from metarl.distributed.joined()")
+    try:
+        opening = importlib.import_module("experiments.opening")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"run needs the packages agents, envs and experiments that come with metarl, but {error}; "
+            "is there a folder with the name of one of them where you started Python?"
+        ) from error
+    learner = opening.opened(Path(run), changes, plugins, processes)
+    assert isinstance(learner, MetaLearner)
+    return learner
