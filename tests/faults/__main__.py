@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.faults.fault import FAULTS, Fault, Result
 from tests.faults.subject import SHARED, scratch
 
-GROUPS = ("kills", "signals", "system", "limits", "damage", "numbers", "processes", "surroundings")
+GROUPS = ("kills", "signals", "system", "limits", "damage", "checkpoints", "numbers", "processes", "surroundings")
 QUICK = 3  # faults of each group
 
 
