@@ -8,7 +8,7 @@ PACKAGES := metarl envs agents experiments
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train benchmark tensorboard check lint types unit claims test test-slow wheel-test format clean
+.PHONY: help install train benchmark tensorboard check lint types unit claims test test-slow test-faults wheel-test format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ test: unit claims wheel-test  ## all tests but the slow ones, and the claims
 
 test-slow: $(READY)  ## the learning tests, minutes each
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-faults: export OMP_NUM_THREADS ?= 1
+test-faults: $(READY)  ## do faults to runs (kills, damaged files, ...) and print which they survive: a quarter of an hour
+	$(PY) -m tests.faults $(ARGS)
 
 wheel-test: $(READY)  ## build the wheel, install it elsewhere, train with it
 	$(PY) -m pytest -q -m wheel tests/test_wheel.py

@@ -12,7 +12,7 @@ Losses are per step of the horizon, f = -J / H, as everywhere in `metarl.rl`.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -184,6 +184,11 @@ class EnumeratedTasks:
         self.weights = torch.ones(self.num_tasks, dtype=self.known.rewards.dtype)
         self._ahead = list(torch.unravel_index(torch.arange(self.num_tasks), [number] * steps)) if steps else []
         self._distribution = Categorical(tasks.num_actions)
+
+    @property
+    def execution_key(self) -> tuple[Any, ...]:
+        """What the losses and scores read (see `metarl.execution.frozen`): not the data."""
+        return self.policy, self.surrogate, self.horizon, self._distribution
 
     def draw(self, params: Params, role: Role) -> Batch:
         """Leaves `[M^N, 1, H]` for an inner draw, `[M^N, M, H]` for the others.

@@ -13,13 +13,14 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 from metarl.errors import check_int
+from metarl.settled import Settled
 from metarl.types import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class EnvTasks(ABC):
+class EnvTasks(Settled, ABC):
     """What the task distributions of this package share: a `metarl.types.TaskDistribution` that can draw itself.
 
     The default `sample` draws every entry uniformly. Parameters outside the space are accepted by `make`
@@ -35,6 +36,9 @@ class EnvTasks(ABC):
         ValueError: `horizon` is not a positive integer.
     """
 
+    space: gymnasium.spaces.Dict
+    horizon: int
+
     def __init__(
         self,
         space: gymnasium.spaces.Dict,
@@ -42,7 +46,7 @@ class EnvTasks(ABC):
         action_space: gymnasium.Space[Any],
         horizon: int,
     ) -> None:
-        self.space, self.horizon = space, check_int("horizon", horizon)
+        self._settle(space=space, horizon=check_int("horizon", horizon))
         self.observation_space, self.action_space = observation_space, action_space
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> Task:

@@ -28,7 +28,7 @@ from metarl.checkpoint import write_atomically
 
 SAMPLES, QUICK = {"bandit": 1_000_000, "mdp": 400_000}, {"bandit": 30_000, "mdp": 20_000}
 
-CREDIT, CREDIT_QUICK = 4_000_000, 200_000  # episodes
+CREDIT, CREDIT_QUICK = 4_000_000, 60_000  # episodes
 
 
 @dataclass(frozen=True)

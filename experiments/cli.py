@@ -143,7 +143,7 @@ def one_line_errors(hint: str = "", processes: Processes = ALONE) -> Iterator[No
         fail(f"{reason}{hint}", BAD_INPUT)
 
 
-BAD_CONDITIONS = (OSError, MemoryError, RecursionError, OverflowError, RuntimeError)
+BAD_CONDITIONS = (OSError, MemoryError, RecursionError, OverflowError, RuntimeError, ValueError)
 """Kinds of exceptions among which are those of the machine, and of sizes and files beyond its limits."""
 
 
@@ -166,6 +166,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch, Python or numpy say that something is too large for the memory, or for any memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
+    if isinstance(error, ValueError):  # of numpy, where the number of bytes overflows
+        return re.search("array is too big|Maximum allowed dimension exceeded", str(error)) is not None
     if isinstance(error, OverflowError):
         return re.search("too large to convert|cannot fit|too many items", str(error)) is not None
     said = "allocate memory|not enough memory|size calculation overflow|multiplication overflow|without overflow"
@@ -191,10 +193,33 @@ def _signals_raise() -> Iterator[None]:
     for number in numbers:
         signal.signal(number, stop)
     try:
-        yield
+        with _sent_again():
+            yield
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _sent_again() -> Iterator[None]:
+    """A signal that arrives in a finalizer, where Python drops what a handler raises, is sent again a moment later."""
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not isinstance(error, Stopped | KeyboardInterrupt):
+            usual(unraisable)
+            return
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        again = threading.Timer(0.01, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
 
 
 def check_output(argument: str, path: Path, what: str = "a file that can be written") -> Path:

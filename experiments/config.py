@@ -81,7 +81,8 @@ def build_policy(config: TrainConfig, distribution: EnvTasks) -> PolicyModule:
     """The policy network at its initial parameters."""
     numbers = space_numbers(distribution.observation_space)
     widths = [numbers, *(check_int("hidden", units) for units in config.hidden)]
-    weights = sum(before * after for before, after in pairwise(widths)) * config.meta_batch_size
+    tasks = check_int("meta_batch_size", config.meta_batch_size)
+    weights = sum(before * after for before, after in pairwise(widths)) * tasks
     check_fits(f"meta_batch_size x hidden = {config.meta_batch_size} x {config.hidden}", weights)
     policy_kwargs: dict[str, Any] = {
         "net_arch": {"pi": list(config.hidden), "vf": []},

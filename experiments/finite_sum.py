@@ -40,6 +40,7 @@ from metarl.distributed import ALONE, Processes
 from metarl.errors import check_choice, check_int
 from metarl.evaluation import evaluate
 from metarl.logging import read_metrics
+from metarl.memory import check_fits
 from metarl.monitors import SmoothnessMonitor, StationarityMonitor
 from metarl.step import AdaptiveStep, OuterStep
 from metarl.theory import estimate_source, fallah_rule, ji_rule
@@ -200,6 +201,7 @@ def build_learner(config: FiniteSumConfig, processes: Processes = ALONE) -> Meta
     problem = build_problem(config)  # may spend minutes on decoding images, so what can be checked has been
     if problem.all_tasks is not None and size > problem.all_tasks:
         raise ValueError(f"meta_batch_size must be at most {problem.all_tasks}, the tasks there are, got {size}")
+    check_sizes(config, problem)
     if config.outer_step in OPTIMIZERS:
         arguments |= {"optimizer": OPTIMIZERS[config.outer_step], "learning_rate": config.learning_rate}
     learner = MetaLearner(problem.train, **arguments)
@@ -207,6 +209,19 @@ def build_learner(config: FiniteSumConfig, processes: Processes = ALONE) -> Meta
     if config.outer_step in OPTIMIZERS:
         return learner
     return MetaLearner(problem.train, outer_step=theory_step(config, learner, problem), **arguments)
+
+
+def check_sizes(config: FiniteSumConfig, problem: Problem) -> None:
+    """Every task has its points, and every step of an evaluation a score for each task.
+
+    Raises:
+        ValueError: naming the settings that do not fit into memory.
+    """
+    points, of = max((getattr(config, name) or 1, name) for name in ("eval_shots", "queries", "shots"))
+    for name in ("meta_batch_size", "eval_tasks", "final_tasks"):
+        tasks = getattr(config, name) if problem.all_tasks is None else 1  # of a fixed set, at most all are taken
+        check_fits(f"{name} x {of} = {tasks} x {points}", tasks * points)
+    check_fits(f"eval_steps = {config.eval_steps}", config.eval_steps, bytes_each=8)
 
 
 def check_outer_step(config: FiniteSumConfig) -> None:

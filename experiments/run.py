@@ -275,6 +275,8 @@ def new_folder(log_dir: Path, name: str) -> Path:
             if "\0" in part or len(os.fsencode(part)) > LONGEST:  # or parents would be made, and then left behind
                 found = f"{cli.shortened(part)!r}, {len(part)} letters"
                 raise ValueError(f"{argument} must have names of folders, at most {LONGEST} bytes each, got {found}")
+            if _is_not_text(part):  # TensorBoard cannot open it
+                raise ValueError(f"{argument} must be UTF-8, got {cli.shortened(part)!r}")
     folder = log_dir / name
     try:
         folder.mkdir(parents=True)
@@ -283,6 +285,11 @@ def new_folder(log_dir: Path, name: str) -> Path:
     except OSError as error:
         raise ValueError(f"log_dir must be writable, got {cli.shortened(str(log_dir))} ({error.strerror})") from None
     return folder
+
+
+def _is_not_text(name: str) -> bool:
+    """Whether a file's name holds bytes that are no letters in UTF-8."""
+    return any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 LONGEST = 255  # bytes of a name in nearly every file system

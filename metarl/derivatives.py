@@ -23,9 +23,12 @@ def execution(tasks: Tasks) -> Execution:
 
 
 def over_tasks(tasks: Tasks, name: str, function: Callable[..., Any], *stacked: Stacked) -> Any:
-    """`vmap(function)(*stacked)`, computed as the oracle wants it; `name` tells functions apart."""
-    oracle = unwrapped(tasks)
-    return execution(tasks).over_tasks(name, function, *stacked, key=getattr(oracle, "execution_key", oracle.loss))
+    """`vmap(function)(*stacked)`, computed as the oracle wants it; `name` says what is computed.
+
+    What the function reads tells its records apart. An oracle may say in `execution_key` what its functions read (see
+    `metarl.execution.frozen`); else their code is looked at.
+    """
+    return execution(tasks).over_tasks(name, function, *stacked)
 
 
 def gradients(tasks: Tasks, params: Params, batch: Batch) -> Params:

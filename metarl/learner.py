@@ -27,6 +27,7 @@ from metarl.evaluation import Evaluation, evaluate, note_if_worse
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
 from metarl.learned import check_and_load_learned, check_learned_the_same, learned, restored_at_errors
+from metarl.memory import check_fits
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
 from metarl.outer import Method, check_hessian, inner_defaults, make_method
 from metarl.saved import (
@@ -110,6 +111,7 @@ class MetaLearner:
         self.inner_lr = inner_defaults(outer)[0] if isinstance(outer, str) and inner_lr is None else inner_lr
         self.outer_options = dict(outer_options or {})
         self.method = self._make_method(inner_lr, inner_steps)
+        check_fits(f"inner_steps = {self.method.inner.steps}", self.method.inner.steps, bytes_each=8)  # a rule for each
         self.meta_batch_size = check_int("meta_batch_size", meta_batch_size)
         check_at_least("meta_batch_size", meta_batch_size, self.method.min_tasks, "this outer update")
         check_at_least("meta_batch_size", meta_batch_size, processes.size, "as many processes")
@@ -395,6 +397,16 @@ class MetaLearner:
         if self.outer_options or inner_lr is not None or inner_steps is not None:
             raise ValueError("inner_lr, inner_steps and outer_options go with a method's name; a Method has its own")
         return self.outer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy.deepcopy` and `pickle`: a method given by its name is made anew, and records are left out."""
+        named = {"method": self.method.inner.steps} if isinstance(self.outer, str) else {}
+        return {**vars(self), **named}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.outer, str):
+            self.method = self._make_method(self.inner_lr, state["method"])
 
     def _restore_callbacks(self) -> None:
         """Give each callback the state of the first saved one of its kind."""

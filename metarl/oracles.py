@@ -29,6 +29,11 @@ class Wrapped:
     def num_tasks(self) -> int:
         return self.tasks.num_tasks
 
+    @property
+    def execution_key(self) -> Tasks:
+        """What the losses and scores read (see `metarl.execution.frozen`)."""
+        return self.tasks
+
     def draw(self, params: Params, role: Role) -> Batch:
         return self.tasks.draw(params, role)
 

@@ -163,6 +163,11 @@ class States:
             self._by_anchor.popitem(last=False)
         return found[1]
 
+    def ignore(self, places: Iterable[str]) -> None:
+        """Leave these places out from now on."""
+        self.ignored.update(places)
+        self._by_anchor.clear()
+
     def _look(self, roots: tuple[Any, ...], anchor: Any, leaves: list[Any]) -> tuple[Watch, Frozen, list[Any]]:
         walk = Walk(self.ignored)
         walk.run(roots)

@@ -7,6 +7,7 @@ what is left of the graph is a list of calls that write into their places.
 """
 
 import operator
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -105,20 +106,23 @@ class Plan:
 
 
 class Arena:
-    """Memory that several programs without constants use, one at a time."""
+    """Memory that several programs without constants use, one at a time. It is freed with the last of them."""
 
     def __init__(self) -> None:
-        self._memory: dict[int, list[Tensor]] = {}
+        self._memory: dict[int, list[weakref.ref[Tensor]]] = {}
 
     def take(self, sizes: Sequence[int]) -> list[Tensor]:
-        """A piece of memory of each size, in bytes; the same ones for everybody."""
+        """A piece of memory of each size, in bytes; the same ones for everybody, as long as somebody holds them."""
         taken: Counter[int] = Counter()
         pieces = []
         for size in sizes:
             there = self._memory.setdefault(size, [])
-            if taken[size] == len(there):
-                there.append(torch.empty(size, dtype=torch.uint8))
-            pieces.append(there[taken[size]])
+            number = taken[size]
+            piece = there[number]() if number < len(there) else None
+            if piece is None:
+                piece = torch.empty(size, dtype=torch.uint8)
+                there[number : number + 1] = [weakref.ref(piece)]
+            pieces.append(piece)
             taken[size] += 1
         return pieces
 
@@ -139,7 +143,7 @@ class Program:
     def __init__(self, plan: Plan, arena: Arena | None = None) -> None:
         if arena is not None and plan.constants:
             raise ValueError("arena must be None for a plan with constants: other programs would overwrite them")
-        memory = (arena or Arena()).take(plan.sizes)
+        memory = self._memory = (arena or Arena()).take(plan.sizes)
         values: dict[fx.Node, Any] = {}
         once: list[Call] = []
         always: list[Call] = []

@@ -45,7 +45,8 @@ def over_threads(work: Callable[[Item], Result], items: Sequence[Item], most: in
             take()
         finally:
             for future in futures:
-                future.result()
+                if not future.cancel():  # one that has not begun may wait for this thread's own pool
+                    future.result()
     return [results[i] for i in range(len(items))]
 
 

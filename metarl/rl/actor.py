@@ -7,15 +7,18 @@ environment is stepped as it is, between the recorded forwards of the policy.
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor, fx, nn
 
+from metarl.execution import Execution
 from metarl.execution.cuda import CudaGraph
+from metarl.execution.kept import Kept
 from metarl.execution.repeated import Operations, Repeated, repeat
 from metarl.rl.actions import clipper
 from metarl.rl.distributions import ActionDistribution, DistParams
@@ -40,12 +43,20 @@ class Actor:
         policy: a module whose `forward(obs [B, ...])` returns the parameters of the action distribution.
         distribution: of its actions.
         actions: how they are sent to environments (`metarl.rl.actions`).
+        execution: with `trace=False`, nothing is recorded.
     """
 
-    def __init__(self, policy: nn.Module, distribution: ActionDistribution, actions: str = "clip") -> None:
+    def __init__(
+        self,
+        policy: nn.Module,
+        distribution: ActionDistribution,
+        actions: str = "clip",
+        execution: Execution | None = None,
+    ) -> None:
         self.policy, self.distribution, self.actions = policy, distribution, actions
-        self._records: dict[Any, Repeated] = {}
-        self._graphs: dict[Any, CudaGraph | None] = {}
+        self._execution = Execution(trace=True) if execution is None else execution
+        self._records: Kept[Repeated] = Kept()
+        self._replays: Kept[CudaGraph | None] = Kept()
 
     def forward(self, params: Params, obs: Tensor) -> DistParams:
         """The plain forward of all tasks: `params [T, ...], obs [T, E, ...] -> parameters [T, E, ...]`."""
@@ -140,7 +151,8 @@ class Actor:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """What is carried after these steps, and what they leave; `inputs` are those of the first step of all."""
         if inputs[0].device.type == "cuda" and (graph := record.graph(constants, inputs)) is not None:
-            results = self._replayed(graph, constants, carried, steps)
+            with self._replays.lock:
+                results = self._replayed(graph, constants, carried, steps)
             if results is not None:
                 return results
         with record.bound(constants, inputs) as runner:
@@ -151,22 +163,22 @@ class Actor:
     ) -> tuple[list[Tensor], list[Tensor]] | None:
         """All steps on the device, without waiting for the host in between; `None` where that cannot be had."""
         inputs = [*carried, *steps]
-        key = (graph, steps[0].shape)
-        if key not in self._graphs:
 
-            def whole(*leaves: Tensor) -> list[Tensor]:
-                step = Operations(graph.forward)
-                step.bind(leaves[: len(constants)])
-                first = len(constants) + len(carried)
-                at_last, kept = repeat(step, leaves[len(constants) : first], leaves[first:])
-                return at_last + kept
+        def whole(*leaves: Tensor) -> list[Tensor]:
+            step = Operations(graph.forward)
+            step.bind(leaves[: len(constants)])
+            first = len(constants) + len(carried)
+            at_last, kept = repeat(step, leaves[len(constants) : first], leaves[first:])
+            return at_last + kept
 
+        def record() -> CudaGraph | None:
             try:
-                self._graphs[key] = CudaGraph(whole, constants, inputs)
+                return CudaGraph(whole, constants, inputs)
             except RuntimeError as error:  # such as a constant of the environment that is not on the device
                 log.warning("rollouts are no single CUDA graph and run step by step: %s", str(error).split("\n")[0])
-                self._graphs[key] = None
-        found = self._graphs[key]
+                return None
+
+        found = self._replays.get("rollouts", (), (graph, steps[0].shape), record)
         if found is None:
             return None
         found.bind(constants)
@@ -176,24 +188,30 @@ class Actor:
     def _forward(self, params: Params) -> tuple[Repeated, list[Tensor]]:
         """What repeats the policy's forward, and what stays the same in it."""
         params, shared = self._apart(params)
-        key = (*params, None, *shared)
-        if key not in self._records:
 
-            def forward(*leaves: Tensor) -> DistParams:
-                own, common = _named([params, shared], leaves)
-                return stacked_forward(self.policy, own, common, leaves[-1])
+        def forward(*leaves: Tensor) -> DistParams:
+            own, common = _named([params, shared], leaves)
+            return stacked_forward(self.policy, own, common, leaves[-1])
 
-            self._records[key] = Repeated("the policy", forward)
-        return self._records[key], [*params.values(), *shared.values()]
+        record = self._recorded("the policy", (self.policy,), (*params, None, *shared), forward)
+        return record, [*params.values(), *shared.values()]
 
     def _step(self, env: PureEnv, vec: Any, params: Params) -> tuple[Repeated, list[Tensor]]:
         """What repeats a step of all environments, and what stays the same in it."""
         dtype, (params, shared) = _dtype(params), self._apart(params)
-        key = (id(env), dtype, self.actions, *params, None, *shared)
-        if key not in self._records:
-            function = self._step_function(env, vec, [params, shared, vec.task], dtype)
-            self._records[key] = Repeated("steps of the environments", function)
-        return self._records[key], [*params.values(), *shared.values(), *vec.task.values()]
+        functions = (env.observation, env.transition, env.reward, env.terminal)
+        reads = (self.policy, self.distribution, *functions, space_key(vec.single_action_space))
+        function = self._step_function(env, vec, [params, shared, vec.task], dtype)
+        key = (dtype, self.actions, *params, None, *shared, None, *vec.task)
+        record = self._recorded("steps of the environments", reads, key, function)
+        return record, [*params.values(), *shared.values(), *vec.task.values()]
+
+    def _recorded(
+        self, name: str, reads: tuple[Any, ...], key: Hashable, function: Callable[..., Sequence[Tensor]]
+    ) -> Repeated:
+        """What repeats a function; another one as soon as what it reads has changed."""
+        trace = self._execution.trace
+        return self._records.get(name, reads, (trace, key), lambda: Repeated(name, function, trace))
 
     def _apart(self, params: Params) -> tuple[Params, Params]:
         """What differs between tasks, and what they share: all, before adaptation, and then products are one."""
@@ -226,6 +244,13 @@ class Actor:
             return [after, going, seen, reward, running, action, *parameters]
 
         return step
+
+
+def space_key(space: spaces.Space[Any]) -> tuple[Any, ...]:
+    """What a record of steps freezes of an action space."""
+    if isinstance(space, spaces.Box):
+        return "Box", space.shape, str(space.dtype), space.low.tobytes(), space.high.tobytes()
+    return (repr(space),)
 
 
 def pure_env(vec: VectorEnv[Any, Any, Any]) -> PureEnv | None:

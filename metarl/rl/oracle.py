@@ -50,6 +50,7 @@ from metarl.rl.rollout import Rollout, array_length, lengthened
 from metarl.rl.streams import Streams
 from metarl.rl.sums import discounted_sums
 from metarl.rl.surrogates import Surrogate, make_surrogate, reinforce
+from metarl.settled import Settled
 from metarl.tree import float_leaf
 from metarl.types import Batch, Params, Role, Task, TaskDistribution, Tasks
 
@@ -65,8 +66,24 @@ WIDEST = 128
 """With more numbers in an observation, the default baseline looks at the time alone."""
 
 
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+_share = functools.partial(check_real, high=1.0, open_low=False)
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "episodes": check_int,
+    "discount": _share,
+    "gae_lambda": _share,
+    **dict.fromkeys(("discount_weights", "cross_fit", "normalize_advantages", "bootstrap"), _check_bool),
+}
+"""Settings that may change later, and what checks them."""
+
+
 @dataclass
-class ReinforcementLearning:
+class ReinforcementLearning(Settled):
     """Where reinforcement-learning tasks come from: a distribution of environments, and the policy that acts in them.
 
     `dataclasses.replace(source, distribution=..., episodes=...)` gives the same with something changed.
@@ -133,32 +150,31 @@ class ReinforcementLearning:
     device: torch.device | str = "cpu"
     execution: Execution | None = None
     score_name: ClassVar[str] = "return"
+    live: ClassVar[frozenset[str]] = frozenset(_CHECKS) | {"actions", "normalize_observations"}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _CHECKS:
+            _CHECKS[name](name, value)
+        super().__setattr__(name, value)
 
     def __post_init__(self) -> None:
         methods = ("sample", "make_vec", "observation_space", "action_space", "horizon")
         check_has("distribution", self.distribution, methods, "a task distribution, as envs.Navigation()")
         check_type("policy", self.policy, nn.Module, "a torch.nn.Module, as agents.make_policy gives")
         check_type("execution", self.execution, (Execution, NoneType), "a metarl.execution.Execution or None")
-        check_int("episodes", self.episodes)
         self.surrogate_loss = make_surrogate(self.surrogate, self.dice_lambda)
         self.chosen_baseline = self._choose_baseline()
-        for name in ("discount_weights", "cross_fit"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        check_real("discount", self.discount, high=1.0, open_low=False)
-        check_real("gae_lambda", self.gae_lambda, high=1.0, open_low=False)
-        self.device = pick_device(self.device)
-        self.policy = self._normalized_policy()
+        self._settle(device=pick_device(self.device), policy=self._normalized_policy())
+        self._execution = self.execution or Execution(trace=True)
         actor = self._make_actor()
         self.policy.to(self.device)
         check_policy(self.policy, self.distribution.observation_space, self.distribution.action_space)
         self.actor = actor
-        self._execution = self.execution or Execution(trace=True)
 
     def _make_actor(self) -> Actor:
         self._has_acted = False
         distribution = distribution_for(self.distribution.action_space, self.actions)
-        return Actor(self.policy, distribution, self.actions)
+        return Actor(self.policy, distribution, self.actions, self._execution)
 
     def _normalized_policy(self) -> nn.Module:
         """The policy, normalised where that is asked for and has not been done (`dataclasses.replace` keeps it)."""
@@ -277,7 +293,7 @@ class RLTasks:
     def __init__(self, source: ReinforcementLearning, task: Task, streams: Streams) -> None:
         self.num_tasks = len(next(iter(task.values())))
         self.task = task
-        self.execution, self.execution_key = source._execution, source.actor
+        self.execution = source._execution
         self._source, self._streams = source, streams
         self.seen: Tensor | None = None  # [T, k]: of all draws, for the statistics of observations
         self.agree: Callable[[int], int] = lambda length: length
@@ -290,6 +306,13 @@ class RLTasks:
         if hasattr(vec, "threads"):
             vec.threads = torch.get_num_threads()
         return vec
+
+    @property
+    def execution_key(self) -> tuple[Any, ...]:
+        """What the losses and scores read (see `metarl.execution.frozen`): not the data."""
+        source = self._source
+        policy = source.policy.network if isinstance(source.policy, NormalizedPolicy) else source.policy
+        return policy, source.actor.distribution, source.surrogate_loss, source.distribution.horizon
 
     def shard(self, first: int, last: int) -> "RLTasks":
         """Tasks `first` to `last` - 1, which draw what they would have drawn as part of the whole, from the start."""

@@ -17,6 +17,7 @@ from metarl.execution import Execution
 from metarl.functional import call
 from metarl.generators import torch_generator
 from metarl.networks import check_network, check_second_derivatives
+from metarl.settled import Settled
 from metarl.supervised.class_sets import ClassSet, as_floats
 from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks
 from metarl.tree import detached, float_leaf
@@ -26,7 +27,7 @@ Setting: TypeAlias = Literal["finite_sum", "resampling"]
 
 
 @dataclass
-class FewShot:
+class FewShot(Settled):
     """Where few-shot tasks come from: classes with their images, and the network that tells them apart.
 
     `dataclasses.replace(source, classes=...)` gives the same tasks of other classes, such as the test classes.
@@ -79,7 +80,7 @@ class FewShot:
             raise ValueError(f"ways must be at most {len(self.classes)}, the number of classes, got {self.ways}")
         once = self.setting == "finite_sum"
         self.classes.check_enough(self.shots + self.queries if once else max(self.shots, self.queries))
-        self.device = pick_device(self.device)
+        self._settle(device=pick_device(self.device))
         if not isinstance(self.network, nn.Module):
             raise ValueError(f"network must be a torch.nn.Module, got {self.network!r}")
         self.network.to(self.device)

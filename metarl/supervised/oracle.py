@@ -45,6 +45,11 @@ class SupervisedTasks:
         self.execution = execution or Execution()
         self._score = score
 
+    @property
+    def execution_key(self) -> tuple[Loss, Loss | None]:
+        """What the losses and scores read (see `metarl.execution.frozen`): not the data."""
+        return self.loss, self._score
+
     def score(self, params: Params, batch: Batch) -> Tensor:
         """The score given at construction, or minus the loss."""
         if self._score is not None:

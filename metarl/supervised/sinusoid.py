@@ -21,6 +21,7 @@ from metarl.execution import Execution
 from metarl.functional import call
 from metarl.generators import torch_generator
 from metarl.networks import check_network, check_second_derivatives
+from metarl.settled import Settled
 from metarl.supervised.networks import mlp
 from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks
 from metarl.tree import detached, float_leaf
@@ -30,7 +31,7 @@ AMPLITUDES, PHASES, INPUTS = (0.1, 5.0), (0.0, math.pi), (-5.0, 5.0)
 
 
 @dataclass
-class Sinusoids:
+class Sinusoids(Settled):
     """Where sinusoid tasks come from: new tasks at every `sample`.
 
     Args:
@@ -67,8 +68,8 @@ class Sinusoids:
         check_choice("setting", self.setting, ("finite_sum", "resampling"))
         network = mlp(1, 1, hidden=(40, 40), seed=self.seed) if self.network is None else self.network
         shapes_only = str(self.device) == "meta"  # which computes nothing
-        self.device = torch.device("meta") if shapes_only else pick_device(self.device)
-        self.network = network.to(self.device)
+        self._settle(device=torch.device("meta") if shapes_only else pick_device(self.device))
+        self._settle(network=network.to(self.device))
         self._check_network()
 
     def initial_params(self) -> Params:

@@ -76,7 +76,7 @@ def test_bad_answers_of_a_step(space: Any, step: Any, message: str, together: bo
 
 
 RESETS = [
-    (np.zeros(2, np.float32), r"reset must return \(observation, info\), got a ndarray"),
+    (np.zeros(2, np.float32), r"reset must return \(observation, info\), unlike the old Gym interface, got a ndarray"),
     ((np.zeros(2, np.float32), {}, {}), "got 3 values"),
     ((np.zeros(2, np.float32), None), "the info of reset must be a dict, got None"),
     ((np.zeros(3, np.float32), {}), r"observations of shape \(2,\).*got float32 of shape \(3,\)"),
@@ -107,7 +107,7 @@ class OldGym(gymnasium.Env[Any, Any]):
 
 
 def test_the_old_interface_is_named() -> None:
-    with pytest.raises(ValueError, match=r"reset with reset\(seed=0\), as Gymnasium's, got TypeError"):
+    with pytest.raises(ValueError, match=r"env must have reset\(\*, seed=None, options=None\).*, got TypeError"):
         GymTasks(OldGym, LENGTH, horizon=3)
 
 

@@ -134,6 +134,12 @@ CASES = [
     Bad("evaluate", "done --device cuda:9", ("device must", "'cuda:9'")),
     Bad("evaluate", "done --plugins no_such_module", ("plugins must", "'no_such_module'")),
     Bad("evaluate", "ring --ood", ("NavigationRing", "no shifted distribution")),
+    *(
+        Bad("finite_sum", f"sinusoid --name huge --{name} {2**62}", (name.replace("-", "_"), "fit into memory"))
+        for name in ("meta-batch-size", "shots", "queries", "eval-tasks", "eval-steps", "final-tasks", "inner-steps")
+    ),
+    Bad("train", "--name \udcff", ("name must be UTF-8",)),
+    Bad("train", "--log-dir new/\udcff", ("log_dir must be UTF-8",)),
     Bad("compare", "--outer maml mamel", ("outer must", "'mamel'", "did you mean 'maml'")),
     Bad("compare", "--outer maml maml", ("outer", "none twice", "maml")),
     Bad("compare", "--env navigatoin", ("env must", "'navigatoin'")),

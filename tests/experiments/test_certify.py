@@ -58,6 +58,18 @@ def test_nothing_failed_and_what_is_unbiased(results: dict[str, Any]) -> None:
     assert claimed == {(name, "fresh") for name in ("ratio", "dice", "loaded_dice")}
 
 
+def test_discounting_and_the_defaults_people_use(results: dict[str, Any]) -> None:
+    for weights in (True, False):
+        updates = {row["update"] for row in rows_of(results, "discounted", discount_weights=weights)}
+        assert updates == {"maml", "hf_maml", "fo_maml", "e_maml"}
+    bounds = {"on its own episodes": {2: (0.5, 0.7), 20: (0.07, 0.15)}, "cross-fitted": {2: (0, 0.05), 20: (0, 0.05)}}
+    for fit, by_episodes in bounds.items():
+        for episodes, (low, high) in by_episodes.items():
+            (row,) = rows_of(results, "credit", what=f"baseline linear, {fit}", episodes=episodes)
+            assert low <= row["relative_error"][row["target"]] <= high
+            assert rows_of(results, "credit", what=f"baseline linear, {fit}, normalised", episodes=episodes)
+
+
 @pytest.mark.parametrize(
     ("outer", "surrogate", "data", "value"),
     [

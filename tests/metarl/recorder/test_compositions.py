@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
@@ -94,9 +94,14 @@ def check(steps: list[Step], recorded_on: str, derivative: bool) -> None:
 
     first = [RECORDED_ON[recorded_on](3, N, N) for _ in range(2)]
     then = [torch.randn(3, N, N).mT, torch.randn(1, N, N).expand(3, N, N)]
+    try:
+        function(*first)
+        expected = function(*then)
+    except RuntimeError:  # torch refuses it, as a product of integers with floats
+        reject()
     program = Program(Plan(traced(function, first).graph))
     for _ in range(2):
-        for found, wanted in zip(program.run(then), function(*then), strict=True):
+        for found, wanted in zip(program.run(then), expected, strict=True):
             assert found.dtype == wanted.dtype
             torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4, equal_nan=True)
 

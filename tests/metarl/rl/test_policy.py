@@ -130,8 +130,8 @@ def test_what_depends_on_the_parameters_alone_is_computed_once() -> None:
     acts = actor(policy)
     with acts.bound(stacked(policy), obs):
         pass
-    (record,) = acts._records.values()
-    ((program,),) = record._idle.values()
+    (record,) = acts._records
+    (program,) = record.idle(0)
     assert isinstance(program, Program)
     once, always = ([call.name for call in calls] for calls in (program.once, program.always))
     assert "exp" in once  # the scale is exp(log_std)
@@ -146,8 +146,8 @@ def test_recorded_once_per_shape() -> None:
         params, obs = stacked(policy, num_tasks), torch.randn(num_tasks, episodes, 3)
         with acts.bound(params, obs) as forward:
             check(policy, forward, params, obs)
-        (record,) = acts._records.values()
-        assert len(record._graphs) == records
+        (record,) = acts._records
+        assert len(record) == records
     doubled, obs = {k: v.double() for k, v in stacked(policy).items()}, torch.randn(3, 5, 3).double()
     with acts.bound(doubled, obs) as forward:
         check(policy, forward, doubled, obs)

@@ -1,0 +1,97 @@
+"""Comparing a record with the plain computation on the data it is used for.
+
+A record is compared when it is made, and again at its uses 2, 4, 8, 16 and so on, which costs next to nothing in a long
+run. What differs by more than rounding is wrong: the plain result is taken, and the record is not used again.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Flat: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+RTOL, ATOL = 1e3, 100.0
+"""Units in the last place that a number, and the largest of its task and tensor, may be off without a second look."""
+
+MOVED = 8.0
+"""Units in the last place by which inputs are moved, to see how far rounding alone reaches."""
+
+MOVES, SLACK = 3, 10.0
+
+
+class RecordWarning(RuntimeWarning):
+    """A record gave something else than the plain computation, or has to be made again and again."""
+
+
+def is_due(use: int) -> bool:
+    """Whether a record is compared at this use, counted from 1."""
+    return use & (use - 1) == 0
+
+
+def difference(found: Sequence[Tensor], function: Flat, inputs: Sequence[Tensor]) -> str | None:
+    """What differs between `found` and `function(inputs)` by more than rounding; `None` where nothing does.
+
+    Each task (the first dimension) of each tensor is compared relative to its own size. Where that is too strict (a
+    gradient that is zero but for rounding, an input next to a kink), the function is computed at inputs a few units in
+    the last place away: what it changes there is rounding too.
+    """
+    wanted = [*function(inputs)]
+    for got, expected in zip(found, wanted, strict=True):
+        if got.shape != expected.shape or got.dtype != expected.dtype:
+            return f"{got.dtype} {list(got.shape)} instead of {expected.dtype} {list(expected.shape)}"
+    off = [_distance(got, expected) - _rounding(expected) for got, expected in zip(found, wanted, strict=True)]
+    if not any(bool((x > 0).any()) for x in off):
+        return None
+    again = [*function(inputs)]
+    if any(bool((_distance(a, b) > _rounding(b)).any()) for a, b in zip(again, wanted, strict=True)):
+        return "it is not pure: called twice with the same arguments, it gives different results"
+    near = [function(_moved(inputs, seed)) for seed in range(MOVES)]
+    for number, (got, expected) in enumerate(zip(found, wanted, strict=True)):
+        reach = [_distance(other[number], expected, rtol=0) for other in near]
+        excess = (off[number] - SLACK * functools.reduce(torch.maximum, reach)).nan_to_num(nan=-1.0)
+        if bool((excess > 0).any()):
+            row = int(excess.argmax())
+            apart = float(_distance(got, expected, rtol=0)[row])
+            return f"result {number} of {len(wanted)} is off by {apart:.3g} in row {row}"
+    return None
+
+
+def _distance(found: Tensor, wanted: Tensor, rtol: float = RTOL) -> Tensor:
+    """How far the rows are apart at most, beyond the relative tolerance; infinite for another NaN or infinity."""
+    a, b = _rows(found), _rows(wanted)
+    same = (a == b) | (a.isnan() & b.isnan())
+    apart = torch.where(same, 0.0, (a - b).abs() - rtol * _eps(wanted) * b.abs())
+    return torch.where(apart.isfinite(), apart, math.inf).amax(1, keepdim=False) if a.shape[1] else a.new_zeros(len(a))
+
+
+def _rounding(wanted: Tensor) -> Tensor:
+    """What may be off in each row without a second look."""
+    rows = _rows(wanted)
+    size = torch.where(rows.isfinite(), rows.abs(), 0.0)
+    return ATOL * _eps(wanted) * (size.amax(1) if rows.shape[1] else rows.new_zeros(len(rows)))
+
+
+def _rows(x: Tensor) -> Tensor:
+    x = x.detach()
+    x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    return x.reshape(len(x) if x.dim() else 1, -1).double() if x.numel() else x.new_zeros((1, 0), dtype=torch.float64)
+
+
+def _eps(x: Tensor) -> float:
+    return torch.finfo(x.dtype).eps if x.is_floating_point() or x.is_complex() else 0.0
+
+
+def _moved(inputs: Sequence[Tensor], seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
+        return x + MOVED * torch.finfo(x.dtype).eps * noise * x
+
+    return [move(x) for x in inputs]

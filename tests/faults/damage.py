@@ -1,0 +1,325 @@
+"""Damaged files: refused by name in one line with exit code 2, or without any effect; never another number."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import random
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from experiments.config import TRAIN
+from metarl import checkpoint
+from tests.experiments import runs
+from tests.faults.fault import Result, faults
+from tests.faults.limits import protect
+from tests.faults.subject import cases_in_child, end, no_traceback, one_line, start
+
+GROUP = "damaged files"
+MORE = 2  # iterations after the damage
+ITERATIONS = 6
+
+
+def half_done(folder: Path) -> Path:
+    """A folder with a run to damage, and what becomes of it undisturbed."""
+    run = folder / "run"
+    outcome = end(start("rl", run, "--iterations", str(ITERATIONS), "--anneal-iterations", "0"))
+    assert outcome.code == 0, outcome.err
+    (run / "evaluation.json").unlink()
+    shutil.copytree(run, folder / "whole" / "run")
+    assert resume(folder / "whole" / "run").code == 0
+    return run
+
+
+def resume(run: Path) -> runs.Outcome:
+    """Go on for some iterations, without the pictures."""
+    with mock.patch("experiments.train.report", return_value=None):
+        return runs.call("train", "--resume", run, "--iterations", ITERATIONS + MORE)
+
+
+def undamaged(run: Path, whole: Path) -> None:
+    assert runs.saved(run) == runs.saved(whole), "went on silently to another checkpoint"
+    assert runs.untimed(run) == runs.untimed(whole), "went on silently with another metrics.jsonl"
+
+
+def refused_or_harmless(run: Path, whole: Path) -> None:
+    before = runs.files(run)
+    outcome = resume(run)
+    if outcome.code:
+        one_line(outcome, 2)
+        assert runs.files(run) == before, "refused, but the folder has changed"
+    else:
+        undamaged(run, whole)
+
+
+def damage(name: str, change: Callable[[Path, random.Random, str], None]) -> Callable[[Path, Path, str], None]:
+    """A function of a case that damages one file of a copy of the run, and resumes it."""
+
+    def case(folder: Path, own: Path, text: str) -> None:
+        run = own / "run"
+        shutil.copytree(folder / "run", run)
+        change(run / name, random.Random(text), text)
+        refused_or_harmless(run, folder / "whole" / "run")
+
+    return case
+
+
+def cut(path: Path, rng: random.Random, case: str) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: rng.randrange(len(content))])
+
+
+def flip(path: Path, rng: random.Random, case: str) -> None:
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def overwrite(path: Path, rng: random.Random, case: str) -> None:
+    """A block of a disk with other data in it."""
+    content = bytearray(path.read_bytes())
+    at = rng.randrange(max(1, len(content) - 512))
+    content[at : at + 512] = rng.randbytes(min(512, len(content) - at))
+    path.write_bytes(content)
+
+
+# config.json
+
+VALUES: dict[str, Any] = {
+    "null": None,
+    "a word": "word",
+    "a list": [1, "x"],
+    "a dictionary": {"a": 1},
+    "minus one": -1,
+    "a half": 0.5,
+    "huge": 10**400,
+    "NaN": float("nan"),
+    "true": True,
+    "deep": json.loads("[" * 400 + "]" * 400),
+}
+TEXTS = {
+    "empty": b"",
+    "a list": b"[]",
+    "a number": b"7",
+    "null": b"null",
+    "deep lists": b"[" * 200_000 + b"]" * 200_000,
+    "deep dictionaries": b'{"a":' * 200_000 + b"1" + b"}" * 200_000,
+    "not text": bytes(range(256)),
+    "NULs": b"\0" * 1000,
+    "a long number": b"9" * 10_000,
+    "half a pair": b'{"env": "\\ud800"}',
+}
+KEPT = ("iterations", "eval_every", "eval_tasks", "eval_seed", "save_every", "log_dir", "name", "device", "plugins")
+
+
+def wrong_setting(path: Path, rng: random.Random, case: str) -> None:
+    name, _, value = case.partition(" = ")
+    found = json.loads(path.read_text())
+    found[name] = VALUES[value]
+    path.write_text(json.dumps(found))
+
+
+def wrong_text(path: Path, rng: random.Random, case: str) -> None:
+    path.write_bytes(TEXTS[case])
+
+
+def setting(folder: Path, own: Path, case: str) -> None:
+    """Another valid setting is what somebody has written there, and no damage that can be seen."""
+    run = own / "run"
+    shutil.copytree(folder / "run", run)
+    wrong_setting(run / "config.json", random.Random(0), case)
+    outcome = resume(run)
+    no_traceback(outcome)
+    if outcome.code:
+        one_line(outcome, 1, 2)
+
+
+# metrics.jsonl
+
+LINES = {
+    "no number": '{"iteration": "one"}',
+    "a list": "[1, 2]",
+    "deep": "[" * 100_000,
+    "a line twice": '{"iteration": 2, "rollout/return_before": -1.0}',
+    "beyond": '{"iteration": 99}',
+    "huge": '{"iteration": ' + "9" * 5000 + "}",
+    "NaN": '{"iteration": NaN}',
+    "minus": '{"iteration": -3}',
+    "a half": '{"iteration": 1.5}',
+    "not text": "\udcff\udcfe",
+    "NULs": "\0" * 100,
+    "empty": "",
+}
+
+
+def metrics(folder: Path, own: Path, case: str) -> None:
+    """Training goes on exactly; the log has each iteration once at most, and a warning names those that are lost."""
+    run, whole = own / "run", folder / "whole" / "run"
+    shutil.copytree(folder / "run", run)
+    path, rng = run / "metrics.jsonl", random.Random(case)
+    kind = case.split(" ", 1)[0]
+    if kind == "line":
+        lines = path.read_bytes().split(b"\n")
+        lines.insert(rng.randrange(len(lines)), LINES[case.split(" ", 1)[1]].encode(errors="surrogateescape"))
+        path.write_bytes(b"\n".join(lines))
+    elif kind == "missing":
+        path.unlink()
+    else:
+        {"cut": cut, "flip": flip, "block": overwrite}[kind](path, rng, case)
+    outcome = resume(run)
+    no_traceback(outcome)
+    assert outcome.code == 0, outcome.err[-300:]
+    assert runs.saved(run) == runs.saved(whole), "another checkpoint"
+    numbers = [int(line["iteration"]) for line in runs.lines(run)]
+    assert numbers == sorted(set(numbers)), f"iterations {numbers}"
+    assert set(numbers) <= set(range(1, ITERATIONS + MORE + 1)), f"iterations {numbers}"
+
+
+def log_folder(folder: Path, own: Path, case: str) -> None:
+    """A folder where a file should be."""
+    run = own / "run"
+    shutil.copytree(folder / "run", run)
+    (run / case).unlink()
+    (run / case).mkdir()
+    one_line(resume(run))
+
+
+# checkpoint.pt
+
+
+def leaves(state: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to everything in a checkpoint that is not a dictionary."""
+    if isinstance(state, dict) and state:
+        for key, value in state.items():
+            yield from leaves(value, (*path, key))
+    else:
+        yield path
+
+
+def replacements(value: Any) -> dict[str, Any]:
+    """What a leaf should not be."""
+    if not isinstance(value, torch.Tensor):
+        return {"tensor": torch.zeros(3), "list": [1, 2], "none": None, "text": "text", "minus": -1, "dict": {"a": 1}}
+    twice = torch.cat([value.reshape(-1), value.reshape(-1)])
+    return {
+        "longer": twice if value.ndim else torch.zeros(3),
+        "one more axis": value[None],
+        "float64": value.double() if value.dtype != torch.float64 else value.float(),
+        "int64": value.to(torch.int64) if value.dtype != torch.int64 else value.to(torch.int8),
+        "complex": value.to(torch.complex64),
+        "sparse": value.float().to_sparse(),
+        "NaN": torch.full_like(value, float("nan")) if value.is_floating_point() else torch.zeros(2),
+        "a number": 1.0,
+        "meta": torch.empty_like(value, device="meta"),
+        "missing": _MISSING,
+    }
+
+
+_MISSING = object()
+
+
+def leaf(folder: Path, own: Path, case: str) -> None:
+    """One entry of the checkpoint is of another shape, dtype or type."""
+    run = own / "run"
+    shutil.copytree(folder / "run", run)
+    state = checkpoint.load(run / "checkpoint.pt")
+    number, kind = case.split(" ", 1)
+    path = list(leaves(state))[int(number)]
+    inner = state
+    for key in path[:-1]:
+        inner = inner[key]
+    found = replacements(inner[path[-1]]).get(kind, _MISSING)
+    if found is _MISSING:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = found
+    saved_by_torch(run / "checkpoint.pt", state)
+    try:
+        refused_or_harmless(run, folder / "whole" / "run")
+    except AssertionError as error:
+        raise AssertionError(f"{'.'.join(map(str, path))}: {error}") from None
+
+
+def saved_by_torch(path: Path, state: dict[str, Any]) -> None:
+    with contextlib.suppress(Exception):  # a format that refuses what cannot be loaded is as good
+        checkpoint.save(path, {key: value for key, value in state.items() if key != "format"})
+        return
+    torch.save(state, path)
+
+
+def rewritten(path: Path, change: Callable[[str, bytes], bytes], **options: Any) -> None:
+    """The archive with some members changed."""
+    source, target = zipfile.ZipFile(io.BytesIO(path.read_bytes())), io.BytesIO()
+    with zipfile.ZipFile(target, "w", **options) as archive:
+        for name in source.namelist():
+            archive.writestr(name, change(name, source.read(name)))
+    path.write_bytes(target.getvalue())
+
+
+def bomb(path: Path, rng: random.Random, case: str) -> None:
+    """A small file that says to be a large one, or that wants to run something."""
+    zeros = b"\0" * (1 << 30)
+    if case == "zip bomb in a tensor":
+        rewritten(path, lambda name, data: zeros if name.endswith("data/0") else data, compression=zipfile.ZIP_DEFLATED)
+    elif case == "zip bomb in the pickle":
+        rewritten(path, lambda name, data: zeros if name.endswith(".pkl") else data, compression=zipfile.ZIP_DEFLATED)
+    elif case == "compressed":
+        rewritten(path, lambda name, data: data, compression=zipfile.ZIP_DEFLATED)
+    elif case == "huge declared size":
+        saved_by_torch(path, {**checkpoint.load(path), "params": {"w": torch.zeros(1).expand(1 << 40)}})
+    elif case == "huge strides":
+        rewritten(path, lambda name, data: data.replace(b"K\x08", b"J\xff\xff\xff\x7f"))
+    elif case == "deep pickle":
+        state: Any = {}
+        for _ in range(900):
+            state = {"a": state}
+        torch.save({"format": checkpoint.FORMAT, "a": state}, path)
+    elif case == "code":
+        rewritten(path, lambda name, data: EVIL if name.endswith(".pkl") else data)
+    else:
+        path.write_bytes(EVIL if case == "a pickle with code" else zeros[:1000])
+
+
+EVIL = b"cos\nsystem\n(S'touch evil'\ntR."
+BOMBS = ("zip bomb in a tensor", "zip bomb in the pickle", "compressed", "huge declared size", "huge strides")
+BOMBS += ("deep pickle", "code", "a pickle with code", "zeros")
+
+checkpoint_cut, checkpoint_flip = damage("checkpoint.pt", cut), damage("checkpoint.pt", flip)
+checkpoint_block, checkpoint_bomb = damage("checkpoint.pt", overwrite), damage("checkpoint.pt", bomb)
+config_cut, config_text = damage("config.json", cut), damage("config.json", wrong_text)
+
+
+@faults(GROUP, "config", "metrics", "checkpoint", "entries")
+def damage_of(folder: Path, what: str) -> Iterator[Result]:
+    half_done(folder)
+    if what == "config":
+        names = [field.name for field in dataclasses.fields(TRAIN.config) if field.name not in KEPT]
+        settings = [f"{name} = {value}" for name in names for value in VALUES]
+        yield from cases_in_child("damage", "setting", folder, random.Random(0).sample(settings, 100))
+        yield from cases_in_child("damage", "config_text", folder, list(TEXTS))
+        yield from cases_in_child("damage", "config_cut", folder, [str(number) for number in range(12)])
+        yield from cases_in_child("damage", "log_folder", folder, ["config.json", "metrics.jsonl", "checkpoint.pt"])
+    elif what == "metrics":
+        kinds = [f"{kind} {number}" for kind in ("cut", "flip", "block") for number in range(12)]
+        yield from cases_in_child("damage", "metrics", folder, [*kinds, "missing", *(f"line {name}" for name in LINES)])
+    elif what == "checkpoint":
+        for name, number in (("cut", 20), ("flip", 40), ("block", 20)):
+            yield from cases_in_child("damage", f"checkpoint_{name}", folder, [str(seed) for seed in range(number)])
+        yield from cases_in_child("damage", "checkpoint_bomb", folder, list(BOMBS), preexec_fn=protect)
+    else:
+        state = checkpoint.load(folder / "run" / "checkpoint.pt")
+        values = [(number, at(state, path)) for number, path in enumerate(leaves(state)) if path != ("format",)]
+        cases = [f"{number} {kind}" for number, value in values for kind in replacements(value)]
+        yield from cases_in_child("damage", "leaf", folder, random.Random(0).sample(cases, 120))
+
+
+def at(state: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        state = state[key]
+    return state
