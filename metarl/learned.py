@@ -1,11 +1,14 @@
 """What a source of tasks has learned itself, such as statistics of observations (`metarl.types.LearningSource`)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metarl.saved import check_mapping
+from metarl.structure import check_like
 from metarl.types import LearningSource, TaskSource
 
 
@@ -24,6 +27,28 @@ def load_learned(source: TaskSource, state: Mapping[str, Any]) -> None:
         source.load_state_dict(state)
     elif state:
         raise ValueError(f"the source must be one that learns {sorted(state)}, as the checkpoint's")
+
+
+def check_and_load_learned(source: TaskSource, state: object) -> None:
+    """Continue from what `learned` returned, which must have the structure of what the source has learned.
+
+    Raises:
+        ValueError: it does not fit the source.
+    """
+    found, own = check_mapping(state, ("source",)), learned(source)
+    load_learned(source, found)  # first: it knows best what is wrong
+    check_like(found, own, ("source",))
+
+
+@contextmanager
+def restored_at_errors(source: TaskSource) -> Iterator[None]:
+    """After an error the source has learned what it had before."""
+    before = {name: value.clone() for name, value in learned(source).items()}
+    try:
+        yield
+    except BaseException:
+        load_learned(source, before)
+        raise
 
 
 def check_learned_the_same(source: TaskSource, training: TaskSource) -> None:

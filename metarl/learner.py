@@ -26,7 +26,7 @@ from metarl.errors import MoreStepsWarning, NonFiniteError, check_has, check_int
 from metarl.evaluation import Evaluation, evaluate, note_if_worse
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
-from metarl.learned import check_learned_the_same, learned, load_learned
+from metarl.learned import check_and_load_learned, check_learned_the_same, learned, restored_at_errors
 from metarl.memory import check_fits
 from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
 from metarl.outer import Method, check_hessian, inner_defaults, make_method
@@ -315,20 +315,21 @@ class MetaLearner:
             ValueError: when something is missing, it was saved with other settings, or the parameters do not fit.
         """
         check_type("state", state, Mapping, "a dictionary from state_dict()")
-        self._check_state(state, changed)
-        load_learned(self.source, state.get("source", {}))
+        check_complete(state)
+        check_config(state["config"], self._config(), changed)
+        with restored_at_errors(self.source):
+            with fitting("source"):
+                check_and_load_learned(self.source, state.get("source", {}))
+            self._check_state(state)
         self.params = {k: state["params"][k].to(leaf.device) for k, leaf in self.params.items()}
         self.counts = Counter(state["counts"])
         self.iterations = state["iterations"]
         self._saved_callbacks = list(state["callbacks"])
         checkpoint.note_if_unsealed(state)
 
-    def _check_state(self, state: Mapping[str, Any], changed: Collection[str]) -> None:
+    def _check_state(self, state: Mapping[str, Any]) -> None:
         """Compare everything with this learner before it is used; what checks itself, as it is read, is read here."""
-        check_complete(state)
-        check_config(state["config"], self._config(), changed)
         check_saved_params(state["params"], self.params)
-        check_like(state.get("source", {}), learned(self.source), ("source",))
         check_count(state["iterations"], ("iterations",))
         check_saved_counts(state["counts"])
         check_saved_callbacks(state["callbacks"])

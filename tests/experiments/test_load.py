@@ -1,9 +1,9 @@
 """Runs of the command line opened from Python, resumed for longer, and read from files of older versions."""
 
+import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import metarl
+from experiments.config import TRAIN, TrainConfig
+from experiments.run import fresh
 from metarl import MetaLearner, checkpoint
 from metarl.checkpoint import write_json
 from metarl.rl import ReinforcementLearning
@@ -20,6 +22,14 @@ from tests.experiments import runs
 pytestmark = pytest.mark.usefixtures("no_report")
 SGD = ("six_logistic", "--outer-step", "sgd", "--inner-batch", 5, "--eval-steps", 1, "--final-tasks", 2)
 WATCH_LITTLE = ("--eval-every", 99, "--eval-tasks", 2, "--save-every", 2)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run at its beginning; to be copied."""
+    tiny = TrainConfig(iterations=3, meta_batch_size=2, episodes=2, horizon=5, hidden=(8,))
+    folder = tmp_path_factory.mktemp("begun")
+    return fresh(TRAIN, dataclasses.replace(tiny, log_dir=folder, name="run")).folder
 
 
 def rates(folder: Path) -> list[float]:
@@ -190,9 +200,9 @@ WRONG: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_settings_of_another_type_are_one_line(
-    tmp_path: Path, trained: Callable[[str], Path], name: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, begun: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = runs.copy(trained("navigation"), tmp_path / "run")
+    folder = runs.copy(begun, tmp_path / "run")
     whole = config(folder)
     monkeypatch.setattr("metarl.learner.MetaLearner.learn", lambda *_: pytest.fail("it starts"))
     for value in WRONG[name]:
@@ -206,8 +216,8 @@ def test_settings_of_another_type_are_one_line(
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "null", "{", "\udcff", "[" * 100_000, '{"env": 1}', '{"a": 1}'])
-def test_a_configuration_that_is_none(tmp_path: Path, trained: Callable[[str], Path], text: str) -> None:
-    folder = runs.copy(trained("navigation"), tmp_path / "run")
+def test_a_configuration_that_is_none(tmp_path: Path, begun: Path, text: str) -> None:
+    folder = runs.copy(begun, tmp_path / "run")
     (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"config\.json"):
         metarl.load(folder)
