@@ -482,7 +482,9 @@ def test_a_number_that_is_none_is_one_line(tmp_path: Path) -> None:
     outcome = runs.call("finite_sum", "two_quadratics", *arguments)
     assert outcome.code == 1
     last = outcome.err.splitlines()[-1]
-    assert re.fullmatch(r"error: NaN or infinity in .*; the last good checkpoint is .*checkpoint\.pt", last)
+    assert re.fullmatch(
+        r"error: NaN or infinity in .*; the last good checkpoint is .*checkpoint\.pt, to go on: --resume .*", last
+    )
     assert runs.saved(tmp_path / "run")["iterations"] == 0
 
 
