@@ -1,5 +1,6 @@
 """How good is a policy after 0, 1, 2, ... gradient steps on tasks it has never seen?"""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,10 +11,11 @@ from torch import Tensor
 from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
 from metarl.inner import adapted
-from metarl.oracles import Checking, Counting, sharded, share_of
+from metarl.oracles import Checking, Counting, Wrapped, sharded, share_of
 from metarl.statistics import confidence_interval
+from metarl.summation import total
 from metarl.tree import tree_map
-from metarl.types import Params, Rule, Tasks
+from metarl.types import Batch, Params, Role, Rule, Tasks
 
 
 class Evaluation(NamedTuple):
@@ -87,3 +89,20 @@ def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule], processes: Pro
     totals = share.processes.sum(torch.tensor([list(cost.values()) for cost in costs])).tolist()
     all_scores = share.gather(torch.stack(curve, 1).cpu()).mT.contiguous()  # [K + 1, T]
     return Evaluation(all_scores, [dict(zip(costs[0], row, strict=True)) for row in totals])
+
+
+class ScoreBefore(Wrapped):
+    """Notes the scores of the first inner batch: how good the initial parameters are before adaptation."""
+
+    scores: Tensor | None = None  # [t]
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        batch = super().draw(params, role)
+        if role == "inner" and self.scores is None:
+            self.scores = scores(self, params, batch)
+        return batch
+
+    @property
+    def total_score(self) -> float:
+        """The sum over tasks; NaN where nothing was drawn."""
+        return math.nan if self.scores is None else float(total(self.scores.cpu().double()))

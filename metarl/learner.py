@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import inspect
-import math
 import time
 import warnings
 from collections import Counter
@@ -15,20 +14,18 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metarl import checkpoint, tree
 from metarl.arguments import check_at_least, check_callbacks, check_source, check_tasks
 from metarl.callbacks import Callback, Metrics
-from metarl.derivatives import scores
 from metarl.distributed import ALONE, Processes
 from metarl.errors import MoreStepsWarning, NonFiniteError, check_has, check_int, check_step_sizes, check_type
-from metarl.evaluation import Evaluation, evaluate, note_if_worse
+from metarl.evaluation import Evaluation, ScoreBefore, evaluate, note_if_worse
 from metarl.generators import generator_state, restore_generator
 from metarl.inner import adapt
 from metarl.learned import check_and_load_learned, check_learned_the_same, learned, restored_at_errors
 from metarl.memory import check_fits
-from metarl.oracles import Checking, Counting, Wrapped, check_finite, not_finite, sharded, share_of
+from metarl.oracles import Checking, Counting, check_finite, not_finite, sharded, share_of
 from metarl.outer import Method, check_hessian, inner_defaults, make_method
 from metarl.saved import (
     check_complete,
@@ -38,13 +35,13 @@ from metarl.saved import (
     check_saved_params,
     constructor_arguments,
     fitting,
+    restore_callbacks,
 )
-from metarl.schedules import as_data
 from metarl.signals import first_signal
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
 from metarl.structure import check_count, check_like
 from metarl.summation import total
-from metarl.types import Batch, LearningSource, Params, Role, Rule, Tasks, TaskSource
+from metarl.types import LearningSource, Params, Rule, Tasks, TaskSource
 
 
 class MetaLearner:
@@ -158,7 +155,7 @@ class MetaLearner:
         active = self._callbacks = [c for c in given if self.processes.is_first or not c.first_process_only]
         self._stop_requested = self.stopped_by = None
         with self._kept_at_errors(), ExitStack() as closing, first_signal(self.stop):
-            self._restore_callbacks()
+            restore_callbacks(self._callbacks, self._saved_callbacks)
             for callback in reversed(active):  # all are closed, in order, even if one of them fails
                 closing.callback(callback.close)
             for callback in active:
@@ -344,7 +341,7 @@ class MetaLearner:
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
         tasks = sharded(self.source.sample(self.meta_batch_size, self._rng), self.processes)
         spent: Counter[str] = Counter()
-        first = _ScoreBefore(Checking(Counting(tasks, spent)))
+        first = ScoreBefore(Checking(Counting(tasks, spent)))
         good = checkpoint.snapshot(self.outer_step.state_dict())
         try:
             stepped = self.outer_step(self.params, first, self._update)
@@ -408,16 +405,6 @@ class MetaLearner:
         if isinstance(self.outer, str):
             self.method = self._make_method(self.inner_lr, state["method"])
 
-    def _restore_callbacks(self) -> None:
-        """Give each callback the state of the first saved one of its kind."""
-        for callback in self._callbacks:
-            for i, (kind, state) in enumerate(self._saved_callbacks):
-                if kind == type(callback).__name__:
-                    with fitting(f"callbacks[{i}], the state of {kind},"):
-                        callback.load_state_dict(state)
-                    del self._saved_callbacks[i]
-                    break
-
     def _callback_states(self) -> list[tuple[str, dict[str, Any]]]:
         return [(type(c).__name__, c.state_dict()) for c in self._callbacks] + self._saved_callbacks
 
@@ -438,17 +425,6 @@ class MetaLearner:
 
     def _config(self) -> dict[str, Any]:
         step = self.outer_step
-        own = (
-            {
-                "learning_rate": step.learning_rate,
-                "optimizer": step.optimizer_name,
-                "max_grad_norm": step.max_grad_norm,
-                "scheduled": step.schedule is not None,
-                "schedule": as_data(step.schedule),
-            }
-            if isinstance(step, OptimizerStep)
-            else {}
-        )
         return {
             "outer": self.outer if isinstance(self.outer, str) else None,
             "inner_lr": self.inner_lr,
@@ -456,7 +432,7 @@ class MetaLearner:
             "outer_options": self.outer_options,
             "meta_batch_size": self.meta_batch_size,
             "outer_step": None if isinstance(step, OptimizerStep) else type(step).__name__,
-            **own,
+            **(step.config() if isinstance(step, OptimizerStep) else {}),
             "seed": self.seed,
         }
 
@@ -469,20 +445,3 @@ def _defaults() -> dict[str, Any]:
     """The defaults of the constructor's arguments."""
     parameters = inspect.signature(MetaLearner.__init__).parameters
     return {name: parameter.default for name, parameter in parameters.items()}
-
-
-class _ScoreBefore(Wrapped):
-    """Notes the scores of the first inner batch: how good the initial parameters are before adaptation."""
-
-    scores: Tensor | None = None  # [t]
-
-    def draw(self, params: Params, role: Role) -> Batch:
-        batch = super().draw(params, role)
-        if role == "inner" and self.scores is None:
-            self.scores = scores(self, params, batch)
-        return batch
-
-    @property
-    def total_score(self) -> float:
-        """The sum over tasks; NaN where nothing was drawn."""
-        return math.nan if self.scores is None else float(total(self.scores.cpu().double()))

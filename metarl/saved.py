@@ -1,6 +1,6 @@
 """Checks of the entries of a learner's saved state, before any of them is used."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.callbacks import Callback
 from metarl.errors import StateError
 from metarl.schedules import from_data
 from metarl.structure import Where, check_count, check_like, described, name_of
@@ -135,3 +136,14 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
+
+
+def restore_callbacks(callbacks: Iterable[Callback], saved: list[tuple[str, dict[str, Any]]]) -> None:
+    """Give each callback the state of the first saved one of its kind, which is taken out of `saved`."""
+    for callback in callbacks:
+        for i, (kind, state) in enumerate(saved):
+            if kind == type(callback).__name__:
+                with fitting(f"callbacks[{i}], the state of {kind},"):
+                    callback.load_state_dict(state)
+                del saved[i]
+                break

@@ -11,66 +11,19 @@ changed everything is described anew.
 """
 
 import functools
-import sys
 import types
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from operator import is_
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from metarl.execution.walk import MISSING, PLAIN, Identity, Walk, Watch, declared_key, is_full
 from metarl.functional import MODULES_IN_USE
 
-MOST_OBJECTS = 4000
-"""Objects that one description enters; what lies beyond is told apart by identity alone."""
-
-LONG = 256
-"""Containers with more entries than this are described by their ends and their length."""
-
-SMALL_ARRAY = 4096
-"""Bytes of an array that are compared at every look; of larger ones a sample is."""
-
 MOST_STATES = 128
-
-_LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "gymnasium", "stable_baselines3", "scipy", "mujoco"} - {
-    "__main__"
-}
-_PLAIN = {
-    *(type(None), bool, int, str, bytes, complex, range, slice, type(Ellipsis)),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
-}
-_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-_OPAQUE = (torch.Generator, np.random.Generator, np.random.BitGenerator, torch.optim.Optimizer, type(weakref.ref(set)))
-_MISSING = object()
-
-
-class Identity:
-    """Stands for one object: equal to what stands for the same one, and to nothing once that is gone."""
-
-    __slots__ = ("_get",)
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, x: Any) -> None:
-        try:
-            self._get: Callable[[], Any] = weakref.ref(x)
-        except TypeError:
-            self._get = lambda: x
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Identity) and not self.is_gone() and self._get() is other._get()
-
-    def is_gone(self) -> bool:
-        """Whether the object is no more."""
-        return self._get() is None
-
-    def kind(self) -> type:
-        """The object's class; `NoneType` once it is gone."""
-        return type(self._get())
 
 
 class Frozen:
@@ -92,50 +45,7 @@ class Frozen:
     def differences(self, other: "Frozen") -> list[str]:
         """Where they differ."""
         paths = {**self.tokens, **other.tokens}
-        return [p for p in paths if self.tokens.get(p, _MISSING) != other.tokens.get(p, _MISSING)]
-
-
-class Watch:
-    """The places a description was read from, and what was there."""
-
-    def __init__(self) -> None:
-        self.mappings: list[dict[Any, Any]] = []
-        self.sequences: list[Any] = []
-        self.empty: list[Any] = []
-        self.named: list[tuple[Mapping[str, Any], list[str]]] = []
-        self.cells: list[types.CellType] = []
-        self.functions: list[types.FunctionType] = []
-        self.objects: list[Identity] = []  # which may be given another class
-        self.tensors: list[Tensor] = []
-        self.arrays: list[Any] = []
-
-    def start(self) -> None:
-        """Note what is there."""
-        self._values, self._states = list(self._now()), self._state()
-
-    def holds(self) -> bool:
-        """Whether the same objects are there as at the start."""
-        try:
-            if any(self.empty) or self._state() != self._states:
-                return False
-            return all(map(is_, self._now(), self._values))
-        except (RuntimeError, ValueError):  # another thread changes it just now; a cell was emptied
-            return False
-
-    def _now(self) -> Iterator[Any]:
-        yield from chain.from_iterable(map(dict.values, self.mappings))
-        yield from chain.from_iterable(self.sequences)
-        yield from [cell.cell_contents for cell in self.cells]
-        yield from [places.get(name, _MISSING) for places, names in self.named for name in names]
-        yield from chain.from_iterable([(f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions])
-        yield from [x.kind() for x in self.objects]
-
-    def _state(self) -> list[Any]:
-        return [
-            [*map(len, self.mappings), *map(len, self.sequences)],
-            [(x.requires_grad, x.data_ptr()) for x in self.tensors],
-            [_content(x) for x in self.arrays],
-        ]
+        return [p for p in paths if self.tokens.get(p, MISSING) != other.tokens.get(p, MISSING)]
 
 
 class States:
@@ -203,7 +113,7 @@ class States:
 def _anchor(x: Any, leaves: list[Any], depth: int) -> Iterator[Any]:
     """What tells functions apart without looking into objects; functions made anew of the same parts are the same."""
     kind = type(x)
-    if kind in _PLAIN or kind is float:
+    if kind in PLAIN or kind is float:
         yield kind
         yield repr(x) if kind in (float, complex, slice) else x
     elif kind is types.MethodType:
@@ -211,7 +121,7 @@ def _anchor(x: Any, leaves: list[Any], depth: int) -> Iterator[Any]:
     elif kind is types.FunctionType and x.__closure__ and depth < 8:
         yield from _anchor((x.__code__, x.__defaults__), leaves, depth)
         for cell in x.__closure__:
-            yield from _anchor(cell.cell_contents, leaves, depth + 1) if _is_full(cell) else (None,)
+            yield from _anchor(cell.cell_contents, leaves, depth + 1) if is_full(cell) else (None,)
     elif kind is tuple and depth < 8:
         yield len(x)
         for part in x:
@@ -224,251 +134,3 @@ def _anchor(x: Any, leaves: list[Any], depth: int) -> Iterator[Any]:
     else:
         leaves.append(x)
         yield id(x)
-
-
-def _is_full(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
-
-
-def declared_key(x: Any) -> Any:
-    """What an object says in `execution_key` that its functions read; `None` where it does not.
-
-    An attribute of the object itself counts, and a class's for that class; a subclass may read more, and has to say so
-    again.
-    """
-    if isinstance(x, type | nn.Module):
-        return None
-    if "execution_key" in getattr(x, "__dict__", ()):
-        return x.__dict__["execution_key"]
-    for cls in type(x).__mro__:
-        if "execution_key" in vars(cls):
-            return x.execution_key
-        if _root(cls) != "metarl":
-            return None
-    return None
-
-
-def _root(x: Any) -> str:
-    return str(getattr(x, "__module__", "") or "").partition(".")[0]
-
-
-@functools.lru_cache(maxsize=4096)
-def _names(code: types.CodeType) -> frozenset[str]:
-    """What a function mentions, and the functions inside it."""
-    inner = [_names(x) for x in code.co_consts if isinstance(x, types.CodeType)]
-    return frozenset(code.co_names).union(*inner)
-
-
-def _content(array: Any) -> bytes:
-    if array.nbytes <= SMALL_ARRAY:
-        return bytes(array.tobytes())
-    return bytes(array.reshape(-1)[:: max(1, array.size // 256)].tobytes())
-
-
-class Walk:
-    """One description in the making: `tokens` by place, and the places to `watch`."""
-
-    def __init__(self, ignored: set[str]) -> None:
-        self.tokens: dict[str, Any] = {}
-        self.watch = Watch()
-        self._ignored = ignored
-        self._seen: dict[int, tuple[str, Any]] = {}
-        self._mentioned: set[str] = set()
-        self._waiting: dict[str, list[Callable[[], None]]] = {}  # until the name is mentioned
-        self._ready: deque[Callable[[], None]] = deque()
-        self._places: list[tuple[Mapping[str, Any], set[str]]] = []
-
-    def run(self, roots: tuple[Any, ...]) -> None:
-        """Describe `roots` and what they lead to."""
-        for i, root in enumerate(roots):
-            self._visit(getattr(root, "__name__", None) or f"{type(root).__name__}.{i}", root)
-        while self._ready:
-            self._ready.popleft()()
-        for place, names in self._places:
-            if mentioned := sorted(names & self._mentioned):
-                self.watch.named.append((place, mentioned))
-
-    def _visit(self, path: str, x: Any) -> None:
-        kind = type(x)
-        if path in self._ignored:
-            return
-        if kind in _PLAIN:
-            self.tokens[path] = (kind.__name__, repr(x) if kind in (complex, slice) else x)
-        elif kind is float:
-            self.tokens[path] = ("float", x.hex())
-        elif isinstance(x, np.ndarray | np.generic) and not x.dtype.hasobject:
-            self.tokens[path] = (str(x.dtype), x.shape, _content(x), x.nbytes <= SMALL_ARRAY or Identity(x))
-            self.watch.arrays.append(x)
-        elif id(x) in self._seen:
-            self.tokens[path] = ("as", self._seen[id(x)][0])
-        else:
-            self._seen[id(x)] = path, x
-            if len(self._seen) > MOST_OBJECTS or isinstance(x, _OPAQUE):
-                self.tokens[path] = Identity(x)
-            else:
-                self._enter(path, x)
-
-    def _enter(self, path: str, x: Any) -> None:
-        if isinstance(x, Tensor):
-            self._tensor(path, x)
-        elif isinstance(x, types.FunctionType):
-            self._function(path, x)
-        elif isinstance(x, types.MethodType):
-            self._visit(path + "()", x.__func__)
-            self._visit(f"{path}.self", x.__self__)
-        elif isinstance(x, functools.partial):
-            for name in ("func", "args", "keywords"):
-                self._visit(f"{path}.{name}", getattr(x, name))
-        elif isinstance(x, property | classmethod | staticmethod | functools.cached_property):
-            for name in ("fget", "__func__", "func"):
-                if isinstance(function := getattr(x, name, None), types.FunctionType):
-                    self._visit(f"{path}.{name}", function)
-        elif isinstance(x, _CONTAINERS):
-            self._container(path, x)
-        elif isinstance(x, types.ModuleType):
-            self._attributes(path, vars(x), () if _is_library(x.__name__) else vars(x))
-        elif isinstance(x, type):
-            self.tokens[path] = Identity(x)
-            self._class(path, x)
-        elif isinstance(x, nn.Module):
-            self._module(path, x)
-        else:
-            self._instance(path, x)
-
-    def _tensor(self, path: str, x: Tensor) -> None:
-        if x.layout != torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(x):
-            self.tokens[path] = Identity(x)
-            return
-        self.tokens[path] = (Identity(x), x.requires_grad, x.dtype, x.shape, x.device, x.data_ptr())
-        self.watch.tensors.append(x)
-
-    def _function(self, path: str, x: types.FunctionType) -> None:
-        self.tokens[path] = Identity(x.__code__)
-        self.watch.functions.append(x)
-        for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
-            if _is_full(cell):
-                self.watch.cells.append(cell)
-                self._visit(f"{path}.{name}", cell.cell_contents)
-        for part in (x.__defaults__, x.__kwdefaults__):
-            if part:
-                self._visit(f"{path}.{'defaults' if isinstance(part, tuple) else 'kwdefaults'}", part)
-        if _is_library(x.__module__):
-            return
-        names = _names(x.__code__)
-        self._mention(names)
-        if _root(x) != "metarl":
-            places = x.__globals__
-            if found := sorted(name for name in names if name in places):
-                self.watch.named.append((places, found))
-            for name in found:
-                self._visit(f"{path}:{name}", places[name])
-        if x.__dict__:
-            self._visit(f"{path}.__dict__", x.__dict__)
-
-    def _mention(self, names: Iterable[str]) -> None:
-        for name in set(names) - self._mentioned:
-            self._mentioned.add(name)
-            self._ready.extend(self._waiting.pop(name, ()))
-
-    def _container(self, path: str, x: Any) -> None:
-        self.tokens[path] = (type(x).__name__, len(x))
-        if not x and not isinstance(x, tuple | frozenset):
-            self.watch.empty.append(x)
-            return
-        (self.watch.mappings if isinstance(x, dict) else self.watch.sequences).append(x)
-        entries = list(x.items()) if isinstance(x, dict) else list(enumerate(x))
-        for key, part in entries if len(x) <= LONG else entries[:16] + entries[-16:]:
-            self._visit(f"{path}[{key!r}]" if type(key) in _PLAIN else f"{path}[{type(key).__name__}]", part)
-
-    def _attributes(self, path: str, places: Mapping[str, Any], names: Iterable[str]) -> None:
-        """Those whose names are mentioned."""
-        self.tokens.setdefault(path, None)
-        self._places.append((places, set(names)))
-
-        def visit(name: str) -> None:
-            if name in places:
-                self._visit(f"{path}.{name}", places[name])
-
-        for name in list(names):
-            if name in self._mentioned:
-                visit(name)
-            else:
-                self._waiting.setdefault(name, []).append(functools.partial(visit, name))
-
-    def _class(self, path: str, cls: type) -> set[str]:
-        """What the classes say that are not a library's; the names they have."""
-        names: set[str] = set()
-        for base in cls.__mro__:
-            if not _is_library(base.__module__) and base is not object:
-                own = [name for name in vars(base) if not name.startswith("__") or name == "__call__"]
-                names.update(own)
-                self._attributes(f"{path}<{base.__qualname__}>", vars(base), own)
-        return names
-
-    def _instance(self, path: str, x: Any) -> None:
-        self.tokens[path] = Identity(type(x))
-        self.watch.objects.append(Identity(x))
-        if (key := declared_key(x)) is not None:
-            self._visit(f"{path}.execution_key", key)
-            return
-        own = getattr(x, "__dict__", {})
-        if isinstance(x, types.SimpleNamespace):
-            self._visit(f"{path}.__dict__", own)
-        elif _is_library(type(x).__module__):
-            self.tokens[path] = Identity(x)
-            self._simple(path, own)
-        else:
-            self._mention(["__call__"])
-            names = self._class(path, type(x))
-            self._attributes(path, own, {*own, *names})
-            self._slots(path, x)
-
-    def _slots(self, path: str, x: Any) -> None:
-        values = {n: getattr(x, n) for cls in type(x).__mro__ for n in _slot_names(cls) if hasattr(x, n)}
-        for name, part in values.items():
-            self._visit(f"{path}.{name}", part)
-
-    def _simple(self, path: str, own: dict[str, Any]) -> None:
-        """Attributes of a library's object that are values."""
-        if own:
-            self.watch.mappings.append(own)
-        for name, part in own.items():
-            if type(part) in _PLAIN or isinstance(part, float | tuple | Tensor | np.ndarray | np.generic):
-                self._visit(f"{path}.{name}", part)
-
-    def _module(self, path: str, x: nn.Module) -> None:
-        self.tokens[path] = Identity(type(x))
-        self.watch.objects.append(Identity(x))
-        self._mention(["forward"])
-        own = vars(x)
-        registries = [own["_parameters"], own["_buffers"], own["_modules"]]
-        self.watch.mappings += registries
-        for name, part in chain.from_iterable(registry.items() for registry in registries):
-            self._visit(f"{path}.{name}", part)
-        for name, part in own.items():
-            if name.startswith("_") and "hooks" in name and isinstance(part, dict):
-                if part:
-                    self._visit(f"{path}.{name}", part)
-                else:
-                    self.watch.empty.append(part)
-        if _is_library(type(x).__module__):
-            self._simple(path, own)
-            return
-        names = self._class(path, type(x))
-        self._attributes(path, own, {*own, *names} - {"_parameters", "_buffers", "_modules"})
-        self._visit(f"{path}.training", x.training)
-        self._places.append((own, {"training"}))
-        self._mention(["training"])
-
-
-def _is_library(module: str | None) -> bool:
-    return str(module or "").partition(".")[0] in _LIBRARIES
-
-
-def _slot_names(cls: type) -> tuple[str, ...]:
-    slots = vars(cls).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)

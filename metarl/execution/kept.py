@@ -7,9 +7,10 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from metarl.execution.frozen import Frozen, Identity, States
+from metarl.execution.frozen import Frozen, States
 from metarl.execution.live import RecordWarning
 from metarl.execution.program import Arena
+from metarl.execution.walk import Identity
 
 Made = TypeVar("Made")
 

@@ -11,6 +11,7 @@ import torch
 
 from metarl import tree
 from metarl.errors import StateError, check_real
+from metarl.schedules import as_data
 from metarl.step.mean_grad import MeanGrad
 from metarl.structure import Where, check_count, check_keys, check_like, name_of, skeleton
 from metarl.types import Params, Tasks
@@ -85,6 +86,16 @@ class OptimizerStep:
         make = functools.partial(optimizer, lr=self.learning_rate, **options)
         self._structures = _try(optimizer, make, params)
         self._optimizer = make(list(self._leaves.values()))
+
+    def config(self) -> dict[str, Any]:
+        """The settings that a checkpoint holds."""
+        return {
+            "learning_rate": self.learning_rate,
+            "optimizer": self.optimizer_name,
+            "max_grad_norm": self.max_grad_norm,
+            "scheduled": self.schedule is not None,
+            "schedule": as_data(self.schedule),
+        }
 
     def __call__(self, params: Params, tasks: Tasks, update: Update) -> Stepped:
         """Take the meta-gradient at `params` and step."""
