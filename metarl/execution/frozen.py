@@ -14,7 +14,7 @@ import functools
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -62,8 +62,9 @@ class States:
 
     def see(self, roots: tuple[Any, ...]) -> Frozen:
         """The state of what `roots` read: functions, bound methods, modules or other objects."""
-        leaves: list[Any] = []
-        anchor = tuple(_anchor(roots, leaves, 0))
+        found_there = _Anchor()
+        found_there.add(roots)
+        anchor, leaves = tuple(found_there.parts), found_there.leaves
         with MODULES_IN_USE:  # else a module may hold other parameters for the moment
             found = self._by_anchor.get(anchor)
             if found is None or not found[0].holds():
@@ -110,27 +111,55 @@ class States:
         return held
 
 
-def _anchor(x: Any, leaves: list[Any], depth: int) -> Iterator[Any]:
-    """What tells functions apart without looking into objects; functions made anew of the same parts are the same."""
-    kind = type(x)
-    if kind in PLAIN or kind is float:
-        yield kind
-        yield repr(x) if kind in (float, complex, slice) else x
-    elif kind is types.MethodType:
-        yield from _anchor((x.__func__, x.__self__), leaves, depth)
-    elif kind is types.FunctionType and x.__closure__ and depth < 8:
-        yield from _anchor((x.__code__, x.__defaults__), leaves, depth)
-        for cell in x.__closure__:
-            yield from _anchor(cell.cell_contents, leaves, depth + 1) if is_full(cell) else (None,)
-    elif kind is tuple and depth < 8:
-        yield len(x)
-        for part in x:
-            yield from _anchor(part, leaves, depth + 1)
-    elif kind is functools.partial:
-        yield from _anchor((x.func, x.args, *x.keywords.items()), leaves, depth)
-    elif (key := declared_key(x)) is not None and depth < 8:
-        yield kind
-        yield from _anchor(key, leaves, depth + 1)
-    else:
-        leaves.append(x)
-        yield id(x)
+class _Anchor:
+    """What tells functions apart without looking into objects; functions made anew of the same parts are the same.
+
+    Attributes:
+        parts: to be compared with another anchor's.
+        leaves: objects that were not looked into, and are in `parts` by their identity.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+        self.leaves: list[Any] = []
+        self._seen: dict[int, Any] = {}  # kept, so that their identities are not used again
+        self._numbers: dict[int, int] = {}
+
+    def add(self, x: Any) -> None:
+        """Look through functions, and what they were made of."""
+        kind = type(x)
+        if kind in PLAIN:
+            self.parts += (kind, repr(x)) if kind in (complex, slice) else (kind, x)
+        elif kind is float:
+            self.parts += (kind, repr(x))
+        elif id(x) in self._seen:
+            self.parts += ("again", self._numbers[id(x)])
+        else:
+            self._seen[id(x)] = x
+            self._numbers[id(x)] = len(self._numbers)
+            self._enter(x, kind)
+
+    def _enter(self, x: Any, kind: type) -> None:
+        if kind is types.FunctionType and x.__closure__:
+            self.add(x.__code__)
+            self.add(x.__defaults__)
+            for cell in x.__closure__:
+                self.add(cell.cell_contents if is_full(cell) else None)
+        elif kind is types.MethodType:
+            self.add(x.__func__)
+            self.add(x.__self__)
+        elif kind is tuple:
+            self.parts.append(len(x))
+            for part in x:
+                self.add(part)
+        elif kind is functools.partial:
+            self.add((x.func, x.args, *x.keywords.items()))
+        elif kind not in _LEAVES and (key := declared_key(x)) is not None:
+            self.parts.append(kind)
+            self.add(key)
+        else:
+            self.leaves.append(x)
+            self.parts.append(id(x))
+
+
+_LEAVES = {types.CodeType, types.FunctionType, types.BuiltinFunctionType}

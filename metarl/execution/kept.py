@@ -4,7 +4,6 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from metarl.execution.frozen import Frozen, States
@@ -23,6 +22,13 @@ OFTEN = 8
 MOST_NAMES = 64
 
 
+class _Slot(Generic[Made]):
+    """What was made, and when it was used."""
+
+    def __init__(self, made: Made, last_use: int) -> None:
+        self.made, self.last_use = made, last_use
+
+
 class Kept(Generic[Made]):
     """What was made for functions, by what these read. It may be shared by threads; copies of it are empty.
 
@@ -34,7 +40,8 @@ class Kept(Generic[Made]):
         self.lock = threading.RLock()
         self._most = most
         self._states = States()
-        self._made: OrderedDict[tuple[Frozen, Hashable], Made] = OrderedDict()
+        self._made: dict[tuple[Frozen, Hashable], _Slot[Made]] = {}
+        self._uses = 0
         self._frozen: OrderedDict[Hashable, list[Frozen]] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -44,7 +51,7 @@ class Kept(Generic[Made]):
         return len(self._made)
 
     def __iter__(self) -> Iterator[Made]:
-        return iter(list(self._made.values()))
+        return iter([slot.made for slot in self._made.values()])
 
     def get(self, name: str, reads: tuple[Any, ...], key: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` gave when `reads` were as they are now, for this name and key.
@@ -57,19 +64,20 @@ class Kept(Generic[Made]):
         """
         with self.lock:
             frozen, key = self._states.see(reads), (name, key)
-            if (frozen, key) in self._made:
-                self._made.move_to_end((frozen, key))
-                return self._made[frozen, key]
+            self._uses += 1
+            if (found := self._made.get((frozen, key))) is not None:
+                found.last_use = self._uses
+                return found.made
             made = make()
             after = self._states.see(reads)
             if after is not frozen:  # what the function itself writes does not tell it apart
                 self._states.ignore(after.differences(frozen))
                 frozen = self._states.see(reads)
-            self._made[frozen, key] = made
+            self._made[frozen, key] = _Slot(made, self._uses)
             for gone in [known for known in self._made if known[0].is_gone()]:
                 del self._made[gone]
             while len(self._made) > self._most:
-                self._made.popitem(last=False)
+                del self._made[min(self._made, key=lambda known: self._made[known].last_use)]
             self._warn_if_often(name, key, frozen)
             return made
 
@@ -108,13 +116,12 @@ class Arenas:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
 
-    @contextmanager
-    def lent(self) -> Iterator[Arena]:
-        """An arena that nobody else has for so long."""
+    def take(self) -> Arena:
+        """An arena that nobody else has until it is given back."""
         with self._lock:
-            arena = self._free.pop() if self._free else Arena()
-        try:
-            yield arena
-        finally:
-            with self._lock:
-                self._free.append(arena)
+            return self._free.pop() if self._free else Arena()
+
+    def give_back(self, arena: Arena) -> None:
+        """Let others have it."""
+        with self._lock:
+            self._free.append(arena)

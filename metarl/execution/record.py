@@ -122,10 +122,15 @@ class Record:
     @contextmanager
     def _any_runner(self, leaves: list[Tensor]) -> Iterator[Runner]:
         """One that no other thread has at the moment; without gradients."""
-        with self._arenas.lent() as arena, torch.no_grad():
-            if arena not in self.runners:
-                self.runners[arena] = make_runner(self._graph, [], [leaf[: self.chunk_size] for leaf in leaves], arena)
-            yield self.runners[arena]
+        arena = self._arenas.take()
+        try:
+            with torch.no_grad():
+                if (runner := self.runners.get(arena)) is None:
+                    like = [leaf[: self.chunk_size] for leaf in leaves]
+                    runner = self.runners[arena] = make_runner(self._graph, [], like, arena)
+                yield runner
+        finally:
+            self._arenas.give_back(arena)
 
 
 def _flat(plain: Plain) -> Callable[[Sequence[Tensor]], list[Tensor]]:

@@ -41,25 +41,21 @@ MISSING = object()
 class Identity:
     """Stands for one object: equal to what stands for the same one, and to nothing once that is gone."""
 
-    __slots__ = ("_get",)
+    __slots__ = ("get",)
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, x: Any) -> None:
         try:
-            self._get: Callable[[], Any] = weakref.ref(x)
+            self.get: Callable[[], Any] = weakref.ref(x)  # None once it is gone
         except TypeError:
-            self._get = lambda: x
+            self.get = lambda: x
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Identity) and not self.is_gone() and self._get() is other._get()
+        return isinstance(other, Identity) and not self.is_gone() and self.get() is other.get()
 
     def is_gone(self) -> bool:
         """Whether the object is no more."""
-        return self._get() is None
-
-    def kind(self) -> type:
-        """The object's class; `NoneType` once it is gone."""
-        return type(self._get())
+        return self.get() is None
 
 
 class Watch:
@@ -95,7 +91,7 @@ class Watch:
         yield from [cell.cell_contents for cell in self.cells]
         yield from [places.get(name, MISSING) for places, names in self.named for name in names]
         yield from chain.from_iterable([(f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions])
-        yield from [x.kind() for x in self.objects]
+        yield from [type(x.get()) for x in self.objects]
 
     def _state(self) -> list[Any]:
         return [
