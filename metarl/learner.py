@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import NoneType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from metarl.saved import (
     fitting,
     restore_callbacks,
 )
+from metarl.settled import Settled
 from metarl.signals import first_signal
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
 from metarl.structure import check_count, check_like
@@ -44,7 +45,7 @@ from metarl.summation import total
 from metarl.types import LearningSource, Params, Rule, Tasks, TaskSource
 
 
-class MetaLearner:
+class MetaLearner(Settled):
     """Meta-trains initial parameters so that a few inner steps adapt them to a task.
 
     Args:
@@ -79,6 +80,8 @@ class MetaLearner:
         >>> len(learner.evaluate(num_tasks=3, steps=1).mean)
         2
     """
+
+    live: ClassVar[frozenset[str]] = frozenset({"source", "meta_batch_size", "outer_step", "processes"})
 
     def __init__(
         self,
@@ -128,13 +131,13 @@ class MetaLearner:
             raise ValueError(f"outer_step replaces the optimizer's step: leave its arguments alone, got {changed}")
         self.outer_step: OuterStep = OptimizerStep(self.params, **arguments) if outer_step is None else outer_step
         self.counts: Counter[str] = Counter()
-        self.iterations = 0
+        self.iterations, self._warned_of_steps = 0, False
         self.stopped_by: str | None = None
         self._rng = np.random.default_rng(seed)
         self._callbacks: list[Callback] = []
         self._saved_callbacks: list[tuple[str, dict[str, Any]]] = []
         self._stop_requested: str | None = None
-        self._warned_of_steps = False
+        self._finish()
 
     def learn(self, iterations: int, callbacks: Iterable[Callback] = ()) -> Self:
         """Train for `iterations` more iterations.

@@ -16,13 +16,17 @@ class Settled:
 
     def __setattr__(self, name: str, value: Any) -> None:
         cls: Any = type(self)
-        if name in self.__dict__ and name in _settings(cls):
+        if name in _settings(cls) and (name in self.__dict__ or self.__dict__.get("_made", False)):
             kind = cls.__name__
             raise ValueError(
                 f"{name} cannot change once {kind} is made, because it was used there: make another {kind}"
                 f" (dataclasses.replace or copy its arguments), got {name}={value!r}"
             )
         super().__setattr__(name, value)
+
+    def _finish(self) -> None:
+        """For the end of a constructor that does not keep all its arguments: these are refused as well."""
+        self.__dict__["_made"] = True
 
     def _settle(self, **values: Any) -> None:
         """Set what the constructor makes of its arguments."""

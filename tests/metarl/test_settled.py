@@ -26,6 +26,9 @@ REFUSED: list[tuple[Any, str, Any]] = [
     (lambda: source(), "baseline", "none"),
     (lambda: source(), "device", "cpu"),
     (lambda: Sinusoids(), "network", None),
+    (lambda: MetaLearner(Sinusoids()), "inner_lr", 0.5),
+    (lambda: MetaLearner(Sinusoids()), "inner_steps", 2),
+    (lambda: MetaLearner(Sinusoids()), "learning_rate", 0.5),
 ]
 
 
