@@ -119,8 +119,9 @@ def one_line_errors(hint: str = "", processes: Processes = ALONE) -> Iterator[No
     without a word, when nobody reads the output any more).
     What happened to all processes, the first one says.
     """
+    _open_standard_streams()
     try:
-        with _signals_raise():
+        with _signals_raise(), _quiet_writers():
             yield
             sys.stdout.flush()  # what cannot be printed is to be known here
     except NonFiniteError as error:
@@ -198,6 +199,36 @@ def _signals_raise() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _open_standard_streams() -> None:
+    """Where one of the three was closed, the null device takes its place, before another file gets its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+@contextmanager
+def _quiet_writers() -> Iterator[None]:
+    """What a thread that writes files cannot write, it says when it is given more; its traceback is left out."""
+    usual = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            usual(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
 
 
 @contextmanager

@@ -167,6 +167,9 @@ def joined() -> Iterator[Processes]:
         return
     if missing := [name for name in LAUNCHED if name not in os.environ]:
         raise ValueError(f"the environment must have all of {LAUNCHED}, as torchrun sets them, but lacks {missing}")
+    if _number("RANK") >= _number("WORLD_SIZE"):
+        found = f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']}"
+        raise ValueError(f"RANK must be less than WORLD_SIZE in the environment, got {found}")
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     if nccl and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())

@@ -167,6 +167,9 @@ class Walk:
         for place, names in self._places:
             if mentioned := sorted(names & self._mentioned):
                 self.watch.named.append((place, mentioned))
+        self._waiting.clear()  # which refers to this object: what was seen would live until Python looks for cycles
+        self._seen.clear()
+        self._places.clear()
 
     def _visit(self, path: str, x: Any) -> None:
         kind = type(x)

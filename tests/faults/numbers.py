@@ -172,7 +172,13 @@ def on_the_command_line(folder: Path, workers: int, what: str) -> None:
     run, armed = folder / "run", folder / "armed"
     armed.touch()
     given = (f"harm={what}", "at=32", f"armed={armed}", f"workers={workers}", "timeout=3")
-    one_line(end(start("workers", run, "--env-options", *given)), 1, holds="--resume")
+    outcome = end(start("workers", run, "--env-options", *given))
+    if what == "raise":  # the environment's own traceback is shown
+        assert outcome.code == 1, outcome.err[-300:]
+        for word in ("lost its state", "--resume"):
+            assert word in outcome.err, outcome.err[-300:]
+    else:
+        one_line(outcome, 1, holds="--resume")
     armed.unlink()
     assert end(go_on("workers", run)).code == 0
     whole = undisturbed("workers")[0]

