@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metarl.execution.walk import MISSING, PLAIN, Identity, Walk, Watch, declared_key, is_full
+from metarl.execution.walk import MISSING, PLAIN, Identity, Walk, Watch, declared_key, is_full, own_attributes
 from metarl.functional import MODULES_IN_USE
 
 MOST_STATES = 128
@@ -68,7 +68,7 @@ class States:
         with MODULES_IN_USE:  # else a module may hold other parameters for the moment
             found = self._by_anchor.get(anchor)
             if found is None or not found[0].holds():
-                found = self._by_anchor[anchor] = self._look(roots, anchor, leaves)
+                found = self._by_anchor[anchor] = self._look(roots, anchor, leaves, found_there.through)
         self._by_anchor.move_to_end(anchor)
         while len(self._by_anchor) > MOST_STATES:
             self._by_anchor.popitem(last=False)
@@ -79,8 +79,10 @@ class States:
         self.ignored.update(places)
         self._by_anchor.clear()
 
-    def _look(self, roots: tuple[Any, ...], anchor: Any, leaves: list[Any]) -> tuple[Watch, Frozen, list[Any]]:
-        walk = Walk(self.ignored)
+    def _look(
+        self, roots: tuple[Any, ...], anchor: Any, leaves: list[Any], through: set[int]
+    ) -> tuple[Watch, Frozen, list[Any]]:
+        walk = Walk(self.ignored, through)
         walk.run(roots)
         walk.watch.start()
         frozen = next((x for x in self._known if x.tokens == walk.tokens), None)
@@ -117,11 +119,13 @@ class _Anchor:
     Attributes:
         parts: to be compared with another anchor's.
         leaves: objects that were not looked into, and are in `parts` by their identity.
+        through: the identities of functions that were looked through: what their closures hold is in `parts`.
     """
 
     def __init__(self) -> None:
         self.parts: list[Any] = []
         self.leaves: list[Any] = []
+        self.through: set[int] = set()
         self._seen: dict[int, Any] = {}  # kept, so that their identities are not used again
         self._numbers: dict[int, int] = {}
 
@@ -141,8 +145,10 @@ class _Anchor:
 
     def _enter(self, x: Any, kind: type) -> None:
         if kind is types.FunctionType and x.__closure__:
+            self.through.add(id(x))
             self.add(x.__code__)
             self.add(x.__defaults__)
+            self.add((*(x.__kwdefaults__ or {}).items(), *own_attributes(x).items()))
             for cell in x.__closure__:
                 self.add(cell.cell_contents if is_full(cell) else None)
         elif kind is types.MethodType:

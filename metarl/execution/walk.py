@@ -110,6 +110,11 @@ def is_full(cell: types.CellType) -> bool:
     return True
 
 
+def own_attributes(x: types.FunctionType) -> dict[str, Any]:
+    """What somebody has set on a function; not the function inside it that `functools.wraps` notes."""
+    return {name: part for name, part in x.__dict__.items() if name != "__wrapped__"}
+
+
 def declared_key(x: Any) -> Any:
     """What an object says in `execution_key` that its functions read; `None` where it does not.
 
@@ -148,7 +153,8 @@ def _content(array: Any) -> bytes:
 class Walk:
     """One description in the making: `tokens` by place, and the places to `watch`."""
 
-    def __init__(self, ignored: set[str]) -> None:
+    def __init__(self, ignored: set[str], through: set[int]) -> None:
+        self._through = through
         self.tokens: dict[str, Any] = {}
         self.watch = Watch()
         self._ignored = ignored
@@ -227,10 +233,13 @@ class Walk:
 
     def _function(self, path: str, x: types.FunctionType) -> None:
         self.tokens[path] = Identity(x.__code__)
-        self.watch.functions.append(x)
+        watched = id(x) not in self._through  # else their closures, and the tasks in these, would be kept
+        if watched:
+            self.watch.functions.append(x)
         for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
             if is_full(cell):
-                self.watch.cells.append(cell)
+                if watched:
+                    self.watch.cells.append(cell)
                 self._visit(f"{path}.{name}", cell.cell_contents)
         for part in (x.__defaults__, x.__kwdefaults__):
             if part:
@@ -245,8 +254,10 @@ class Walk:
                 self.watch.named.append((places, found))
             for name in found:
                 self._visit(f"{path}:{name}", places[name])
-        if x.__dict__:
-            self._visit(f"{path}.__dict__", x.__dict__)
+        if watched and x.__dict__:
+            self.watch.mappings.append(x.__dict__)
+        for name, part in own_attributes(x).items():
+            self._visit(f"{path}.{name}", part)
 
     def _mention(self, names: Iterable[str]) -> None:
         for name in set(names) - self._mentioned:

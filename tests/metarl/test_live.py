@@ -1,14 +1,18 @@
 """A wrong record is found on live data, whatever made it wrong; a right one is not suspected."""
 
+import gc
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from metarl import OUTER, MetaLearner
 from metarl.derivatives import gradients, hessian_vector_products
 from metarl.execution import Execution, RecordWarning
 from metarl.execution import record as record_module
@@ -17,6 +21,7 @@ from metarl.execution.live import difference, is_due
 from metarl.execution.repeated import Repeated, repeat
 from metarl.oracles import Wrapped
 from metarl.supervised import FiniteSumTasks
+from metarl.supervised.sinusoid import Sinusoids
 from metarl.types import Batch, Params
 
 
@@ -202,3 +207,23 @@ def test_records_are_bounded_and_making_them_again_and_again_is_told() -> None:
             torch.testing.assert_close(gradients(tasks, params, batch)["w"], 2 * number**2 * params["w"])
     assert len(execution._kept) == 32
     assert ["recorded 8 times" in str(w.message) for w in caught].count(True) == 1
+
+
+class Noting(Sinusoids):
+    """Remembers, weakly, what it has sampled."""
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> Any:
+        tasks = super().sample(num_tasks, rng)
+        self.__dict__.setdefault("sampled", []).append(weakref.ref(tasks))
+        return tasks
+
+
+@pytest.mark.parametrize("outer", sorted(OUTER))
+def test_tasks_are_not_kept_by_records(outer: str) -> None:
+    gc.disable()  # what lives in a cycle would be found by chance
+    try:
+        source = Noting()
+        MetaLearner(source, outer, meta_batch_size=2).learn(3)
+        assert [tasks() for tasks in source.__dict__["sampled"]] == [None] * 3
+    finally:
+        gc.enable()
