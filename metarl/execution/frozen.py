@@ -119,7 +119,7 @@ class _Anchor:
     Attributes:
         parts: to be compared with another anchor's.
         leaves: objects that were not looked into, and are in `parts` by their identity.
-        through: the identities of functions that were looked through: what their closures hold is in `parts`.
+        through: the identities of functions and objects that were looked through: what they hold is in `parts`.
     """
 
     def __init__(self) -> None:
@@ -161,6 +161,7 @@ class _Anchor:
         elif kind is functools.partial:
             self.add((x.func, x.args, *x.keywords.items()))
         elif kind not in _LEAVES and (key := declared_key(x)) is not None:
+            self.through.add(id(x))
             self.parts.append(kind)
             self.add(key)
         else:

@@ -301,7 +301,8 @@ class Walk:
 
     def _instance(self, path: str, x: Any) -> None:
         self.tokens[path] = Identity(type(x))
-        self.watch.objects.append(Identity(x))
+        if id(x) not in self._through:
+            self.watch.objects.append(Identity(x))
         if (key := declared_key(x)) is not None:
             self._visit(f"{path}.execution_key", key)
             return

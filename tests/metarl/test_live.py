@@ -19,6 +19,7 @@ from metarl.execution import record as record_module
 from metarl.execution import repeated as repeated_module
 from metarl.execution.live import difference, is_due
 from metarl.execution.repeated import Repeated, repeat
+from metarl.execution.walk import Walk
 from metarl.oracles import Wrapped
 from metarl.supervised import FiniteSumTasks
 from metarl.supervised.sinusoid import Sinusoids
@@ -227,3 +228,19 @@ def test_tasks_are_not_kept_by_records(outer: str) -> None:
         assert [tasks() for tasks in source.__dict__["sampled"]] == [None] * 3
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("outer", sorted(OUTER))
+def test_what_stays_the_same_is_not_described_again(outer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each iteration makes its tasks and functions anew; looking through them is fast, describing them is not."""
+    walks, run = [], Walk.run
+
+    def counted(self: Walk, roots: tuple[Any, ...]) -> None:
+        walks.append(roots)
+        run(self, roots)
+
+    monkeypatch.setattr(Walk, "run", counted)
+    learner = MetaLearner(Sinusoids(), outer, meta_batch_size=2).learn(2)
+    before = len(walks)
+    learner.learn(3)
+    assert len(walks) == before > 0
