@@ -47,7 +47,8 @@ def to_sb3(
         env: one environment or SB3's vector environment, with the spaces of `policy`.
         actions: how the policy's actions were sent in training: `clip`, or `rescale`, for which one environment is
             wrapped in Gymnasium's `RescaleAction`, so that `predict` gives actions in [-1, 1].
-        **ppo_kwargs: what else `PPO` takes: `learning_rate`, `n_steps`, `seed`, `device` and so on.
+        **ppo_kwargs: what else `PPO` takes: `learning_rate`, `n_steps`, `seed`, `device` (default: that of `policy`)
+            and so on.
 
     Raises:
         ValueError: for unknown keys or other shapes in `params`, for spaces other than the policy's, for action bounds
@@ -73,6 +74,7 @@ def to_sb3(
     for name in ("policy_kwargs", "use_sde"):
         if name in ppo_kwargs:
             raise ValueError(f"ppo_kwargs must not have {name!r}: the policy decides it")
+    ppo_kwargs = {"device": next(policy.parameters()).device} | ppo_kwargs
     with DrawingFrom(torch.Generator()):  # SB3's initial weights are overwritten at once
         model = PPO(type(policy.policy), env, policy_kwargs=copy.deepcopy(policy.policy_kwargs), **ppo_kwargs)
     model.policy.load_state_dict(policy.policy.state_dict())

@@ -30,6 +30,8 @@ from metarl.types import Task
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from envs.vector import TorchVectorEnv
+
 UP, DOWN, LEFT, RIGHT, STAY = range(5)
 PIXELS = 40  # Stable-Baselines3's CNN wants at least 36
 AGENT_VALUE, LINE_VALUE = 255, 64
@@ -52,8 +54,13 @@ class GridWorldEnv(FunctionalEnv):
             Box(0, 255, (1, PIXELS, PIXELS), np.uint8) if image else Box(0.0, 1.0, (self.size**2,), np.float32)
         )
         self.action_space = Discrete(5)
-        # of every cell: to look up is ten times as fast as to draw
-        self._views = _pictures(self.size) if image else torch.eye(self.size**2)
+        # of every cell, by device: to look up is ten times as fast as to draw
+        self._views = {torch.device("cpu"): _pictures(self.size) if image else torch.eye(self.size**2)}
+
+    def show_on(self, device: torch.device | str) -> None:
+        """Have the observations on `device`, before environments are stepped there."""
+        there = torch.empty(0, device=device).device  # with the number of the GPU
+        self._views.setdefault(there, self._views[torch.device("cpu")].to(there))
 
     def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
         """The middle of the grid, `(size // 2, size // 2)`."""
@@ -72,9 +79,7 @@ class GridWorldEnv(FunctionalEnv):
     def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
         """The cell: float32 `[n, size^2]`, or uint8 `[n, 1, 40, 40]`."""
         cell = (self.size * state[:, 1] + state[:, 0]).long()
-        if self._views.device != state.device:
-            self._views = self._views.to(state.device)
-        return self._views.index_select(0, cell)
+        return self._views[state.device].index_select(0, cell)
 
     def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
         """Never."""
@@ -117,6 +122,8 @@ class GridWorld(FunctionalTasks):
            [1, 3]])
     """
 
+    env: GridWorldEnv
+
     def __init__(self, size: int = 5, horizon: int = 20, image: bool = False) -> None:
         env = GridWorldEnv(size, image)
         super().__init__(env, gymnasium.spaces.Dict({"goal": MultiDiscrete([env.size, env.size])}), horizon)
@@ -129,6 +136,12 @@ class GridWorld(FunctionalTasks):
         cell = check_rng(rng).integers(self.size**2 - 1, size=num_tasks)
         cell += cell >= start  # leaves the start out
         return {"goal": np.stack([cell % self.size, cell // self.size], axis=1)}
+
+    def make_vec(self, task: Task, episodes: int, device: torch.device | str = "cpu") -> TorchVectorEnv:
+        """As `EnvTasks.make_vec`; the environments live on `device`."""
+        vec = super().make_vec(task, episodes, device)
+        self.env.show_on(vec.device)
+        return vec
 
     def plot_task(self, ax: Axes, task: Task) -> None:
         """The goal as a star, in the whole grid."""

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, TypeVar, cast
 
 import torch
@@ -56,7 +57,7 @@ class Processes:
             return x[None]
         every = x.new_empty(self.size, *x.shape)
         with _as_connection_errors():
-            dist.all_gather(list(every), x.contiguous())
+            dist.all_gather(list(every), x.contiguous(), _nccl() if x.is_cuda else None)
         return every
 
     def sum(self, x: Tensor) -> Tensor:
@@ -170,17 +171,27 @@ def joined() -> Iterator[Processes]:
     if _number("RANK") >= _number("WORLD_SIZE"):
         found = f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']}"
         raise ValueError(f"RANK must be less than WORLD_SIZE in the environment, got {found}")
-    nccl = torch.cuda.is_available() and dist.is_nccl_available()
-    if nccl and local_rank() < torch.cuda.device_count():
+    if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     with _as_connection_errors():
         store, rank, size = next(rendezvous("env://"))
         group = PrefixStore(_new_name(store, rank, size), store)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=group, rank=rank, world_size=size)
+        dist.init_process_group("gloo", store=group, rank=rank, world_size=size)
     try:
         yield Processes(rank, size)
     finally:
         dist.destroy_process_group()
+        _nccl.cache_clear()
+
+
+@cache
+def _nccl() -> dist.ProcessGroup:
+    """The group that talks about what is on GPUs, made when it is first needed.
+
+    It is not part of the default group: with one that has both, a process that leaves may keep its connections, and the
+    others would wait for it.
+    """
+    return cast(dist.ProcessGroup, dist.new_group(backend="nccl"))
 
 
 def _new_name(store: Store, rank: int, size: int) -> str:

@@ -140,7 +140,7 @@ def top_operations(run: Callable[[], object], device: torch.device, number: int 
     """The operations of one run with the most seconds of their own, by torch's profiler."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with torch.profiler.profile(activities=activities) as recorded:
+    with torch.profiler.profile(activities=activities, acc_events=True) as recorded:
         run()
         synchronize(device)
     kind = "self_device_time_total" if on_gpu else "self_cpu_time_total"

@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import torch
 
 import experiments
 from metarl import checkpoint
+from tests.environment import with_root
 
 ROOT = Path(experiments.__file__).parents[1]
 TINY = [
@@ -47,7 +47,7 @@ def call(script: str, *arguments: object) -> Outcome:
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
     """The script in a process of its own."""
     command = [sys.executable, "-m", f"experiments.{script}", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = with_root(OMP_NUM_THREADS="1")
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment)
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from metarl import OUTER
 from metarl.checkpoint import write_json
+from tests.environment import with_root
 from tests.experiments import runs
 from tests.process_pool import Pool
 
@@ -244,7 +245,7 @@ def test_kill_9_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "fatal_plugin.py").write_text(FATAL)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = [*SETTINGS, *SHARED, "--outer", "fatal", "--plugins", "fatal_plugin", "--log-dir", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": f"{runs.ROOT}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
+    environment = with_root(tmp_path, OMP_NUM_THREADS="1")
     command = [*torchrun, "--max-restarts", "1", "-m", "experiments.finite_sum", *options, "--name", "killed"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from tests.environment import with_root
 from tests.experiments import runs
 from tests.experiments.runs import ROOT, Outcome
 from tests.faults.fault import Once, Result
@@ -45,7 +46,7 @@ KINDS = {
 
 def environment(changes: Mapping[str, str | None] = MappingProxyType({})) -> dict[str, str]:
     """This process's environment, one thread, with `changes`; a variable that is `None` is left out."""
-    all_ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **changes}
+    all_ = {**with_root(OMP_NUM_THREADS="1", MPLBACKEND="Agg"), **changes}
     return {name: value for name, value in all_.items() if value is not None}
 
 

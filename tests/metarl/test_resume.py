@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from envs import Navigation
 from metarl import OUTER, MetaLearner
 from metarl.callbacks import Callback, Metrics
 from metarl.rl import ReinforcementLearning
+from tests.environment import with_root
 
 N = 2
 FACTORIES: dict[str, dict[str, Any]] = {
@@ -70,8 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make(outer, name).learn(N, [Best()]).save(path / f"{outer}-{name}-half")
     root = Path(metarl.__file__).parents[1]
     command = [sys.executable, __file__, str(path), json.dumps(CASES)]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=with_root())
     assert result.returncode == 0, result.stderr
     return path
 

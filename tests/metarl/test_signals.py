@@ -1,6 +1,5 @@
 """SIGINT and SIGTERM: the first ends training in good order, a second one at once."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import metarl
 from metarl import MetaLearner
 from metarl.callbacks import Callback, Metrics
 from metarl.supervised import FiniteSumSource, FiniteSumTasks
+from tests.environment import with_root
 
 PROGRAM = """
 import signal, sys, time
@@ -54,7 +54,7 @@ def make(source: type[FiniteSumSource] = FiniteSumSource) -> MetaLearner:
 def test_a_process_that_gets_signals(tmp_path: Path) -> None:
     """SIGINT, then SIGTERM in the next `learn`, then SIGINT twice in the third."""
     root, saved = Path(metarl.__file__).parents[1], tmp_path / "saved"
-    command, environment = [sys.executable, "-c", PROGRAM, str(saved)], {**os.environ, "PYTHONPATH": str(root)}
+    command, environment = [sys.executable, "-c", PROGRAM, str(saved)], with_root()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=root, env=environment, **pipes) as process:
         try:

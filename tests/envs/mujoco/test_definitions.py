@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from envs import MUJOCO, make_distribution
 from envs.mujoco import AntGoal, HalfCheetahDirection, HalfCheetahVelocity, HopperRandomParameters, make_env
+from tests.environment import with_root
 
 ROOT = Path(__file__).parents[3]
 MANY = 4000
@@ -220,8 +221,7 @@ def test_render() -> None:
 def test_nothing_is_printed_or_written(tmp_path: Path) -> None:
     """MuJoCo 4 remarks on Gymnasium's half-cheetah file."""
     command = [sys.executable, "-c", "from envs.mujoco import HalfCheetahVelocity; HalfCheetahVelocity()"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=with_root())
     assert (result.stdout, result.stderr, list(tmp_path.iterdir())) == ("", "", [])
 
 
