@@ -221,6 +221,8 @@ def not_finite(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     if not leaves:
         return
     # A sum is finite only if all its terms are, and takes no time; one that overflows is looked at again.
-    total = float(torch.stack([leaf.sum().float() for leaf in leaves.values()]).sum())  # one synchronisation
-    if not math.isfinite(total):
+    sums = [leaf.sum() for leaf in leaves.values()]
+    if sums[0].device.type != "cpu":
+        sums = [torch.stack([x.float() for x in sums]).sum()]  # one synchronisation
+    if not math.isfinite(sum(map(float, sums))):
         yield from ((key, leaf) for key, leaf in leaves.items() if not torch.isfinite(leaf).all())

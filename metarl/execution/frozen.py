@@ -62,8 +62,7 @@ class States:
 
     def see(self, roots: tuple[Any, ...]) -> Frozen:
         """The state of what `roots` read: functions, bound methods, modules or other objects."""
-        found_there = _Anchor()
-        found_there.add(roots)
+        found_there = _Anchor(roots)
         anchor, leaves = tuple(found_there.parts), found_there.leaves
         with MODULES_IN_USE:  # else a module may hold other parameters for the moment
             found = self._by_anchor.get(anchor)
@@ -122,51 +121,50 @@ class _Anchor:
         through: the identities of functions and objects that were looked through: what they hold is in `parts`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, roots: tuple[Any, ...]) -> None:
         self.parts: list[Any] = []
         self.leaves: list[Any] = []
         self.through: set[int] = set()
-        self._seen: dict[int, Any] = {}  # kept, so that their identities are not used again
-        self._numbers: dict[int, int] = {}
+        seen: dict[int, tuple[int, Any]] = {}  # with the objects, so that their identities are not used again
+        waiting = [*reversed(roots)]
+        parts = self.parts
+        while waiting:  # a loop, as this is done at every derivative
+            x = waiting.pop()
+            kind = type(x)
+            if kind in PLAIN:
+                parts += (kind, repr(x)) if kind in (complex, slice) else (kind, x)
+            elif kind is float:
+                parts += (kind, repr(x))
+            elif (before := seen.get(id(x))) is not None:
+                parts += ("again", before[0])
+            else:
+                seen[id(x)] = len(seen), x
+                waiting += self._enter(x, kind)
 
-    def add(self, x: Any) -> None:
-        """Look through functions, and what they were made of."""
-        kind = type(x)
-        if kind in PLAIN:
-            self.parts += (kind, repr(x)) if kind in (complex, slice) else (kind, x)
-        elif kind is float:
-            self.parts += (kind, repr(x))
-        elif id(x) in self._seen:
-            self.parts += ("again", self._numbers[id(x)])
-        else:
-            self._seen[id(x)] = x
-            self._numbers[id(x)] = len(self._numbers)
-            self._enter(x, kind)
-
-    def _enter(self, x: Any, kind: type) -> None:
+    def _enter(self, x: Any, kind: type) -> list[Any]:
+        """What is to be looked at next, the last one first."""
         if kind is types.FunctionType and x.__closure__:
             self.through.add(id(x))
-            self.add(x.__code__)
-            self.add(x.__defaults__)
-            self.add((*(x.__kwdefaults__ or {}).items(), *own_attributes(x).items()))
-            for cell in x.__closure__:
-                self.add(cell.cell_contents if is_full(cell) else None)
-        elif kind is types.MethodType:
-            self.add(x.__func__)
-            self.add(x.__self__)
-        elif kind is tuple:
+            self.leaves.append(x.__code__)
+            others = (x.__defaults__, *(x.__kwdefaults__ or {}).items(), *own_attributes(x).items())
+            self.parts += (id(x.__code__), len(others))
+            return [*(cell.cell_contents if is_full(cell) else None for cell in x.__closure__), *others]
+        if kind is types.MethodType:
+            self.parts.append(kind)
+            return [x.__self__, x.__func__]
+        if kind is tuple:
             self.parts.append(len(x))
-            for part in x:
-                self.add(part)
-        elif kind is functools.partial:
-            self.add((x.func, x.args, *x.keywords.items()))
-        elif kind not in _LEAVES and (key := declared_key(x)) is not None:
+            return [*x]
+        if kind is functools.partial:
+            self.parts.append(kind)
+            return [*x.keywords.items(), x.args, x.func]
+        if kind not in _LEAVES and (key := declared_key(x)) is not None:
             self.through.add(id(x))
             self.parts.append(kind)
-            self.add(key)
-        else:
-            self.leaves.append(x)
-            self.parts.append(id(x))
+            return [key]
+        self.leaves.append(x)
+        self.parts.append(id(x))
+        return []
 
 
 _LEAVES = {types.CodeType, types.FunctionType, types.BuiltinFunctionType}

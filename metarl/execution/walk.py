@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from operator import is_
+from operator import attrgetter, call, is_
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,7 @@ class Watch:
 
     def start(self) -> None:
         """Note what is there."""
+        self._calls = [x.get for x in self.objects]
         self._values, self._states = list(self._now()), self._state()
 
     def holds(self) -> bool:
@@ -86,18 +87,22 @@ class Watch:
             return False
 
     def _now(self) -> Iterator[Any]:
-        yield from chain.from_iterable(map(dict.values, self.mappings))
-        yield from chain.from_iterable(self.sequences)
-        yield from [cell.cell_contents for cell in self.cells]
-        yield from [places.get(name, MISSING) for places, names in self.named for name in names]
-        yield from chain.from_iterable([(f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions])
-        yield from [type(x.get()) for x in self.objects]
+        return chain(  # without Python in between: it is done at every derivative
+            chain.from_iterable(map(dict.values, self.mappings)),
+            chain.from_iterable(self.sequences),
+            map(attrgetter("cell_contents"), self.cells),
+            [places.get(name, MISSING) for places, names in self.named for name in names],
+            chain.from_iterable(map(attrgetter("__code__", "__defaults__", "__kwdefaults__"), self.functions)),
+            map(type, map(call, self._calls)),
+        )
 
     def _state(self) -> list[Any]:
         return [
-            [*map(len, self.mappings), *map(len, self.sequences)],
-            [(x.requires_grad, x.data_ptr()) for x in self.tensors],
-            [_content(x) for x in self.arrays],
+            *map(len, self.mappings),
+            *map(len, self.sequences),
+            *map(Tensor.data_ptr, self.tensors),
+            *map(attrgetter("requires_grad"), self.tensors),
+            *map(_content, self.arrays),
         ]
 
 
@@ -121,16 +126,23 @@ def declared_key(x: Any) -> Any:
     An attribute of the object itself counts, and a class's for that class; a subclass may read more, and has to say so
     again.
     """
-    if isinstance(x, type | nn.Module):
-        return None
-    if "execution_key" in getattr(x, "__dict__", ()):
+    if "execution_key" in getattr(x, "__dict__", ()) and not isinstance(x, type | nn.Module):
         return x.__dict__["execution_key"]
-    for cls in type(x).__mro__:
-        if "execution_key" in vars(cls):
-            return x.execution_key
-        if _root(cls) != "metarl":
-            return None
-    return None
+    kind: type = type(x)
+    return x.execution_key if _declares(kind) else None
+
+
+@functools.lru_cache(maxsize=256)
+def _declares(cls: type) -> bool:
+    """Whether the objects of a class have an `execution_key` that counts."""
+    if issubclass(cls, type | nn.Module):
+        return False
+    for base in cls.__mro__:
+        if "execution_key" in vars(base):
+            return True
+        if _root(base) != "metarl":
+            return False
+    return False
 
 
 def _root(x: Any) -> str:
