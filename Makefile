@@ -64,7 +64,7 @@ test-slow: $(READY)  ## the learning tests, minutes each
 	$(PY) -m pytest -m slow $(ARGS)
 
 test-faults: export OMP_NUM_THREADS ?= 1
-test-faults: $(READY)  ## do faults to runs (kills, damaged files, ...) and print which they survive: a quarter of an hour
+test-faults: $(READY)  ## do faults to runs (kills, damaged files, ...) and print which they survive: twenty minutes
 	$(PY) -m tests.faults $(ARGS)
 
 wheel-test: $(READY)  ## build the wheel, install it elsewhere, train with it
