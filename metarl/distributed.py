@@ -188,9 +188,14 @@ def joined() -> Iterator[Processes]:
 def _nccl() -> dist.ProcessGroup:
     """The group that talks about what is on GPUs, made when it is first needed.
 
-    It is not part of the default group: with one that has both, a process that leaves may keep its connections, and the
-    others would wait for it.
+    It is not part of the default group: with one that had both, a process was once seen to wait for another that had
+    left.
+
+    Raises:
+        ValueError: where torch was built without NCCL.
     """
+    if not dist.is_nccl_available():
+        raise ValueError("device must be 'cpu' in several processes where torch has no NCCL, got 'cuda'")
     return cast(dist.ProcessGroup, dist.new_group(backend="nccl"))
 
 

@@ -122,7 +122,7 @@ class _Anchor:
     """
 
     def __init__(self, roots: tuple[Any, ...]) -> None:
-        self.parts: list[Any] = []
+        self.parts: list[Any] = [len(roots)]
         self.leaves: list[Any] = []
         self.through: set[int] = set()
         seen: dict[int, tuple[int, Any]] = {}  # with the objects, so that their identities are not used again
@@ -142,12 +142,12 @@ class _Anchor:
                 waiting += self._enter(x, kind)
 
     def _enter(self, x: Any, kind: type) -> list[Any]:
-        """What is to be looked at next, the last one first."""
+        """What is to be looked at next, the last one first; how many these are has to follow from `parts`."""
         if kind is types.FunctionType and x.__closure__:
             self.through.add(id(x))
             self.leaves.append(x.__code__)
             others = (x.__defaults__, *(x.__kwdefaults__ or {}).items(), *own_attributes(x).items())
-            self.parts += (id(x.__code__), len(others))
+            self.parts += (id(x.__code__), len(x.__kwdefaults__ or ()), len(others))
             return [*(cell.cell_contents if is_full(cell) else None for cell in x.__closure__), *others]
         if kind is types.MethodType:
             self.parts.append(kind)
@@ -156,7 +156,7 @@ class _Anchor:
             self.parts.append(len(x))
             return [*x]
         if kind is functools.partial:
-            self.parts.append(kind)
+            self.parts += (kind, len(x.keywords))
             return [*x.keywords.items(), x.args, x.func]
         if kind not in _LEAVES and (key := declared_key(x)) is not None:
             self.through.add(id(x))

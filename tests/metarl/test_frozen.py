@@ -165,3 +165,17 @@ def test_nothing_keeps_an_oracle_alive_and_memory_stays_bounded() -> None:
     assert sum(ref() is not None for ref in gone) == 0
     assert len(states._by_anchor) <= 128
     assert len(states._known) <= 128
+
+
+def test_functions_whose_parts_follow_each_other_in_the_same_order_are_told_apart() -> None:
+    """How many parts each thing has belongs to what tells functions apart, else neighbours could change hands."""
+
+    def over(*parts: Any) -> Callable[[], Any]:
+        u, v, w = parts
+        return lambda: (u, v, w)
+
+    f, g = (lambda **kwargs: kwargs), (lambda **kwargs: kwargs)
+    states = States()
+    first = states.see((over(functools.partial(f, b=3), ("a", 2), functools.partial(g)),))
+    assert states.see((over(("b", 3), functools.partial(f), functools.partial(g, a=2)),)) is not first
+    assert states.see((over(functools.partial(f, b=3), ("a", 2), functools.partial(g)),)) is first

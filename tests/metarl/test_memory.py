@@ -46,7 +46,7 @@ SMALL: dict[str, Callable[[], TaskSource]] = {
 }
 LARGE: dict[str, Callable[[], TaskSource]] = {  # a single task's activations are far more than a draw of all tasks
     "supervised": partial(sinusoids, 10_000, 40),
-    "navigation": partial(navigation, 40, 50, 100),
+    "navigation": partial(navigation, 60, 50, 100),
 }
 
 
@@ -69,13 +69,13 @@ def measure_what_is_used() -> None:
 
 
 class Leaking(Callback):
-    """Keeps ten copies of the parameters of every iteration, 270 kB."""
+    """Keeps the parameters of every iteration, 27 kB."""
 
     def __init__(self) -> None:
         self.kept: list[Params] = []
 
     def on_iteration(self, learner: MetaLearner, metrics: Metrics) -> None:
-        self.kept.extend({key: leaf.clone() for key, leaf in learner.params.items()} for _ in range(10))
+        self.kept.append(learner.params)
 
 
 def growth_in_training(make: Callable[[], TaskSource], outer: str, iterations: int, leaks: bool) -> dict[str, float]:
@@ -98,8 +98,8 @@ def test_training_does_not_grow_the_process(name: str, outer: str) -> None:
 
 
 def test_a_learner_that_leaks_is_found() -> None:
-    """The test above can fail: ten times what fits into the holes that the warm-up leaves in the heap."""
-    assert alone(partial(growth_in_training, SMALL["supervised"], "maml", 200, True))["grown"] > NOTHING
+    """The test above can fail: 27 MB in as many iterations; a few fit into the holes that the warm-up leaves."""
+    assert alone(partial(growth_in_training, SMALL["supervised"], "maml", 1000, True))["grown"] > NOTHING
 
 
 class Graphless(Wrapped):
@@ -179,5 +179,5 @@ def peaks(run: Callable[[int], object]) -> dict[str, float]:
 @pytest.mark.parametrize("measured", [peaks_of_evaluation, peaks_of_training])
 def test_memory_is_flat_in_inner_steps(measured: Callable[..., dict[str, float]], name: str) -> None:
     found = alone(partial(measured, LARGE[name]))
-    assert found["1"] > 4  # there is something to be measured
+    assert found["1"] > 5  # there is something to be measured
     assert found["10"] < 1.3 * found["1"]
