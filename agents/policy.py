@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor, nn
 
 from metarl.errors import check_int, check_real, check_type, did_you_mean
-from metarl.generators import DrawingFrom
+from metarl.random import DrawingFrom
 
 CRITIC = [32, 32]
 """The critic's hidden layers where `net_arch` says nothing about them: it is not meta-trained, so it is kept small."""

@@ -17,9 +17,9 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage, is_vecenv_wrapped
 from torch import Tensor
 
-from agents.policy import PolicyModule, build, check_policy_kwargs, check_spaces
+from metarl.agents.policy import PolicyModule, build, check_policy_kwargs, check_spaces
 from metarl.errors import check_type, did_you_mean
-from metarl.generators import DrawingFrom
+from metarl.random import DrawingFrom
 from metarl.rl.actions import check_actions
 from metarl.rl.normalization import CLIP, EPSILON, Moments, NormalizedPolicy
 

@@ -16,34 +16,34 @@ from typing import Any
 import gymnasium
 from gymnasium.error import DependencyNotInstalled
 
-from envs.cart_pole import CartPoleGoal, CartPoleTasks
-from envs.functional import FunctionalEnv, FunctionalGymEnv
-from envs.functional_tasks import FunctionalTasks
-from envs.gaussian_bandit import GaussianBandit
-from envs.grid_world import GridWorld
-from envs.gym_tasks import GymTasks
-from envs.gym_vector import GymVectorEnv
-from envs.linear_gaussian import LinearGaussian
-from envs.navigation import Navigation, NavigationRing
-from envs.point_velocity import PointVelocity
-from envs.tabular import TabularMDP
-from envs.tasks import EnvTasks
-from envs.vector import TorchVectorEnv
-from envs.workers import WorkerError
+from metarl.envs.base import EnvDistribution
+from metarl.envs.cart_pole import CartPole, CartPoleGoal
+from metarl.envs.exact.gaussian_bandit import GaussianBandit
+from metarl.envs.exact.linear_gaussian import LinearGaussian
+from metarl.envs.exact.tabular import TabularMDP
+from metarl.envs.functional import FunctionalEnv, FunctionalGymEnv
+from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.grid_world import GridWorld
+from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.gym_vector import GymVectorEnv
+from metarl.envs.navigation import Navigation, NavigationRing
+from metarl.envs.point_velocity import PointVelocity
+from metarl.envs.vector import TorchVectorEnv
+from metarl.envs.workers import WorkerError
 from metarl.errors import check_choice
 
 __all__ = [
     "ENVS",
     "MUJOCO",
+    "CartPole",
     "CartPoleGoal",
-    "CartPoleTasks",
-    "EnvTasks",
+    "EnvDistribution",
+    "FunctionalDistribution",
     "FunctionalEnv",
     "FunctionalGymEnv",
-    "FunctionalTasks",
     "GaussianBandit",
     "GridWorld",
-    "GymTasks",
+    "GymDistribution",
     "GymVectorEnv",
     "LinearGaussian",
     "Navigation",
@@ -67,34 +67,34 @@ MUJOCO = {
     "walker2d_random_parameters": "Walker2dRandomParameters",
     "hopper_random_parameters": "HopperRandomParameters",
 }
-"""Classes in `envs.mujoco`."""
+"""Classes in `metarl.envs.mujoco`."""
 
 
-def make_mujoco_tasks(class_name: str, **kwargs: Any) -> EnvTasks:
-    """A task distribution of `envs.mujoco`, which is imported only now: all else works without MuJoCo.
+def make_mujoco_distribution(class_name: str, **kwargs: Any) -> EnvDistribution:
+    """A task distribution of `metarl.envs.mujoco`, which is imported only now: all else works without MuJoCo.
 
     Raises:
         ValueError: MuJoCo is not installed, with the command that installs it; or as the class.
     """
-    tasks: EnvTasks = _checked(getattr(mujoco_tasks(), class_name), kwargs)(**kwargs)
+    tasks: EnvDistribution = _checked(getattr(mujoco_tasks(), class_name), kwargs)(**kwargs)
     return tasks
 
 
 def mujoco_tasks() -> ModuleType:
-    """The package `envs.mujoco`.
+    """The package `metarl.envs.mujoco`.
 
     Raises:
         ValueError: MuJoCo is not installed, with the command that installs it.
     """
     try:
-        return import_module("envs.mujoco")
+        return import_module("metarl.envs.mujoco")
     except (ImportError, DependencyNotInstalled) as error:
         reason = error.__cause__ or error  # Gymnasium's own advice would be a second one
         raise ValueError(f'this needs the extra mujoco: pip install "metarl-torch[mujoco]" ({reason})') from error
 
 
 def make_mujoco_env(**kwargs: Any) -> gymnasium.Env[Any, Any]:
-    """One MuJoCo environment, for Gymnasium's registry; `envs.mujoco.make_env` has the arguments.
+    """One MuJoCo environment, for Gymnasium's registry; `metarl.envs.mujoco.make_env` has the arguments.
 
     Raises:
         ValueError: as that, or MuJoCo is not installed, with the command that installs it.
@@ -103,7 +103,7 @@ def make_mujoco_env(**kwargs: Any) -> gymnasium.Env[Any, Any]:
     return env
 
 
-ENVS: dict[str, Callable[..., EnvTasks]] = {
+ENVS: dict[str, Callable[..., EnvDistribution]] = {
     "navigation": Navigation,
     "navigation_ring": NavigationRing,
     "point_velocity": PointVelocity,
@@ -112,14 +112,14 @@ ENVS: dict[str, Callable[..., EnvTasks]] = {
     "linear_gaussian": LinearGaussian,
     "grid_world": GridWorld,
     "grid_world_image": partial(GridWorld, image=True),
-    "cart_pole": CartPoleTasks,
+    "cart_pole": CartPole,
     "cart_pole_goal": CartPoleGoal,
 }
-ENVS |= {name: partial(make_mujoco_tasks, class_name) for name, class_name in MUJOCO.items()}
+ENVS |= {name: partial(make_mujoco_distribution, class_name) for name, class_name in MUJOCO.items()}
 """Names for command lines; those of MuJoCo need the extra `mujoco`."""
 
 
-def make_distribution(name: str, **kwargs: Any) -> EnvTasks:
+def make_distribution(name: str, **kwargs: Any) -> EnvDistribution:
     """The task distribution called `name` in `ENVS`; `kwargs` go to its constructor.
 
     Raises:
@@ -131,7 +131,7 @@ def make_distribution(name: str, **kwargs: Any) -> EnvTasks:
     return _checked(ENVS[check_choice("name", name, ENVS)], kwargs)(**kwargs)
 
 
-def constructor(name: str) -> Callable[..., EnvTasks]:
+def constructor(name: str) -> Callable[..., EnvDistribution]:
     """What makes the task distribution called `name` in `ENVS`, with its parameters: `inspect.signature` shows them.
 
     Raises:
@@ -141,7 +141,7 @@ def constructor(name: str) -> Callable[..., EnvTasks]:
     return getattr(mujoco_tasks(), MUJOCO[name]) if name in MUJOCO else make
 
 
-def _checked(make: Callable[..., EnvTasks], kwargs: Mapping[str, Any]) -> Callable[..., EnvTasks]:
+def _checked(make: Callable[..., EnvDistribution], kwargs: Mapping[str, Any]) -> Callable[..., EnvDistribution]:
     """`make`, if it takes all of `kwargs`."""
     parameters = signature(make).parameters
     if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -150,13 +150,13 @@ def _checked(make: Callable[..., EnvTasks], kwargs: Mapping[str, Any]) -> Callab
     return make
 
 
-gymnasium.register("metarl/Navigation-v0", entry_point="envs.navigation:NavigationGymEnv")
-gymnasium.register("metarl/PointVelocity-v0", entry_point="envs.point_velocity:PointVelocityGymEnv")
-gymnasium.register("metarl/GaussianBandit-v0", entry_point="envs.gaussian_bandit:GaussianBanditGymEnv")
-gymnasium.register("metarl/TabularMDP-v0", entry_point="envs.tabular:TabularGymEnv")
-gymnasium.register("metarl/LinearGaussian-v0", entry_point="envs.linear_gaussian:LinearGaussianGymEnv")
-gymnasium.register("metarl/GridWorld-v0", entry_point="envs.grid_world:GridWorldGymEnv")
+gymnasium.register("metarl/Navigation-v0", entry_point="metarl.envs.navigation:NavigationGymEnv")
+gymnasium.register("metarl/PointVelocity-v0", entry_point="metarl.envs.point_velocity:PointVelocityGymEnv")
+gymnasium.register("metarl/GaussianBandit-v0", entry_point="metarl.envs.exact.gaussian_bandit:GaussianBanditGymEnv")
+gymnasium.register("metarl/TabularMDP-v0", entry_point="metarl.envs.exact.tabular:TabularGymEnv")
+gymnasium.register("metarl/LinearGaussian-v0", entry_point="metarl.envs.exact.linear_gaussian:LinearGaussianGymEnv")
+gymnasium.register("metarl/GridWorld-v0", entry_point="metarl.envs.grid_world:GridWorldGymEnv")
 for class_name in MUJOCO.values():
     gymnasium.register(
-        f"metarl/{class_name}-v0", entry_point="envs:make_mujoco_env", kwargs={"distribution": class_name}
+        f"metarl/{class_name}-v0", entry_point="metarl.envs:make_mujoco_env", kwargs={"distribution": class_name}
     )

@@ -7,7 +7,7 @@
 | `masscart` | [0.5, 2]     | 1           | kg                                          |
 | `goal`     | [-1, 1]      | none        | metres from the centre; `CartPoleGoal` only |
 
-In `CartPoleTasks` the dynamics vary and every step gives 1, so one robust policy can be good at all tasks: expect
+In `CartPole` the dynamics vary and every step gives 1, so one robust policy can be good at all tasks: expect
 little from adaptation. In `CartPoleGoal` a step gives
 
     reward = 1 - min(1, |x' - goal|)        x': where the cart is after the step
@@ -27,9 +27,9 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 
-from envs.functional import Frame
-from envs.gym_tasks import GymTasks
-from envs.rendering import AGENT, DARK, GOAL, GREY, Canvas, Point
+from metarl.envs.functional import Frame
+from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.rendering import AGENT, DARK, GOAL, GREY, Canvas, Point
 from metarl.errors import check_choice
 
 DYNAMICS = {"length": (0.25, 1.5), "masspole": (0.05, 0.5), "masscart": (0.5, 2.0)}
@@ -37,7 +37,7 @@ PLACES = {"goal": (-1.0, 1.0)}
 TRACK = -1.5  # height in the picture
 
 
-class CartPole(CartPoleEnv):
+class PlainCartPoleEnv(CartPoleEnv):
     """Gymnasium's CartPole, drawn without pygame.
 
     Args:
@@ -68,7 +68,7 @@ class CartPole(CartPoleEnv):
         return canvas.frame()
 
 
-class CartPoleGoalEnv(CartPole):
+class CartPoleGoalEnv(PlainCartPoleEnv):
     """CartPole rewarded for being near `goal`, in metres from the centre, which is not observed; see `CartPole`."""
 
     goal: float = 0.0
@@ -80,7 +80,7 @@ class CartPoleGoalEnv(CartPole):
         return observation, 1.0 - min(1.0, abs(float(self.state[0]) - self.goal)), terminated, truncated, info
 
 
-def set_cart_pole(env: CartPole, task: dict[str, float]) -> None:
+def set_cart_pole(env: PlainCartPoleEnv, task: dict[str, float]) -> None:
     """Set the parameters in `task`, and the two that CartPole derives from them."""
     for name, value in task.items():
         setattr(env, name, value)
@@ -88,7 +88,7 @@ def set_cart_pole(env: CartPole, task: dict[str, float]) -> None:
     env.polemass_length = env.masspole * env.length
 
 
-class CartPoleTasks(GymTasks):
+class CartPole(GymDistribution):
     """CartPole with uniformly drawn pole half-length, pole mass and cart mass.
 
     Args:
@@ -98,21 +98,21 @@ class CartPoleTasks(GymTasks):
     Raises:
         ValueError: naming the argument.
 
-    >>> tasks = CartPoleTasks()
+    >>> tasks = CartPole()
     >>> {name: value.round(2) for name, value in tasks.sample(2, np.random.default_rng(0)).items()}
     {'length': array([1.05, 0.59], dtype=float32), ...}
     """
 
     def __init__(self, horizon: int = 200, workers: int = 0) -> None:
-        super().__init__(CartPole, _box(DYNAMICS), horizon=horizon, set_task=set_cart_pole, workers=workers)
+        super().__init__(PlainCartPoleEnv, _box(DYNAMICS), horizon=horizon, set_task=set_cart_pole, workers=workers)
 
 
-class CartPoleGoal(GymTasks):
+class CartPoleGoal(GymDistribution):
     """CartPole with uniformly drawn dynamics and a hidden, uniformly drawn place for the cart.
 
     Args:
         horizon: steps per episode, at most.
-        workers: as for `CartPoleTasks`.
+        workers: as for `CartPole`.
 
     Raises:
         ValueError: naming the argument.

@@ -1,6 +1,6 @@
 """Environments written once as pure torch functions; here also one of them as an ordinary Gymnasium environment.
 
-`envs.vector` steps N of them at a time, on any device. The words are those of
+`metarl.envs.vector` steps N of them at a time, on any device. The words are those of
 `gymnasium.experimental.functional.FuncEnv`; what varies between tasks is an argument, `task`.
 """
 
@@ -16,7 +16,7 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from metarl.errors import check_choice, check_int
-from metarl.types import Task
+from metarl.types import TaskParams
 
 TaskTensors: TypeAlias = Mapping[str, Tensor]
 """Parameters of n environments: every tensor is `[n, ...]`."""
@@ -113,7 +113,7 @@ class FunctionalGymEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}  # type: ignore[misc]
 
-    def __init__(self, env: FunctionalEnv, task: Task, horizon: int, render_mode: str | None = None) -> None:
+    def __init__(self, env: FunctionalEnv, task: TaskParams, horizon: int, render_mode: str | None = None) -> None:
         if render_mode is not None:
             check_choice("render_mode", render_mode, self.metadata["render_modes"])
         self.functional, self.horizon, self.render_mode = env, check_int("horizon", horizon), render_mode

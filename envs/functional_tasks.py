@@ -5,15 +5,15 @@ from __future__ import annotations
 import gymnasium
 import torch
 
-from envs.functional import FunctionalEnv, FunctionalGymEnv
-from envs.tasks import EnvTasks, check_task, check_tasks
-from envs.vector import TorchVectorEnv
 from metarl.devices import pick_device
+from metarl.envs.base import EnvDistribution, check_task, check_tasks
+from metarl.envs.functional import FunctionalEnv, FunctionalGymEnv
+from metarl.envs.vector import TorchVectorEnv
 from metarl.errors import check_int
-from metarl.types import Task
+from metarl.types import TaskParams
 
 
-class FunctionalTasks(EnvTasks):
+class FunctionalDistribution(EnvDistribution):
     """A distribution over a `FunctionalEnv`.
 
     A subclass says in its constructor what the environment and the space of its parameters are.
@@ -31,12 +31,12 @@ class FunctionalTasks(EnvTasks):
         super().__init__(space, env.observation_space, env.action_space, horizon)
         self.env = env
 
-    def make(self, task: Task, render_mode: str | None = None) -> FunctionalGymEnv:
-        """As `EnvTasks.make`."""
+    def make(self, task: TaskParams, render_mode: str | None = None) -> FunctionalGymEnv:
+        """As `EnvDistribution.make`."""
         return FunctionalGymEnv(self.env, check_task(self.space, task), self.horizon, render_mode)
 
-    def make_vec(self, task: Task, episodes: int, device: torch.device | str = "cpu") -> TorchVectorEnv:
-        """As `EnvTasks.make_vec`; the environments live on `device`."""
+    def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> TorchVectorEnv:
+        """As `EnvDistribution.make_vec`; the environments live on `device`."""
         check_int("episodes", episodes)
         batch = check_tasks(self.space, task)
         return TorchVectorEnv(self.env, batch, episodes, self.horizon, pick_device(device))

@@ -20,17 +20,17 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor
 
-from envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
-from envs.functional_tasks import FunctionalTasks
-from envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
-from envs.tasks import check_rng, check_task
+from metarl.envs.base import check_rng, check_task
+from metarl.envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int
-from metarl.types import Task
+from metarl.types import TaskParams
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from envs.vector import TorchVectorEnv
+    from metarl.envs.vector import TorchVectorEnv
 
 UP, DOWN, LEFT, RIGHT, STAY = range(5)
 PIXELS = 40  # Stable-Baselines3's CNN wants at least 36
@@ -106,7 +106,7 @@ def _pictures(size: int) -> Tensor:
     return lines.masked_fill(agent, AGENT_VALUE).to(torch.uint8)[:, None]
 
 
-class GridWorld(FunctionalTasks):
+class GridWorld(FunctionalDistribution):
     """Goals uniform over the cells other than the start: `task["goal"]` is (x, y), whole numbers below `size`.
 
     Args:
@@ -129,7 +129,7 @@ class GridWorld(FunctionalTasks):
         super().__init__(env, gymnasium.spaces.Dict({"goal": MultiDiscrete([env.size, env.size])}), horizon)
         self.size, self.image = env.size, image
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> Task:
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskParams:
         """`num_tasks` goals, int64 `[T, 2]`."""
         check_int("num_tasks", num_tasks)
         start = (self.size + 1) * (self.size // 2)
@@ -137,13 +137,13 @@ class GridWorld(FunctionalTasks):
         cell += cell >= start  # leaves the start out
         return {"goal": np.stack([cell % self.size, cell // self.size], axis=1)}
 
-    def make_vec(self, task: Task, episodes: int, device: torch.device | str = "cpu") -> TorchVectorEnv:
-        """As `EnvTasks.make_vec`; the environments live on `device`."""
+    def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> TorchVectorEnv:
+        """As `EnvDistribution.make_vec`; the environments live on `device`."""
         vec = super().make_vec(task, episodes, device)
         self.env.show_on(vec.device)
         return vec
 
-    def plot_task(self, ax: Axes, task: Task) -> None:
+    def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal as a star, in the whole grid."""
         x, y = check_task(self.space, task)["goal"]
         ax.plot([x], [y], marker="*", markersize=12, color="tab:green", linestyle="none")

@@ -16,12 +16,22 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
-from envs.gym_vector import AnyEnv, Engine, EnvMaker, EnvStore, EpisodeLimit, GymVectorEnv, SetTask, Slice, numbers
-from envs.incoming import StepChecker, Trial
-from envs.tasks import EnvTasks, check_device, check_task, check_tasks
-from envs.workers import Workers
+from metarl.envs.base import EnvDistribution, check_device, check_task, check_tasks
+from metarl.envs.gym_vector import (
+    AnyEnv,
+    Engine,
+    EnvMaker,
+    EnvStore,
+    EpisodeLimit,
+    GymVectorEnv,
+    SetTask,
+    Slice,
+    numbers,
+)
+from metarl.envs.step_checker import StepChecker, Trial
+from metarl.envs.workers import Workers
 from metarl.errors import check_int, check_real, did_you_mean
-from metarl.types import Task
+from metarl.types import TaskParams
 
 T = TypeVar("T")
 ARRAYS: TypeAlias = Box | Discrete | MultiDiscrete | MultiBinary
@@ -31,7 +41,7 @@ RESERVED = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}
 """Arguments of `gymnasium.make` that are not the user's to give here."""
 
 
-class GymTasks(EnvTasks):
+class GymDistribution(EnvDistribution):
     """Environments that Gymnasium knows, or that a function returns, with the parameters `space` describes.
 
     A task's parameters are passed to the constructor (single numbers as Python scalars, others as arrays), or are set
@@ -57,7 +67,7 @@ class GymTasks(EnvTasks):
             (NormalizeObservation, NormalizeReward) and `set_task` uses environments again.
 
     >>> gravity = gymnasium.spaces.Dict({"g": Box(5.0, 15.0, (), np.float32)})
-    >>> tasks = GymTasks("Pendulum-v1", gravity)
+    >>> tasks = GymDistribution("Pendulum-v1", gravity)
     >>> tasks.horizon, tasks.sample(2, np.random.default_rng(0))["g"].round(2)
     (200, array([11.37,  7.7 ], dtype=float32))
     >>> vec = tasks.make_vec({"g": np.array([9.8, 1.6])}, episodes=3)
@@ -90,15 +100,15 @@ class GymTasks(EnvTasks):
         self._store = EnvStore(maker, self.horizon, self.observation_space)
         self._pool: Workers | None = None
 
-    def make(self, task: Task, render_mode: str | None = None) -> EpisodeLimit:
-        """As `EnvTasks.make`; `render_mode` is one of the environment's."""
+    def make(self, task: TaskParams, render_mode: str | None = None) -> EpisodeLimit:
+        """As `EnvDistribution.make`; `render_mode` is one of the environment's."""
         return self._store.make(check_task(self.space, task), render_mode)
 
-    def make_vec(self, task: Task, episodes: int, device: torch.device | str = "cpu") -> GymVectorEnv:
-        """As `EnvTasks.make_vec`, in numpy: environments run on the CPU, whatever `device` the policy is on.
+    def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> GymVectorEnv:
+        """As `EnvDistribution.make_vec`, in numpy: environments run on the CPU, whatever `device` the policy is on.
 
         Raises:
-            ValueError: as for `EnvTasks.make_vec`.
+            ValueError: as for `EnvDistribution.make_vec`.
             WorkerError: a worker process failed.
         """
         check_int("episodes", episodes)
@@ -125,7 +135,7 @@ class GymTasks(EnvTasks):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None}
 
-    def _engine(self, task: Task) -> Engine:
+    def _engine(self, task: TaskParams) -> Engine:
         if not self.workers:
             return Slice(self._store, task)
         if self._pool is None or self._pool.closed:
@@ -183,7 +193,7 @@ def _check_picklable(maker: EnvMaker) -> None:
             raise ValueError(f"{name} {advice}, got {part!r} ({error})") from error
 
 
-def _made(maker: EnvMaker, task: Task) -> AnyEnv:
+def _made(maker: EnvMaker, task: TaskParams) -> AnyEnv:
     wanted = f"env must be one that can be made with the parameters of space, here {numbers(task)}"
     env = _attempt(wanted, lambda: maker.build(task))
     if not isinstance(env, gymnasium.Env):
@@ -192,7 +202,7 @@ def _made(maker: EnvMaker, task: Task) -> AnyEnv:
     return env
 
 
-def _check_made(maker: EnvMaker, task: Task, env: AnyEnv) -> None:
+def _check_made(maker: EnvMaker, task: TaskParams, env: AnyEnv) -> None:
     wanted = f"set_task must accept the unwrapped environment and a task, here {numbers(task)}"
     _attempt(wanted, lambda: maker.set(env, task))
     for name, space in (("observation", env.observation_space), ("action", env.action_space)):

@@ -1,7 +1,7 @@
 """N ordinary Gymnasium environments stepped together, speaking numpy.
 
 `GymVectorEnv` is what callers see: it checks what comes in. Behind it an `Engine` does the stepping: a `Slice` in this
-process, or `envs.workers.RemoteSlices`, one `Slice` in each worker process.
+process, or `metarl.envs.workers.RemoteSlices`, one `Slice` in each worker process.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector.utils import batch_space
 
-from envs.incoming import StepChecker
-from envs.vector import AUTORESET, numpy_reset_mask
+from metarl.envs.step_checker import StepChecker
+from metarl.envs.vector import AUTORESET, numpy_reset_mask
 from metarl.errors import check_int
-from metarl.types import Task
+from metarl.types import TaskParams
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ SetTask: TypeAlias = Callable[[Any, dict[str, Any]], None]
 class EpisodeLimit(gymnasium.wrappers.TimeLimit[Any, Any]):
     """Gymnasium's TimeLimit, where an episode that terminates on its last step is not truncated and an end is final.
 
-    What the environment returns is checked (see `envs.incoming`).
+    What the environment returns is checked (see `metarl.envs.step_checker`).
 
     Args:
         env: a TimeLimit it already has, as its outermost wrapper, is replaced.
@@ -43,7 +43,7 @@ class EpisodeLimit(gymnasium.wrappers.TimeLimit[Any, Any]):
         checker: of what is returned; default: of the environment's own space.
     """
 
-    task: Task | None = None
+    task: TaskParams | None = None
     """The parameters of ONE task, for messages."""
 
     def __init__(self, env: AnyEnv, max_episode_steps: int, checker: StepChecker | None = None) -> None:
@@ -95,24 +95,24 @@ class EnvMaker(NamedTuple):
     env_kwargs: Mapping[str, Any]
     set_task: SetTask | None
 
-    def build(self, task: Task, render_mode: str | None = None) -> AnyEnv:
+    def build(self, task: TaskParams, render_mode: str | None = None) -> AnyEnv:
         """An environment of `task`; if there is a `set_task`, of the default parameters."""
         kwargs = {**self.env_kwargs, **({} if self.set_task else as_arguments(task))}
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
         if not isinstance(self.env, EnvSpec):
             return self.env(**kwargs)
-        # -1: no TimeLimit, which could be inside other wrappers. GymTasks has looked at one environment itself.
+        # -1: no TimeLimit, which could be inside other wrappers. GymDistribution has looked at one environment itself.
         return gymnasium.make(self.env, max_episode_steps=-1, disable_env_checker=True, **kwargs)
 
-    def set(self, env: AnyEnv, task: Task) -> AnyEnv:
+    def set(self, env: AnyEnv, task: TaskParams) -> AnyEnv:
         """`env` with the parameters of `task`, where there is a `set_task`."""
         if self.set_task is not None:
             self.set_task(env.unwrapped, as_arguments(task))
         return env
 
 
-def as_arguments(task: Task) -> dict[str, Any]:
+def as_arguments(task: TaskParams) -> dict[str, Any]:
     """One task's parameters as constructors like them: Python scalars, and arrays."""
     return {name: value.item() if value.ndim == 0 else value for name, value in task.items()}
 
@@ -140,7 +140,7 @@ class EnvStore:
     def __reduce__(self) -> tuple[type[EnvStore], tuple[EnvMaker, int, gymnasium.Space[Any]]]:
         return EnvStore, (self.maker, self.horizon, self.observation_space)
 
-    def make(self, task: Task, render_mode: str | None = None) -> EpisodeLimit:
+    def make(self, task: TaskParams, render_mode: str | None = None) -> EpisodeLimit:
         """A new environment; `task` is without a leading dimension."""
         env = self.maker.build(task, render_mode)
         try:
@@ -151,7 +151,7 @@ class EnvStore:
             close_all([env], quiet=True)
             raise
 
-    def take(self, task: Task) -> list[EpisodeLimit]:
+    def take(self, task: TaskParams) -> list[EpisodeLimit]:
         """One environment for every row of `task`, whose arrays are `[n, ...]`."""
         taken: list[EpisodeLimit] = []
         self._taken[id(taken)] = taken
@@ -185,7 +185,7 @@ class EnvStore:
         """Close all environments, also those that are in use."""
         _close_lists(self._idle, self._taken)
 
-    def _set(self, env: EpisodeLimit, task: Task) -> None:
+    def _set(self, env: EpisodeLimit, task: TaskParams) -> None:
         env.task = task
         self.maker.set(env, task)
 
@@ -213,17 +213,17 @@ def _close_lists(idle: list[EpisodeLimit], taken: dict[int, list[EpisodeLimit]],
     close_all(everything, quiet=quiet)
 
 
-def numbers(task: Task) -> dict[str, Any]:
+def numbers(task: TaskParams) -> dict[str, Any]:
     """One task's parameters as plain numbers and lists."""
     return {name: np.asarray(value).tolist() for name, value in task.items()}
 
 
-def _rows(task: Task) -> Iterator[Task]:
+def _rows(task: TaskParams) -> Iterator[TaskParams]:
     for i in range(len(next(iter(task.values())))):
         yield {name: np.asarray(value[i]) for name, value in task.items()}
 
 
-class Step(NamedTuple):
+class StepResults(NamedTuple):
     """What n environments answered."""
 
     observations: Array  # [n, ...]
@@ -238,7 +238,7 @@ class Engine(Protocol):
     def reset(self, mask: Array, seed: int | None) -> Array:
         """Begin episodes where `mask` `[n]` is true, environment i with `seed + i`; all observations `[n, ...]`."""
 
-    def step(self, actions: Array) -> Step:
+    def step(self, actions: Array) -> StepResults:
         """One step of those that have not ended."""
 
     def close(self) -> None:
@@ -248,7 +248,7 @@ class Engine(Protocol):
 class Slice:
     """n environments in this process, one for each row of `task` (arrays `[n, ...]`)."""
 
-    def __init__(self, store: EnvStore, task: Task) -> None:
+    def __init__(self, store: EnvStore, task: TaskParams) -> None:
         space = store.observation_space
         self._store, self._envs = store, store.take(task)
         n = self._number = len(self._envs)
@@ -265,14 +265,14 @@ class Slice:
         self._truncated &= ~mask
         return self._observations.copy()
 
-    def step(self, actions: Array) -> Step:
+    def step(self, actions: Array) -> StepResults:
         """As `Engine.step`."""
         rewards = np.zeros(self._number)
         with self._discarded_on_errors():
             for i in np.flatnonzero(~(self._terminated | self._truncated)).tolist():
                 result = self._envs[i].step(actions[i])
                 self._observations[i], rewards[i], self._terminated[i], self._truncated[i], _ = result
-        return Step(self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy())
+        return StepResults(self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy())
 
     def close(self) -> None:
         """As `Engine.close`; done by itself when nobody holds the slice any more."""

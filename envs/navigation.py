@@ -22,12 +22,12 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
-from envs.functional_tasks import FunctionalTasks
-from envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
-from envs.tasks import check_rng, check_task
+from metarl.envs.base import check_rng, check_task
+from metarl.envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int, check_real
-from metarl.types import Task
+from metarl.types import TaskParams
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ class NavigationEnv(FunctionalEnv):
         return canvas.disc(Point(*task["goal"].tolist()), 0.07, GOAL).disc(Point(*state.tolist()), 0.05, AGENT).frame()
 
 
-class _NavigationTasks(FunctionalTasks):
+class _NavigationDistribution(FunctionalDistribution):
     """What the square and the ring share: the environment, and pictures of paths in the plane."""
 
     def __init__(self, low: float, high: float, horizon: int, squared_distance: bool) -> None:
@@ -83,7 +83,7 @@ class _NavigationTasks(FunctionalTasks):
         super().__init__(NavigationEnv(squared_distance), space, horizon)
         self.squared_distance = squared_distance
 
-    def plot_task(self, ax: Axes, task: Task) -> None:
+    def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal as a star; the axes in equal scale."""
         x, y = check_task(self.space, task)["goal"]
         ax.plot([x], [y], marker="*", markersize=12, color="tab:green", linestyle="none")
@@ -94,7 +94,7 @@ class _NavigationTasks(FunctionalTasks):
         ax.plot(observations[:, 0], observations[:, 1], **line_kwargs)
 
 
-class Navigation(_NavigationTasks):
+class Navigation(_NavigationDistribution):
     """Goals uniform in the square [`goal_low`, `goal_high`]^2 (the paper's: half a unit around the start).
 
     Args:
@@ -124,7 +124,7 @@ class Navigation(_NavigationTasks):
         return NavigationRing(1.5 * reach, 2.0 * reach, self.horizon, self.squared_distance)
 
 
-class NavigationRing(_NavigationTasks):
+class NavigationRing(_NavigationDistribution):
     """Goals uniform by *area* on the ring `radius_low <= ||goal|| <= radius_high`: outside the paper's square.
 
     Args:
@@ -144,7 +144,7 @@ class NavigationRing(_NavigationTasks):
         self.radius_high = check_real("radius_high", radius_high, self.radius_low)
         super().__init__(-self.radius_high, self.radius_high, horizon, squared_distance)
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> Task:
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskParams:
         """`num_tasks` goals, float32 `[T, 2]`."""
         check_int("num_tasks", num_tasks)
         check_rng(rng)

@@ -20,12 +20,12 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
-from envs.functional_tasks import FunctionalTasks
-from envs.rendering import AGENT, DARK, GOAL, GREY, LIGHT, Canvas, Point
-from envs.tasks import check_task
+from metarl.envs.base import check_task
+from metarl.envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.rendering import AGENT, DARK, GOAL, GREY, LIGHT, Canvas, Point
 from metarl.errors import check_real
-from metarl.types import Task
+from metarl.types import TaskParams
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,7 +101,7 @@ def _draw_speed(canvas: Canvas, velocity: float, goal: float) -> Canvas:
     return canvas.line(Point(goal, 0.6), Point(goal, 2.4), GOAL, width=3)
 
 
-class PointVelocity(FunctionalTasks):
+class PointVelocity(FunctionalDistribution):
     """Goal velocities uniform in [`goal_low`, `goal_high`] m/s; `task["goal"]` is a number (arrays `[T]`).
 
     Args:
@@ -126,7 +126,7 @@ class PointVelocity(FunctionalTasks):
         """Faster goals than any here, in a range half as wide: U(2, 3) for the default U(0, 2)."""
         return PointVelocity(self.horizon, self.goal_high, self.goal_high + (self.goal_high - self.goal_low) / 2.0)
 
-    def plot_task(self, ax: Axes, task: Task) -> None:
+    def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal velocity as a dashed line."""
         ax.axhline(float(check_task(self.space, task)["goal"]), color="tab:green", linestyle="--")
 

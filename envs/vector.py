@@ -12,9 +12,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.functional import FunctionalEnv, as_env_actions, uniform
+from metarl.envs.functional import FunctionalEnv, as_env_actions, uniform
 from metarl.errors import check_choice, check_int
-from metarl.types import Task
+from metarl.types import TaskParams
 
 # Gymnasium 1.0 does not name its autoreset modes yet
 AUTORESET = {"autoreset_mode": vector.AutoresetMode.DISABLED} if hasattr(vector, "AutoresetMode") else {}
@@ -37,7 +37,7 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
     metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
 
     def __init__(
-        self, env: FunctionalEnv, task: Task, episodes: int, horizon: int, device: torch.device | str = "cpu"
+        self, env: FunctionalEnv, task: TaskParams, episodes: int, horizon: int, device: torch.device | str = "cpu"
     ) -> None:
         self.functional, self.horizon, self.device = env, check_int("horizon", horizon), torch.device(device)
         check_int("episodes", episodes)

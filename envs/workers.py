@@ -27,8 +27,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from envs.gym_vector import Array, EnvStore, Slice, Step
-from metarl.types import Task
+from metarl.envs.gym_vector import Array, EnvStore, Slice, StepResults
+from metarl.types import TaskParams
 
 STARTUP = 120.0
 """Seconds a worker may take to start, if `timeout` is not longer: imports are slow on a busy machine."""
@@ -76,7 +76,7 @@ class Workers:
         """Let the workers close their environments and exit; kills those that do not."""
         self._stop()
 
-    def open(self, task: Task) -> RemoteSlices:
+    def open(self, task: TaskParams) -> RemoteSlices:
         """Environments for the rows of `task`, whose arrays are `[N, ...]`, in slices of nearly equal size."""
         return RemoteSlices(self, next(self._keys), task)
 
@@ -137,7 +137,7 @@ def _range(part: slice) -> str:
 class RemoteSlices:
     """An `Engine` whose environments are in worker processes."""
 
-    def __init__(self, workers: Workers, key: int, task: Task) -> None:
+    def __init__(self, workers: Workers, key: int, task: TaskParams) -> None:
         self._workers, self._key = workers, key
         n, count = len(next(iter(task.values()))), len(workers._workers)
         edges = [n * i // count for i in range(count + 1)]  # some are empty where there are more workers
@@ -154,12 +154,12 @@ class RemoteSlices:
         self._ask("reset", [(mask[s], i) for s, i in zip(self._slices, seeds, strict=True)], observations)
         return observations
 
-    def step(self, actions: Array) -> Step:
+    def step(self, actions: Array) -> StepResults:
         """As `Engine.step`."""
         observations = np.empty(self._shape, self._dtype)
         answers = self._ask("step", [(actions[s],) for s in self._slices], observations)
         rewards, terminated, truncated = map(np.concatenate, zip(*answers, strict=True))
-        return Step(observations, rewards, terminated, truncated)
+        return StepResults(observations, rewards, terminated, truncated)
 
     def close(self) -> None:
         """As `Engine.close`; the workers hear of it with the next question."""
@@ -287,13 +287,13 @@ class _Server:
         if observations is not None:
             self._pipe.send_bytes(observations.reshape(-1).view(np.uint8))
 
-    def open(self, key: int, task: Task) -> None:
+    def open(self, key: int, task: TaskParams) -> None:
         self._slices[key] = Slice(self._store, task)
 
     def reset(self, key: int, mask: Array, seed: int | None) -> tuple[Array]:
         return (self._slices[key].reset(mask, seed),)
 
-    def step(self, key: int, actions: Array) -> Step:
+    def step(self, key: int, actions: Array) -> StepResults:
         return self._slices[key].step(actions)
 
     def close(self) -> None:

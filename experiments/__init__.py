@@ -1,1 +1,1 @@
-"""Scripts: meta-train, evaluate, compare and time. Each is run as `python -m experiments.NAME`; see `--help`."""
+"""Scripts that read from top to bottom. Each is run as `metarl NAME`, and from a checkout as `python -m experiments.NAME`."""

@@ -1,6 +1,6 @@
 """Train several outer updates at equal environment steps and compare how fast they adapt to held-out tasks.
 
-    python -m experiments.compare --env navigation --env-steps 12000000 --seeds 0 1 2 --log-dir runs --name comparison
+    metarl compare --env navigation --env-steps 12000000 --seeds 0 1 2 --log-dir runs --name comparison
 
 Each update trains for as many iterations as the budget pays for, with the outer step size annealed over them. The
 folder gets a run's folder for each update and seed, and `comparison.json` and `comparison.png`.
@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli
-from experiments.config import TRAIN, TrainConfig, build_learner
-from experiments.figures import Curve, adaptation_figure
-from experiments.lock import FolderLock
-from experiments.run import fresh, new_folder, writing
-from experiments.tables import markdown_table, with_interval
-from experiments.train import train
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int
+from metarl.experiments.common import cli
+from metarl.experiments.common.config import TRAIN, TrainConfig, build_learner
+from metarl.experiments.common.figures import Curve, adaptation_figure
+from metarl.experiments.common.lock import FolderLock
+from metarl.experiments.common.run import fresh, new_folder, writing
+from metarl.experiments.common.tables import markdown_table, with_interval
+from metarl.experiments.train import train
 from metarl.logging import read_metrics
 from metarl.outer import OUTER
 from metarl.statistics import confidence_interval
@@ -31,7 +31,7 @@ from metarl.statistics import confidence_interval
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Settings of a comparison; a run's other settings are `experiments.train`'s defaults."""
+    """Settings of a comparison; a run's other settings are `metarl train`'s defaults."""
 
     env: str = "navigation"
     """Task distribution."""
@@ -60,7 +60,7 @@ class Arguments:
 @cli.one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    given = cli.parse(Arguments, arguments, "experiments.compare", __doc__)
+    given = cli.parse(Arguments, arguments, "metarl compare", __doc__)
     configs = cli.prepared(lambda: plan(given))
     folder = given.log_dir / given.name
     with FolderLock(folder):

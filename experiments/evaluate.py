@@ -1,6 +1,6 @@
 """How good is a trained run after 0, 1, 2, ... gradient steps on tasks it has never seen?
 
-    python -m experiments.evaluate runs/nav --tasks 40 --steps 3 --episodes 40 --seed 1000 --json
+    metarl evaluate runs/nav --tasks 40 --steps 3 --episodes 40 --seed 1000 --json
 
 The untrained policy is put through the same. `env_steps` is what adaptation up to each step took, all tasks together;
 the episodes the scores are measured on come on top. Nothing in the run's folder is changed.
@@ -16,14 +16,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from envs.tasks import EnvTasks
-from experiments import cli
-from experiments.config import TRAIN
-from experiments.run import load, step_sizes
-from experiments.tables import with_interval
 from metarl import Evaluation, MetaLearner, evaluate
+from metarl.envs.base import EnvDistribution
 from metarl.errors import check_int
 from metarl.evaluation import note_if_worse
+from metarl.experiments.common import cli
+from metarl.experiments.common.config import TRAIN
+from metarl.experiments.common.run import load, step_sizes
+from metarl.experiments.common.tables import with_interval
 from metarl.rl import ReinforcementLearning
 
 MOST_STEPS = 10_000
@@ -76,7 +76,7 @@ class Curves(NamedTuple):
 @cli.one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    given = cli.parse(Arguments, arguments, "experiments.evaluate", __doc__)
+    given = cli.parse(Arguments, arguments, "metarl evaluate", __doc__)
     learner, source = cli.prepared(lambda: prepare(given))
     curves = held_out_curves(learner, source, given.tasks, given.steps, given.episodes, given.seed, given.step_schedule)
     if given.json:
@@ -103,7 +103,7 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
     learner = load(TRAIN, given.run, {} if given.device is None else {"device": given.device}).learner
     source = learner.source
     assert isinstance(source, ReinforcementLearning)
-    assert isinstance(source.distribution, EnvTasks)
+    assert isinstance(source.distribution, EnvDistribution)
     try:
         distribution = source.distribution.shifted() if given.ood else source.distribution
     except ValueError as error:

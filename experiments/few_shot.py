@@ -1,7 +1,7 @@
 """Few-shot classification of classes never seen in training: every outer update against two ways to do without.
 
-    python -m experiments.few_shot --data digits --ways 5 --shots 1 --seeds 0 1 --log-dir runs --name digits
-    python -m experiments.few_shot --data omniglot/ --inverted --rotations --split 1100 100 423 --ways 20
+    metarl few-shot --data digits --ways 5 --shots 1 --seeds 0 1 --log-dir runs --name digits
+    metarl few-shot --data omniglot/ --inverted --rotations --split 1100 100 423 --ways 20
 
 `from scratch` adapts the untrained network. `joint pretraining` trains it to tell all training classes apart, replaces
 the last layer by zeros for the new classes, and adapts everything; it takes as many steps as the updates, each on as
@@ -24,20 +24,20 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from experiments import cli
-from experiments.figures import Curve, adaptation_figure
-from experiments.images import ImageSettings, Sources, build_few_shot, build_network
-from experiments.lock import FolderLock
-from experiments.recorded import commit, device_name, versions
-from experiments.run import new_folder
-from experiments.tables import markdown_table, with_interval
 from metarl import MetaLearner, NonFiniteError
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int, check_real
 from metarl.evaluation import evaluate
-from metarl.generators import torch_generator
+from metarl.experiments.common import cli
+from metarl.experiments.common.figures import Curve, adaptation_figure
+from metarl.experiments.common.images import ImageSettings, Sources, build_few_shot, build_network
+from metarl.experiments.common.lock import FolderLock
+from metarl.experiments.common.recorded import commit, device_name, versions
+from metarl.experiments.common.run import new_folder
+from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.inner import sgd
 from metarl.outer import OUTER, inner_defaults
+from metarl.random import torch_generator
 from metarl.schedules import Linear
 from metarl.statistics import confidence_interval
 from metarl.supervised.class_sets import ClassSet, as_floats
@@ -107,7 +107,7 @@ class Fitted(NamedTuple):
 @cli.one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    given = cli.parse(Arguments, arguments, "experiments.few_shot", __doc__)
+    given = cli.parse(Arguments, arguments, "metarl few-shot", __doc__)
     setup = cli.prepared(lambda: prepare(given))
     with FolderLock(setup.folder), cli.one_line_errors(f"; {setup.folder} is incomplete: choose another --name"):
         run_all(setup)

@@ -1,9 +1,9 @@
 """See what a trained policy does before adaptation and after: a strip of pictures and a film, on held-out tasks.
 
-    python -m experiments.film runs/cheetah --steps 0 3 --tasks 2
+    metarl film runs/cheetah --steps 0 3 --tasks 2
 
 Writes `film.png`, a row for each task and number of gradient steps, and `film.gif`, all of them side by side, into the
-run's folder. The policy is adapted as in `experiments.evaluate`; on film it takes the mean, or likeliest, action.
+run's folder. The policy is adapted as in `metarl evaluate`; on film it takes the mean, or likeliest, action.
 """
 
 import contextlib
@@ -25,18 +25,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from envs.tasks import EnvTasks
-from experiments import cli, evaluate
-from experiments.run import step_sizes
 from metarl import MetaLearner
 from metarl.checkpoint import write_atomically
+from metarl.envs.base import EnvDistribution
 from metarl.errors import check_int
-from metarl.functional import call
+from metarl.experiments import evaluate
+from metarl.experiments.common import cli
+from metarl.experiments.common.run import step_sizes
+from metarl.functional_call import call
 from metarl.inner import adapted
 from metarl.rl import ReinforcementLearning
 from metarl.rl.actions import clipper
 from metarl.tree import float_leaf, take
-from metarl.types import Params, Task
+from metarl.types import Params, TaskParams
 
 Frame = npt.NDArray[np.uint8]
 SMALLER = 240  # pixels of a film's pictures, at most
@@ -77,7 +78,7 @@ class Scene(NamedTuple):
 @cli.one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    given = cli.parse(Arguments, arguments, "experiments.film", __doc__)
+    given = cli.parse(Arguments, arguments, "metarl film", __doc__)
     learner, source = cli.prepared(lambda: prepare(given))
     scenes = shoot(learner, source, given)
     folder = given.out or given.run
@@ -116,7 +117,7 @@ def check_renders(source: ReinforcementLearning, run: Path) -> None:
         ValueError: when the environment cannot be made with `render_mode="rgb_array"`, or gives no picture.
     """
     tasks = source.distribution
-    assert isinstance(tasks, EnvTasks)
+    assert isinstance(tasks, EnvDistribution)
     choose_display()
     task = {name: value[0] for name, value in tasks.sample(1, np.random.default_rng(0)).items()}
     try:
@@ -140,7 +141,7 @@ def choose_display() -> None:
 def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments) -> list[Scene]:
     """An episode of every task after every number of steps; task by task."""
     tasks = source.distribution
-    assert isinstance(tasks, EnvTasks)
+    assert isinstance(tasks, EnvDistribution)
     oracle = source.sample(given.tasks, np.random.default_rng([given.seed, 3]))
     rules = learner.rules(step_sizes(learner, max(given.steps), "halved"))
     after = list(adapted(learner.params, oracle, rules))
@@ -154,7 +155,7 @@ def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments)
     return scenes
 
 
-def described(task: Task) -> str:
+def described(task: TaskParams) -> str:
     """A task's parameters, as far as they are few."""
     few = {name: np.round(value.astype(np.float64), 2).tolist() for name, value in task.items() if value.size <= 2}
     return ", ".join(f"{name} {value}" for name, value in few.items()) or "a task"
@@ -177,7 +178,7 @@ def actor(
     return act
 
 
-def episode(tasks: EnvTasks, task: Task, act: Callable[[Any], Any], seed: int, title: str) -> Scene:
+def episode(tasks: EnvDistribution, task: TaskParams, act: Callable[[Any], Any], seed: int, title: str) -> Scene:
     """Act in one environment to the end of an episode; the title gets its return."""
     env = tasks.make(task, render_mode="rgb_array")
     observation, info = env.reset(seed=seed)

@@ -1,6 +1,6 @@
 """Plot any metric of runs against any other one: iterations, seconds, or what the theorems count.
 
-    python -m experiments.plot runs/a runs/b --y theory/grad_norm --x oracle/samples --log-x --log-y --out plot.png
+    metarl plot runs/a runs/b --y theory/grad_norm --x oracle/samples --log-x --log-y --out plot.png
 
 Metrics are those of `metrics.jsonl`, and `time/seconds`, the time spent in iterations so far. A run has a point in each
 iteration that has both metrics; what is not a number, or not positive on a logarithmic axis, leaves a gap.
@@ -16,9 +16,9 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments import cli
 from metarl.checkpoint import write_atomically
 from metarl.errors import did_you_mean
+from metarl.experiments.common import cli
 from metarl.logging import Line, parse_line
 
 Points = list[tuple[float, float]]
@@ -46,7 +46,7 @@ class Arguments:
 @cli.one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    given = cli.parse(Arguments, arguments, "experiments.plot", __doc__)
+    given = cli.parse(Arguments, arguments, "metarl plot", __doc__)
     curves = cli.prepared(lambda: prepare(given))
     figure = plot(curves, given.x, given.y, log_x=given.log_x, log_y=given.log_y)
     kind = given.out.suffix[1:]

@@ -1,8 +1,8 @@
 """Meta-train on a task distribution, then evaluate on held-out tasks and draw what was learned.
 
-    python -m experiments.train --env navigation --outer maml --iterations 150 --seed 0 --log-dir runs --name nav
-    python -m experiments.train --resume runs/nav --iterations 300
-    torchrun --nproc-per-node 4 -m experiments.train --env navigation --name nav4
+    metarl train --env navigation --outer maml --iterations 150 --seed 0 --log-dir runs --name nav
+    metarl train --resume runs/nav --iterations 300
+    torchrun --nproc-per-node 4 -m metarl.experiments.train --env navigation --name nav4
 
 The run's folder gets `config.json`, `metrics.jsonl` (a line per iteration), TensorBoard events, `checkpoint.pt` and, at
 the end, `evaluation.json`, `adaptation.png` and `trajectories.png`. Ctrl-C or SIGTERM finishes the iteration and saves.
@@ -14,13 +14,13 @@ from typing import Annotated
 
 import tyro
 
-from experiments import cli, run
-from experiments.config import TRAIN, TrainConfig
-from experiments.evaluate import Curves, held_out_curves, print_table
-from experiments.figures import adaptation_figure, trajectory_figure
-from experiments.run import Run, step_sizes
 from metarl.callbacks import HeldOutEvaluation
 from metarl.checkpoint import write_atomically, write_json
+from metarl.experiments.common import cli, run
+from metarl.experiments.common.config import TRAIN, TrainConfig
+from metarl.experiments.common.figures import adaptation_figure, trajectory_figure
+from metarl.experiments.common.run import Run, step_sizes
+from metarl.experiments.evaluate import Curves, held_out_curves, print_table
 from metarl.logging import RunLog
 from metarl.rl import ReinforcementLearning
 

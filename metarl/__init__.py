@@ -3,16 +3,27 @@
 from metarl import tree
 from metarl.errors import NonFiniteError
 from metarl.evaluation import Evaluation, evaluate
-from metarl.inner import Path, adapt, adaptation_path
+from metarl.inner import AdaptationPath, adapt, adaptation_path
 from metarl.learner import MetaLearner
 from metarl.outer import OUTER, Method, make_method, register
 from metarl.runs import load
-from metarl.types import Batch, Inner, MetaGrad, OuterUpdate, Params, Task, TaskDistribution, Tasks, TaskSource
+from metarl.types import (
+    Batch,
+    Inner,
+    MetaGrad,
+    OuterUpdate,
+    Params,
+    TaskBatch,
+    TaskDistribution,
+    TaskParams,
+    TaskSource,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "OUTER",
+    "AdaptationPath",
     "Batch",
     "Evaluation",
     "Inner",
@@ -22,11 +33,10 @@ __all__ = [
     "NonFiniteError",
     "OuterUpdate",
     "Params",
-    "Path",
-    "Task",
+    "TaskBatch",
     "TaskDistribution",
+    "TaskParams",
     "TaskSource",
-    "Tasks",
     "adapt",
     "adaptation_path",
     "evaluate",

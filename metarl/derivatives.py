@@ -1,7 +1,7 @@
 """First and second derivatives of the tasks' losses.
 
 Every outer update takes its derivatives here and nowhere else, for all tasks at once. That gives one place to count
-them, to check them, and to decide how they are computed (`metarl.execution`).
+them, to check them, and to decide how they are computed (`metarl.engine`).
 """
 
 from collections.abc import Callable
@@ -10,28 +10,28 @@ from typing import Any, cast
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
-from metarl.execution import Execution, Stacked
-from metarl.oracles import report, unwrapped
-from metarl.types import Batch, Loss, Params, Tasks
+from metarl.engine import Execution, Stacked
+from metarl.types import Batch, Loss, Params, TaskBatch
+from metarl.wrappers import report, unwrap
 
 PLAIN = Execution()
 
 
-def execution(tasks: Tasks) -> Execution:
+def execution(tasks: TaskBatch) -> Execution:
     """How the oracle behind all wrappers wants its derivatives computed."""
-    return cast(Execution, getattr(unwrapped(tasks), "execution", PLAIN))
+    return cast(Execution, getattr(unwrap(tasks), "execution", PLAIN))
 
 
-def over_tasks(tasks: Tasks, name: str, function: Callable[..., Any], *stacked: Stacked) -> Any:
+def over_tasks(tasks: TaskBatch, name: str, function: Callable[..., Any], *stacked: Stacked) -> Any:
     """`vmap(function)(*stacked)`, computed as the oracle wants it; `name` says what is computed.
 
     What the function reads tells its records apart. An oracle may say in `execution_key` what its functions read (see
-    `metarl.execution.frozen`); else their code is looked at.
+    `metarl.engine.frozen`); else their code is looked at.
     """
     return execution(tasks).over_tasks(name, function, *stacked)
 
 
-def gradients(tasks: Tasks, params: Params, batch: Batch) -> Params:
+def gradients(tasks: TaskBatch, params: Params, batch: Batch) -> Params:
     """The gradient of every task's loss at its own parameters: stacked in, stacked out."""
     grads: Params
     grads, losses = over_tasks(tasks, "gradients", grad_and_value(one_number("loss", tasks.loss)), params, batch)
@@ -40,7 +40,7 @@ def gradients(tasks: Tasks, params: Params, batch: Batch) -> Params:
 
 
 def hessian_vector_products(
-    tasks: Tasks, params: Params, batch: Batch, vectors: Params, loss: Loss | None = None
+    tasks: TaskBatch, params: Params, batch: Batch, vectors: Params, loss: Loss | None = None
 ) -> Params:
     """`H_i(w_i; D_i) u_i` for every task, exactly: reverse over reverse, without forming H.
 
@@ -75,7 +75,7 @@ def one_number(name: str, function: Loss) -> Loss:
     return checked
 
 
-def scores(tasks: Tasks, params: Params, batch: Batch) -> Tensor:
+def scores(tasks: TaskBatch, params: Params, batch: Batch) -> Tensor:
     """The score of every task, `[T]`."""
     result: Tensor = over_tasks(tasks, "scores", one_number("score", tasks.score), params, batch)
     return result.detach()

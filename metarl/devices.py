@@ -2,7 +2,7 @@
 
 import torch
 
-from metarl.distributed import local_rank
+from metarl.processes import local_rank
 
 
 def pick_device(device: str | torch.device) -> torch.device:

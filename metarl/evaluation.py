@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from metarl.derivatives import scores
-from metarl.distributed import ALONE, Processes
 from metarl.inner import adapted
-from metarl.oracles import Checking, Counting, Wrapped, sharded, share_of
+from metarl.processes import ALONE, Processes
 from metarl.statistics import confidence_interval
 from metarl.summation import total
 from metarl.tree import tree_map
-from metarl.types import Batch, Params, Role, Rule, Tasks
+from metarl.types import Batch, Params, Role, Rule, TaskBatch
+from metarl.wrappers import CheckFinite, CountCost, TaskWrapper, sharded, share_of
 
 
 class Evaluation(NamedTuple):
@@ -67,7 +67,7 @@ def note_if_worse(evaluation: Evaluation, trained: int, score: str) -> str | Non
     )
 
 
-def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule], processes: Processes = ALONE) -> Evaluation:
+def evaluate(params: Params, tasks: TaskBatch, rules: Sequence[Rule], processes: Processes = ALONE) -> Evaluation:
     """Adapt to every task with one rule per step; score before the first step and after each, on data of its own.
 
     No graph is built, and `params` are not changed. Only the data that adaptation used is counted as its cost.
@@ -79,7 +79,7 @@ def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule], processes: Pro
         processes: who share the tasks; each gets the evaluation of all. Fewer tasks than processes are not shared.
     """
     own = sharded(tasks, processes) if processes.size <= tasks.num_tasks else tasks
-    scoring, counting = Checking(own), Counting(Checking(own))
+    scoring, counting = CheckFinite(own), CountCost(CheckFinite(own))
     curve, costs = [], []
     for w in adapted(tree_map(Tensor.detach, params), counting, rules):
         batch = scoring.draw(w, "outer")
@@ -91,7 +91,7 @@ def evaluate(params: Params, tasks: Tasks, rules: Sequence[Rule], processes: Pro
     return Evaluation(all_scores, [dict(zip(costs[0], row, strict=True)) for row in totals])
 
 
-class ScoreBefore(Wrapped):
+class ScoreBefore(TaskWrapper):
     """Notes the scores of the first inner batch: how good the initial parameters are before adaptation."""
 
     scores: Tensor | None = None  # [t]

@@ -13,8 +13,8 @@ from torch.func import vmap
 
 from metarl.derivatives import gradients
 from metarl.errors import check_real
-from metarl.tree import stack, tree_map
-from metarl.types import Batch, Inner, Params, Rule, Tasks
+from metarl.tree import broadcast, tree_map
+from metarl.types import Batch, Inner, Params, Rule, TaskBatch
 
 Adjoint: TypeAlias = Callable[[Params], tuple[Params, Params, Params | None]]
 """From a cotangent of what a rule gives to those of its three arguments; `None` for zero."""
@@ -78,7 +78,7 @@ def restart_sgd(learning_rate: float) -> Rule:
     return rule
 
 
-class Path(NamedTuple):
+class AdaptationPath(NamedTuple):
     """What adaptation leaves behind: N + 1 points and, between them, what the steps were made from, where kept."""
 
     params: list[Params]  # w_0 ... w_N, stacked
@@ -119,7 +119,7 @@ def has_adjoint(rule: Rule) -> bool:
     return isinstance(rule, Elementwise) and rule.adjoint is not None
 
 
-class Step(NamedTuple):
+class InnerStep(NamedTuple):
     """One inner step of every task."""
 
     batch: Batch
@@ -127,31 +127,33 @@ class Step(NamedTuple):
     params: Params  # after it, stacked
 
 
-def take_step(rule: Rule, tasks: Tasks, params: Params, anchor: Params) -> Step:
+def take_step(rule: Rule, tasks: TaskBatch, params: Params, anchor: Params) -> InnerStep:
     """Draw data for all tasks at their *current* parameters `params`, and step."""
     batch = tasks.draw(params, "inner")
     grads = gradients(tasks, params, batch)
-    return Step(batch, grads, inner_step(rule, params, grads, anchor))
+    return InnerStep(batch, grads, inner_step(rule, params, grads, anchor))
 
 
-def adapted(params: Params, tasks: Tasks, rules: Iterable[Rule]) -> Iterator[Params]:
+def adapted(params: Params, tasks: TaskBatch, rules: Iterable[Rule]) -> Iterator[Params]:
     """`params` (not stacked) adapted to every task, stacked: before the first step and after each, a rule per step."""
-    w = anchor = stack(params, tasks.num_tasks)
+    w = anchor = broadcast(params, tasks.num_tasks)
     yield w
     for rule in rules:
         w = take_step(rule, tasks, w, anchor).params
         yield w
 
 
-def adapt(params: Params, tasks: Tasks, inner: Inner) -> Params:
+def adapt(params: Params, tasks: TaskBatch, inner: Inner) -> Params:
     """`params` (not stacked: all tasks begin at the same point) adapted to every task, stacked `[T, ...]`."""
     return deque(adapted(params, tasks, [inner.rule] * inner.steps), maxlen=1).pop()
 
 
-def adaptation_path(params: Params, tasks: Tasks, inner: Inner, *, batches: bool = True, grads: bool = True) -> Path:
+def adaptation_path(
+    params: Params, tasks: TaskBatch, inner: Inner, *, batches: bool = True, grads: bool = True
+) -> AdaptationPath:
     """The whole way to what `adapt` returns; `batches` and `grads`, the largest part of it, are kept where wanted."""
-    w = anchor = stack(params, tasks.num_tasks)
-    path = Path([w], [], [])
+    w = anchor = broadcast(params, tasks.num_tasks)
+    path = AdaptationPath([w], [], [])
     for _ in range(inner.steps):
         step = take_step(inner.rule, tasks, w, anchor)
         w = step.params

@@ -18,16 +18,8 @@ import torch
 from metarl import checkpoint, tree
 from metarl.arguments import check_at_least, check_callbacks, check_source, check_tasks
 from metarl.callbacks import Callback, Metrics
-from metarl.distributed import ALONE, Processes
-from metarl.errors import MoreStepsWarning, NonFiniteError, check_has, check_int, check_step_sizes, check_type
-from metarl.evaluation import Evaluation, ScoreBefore, evaluate, note_if_worse
-from metarl.generators import generator_state, restore_generator
-from metarl.inner import adapt
-from metarl.learned import check_and_load_learned, check_learned_the_same, learned, restored_at_errors
-from metarl.memory import check_fits
-from metarl.oracles import Checking, Counting, check_finite, not_finite, sharded, share_of
-from metarl.outer import Method, check_hessian, inner_defaults, make_method
-from metarl.saved import (
+from metarl.checkpoint.learned import check_and_load_learned, check_learned_the_same, learned, restored_at_errors
+from metarl.checkpoint.restoring import (
     check_complete,
     check_config,
     check_saved_callbacks,
@@ -37,15 +29,23 @@ from metarl.saved import (
     fitting,
     restore_callbacks,
 )
-from metarl.settled import Settled
+from metarl.checkpoint.structure import check_count, check_like
+from metarl.errors import MoreStepsWarning, NonFiniteError, check_has, check_int, check_step_sizes, check_type
+from metarl.evaluation import Evaluation, ScoreBefore, evaluate, note_if_worse
+from metarl.inner import adapt
+from metarl.memory import check_fits
+from metarl.outer import Method, check_hessian, inner_defaults, make_method
+from metarl.processes import ALONE, Processes
+from metarl.random import generator_state, restore_generator
+from metarl.settings import FixedSettings
 from metarl.signals import first_signal
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
-from metarl.structure import check_count, check_like
 from metarl.summation import total
-from metarl.types import LearningSource, Params, Rule, Tasks, TaskSource
+from metarl.types import LearningSource, Params, Rule, TaskBatch, TaskSource
+from metarl.wrappers import CheckFinite, CountCost, check_finite, not_finite, sharded, share_of
 
 
-class MetaLearner(Settled):
+class MetaLearner(FixedSettings):
     """Meta-trains initial parameters so that a few inner steps adapt them to a task.
 
     Args:
@@ -62,7 +62,7 @@ class MetaLearner(Settled):
         outer_step: how a meta-gradient moves the parameters, instead of a step of `optimizer`; the four arguments above
             then have no meaning and must be left alone.
         seed: everything random in training follows from it.
-        processes: who train together (see `metarl.distributed`). All of them make the same learner and call the same
+        processes: who train together (see `metarl.processes`). All of them make the same learner and call the same
             methods; the tasks are shared, the results are everyone's, and do not depend on how many they are.
 
     Raises:
@@ -101,7 +101,7 @@ class MetaLearner(Settled):
         processes: Processes = ALONE,
     ) -> None:
         check_source("source", source)
-        check_type("processes", processes, Processes, "the processes from metarl.distributed.joined()")
+        check_type("processes", processes, Processes, "the processes from metarl.processes.joined()")
         check_type("outer_options", outer_options, (Mapping, NoneType), "a mapping of the method's options")
         if outer_step is not None:
             check_has("outer_step", outer_step, ("__call__", "state_dict", "load_state_dict"), "an OuterStep")
@@ -195,7 +195,7 @@ class MetaLearner(Settled):
                 "process 0; has the network been made without a seed?"
             )
 
-    def adapt(self, tasks: Tasks, steps: int | None = None) -> Params:
+    def adapt(self, tasks: TaskBatch, steps: int | None = None) -> Params:
         """The parameters adapted to each of `tasks`, stacked `[T, ...]`, after `steps` (default: as in training).
 
         More steps than in training may make the score worse: `evaluate` tells.
@@ -207,7 +207,7 @@ class MetaLearner(Settled):
         inner = self.method.inner
         if steps is not None:
             inner = inner._replace(steps=check_int("steps", steps, minimum=0))
-        return adapt(self.params, Checking(tasks), inner)
+        return adapt(self.params, CheckFinite(tasks), inner)
 
     def evaluate(
         self,
@@ -344,7 +344,7 @@ class MetaLearner(Settled):
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
         tasks = sharded(self.source.sample(self.meta_batch_size, self._rng), self.processes)
         spent: Counter[str] = Counter()
-        first = ScoreBefore(Checking(Counting(tasks, spent)))
+        first = ScoreBefore(CheckFinite(CountCost(tasks, spent)))
         good = checkpoint.snapshot(self.outer_step.state_dict())
         try:
             stepped = self.outer_step(self.params, first, self._update)
@@ -363,7 +363,7 @@ class MetaLearner(Settled):
         self.counts.update(dict(zip(spent, map(int, counts), strict=True)))
         return self._metrics(stepped, score_before / self.meta_batch_size, start, steps_before)
 
-    def _update(self, params: Params, tasks: Tasks) -> MeanGrad:
+    def _update(self, params: Params, tasks: TaskBatch) -> MeanGrad:
         meta_grad = self.method.update(params, tasks, self.method.inner)
         share = share_of(tasks)
         check_finite(meta_grad.grads, "meta-gradient", share.first)

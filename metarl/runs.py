@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from metarl.distributed import ALONE, Processes
 from metarl.errors import check_type
 from metarl.learner import MetaLearner
+from metarl.processes import ALONE, Processes
 
 
 def load(run: str | Path, *, plugins: Iterable[str] = (), processes: Processes = ALONE, **changes: Any) -> MetaLearner:
-    """The learner of a run of `experiments.train` or `experiments.finite_sum` at its last checkpoint.
+    """The learner of a run of `metarl train` or `metarl train-supervised` at its last checkpoint.
 
         metarl.load("runs/nav").evaluate(num_tasks=40)
         metarl.load("runs/nav", device="cpu", learning_rate=1e-4).learn(100).save("further.pt")
@@ -30,9 +30,9 @@ def load(run: str | Path, *, plugins: Iterable[str] = (), processes: Processes =
         ValueError: when the folder is not a run's, or something in it is missing, damaged, or does not fit.
     """
     check_type("run", run, (str, Path), "the folder of a run")
-    check_type("processes", processes, Processes, "the processes from metarl.distributed.joined()")
+    check_type("processes", processes, Processes, "the processes from metarl.processes.joined()")
     try:
-        opening = importlib.import_module("experiments.opening")
+        opening = importlib.import_module("metarl.experiments.common.opening")
     except ModuleNotFoundError as error:
         raise ValueError(
             f"run needs the packages agents, envs and experiments that come with metarl, but {error}; "

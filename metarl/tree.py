@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from metarl.distributed import ALONE, Share
+from metarl.processes import ALONE, Share
 from metarl.types import Params
 
 
@@ -39,7 +39,7 @@ def norm(a: Params) -> Tensor:
     return dot(a, a).sqrt()
 
 
-def stack(params: Params, num_tasks: int) -> Params:
+def broadcast(params: Params, num_tasks: int) -> Params:
     """The same parameters for every task, `[T, ...]`, as a view without copies."""
     return tree_map(lambda leaf: leaf.expand(num_tasks, *leaf.shape), params)
 
@@ -63,7 +63,7 @@ def mean(stacked: Params, share: Share | None = None) -> Params:
     return {key: means[key] for key in stacked}
 
 
-def detached(params: Mapping[str, Tensor]) -> Params:
+def detach(params: Mapping[str, Tensor]) -> Params:
     """The same values in new memory, free of any graph."""
     return tree_map(lambda leaf: leaf.detach().clone(), params)
 

@@ -25,13 +25,13 @@ Batch: TypeAlias = dict[str, Tensor]
 Role: TypeAlias = Literal["inner", "outer", "hessian"]
 """What a draw is for: D_in, D_o or D_h of the papers."""
 
-Task: TypeAlias = dict[str, npt.NDArray[Any]]
+TaskParams: TypeAlias = dict[str, npt.NDArray[Any]]
 """Environment parameters of T tasks: every array is `[T, ...]`."""
 
 Loss: TypeAlias = Callable[[Params, Batch], Tensor]
 
 
-class Tasks(Protocol):
+class TaskBatch(Protocol):
     """The oracle of a batch of tasks."""
 
     @property
@@ -55,7 +55,7 @@ class Tasks(Protocol):
 class Shardable(Protocol):
     """What tasks must offer besides to be trained in several processes."""
 
-    def shard(self, first: int, last: int) -> Tasks:
+    def shard(self, first: int, last: int) -> TaskBatch:
         """The tasks `first` ... `last` - 1, which draw bit for bit what they draw as part of the whole batch.
 
         The whole is not drawn from afterwards.
@@ -63,7 +63,7 @@ class Shardable(Protocol):
 
 
 @runtime_checkable
-class Agreeing(Protocol):
+class HasEqualLengths(Protocol):
     """Tasks whose arrays have a length that follows from the data, and is to be the same in all processes."""
 
     agree: Callable[[int], int]
@@ -84,7 +84,7 @@ class TaskSource(Protocol):
     def initial_params(self) -> Params:
         """The parameters before training."""
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> Tasks:
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskBatch:
         """`num_tasks` tasks; everything random in them follows from `rng`."""
 
 
@@ -95,7 +95,7 @@ class LearningSource(Protocol):
     What it has learned stays as it is during an iteration and in evaluations.
     """
 
-    def learn_from(self, tasks: Tasks, sum_everywhere: Callable[[Tensor], Tensor]) -> None:
+    def learn_from(self, tasks: TaskBatch, sum_everywhere: Callable[[Tensor], Tensor]) -> None:
         """Learn from the tasks of one finished iteration, of which each process has a share.
 
         `sum_everywhere` adds up a row for each own task `[t, ...]`, over the tasks of all processes.
@@ -132,7 +132,7 @@ class MetaGrad(NamedTuple):
 class OuterUpdate(Protocol):
     """The extension point: alternates `tasks.draw` with mathematics over all tasks."""
 
-    def __call__(self, params: Params, tasks: Tasks, inner: Inner) -> MetaGrad: ...
+    def __call__(self, params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad: ...
 
 
 class PureEnv(Protocol):
@@ -169,13 +169,13 @@ class TaskDistribution(Protocol):
     action_space: gymnasium.Space[Any]
     horizon: int
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> Task:
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskParams:
         """Parameters of `num_tasks` tasks, each array `[T, ...]`."""
 
-    def make(self, task: Task) -> gymnasium.Env[Any, Any]:
+    def make(self, task: TaskParams) -> gymnasium.Env[Any, Any]:
         """One ordinary environment; the arrays of `task` are without the leading T."""
 
     def make_vec(
-        self, task: Task, episodes: int, device: torch.device | str = "cpu"
+        self, task: TaskParams, episodes: int, device: torch.device | str = "cpu"
     ) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
         """T x `episodes` environments in task-major order, autoreset disabled, one episode each."""

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch.distributed import TCPStore
 
-from metarl.distributed import joined
+from metarl.processes import joined
 
 SECONDS = 120.0  # more than any call takes on a busy machine
 

@@ -13,14 +13,12 @@ import torch
 from gymnasium.spaces import Box
 from torch import nn
 
-import agents
-import envs
-from agents import from_sb3, make_policy, to_sb3
-from metarl import MetaLearner, make_method, register
+from metarl import MetaLearner, agents, envs, make_method, register
+from metarl.agents import from_sb3, make_policy, to_sb3
 from metarl.callbacks import Callback, Checkpointing, HeldOutEvaluation, ProgressBar
 from metarl.logging import RunLog
 from metarl.rl import ReinforcementLearning
-from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTasks
+from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
 from metarl.supervised.networks import conv4, mlp
 from metarl.supervised.sinusoid import Sinusoids
 
@@ -59,7 +57,7 @@ def rl(distribution: Any = None, policy_: Any = None, **arguments: Any) -> Reinf
 def quadratics(loss: Any = None) -> FiniteSumSource:
     data = {"c": torch.tensor([1.0, 2.0])}
     return FiniteSumSource(
-        FiniteSumTasks(loss or (lambda p, b: (p["w"] - b["c"]) ** 2), data), {"w": torch.tensor(0.0)}
+        FiniteSumTaskBatch(loss or (lambda p, b: (p["w"] - b["c"]) ** 2), data), {"w": torch.tensor(0.0)}
     )
 
 
@@ -140,8 +138,8 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any], Mapping[str, tuple
         {"num_tasks": 2, "rng": np.random.default_rng(0)},
         {"num_tasks": NOT_COUNTS, "rng": (None, 3, torch.Generator())},
     ),
-    "FiniteSumTasks": (
-        lambda **a: FiniteSumTasks(**a),
+    "FiniteSumTaskBatch": (
+        lambda **a: FiniteSumTaskBatch(**a),
         {"loss": lambda p, b: p["w"], "support": {"c": torch.ones(2)}},
         {"loss": (None, 3), "support": (None, 3, {}, [1])},
     ),
@@ -186,7 +184,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any], Mapping[str, tuple
     "from_sb3": (from_sb3, {}, {"model": (None, 3, policy())}),
     "make_distribution": (envs.make_distribution, {}, {"name": NOT_NAMES}),
     "Navigation": (envs.Navigation, {}, {"horizon": NOT_COUNTS, "goal_low": ("x", None, float("nan"))}),
-    "GymTasks": (envs.GymTasks, {"env_id": "CartPole-v1", "space": None, "horizon": 5}, {}),
+    "GymDistribution": (envs.GymDistribution, {"env_id": "CartPole-v1", "space": None, "horizon": 5}, {}),
     "HeldOutEvaluation": (
         HeldOutEvaluation,
         {},
@@ -209,7 +207,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any], Mapping[str, tuple
 
 def quadratic_sizes(**sizes: Any) -> Any:
     data = {"c": torch.ones(2, 4)}
-    return FiniteSumTasks(lambda p, b: p["w"], data, batch_sizes=BatchSizes(**sizes), generator=torch.Generator())
+    return FiniteSumTaskBatch(lambda p, b: p["w"], data, batch_sizes=BatchSizes(**sizes), generator=torch.Generator())
 
 
 ROWS = [

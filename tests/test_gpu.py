@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from agents import make_policy
-from envs import FunctionalTasks, GridWorld, LinearGaussian, Navigation
-from experiments.config import TrainConfig, build_learner
 from metarl import OUTER, MetaLearner, Method, make_method
+from metarl.agents import make_policy
 from metarl.derivatives import gradients
-from metarl.execution import Execution
-from metarl.execution.cuda import CudaGraph
-from metarl.oracles import Draw, Recording, Replaying
+from metarl.engine import Execution
+from metarl.engine.cuda import CudaGraph
+from metarl.envs import FunctionalDistribution, GridWorld, LinearGaussian, Navigation
+from metarl.experiments.common.config import TrainConfig, build_learner
 from metarl.rl import ReinforcementLearning
 from metarl.rl.rollout import Noise
 from metarl.rl.streams import Streams
@@ -23,8 +22,9 @@ from metarl.supervised.class_sets import ClassSet
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import conv4
 from metarl.supervised.sinusoid import Sinusoids
-from metarl.tree import stack, tree_map
+from metarl.tree import broadcast, tree_map
 from metarl.types import Params, TaskSource
+from metarl.wrappers import RecordDraws, RecordedDraw, ReplayDraws
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,10 +42,10 @@ def navigation(device: str) -> ReinforcementLearning:
 def assert_same_meta_gradient(method: Method, make: Callable[[str], TaskSource]) -> None:
     cpu, cuda = make("cpu"), make("cuda")
     params = cpu.initial_params()
-    recording = Recording(cpu.sample(3, np.random.default_rng(0)))
+    recording = RecordDraws(cpu.sample(3, np.random.default_rng(0)))
     expected = method.update(params, recording, method.inner).grads
-    draws = [Draw(draw.role, to(draw.params, "cuda"), to(draw.batch, "cuda")) for draw in recording.draws]
-    replaying = Replaying(cuda.sample(3, np.random.default_rng(0)), draws)
+    draws = [RecordedDraw(draw.role, to(draw.params, "cuda"), to(draw.batch, "cuda")) for draw in recording.draws]
+    replaying = ReplayDraws(cuda.sample(3, np.random.default_rng(0)), draws)
     found = method.update(to(params, "cuda"), replaying, method.inner).grads
     for key in expected:
         torch.testing.assert_close(found[key].cpu(), expected[key], rtol=1e-2, atol=1e-4)
@@ -65,12 +65,12 @@ def test_meta_gradient_on_the_same_data(outer: str) -> None:
     [Navigation(horizon=20), LinearGaussian(horizon=20), GridWorld(horizon=20), GridWorld(horizon=20, image=True)],
     ids=["navigation", "linear gaussian", "grid world", "pictures"],
 )
-def test_rollouts_with_the_same_noise(env: FunctionalTasks) -> None:
+def test_rollouts_with_the_same_noise(env: FunctionalDistribution) -> None:
     """One CUDA graph for a whole rollout; the second time it is replayed."""
     policy = make_policy(env.observation_space, env.action_space)
     cpu, cuda = (ReinforcementLearning(env, copy.deepcopy(policy), episodes=4, device=d) for d in ("cpu", "cuda"))
     task = env.sample(3, np.random.default_rng(0))
-    params = stack(cpu.initial_params(), 3)
+    params = broadcast(cpu.initial_params(), 3)
     for seed in (0, 1, 2):  # single steps are compared at the first two
         vec = env.make_vec(task, 4)
         noise = cpu.actor.noise(vec, Streams(seed, 3), 20, 4, torch.float32)
@@ -85,7 +85,7 @@ def test_rollouts_with_the_same_noise(env: FunctionalTasks) -> None:
 def test_derivatives_are_cuda_graphs(caplog: pytest.LogCaptureFixture) -> None:
     source = navigation("cuda")
     tasks = source.sample(3, np.random.default_rng(0))
-    params = stack(source.initial_params(), 3)
+    params = broadcast(source.initial_params(), 3)
     batch = tasks.draw(params, "inner")
     first, second = (gradients(tasks, params, batch) for _ in range(2))
     for key, leaf in first.items():
@@ -100,7 +100,7 @@ def test_chunks_fit_the_memory_budget() -> None:
     tasks = dataclasses.replace(source, execution=Execution(trace=True, memory_budget=1)).sample(
         3, np.random.default_rng(0)
     )
-    params = stack(source.initial_params(), 3)
+    params = broadcast(source.initial_params(), 3)
     batch = tasks.draw(params, "inner")
     found = gradients(tasks, params, batch)
     whole = gradients(source.tasks(tasks.task, np.random.default_rng(0)), params, batch)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from experiments.config import TrainConfig, build_learner
-from experiments.run import step_sizes
 from metarl import OUTER, MetaLearner
-from metarl.execution import Execution
+from metarl.engine import Execution
+from metarl.experiments.common.config import TrainConfig, build_learner
+from metarl.experiments.common.run import step_sizes
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import mlp
 from metarl.supervised.shipped import digits

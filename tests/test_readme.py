@@ -47,7 +47,7 @@ def test_the_readme_s_own_update_trains(names: dict[str, object]) -> None:
 
 
 def test_the_readme_s_own_task_distribution_trains(names: dict[str, object]) -> None:
-    from agents import make_policy
+    from metarl.agents import make_policy
     from metarl.rl import ReinforcementLearning
 
     tasks = names["cart_tasks"]

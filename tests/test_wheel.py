@@ -72,5 +72,5 @@ def test_all_packages_come_from_the_wheel_and_are_typed(installed: Path, tmp_pat
 def test_trains_from_another_folder(installed: Path, tmp_path: Path) -> None:
     sizes = ["--iterations", "2", "--meta-batch-size", "2", "--episodes", "2", "--horizon", "5"]
     arguments = ["--env", "navigation", "--outer", "maml", *sizes, "--log-dir", "logs", "--name", "wheel"]
-    run(installed, "-m", "experiments.train", *arguments, cwd=tmp_path)
+    run(installed, "-m", "metarl.experiments.train", *arguments, cwd=tmp_path)
     assert any((tmp_path / "logs").rglob("*"))

@@ -6,12 +6,12 @@ Needs the extra `mujoco`; without it, importing this package says how to install
 from inspect import signature
 from typing import Any
 
-from envs.mujoco.ant import AntDirection, AntDirection2D, AntGoal, AntVelocity
-from envs.mujoco.half_cheetah import HalfCheetahDirection, HalfCheetahVelocity
-from envs.mujoco.humanoid import HumanoidDirection
-from envs.mujoco.random_parameters import HopperRandomParameters, Walker2dRandomParameters
-from envs.mujoco.tasks import MujocoTasks, TaskEnv
-from envs.mujoco.vector import MujocoVectorEnv
+from metarl.envs.mujoco.ant import AntDirection, AntDirection2D, AntGoal, AntVelocity
+from metarl.envs.mujoco.half_cheetah import HalfCheetahDirection, HalfCheetahVelocity
+from metarl.envs.mujoco.humanoid import HumanoidDirection
+from metarl.envs.mujoco.random_parameters import HopperRandomParameters, Walker2dRandomParameters
+from metarl.envs.mujoco.tasks import MujocoDistribution, TaskEnv
+from metarl.envs.mujoco.vector import MujocoVectorEnv
 from metarl.errors import check_choice
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "HalfCheetahVelocity",
     "HopperRandomParameters",
     "HumanoidDirection",
-    "MujocoTasks",
+    "MujocoDistribution",
     "MujocoVectorEnv",
     "TaskEnv",
     "Walker2dRandomParameters",
@@ -48,7 +48,7 @@ def make_env(distribution: str, render_mode: str | None = None, **settings: Any)
     """
     tasks_class = globals()[check_choice("distribution", distribution, __all__)]
     options = {name: settings.pop(name) for name in list(settings) if name in signature(tasks_class).parameters}
-    tasks: MujocoTasks = tasks_class(**options)
+    tasks: MujocoDistribution = tasks_class(**options)
     for name in settings:
         check_choice("setting", name, [*tasks.space.spaces, *signature(tasks_class).parameters])
     return tasks.make({**tasks.example(), **settings}, render_mode)

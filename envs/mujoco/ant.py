@@ -21,13 +21,22 @@ from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.spaces import Box
 from mujoco import MjData, MjModel
 
-from envs.mujoco.objectives import angle, direction, goal_position, goal_velocity
-from envs.mujoco.physics import Array
-from envs.mujoco.tasks import ANGLES, DIRECTIONS, Angle, Body, Direction, GoalVelocity, MujocoTasks, goal_space
-from envs.mujoco.vector import Flags, MujocoVectorEnv
-from envs.tasks import check_rng, check_task
+from metarl.envs.base import check_rng, check_task
+from metarl.envs.mujoco.objectives import angle, direction, goal_position, goal_velocity
+from metarl.envs.mujoco.physics import Array
+from metarl.envs.mujoco.tasks import (
+    ANGLES,
+    DIRECTIONS,
+    Angle,
+    Body,
+    Direction,
+    GoalVelocity,
+    MujocoDistribution,
+    goal_space,
+)
+from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv
 from metarl.errors import check_choice, check_int, check_real
-from metarl.types import Task
+from metarl.types import TaskParams
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -200,7 +209,7 @@ class AntDirection2D(Angle):
         super().__init__(BODY, angle, ANGLES, horizon, weights, _seen(contact_forces), threads)
 
 
-class AntGoal(MujocoTasks):
+class AntGoal(MujocoDistribution):
     """Reach a place that is not told: reward `-|x - goal|_1 + 4.05 - 0.005 |a|^2 - 0.0005 |contact forces|^2`.
 
     That is the paper's code: an offset of 4 and 0.05 for being alive, here one `healthy_reward`; in ProMP there is none
@@ -240,11 +249,11 @@ class AntGoal(MujocoTasks):
         weights = _weights(healthy_reward, ctrl_cost_weight, contact_cost_weight, terminate_when_unhealthy)
         super().__init__(BODY, goal_position, space, horizon, weights, _seen(contact_forces, place=True), threads)
 
-    def example(self) -> Task:
+    def example(self) -> TaskParams:
         """A place to the front and left."""
         return {"goal": np.array([2.0, 1.0], np.float32)}
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> Task:
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskParams:
         """`num_tasks` goals, float32 `[T, 2]`, uniform by area."""
         if self.region == "square":
             return super().sample(num_tasks, rng)
@@ -253,7 +262,7 @@ class AntGoal(MujocoTasks):
         radius = self.radius * np.sqrt(rng.uniform(size=num_tasks))  # the square root: by area
         return {"goal": (radius * np.stack([np.cos(turn), np.sin(turn)])).T.astype(np.float32)}
 
-    def plot_task(self, ax: Axes, task: Task) -> None:
+    def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal as a star; the axes in equal scale."""
         x, y = check_task(self.space, task)["goal"]
         ax.plot([x], [y], marker="*", markersize=12, color="tab:green", linestyle="none")

@@ -11,10 +11,10 @@ import numpy as np
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from mujoco import MjModel
 
-from envs.mujoco.objectives import direction, goal_velocity
-from envs.mujoco.physics import Array
-from envs.mujoco.tasks import DIRECTIONS, Body, Direction, GoalVelocity, goal_space
-from envs.mujoco.vector import MujocoVectorEnv
+from metarl.envs.mujoco.objectives import direction, goal_velocity
+from metarl.envs.mujoco.physics import Array
+from metarl.envs.mujoco.tasks import DIRECTIONS, Body, Direction, GoalVelocity, goal_space
+from metarl.envs.mujoco.vector import MujocoVectorEnv
 
 
 class HalfCheetahVectorEnv(MujocoVectorEnv):

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from metarl.types import Task
+from metarl.types import TaskParams
 
 
 class Motion(NamedTuple):
@@ -17,31 +17,31 @@ class Motion(NamedTuple):
 class Objective(Protocol):
     """The part of the reward that differs between tasks; the entries of `task` are `[...]` or `[N, ...]`."""
 
-    def __call__(self, motion: Motion, task: Task) -> Any: ...
+    def __call__(self, motion: Motion, task: TaskParams) -> Any: ...
 
 
-def goal_velocity(motion: Motion, task: Task) -> Any:
+def goal_velocity(motion: Motion, task: TaskParams) -> Any:
     """`-|v - goal|`."""
     return -np.abs(motion.velocity[0] - task["goal"])
 
 
-def direction(motion: Motion, task: Task) -> Any:
+def direction(motion: Motion, task: TaskParams) -> Any:
     """`direction v`, forward (1) or backward (-1)."""
     return task["direction"] * motion.velocity[0]
 
 
-def angle(motion: Motion, task: Task) -> Any:
+def angle(motion: Motion, task: TaskParams) -> Any:
     """The speed in the direction `angle`, rad."""
     return np.cos(task["angle"]) * motion.velocity[0] + np.sin(task["angle"]) * motion.velocity[1]
 
 
-def goal_position(motion: Motion, task: Task) -> Any:
+def goal_position(motion: Motion, task: TaskParams) -> Any:
     """`-|x - goal|_1`."""
     x, y = (motion.position[i] - task["goal"][..., i] for i in (0, 1))
     return -(np.abs(x) + np.abs(y))
 
 
-def forward(motion: Motion, task: Task) -> Any:
+def forward(motion: Motion, task: TaskParams) -> Any:
     """The speed forward; such tasks differ in the body."""
     return motion.velocity[0]
 
@@ -52,6 +52,6 @@ class Weighted(NamedTuple):
     objective: Objective
     weight: float
 
-    def __call__(self, motion: Motion, task: Task) -> Any:
+    def __call__(self, motion: Motion, task: TaskParams) -> Any:
         """The product."""
         return self.weight * self.objective(motion, task)

@@ -20,12 +20,12 @@ from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from gymnasium.spaces import Box
 from mujoco import MjData, MjModel
 
-from envs.mujoco.objectives import forward
-from envs.mujoco.physics import Array
-from envs.mujoco.tasks import Body, MujocoTasks
-from envs.mujoco.vector import Flags, MujocoVectorEnv
+from metarl.envs.mujoco.objectives import forward
+from metarl.envs.mujoco.physics import Array
+from metarl.envs.mujoco.tasks import Body, MujocoDistribution
+from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv
 from metarl.errors import check_real
-from metarl.types import Task
+from metarl.types import TaskParams
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ class HopperVectorEnv(PlanarVectorEnv):
         return upright
 
 
-class RandomParameters(MujocoTasks):
+class RandomParameters(MujocoDistribution):
     """Tasks with bodies scaled by chance, a model each.
 
     Args:
@@ -111,7 +111,7 @@ class RandomParameters(MujocoTasks):
         }
         super().__init__(self.walker, forward, gymnasium.spaces.Dict(boxes), horizon, weights, threads=threads)
 
-    def models(self, tasks: Task) -> Sequence[MjModel]:
+    def models(self, tasks: TaskParams) -> Sequence[MjModel]:
         """Copies of the body's model, changed."""
         models = []
         for t in range(len(tasks["body_mass"])):
@@ -120,17 +120,17 @@ class RandomParameters(MujocoTasks):
             models.append(model)
         return models
 
-    def example(self) -> Task:
+    def example(self) -> TaskParams:
         """The body as it is."""
         return {name: np.zeros(entry.shape or (), np.float32) for name, entry in self.space.items()}
 
-    def change(self, model: MjModel, data: MjData, task: Task) -> None:
+    def change(self, model: MjModel, data: MjData, task: TaskParams) -> None:
         """Scale, and let MuJoCo compute anew what follows from masses and inertias."""
         for name, exponents in task.items():
             getattr(model, name)[:] *= self.base ** exponents.astype(np.float64)
         mujoco.mj_setConst(model, data)
 
-    def plot_task(self, ax: Axes, task: Task) -> None:
+    def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """How heavy the body is, compared with the unchanged one."""
         mass = self.template.model.body_mass
         heavier = (mass * self.base ** task["body_mass"].astype(np.float64)).sum() / mass.sum()

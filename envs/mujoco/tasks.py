@@ -18,11 +18,11 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 from mujoco import MjData, MjModel
 
-from envs.mujoco.objectives import Motion, Objective
-from envs.mujoco.vector import MujocoVectorEnv, Rewards
-from envs.tasks import EnvTasks, check_device, check_rng, check_task, check_tasks
+from metarl.envs.base import EnvDistribution, check_device, check_rng, check_task, check_tasks
+from metarl.envs.mujoco.objectives import Motion, Objective
+from metarl.envs.mujoco.vector import MujocoVectorEnv, Rewards
 from metarl.errors import check_choice, check_int, check_real
-from metarl.types import Task
+from metarl.types import TaskParams
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ class Body(NamedTuple):
             return self.env(**settings, **camera, render_mode=render_mode)
 
 
-class MujocoTasks(EnvTasks):
+class MujocoDistribution(EnvDistribution):
     """Tasks for one body.
 
     Args:
@@ -78,7 +78,7 @@ class MujocoTasks(EnvTasks):
         self.template = body.make(self._settings, None)
         super().__init__(space, self.template.observation_space, self.template.action_space, horizon)
 
-    def make(self, task: Task, render_mode: str | None = None) -> TaskEnv:
+    def make(self, task: TaskParams, render_mode: str | None = None) -> TaskEnv:
         """Gymnasium's own environment with this task's reward; truncates itself at the horizon."""
         one = check_task(self.space, task)
         if render_mode is not None:
@@ -87,8 +87,8 @@ class MujocoTasks(EnvTasks):
         self.change(env.model, env.data, one)
         return TaskEnv(env, self.objective, one, self.horizon)
 
-    def make_vec(self, task: Task, episodes: int, device: torch.device | str = "cpu") -> MujocoVectorEnv:
-        """As `EnvTasks.make_vec`; MuJoCo steps on the CPU and numpy is spoken, whatever the `device`."""
+    def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> MujocoVectorEnv:
+        """As `EnvDistribution.make_vec`; MuJoCo steps on the CPU and numpy is spoken, whatever the `device`."""
         check_int("episodes", episodes)
         check_device(device)
         tasks = check_tasks(self.space, task)
@@ -97,15 +97,15 @@ class MujocoTasks(EnvTasks):
             self.template, models, self.objective, tasks, self.rewards, self._observation, self.horizon, self.threads
         )
 
-    def models(self, tasks: Task) -> Sequence[MjModel]:
+    def models(self, tasks: TaskParams) -> Sequence[MjModel]:
         """A model for each of T tasks."""
         return [self.template.model] * len(next(iter(tasks.values())))
 
-    def change(self, model: MjModel, data: MjData, task: Task) -> None:
+    def change(self, model: MjModel, data: MjData, task: TaskParams) -> None:
         """Change a model into that of ONE task; by default all tasks share one."""
 
     @abstractmethod
-    def example(self) -> Task:
+    def example(self) -> TaskParams:
         """The task of the environment in Gymnasium's registry, where it is not told one."""
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
@@ -120,7 +120,7 @@ class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     What the body costs and earns besides (`reward_ctrl`, `reward_contact`, `reward_survive` of its info) stays.
     """
 
-    def __init__(self, env: MujocoEnv, objective: Objective, task: Task, horizon: int) -> None:
+    def __init__(self, env: MujocoEnv, objective: Objective, task: TaskParams, horizon: int) -> None:
         super().__init__(env)
         self.objective, self.task, self.horizon = objective, task, horizon
         self._steps, self._ended = 0, True
@@ -148,32 +148,32 @@ class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 _MOTION = ("velocity", "position")
 
 
-class GoalVelocity(MujocoTasks):
+class GoalVelocity(MujocoDistribution):
     """Tasks whose parameter is a goal velocity: their space and pictures."""
 
-    def example(self) -> Task:
+    def example(self) -> TaskParams:
         """1 m/s."""
         return {"goal": np.array(1.0, np.float32)}
 
-    def plot_task(self, ax: Axes, task: Task) -> None:
+    def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal velocity as a dashed line."""
         ax.axhline(float(check_task(self.space, task)["goal"]), color="tab:green", linestyle="--")
         ax.set_ylabel("speed, m/s", fontsize=8)
 
 
-class Direction(MujocoTasks):
+class Direction(MujocoDistribution):
     """Tasks whose parameter is forward (1) or backward (-1), with equal probability."""
 
-    def example(self) -> Task:
+    def example(self) -> TaskParams:
         """Forward."""
         return {"direction": np.array(1.0, np.float32)}
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> Task:
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskParams:
         """`num_tasks` directions, float32 `[T]`."""
         check_int("num_tasks", num_tasks)
         return {"direction": (2 * check_rng(rng).integers(2, size=num_tasks) - 1).astype(np.float32)}
 
-    def plot_task(self, ax: Axes, task: Task) -> None:
+    def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """A dashed line at rest, and which side of it is wanted."""
         forwards = float(check_task(self.space, task)["direction"]) > 0
         ax.axhline(0.0, color="tab:green", linestyle="--")
@@ -181,14 +181,14 @@ class Direction(MujocoTasks):
         ax.set_ylabel("speed, m/s", fontsize=8)
 
 
-class Angle(MujocoTasks):
+class Angle(MujocoDistribution):
     """Tasks whose parameter is a direction in the plane, rad."""
 
-    def example(self) -> Task:
+    def example(self) -> TaskParams:
         """Straight ahead."""
         return {"angle": np.array(0.0, np.float32)}
 
-    def plot_task(self, ax: Axes, task: Task) -> None:
+    def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The direction as a dashed ray; the axes in equal scale."""
         turn = float(check_task(self.space, task)["angle"])
         ax.plot([0.0, np.cos(turn)], [0.0, np.sin(turn)], color="tab:green", linestyle="--")

@@ -15,11 +15,11 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector.utils import batch_space
 from mujoco import MjData, MjModel
 
-from envs.mujoco.objectives import Motion, Objective
-from envs.mujoco.physics import Array, Physics
-from envs.vector import AUTORESET, numpy_reset_mask
+from metarl.envs.mujoco.objectives import Motion, Objective
+from metarl.envs.mujoco.physics import Array, Physics
+from metarl.envs.vector import AUTORESET, numpy_reset_mask
 from metarl.errors import check_int
-from metarl.types import Task
+from metarl.types import TaskParams
 
 Flags = npt.NDArray[np.bool_]
 
@@ -61,7 +61,7 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
         env: MujocoEnv,
         models: Sequence[MjModel],
         objective: Objective,
-        task: Task,
+        task: TaskParams,
         rewards: Rewards,
         observation: Mapping[str, bool],
         horizon: int,

@@ -26,17 +26,17 @@ from torch.func import grad, vmap
 from metarl.derivatives import gradients, hessian_vector_products, over_tasks, scores
 from metarl.errors import check_choice
 from metarl.inner import adaptation_path, has_adjoint, sgd
-from metarl.oracles import report, share_of, unwrapped
 from metarl.outer.pull_back import pull_back
 from metarl.outer.registry import Method, register
 from metarl.tree import add
-from metarl.types import Batch, Inner, MetaGrad, Params, Tasks
+from metarl.types import Batch, Inner, MetaGrad, Params, TaskBatch
+from metarl.wrappers import report, share_of, unwrap
 
 ScoreBaseline: TypeAlias = Literal["none", "tasks", "trajectories"]
 
 
 @runtime_checkable
-class SampledTasks(Protocol):
+class SampledTaskBatch(Protocol):
     """What an oracle must say about how it samples. All three are of ONE task, as `loss` is."""
 
     def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
@@ -54,7 +54,7 @@ def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseli
     """E-MAML; `baseline` of a trajectory's weight: `none`, the other `tasks` or the task's other `trajectories`."""
     check_choice("baseline", baseline, ("none", "tasks", "trajectories"))
 
-    def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+    def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
         source = sampled(tasks)
         path = adaptation_path(params, tasks, inner, grads=not has_adjoint(inner.rule))
         end = path.params[-1]
@@ -68,7 +68,7 @@ def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseli
             weights = value - (mean_of_others(source.objective(data)) if baseline == "trajectories" else 0.0)
             return cast(Params, grad(lambda v: (weights * source.log_likelihood(v, data)).sum())(w))
 
-        def multiply(tasks: Tasks, w: Params, data: Batch, u: Params) -> Params:
+        def multiply(tasks: TaskBatch, w: Params, data: Batch, u: Params) -> Params:
             through_step = hessian_vector_products(tasks, w, data, u, source.frozen_loss)
             terms: Params = over_tasks(tasks, f"score terms ({baseline})", score_term, w, data, outcome)
             report(tasks, "gradients", terms)
@@ -86,14 +86,14 @@ def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseli
     )
 
 
-def sampled(tasks: Tasks) -> SampledTasks:
+def sampled(tasks: TaskBatch) -> SampledTaskBatch:
     """The oracle behind all wrappers, which says how it samples.
 
     Raises:
         ValueError: when it does not.
     """
-    source = unwrapped(tasks)
-    if not isinstance(source, SampledTasks):
+    source = unwrap(tasks)
+    if not isinstance(source, SampledTaskBatch):
         methods = ("frozen_loss", "log_likelihood", "objective")
         missing = [name for name in methods if not hasattr(source, name)]
         raise ValueError(

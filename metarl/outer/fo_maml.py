@@ -8,10 +8,10 @@ Its bias with respect to MAML's objective is O(alpha L sigma), whatever the batc
 from metarl.inner import adapt, sgd
 from metarl.outer.pull_back import outer_gradient
 from metarl.outer.registry import Method, register
-from metarl.types import Inner, MetaGrad, Params, Tasks
+from metarl.types import Inner, MetaGrad, Params, TaskBatch
 
 
-def gradient_at_the_end(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def gradient_at_the_end(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     """Adapt, then the gradient at the adapted parameters; what comes out depends on the inner rule."""
     return outer_gradient(tasks, adapt(params, tasks, inner))
 

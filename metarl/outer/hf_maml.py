@@ -26,7 +26,7 @@ from metarl.inner import sgd
 from metarl.outer.maml import adapt_and_pull_back
 from metarl.outer.pull_back import HessianData, Multiply
 from metarl.outer.registry import Method, register
-from metarl.types import Batch, Inner, Params, Tasks
+from metarl.types import Batch, Inner, Params, TaskBatch
 
 Delta: TypeAlias = Literal["relative", "published"]
 
@@ -56,7 +56,7 @@ def central_difference(probe_length: ProbeLength) -> Multiply:
         shortest = 1e-7 if size.dtype == torch.float64 else 1e-4
         return probe_length(w).clamp(shortest, 10.0) / torch.where(size > 0, size, 1.0)
 
-    def multiply(tasks: Tasks, w: Params, batch: Batch, u: Params) -> Params:
+    def multiply(tasks: TaskBatch, w: Params, batch: Batch, u: Params) -> Params:
         d = vmap(delta)(w, u)  # [T]
         above = gradients(tasks, vmap(tree.add_scaled)(w, d, u), batch)
         below = gradients(tasks, vmap(tree.add_scaled)(w, -d, u), batch)  # same D_h on both sides: the noise cancels

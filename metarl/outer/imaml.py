@@ -18,7 +18,7 @@ from metarl.errors import check_int, check_real
 from metarl.inner import adapt, prox_sgd
 from metarl.outer.pull_back import outer_gradient
 from metarl.outer.registry import Method, register
-from metarl.types import Inner, MetaGrad, Params, Tasks
+from metarl.types import Inner, MetaGrad, Params, TaskBatch
 
 
 def conjugate_gradients(multiply: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def imaml(inner_lr: float = 0.1, inner_steps: int = 5, *, lam: float = 2.0, cg_s
     check_real("lam", lam)
     check_int("cg_steps", cg_steps)
 
-    def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+    def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
         phi = adapt(params, tasks, inner)
         end = outer_gradient(tasks, phi)
         batch = tasks.draw(phi, "hessian")

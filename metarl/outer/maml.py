@@ -10,14 +10,14 @@ from metarl.derivatives import hessian_vector_products
 from metarl.inner import adaptation_path, has_adjoint, sgd
 from metarl.outer.pull_back import HessianData, Multiply, check_hessian_data, outer_gradient, pull_back
 from metarl.outer.registry import Method, register
-from metarl.types import Inner, MetaGrad, OuterUpdate, Params, Tasks
+from metarl.types import Inner, MetaGrad, OuterUpdate, Params, TaskBatch
 
 
 def adapt_and_pull_back(multiply: Multiply, hessian_data: HessianData) -> OuterUpdate:
     """Adapt, take the gradient at the end, pull it back; `multiply` is the product with the Hessian of one step."""
     hessian_data = check_hessian_data(hessian_data)
 
-    def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+    def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
         path = adaptation_path(params, tasks, inner, batches=hessian_data == "inner", grads=not has_adjoint(inner.rule))
         end = outer_gradient(tasks, path.params[-1])
         return end._replace(grads=pull_back(tasks, path, inner, end.grads, multiply, hessian_data))

@@ -12,25 +12,30 @@ from typing import Literal, TypeAlias
 
 from metarl.derivatives import gradients, scores
 from metarl.errors import check_choice
-from metarl.inner import Path, rule_pull_back
+from metarl.inner import AdaptationPath, rule_pull_back
 from metarl.tree import add
-from metarl.types import Batch, Inner, MetaGrad, Params, Tasks
+from metarl.types import Batch, Inner, MetaGrad, Params, TaskBatch
 
 HessianData: TypeAlias = Literal["fresh", "inner"]
 """D_h: a batch of its own, as the theory has it, or the inner step's batch again, which costs no samples."""
 
-Multiply: TypeAlias = Callable[[Tasks, Params, Batch, Params], Params]
+Multiply: TypeAlias = Callable[[TaskBatch, Params, Batch, Params], Params]
 """`(tasks, w, D_h, u) -> H(w; D_h) u` for every task."""
 
 
-def outer_gradient(tasks: Tasks, params: Params) -> MetaGrad:
+def outer_gradient(tasks: TaskBatch, params: Params) -> MetaGrad:
     """The gradient and the score at adapted parameters on a fresh D_o."""
     batch = tasks.draw(params, "outer")
     return MetaGrad(gradients(tasks, params, batch), scores(tasks, params, batch))
 
 
 def pull_back(
-    tasks: Tasks, path: Path, inner: Inner, cotangent: Params, multiply: Multiply, hessian_data: HessianData
+    tasks: TaskBatch,
+    path: AdaptationPath,
+    inner: Inner,
+    cotangent: Params,
+    multiply: Multiply,
+    hessian_data: HessianData,
 ) -> Params:
     """The gradient at `w_N` pulled back to `w_0`: the factor of the *last* step acts first.
 

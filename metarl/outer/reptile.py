@@ -8,14 +8,14 @@ There is no gradient on D_o; it is drawn once, to score the adapted parameters a
 from metarl.derivatives import scores
 from metarl.inner import adapt, sgd
 from metarl.outer.registry import Method, register
-from metarl.tree import stack, subtract
-from metarl.types import Inner, MetaGrad, Params, Tasks
+from metarl.tree import broadcast, subtract
+from metarl.types import Inner, MetaGrad, Params, TaskBatch
 
 
-def displacement(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def displacement(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     """How far adaptation went, with its sign turned."""
     end = adapt(params, tasks, inner)
-    return MetaGrad(subtract(stack(params, tasks.num_tasks), end), scores(tasks, end, tasks.draw(end, "outer")))
+    return MetaGrad(subtract(broadcast(params, tasks.num_tasks), end), scores(tasks, end, tasks.draw(end, "outer")))
 
 
 @register("reptile")

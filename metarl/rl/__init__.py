@@ -1,10 +1,10 @@
 """Reinforcement learning as an oracle: task-batched rollouts, advantages, surrogate losses."""
 
-from metarl.rl.actor import Actor
-from metarl.rl.checker import TaskDistributionError, check_task_distribution
+from metarl.checker import TaskDistributionError, check_task_distribution
+from metarl.engine.actor import Actor
 from metarl.rl.distributions import ActionDistribution, Categorical, DiagonalGaussian, SquashedGaussian
 from metarl.rl.normalization import NormalizedPolicy
-from metarl.rl.oracle import ReinforcementLearning, RLTasks
+from metarl.rl.oracle import ReinforcementLearning, RLTaskBatch
 from metarl.rl.policy import policy_params
 from metarl.rl.surrogates import SURROGATES
 
@@ -15,7 +15,7 @@ __all__ = [
     "Categorical",
     "DiagonalGaussian",
     "NormalizedPolicy",
-    "RLTasks",
+    "RLTaskBatch",
     "ReinforcementLearning",
     "SquashedGaussian",
     "TaskDistributionError",

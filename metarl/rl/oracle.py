@@ -25,14 +25,13 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from metarl.devices import pick_device
+from metarl.engine import Execution
+from metarl.engine.actor import Actor
 from metarl.errors import NonFiniteError, check_choice, check_has, check_int, check_real, check_type
-from metarl.execution import Execution
-from metarl.functional import call
+from metarl.functional_call import call
 from metarl.memory import check_fits, itemsize, space_numbers
-from metarl.networks import check_second_derivatives
-from metarl.oracles import unwrapped
+from metarl.network_check import check_second_derivatives
 from metarl.rl.actions import warn_if_clipped
-from metarl.rl.actor import Actor
 from metarl.rl.advantages import (
     Baseline,
     Episodes,
@@ -50,9 +49,10 @@ from metarl.rl.rollout import Rollout, array_length, lengthened
 from metarl.rl.streams import Streams
 from metarl.rl.sums import discounted_sums
 from metarl.rl.surrogates import Surrogate, make_surrogate, reinforce
-from metarl.settled import Settled
+from metarl.settings import FixedSettings
 from metarl.tree import float_leaf
-from metarl.types import Batch, Params, Role, Task, TaskDistribution, Tasks
+from metarl.types import Batch, Params, Role, TaskBatch, TaskDistribution, TaskParams
+from metarl.wrappers import unwrap
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 
 @dataclass
-class ReinforcementLearning(Settled):
+class ReinforcementLearning(FixedSettings):
     """Where reinforcement-learning tasks come from: a distribution of environments, and the policy that acts in them.
 
     `dataclasses.replace(source, distribution=..., episodes=...)` gives the same with something changed.
@@ -116,7 +116,7 @@ class ReinforcementLearning(Settled):
         bootstrap: whether the time limit only cuts episodes off, so that the value of the last observation stands for
             the rest; by default the horizon is part of the task (see `metarl.rl.advantages`).
         device: where parameters live and environments run.
-        execution: how derivatives are computed (see `metarl.execution`); by default they are traced.
+        execution: how derivatives are computed (see `metarl.engine`); by default they are traced.
 
     Raises:
         ValueError: for arguments that cannot work, naming them.
@@ -161,7 +161,7 @@ class ReinforcementLearning(Settled):
         methods = ("sample", "make_vec", "observation_space", "action_space", "horizon")
         check_has("distribution", self.distribution, methods, "a task distribution, as envs.Navigation()")
         check_type("policy", self.policy, nn.Module, "a torch.nn.Module, as agents.make_policy gives")
-        check_type("execution", self.execution, (Execution, NoneType), "a metarl.execution.Execution or None")
+        check_type("execution", self.execution, (Execution, NoneType), "a metarl.engine.Execution or None")
         self.surrogate_loss = make_surrogate(self.surrogate, self.dice_lambda)
         self.chosen_baseline = self._choose_baseline()
         self._settle(device=pick_device(self.device), policy=self._normalized_policy())
@@ -184,10 +184,10 @@ class ReinforcementLearning(Settled):
             return NormalizedPolicy(self.policy, self.distribution.observation_space)
         return self.policy
 
-    def learn_from(self, tasks: Tasks, sum_everywhere: Callable[[Tensor], Tensor]) -> None:
+    def learn_from(self, tasks: TaskBatch, sum_everywhere: Callable[[Tensor], Tensor]) -> None:
         """Take what the tasks have seen into the statistics of observations, where these are normalised."""
-        drawn = unwrapped(tasks)
-        if isinstance(self.policy, NormalizedPolicy) and isinstance(drawn, RLTasks) and drawn.seen is not None:
+        drawn = unwrap(tasks)
+        if isinstance(self.policy, NormalizedPolicy) and isinstance(drawn, RLTaskBatch) and drawn.seen is not None:
             self.policy.learn(sum_everywhere(drawn.seen))
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -272,25 +272,25 @@ class ReinforcementLearning(Settled):
         sizes = f"{argument} x episodes x horizon = {num_tasks} x {self.episodes} x {horizon}"
         check_fits(sizes, num_tasks * self.episodes * steps * numbers, bytes_each=1)
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> "RLTasks":
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> "RLTaskBatch":
         """`num_tasks` tasks of the distribution."""
         check_type("rng", rng, np.random.Generator, "a numpy.random.Generator")
         return self.tasks(self.distribution.sample(check_int("num_tasks", num_tasks), rng), rng)
 
-    def tasks(self, task: Task, rng: np.random.Generator) -> "RLTasks":
+    def tasks(self, task: TaskParams, rng: np.random.Generator) -> "RLTaskBatch":
         """The given tasks, every array `[T, ...]`; `rng` seeds their randomness."""
         if isinstance(self.policy, NormalizedPolicy) != self.normalize_observations:
             raise ValueError("normalize_observations cannot change later: make another source with dataclasses.replace")
         if self.actions != self.actor.actions:
             self.actor = self._make_actor()
         number = len(next(iter(task.values())))
-        return RLTasks(self, task, Streams(int(rng.integers(2**63)), number, self.device))
+        return RLTaskBatch(self, task, Streams(int(rng.integers(2**63)), number, self.device))
 
 
-class RLTasks:
+class RLTaskBatch:
     """A batch of reinforcement-learning tasks: T x E environments and a stream of random numbers for each task."""
 
-    def __init__(self, source: ReinforcementLearning, task: Task, streams: Streams) -> None:
+    def __init__(self, source: ReinforcementLearning, task: TaskParams, streams: Streams) -> None:
         self.num_tasks = len(next(iter(task.values())))
         self.task = task
         self.execution = source._execution
@@ -309,15 +309,15 @@ class RLTasks:
 
     @property
     def execution_key(self) -> tuple[Any, ...]:
-        """What the losses and scores read (see `metarl.execution.frozen`): not the data."""
+        """What the losses and scores read (see `metarl.engine.frozen`): not the data."""
         source = self._source
         policy = source.policy.network if isinstance(source.policy, NormalizedPolicy) else source.policy
         return policy, source.actor.distribution, source.surrogate_loss, source.distribution.horizon
 
-    def shard(self, first: int, last: int) -> "RLTasks":
+    def shard(self, first: int, last: int) -> "RLTaskBatch":
         """Tasks `first` to `last` - 1, which draw what they would have drawn as part of the whole, from the start."""
         task = {name: value[first:last] for name, value in self.task.items()}
-        return RLTasks(self._source, task, self._streams.shard(first, last))
+        return RLTaskBatch(self._source, task, self._streams.shard(first, last))
 
     def rollout(self, params: Params) -> Rollout:
         """One episode in every environment at stacked `params`."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from metarl import tree
-from metarl.functional import call
-from metarl.networks import check_network
+from metarl.functional_call import call
+from metarl.network_check import check_network
 from metarl.rl.distributions import DistParams
 from metarl.tree import float_leaf
 from metarl.types import Params
@@ -37,8 +37,8 @@ def check_policy(policy: nn.Module, observation_space: spaces.Space[Any], action
     """Whether `policy` can be meta-trained on these spaces.
 
     Raises:
-        ValueError: naming the layer that cannot be batched over tasks (see `metarl.networks`), or outputs that are not
-            the parameters of an action distribution.
+        ValueError: naming the layer that cannot be batched over tasks (see `metarl.network_check`), or outputs that
+            are not the parameters of an action distribution.
     """
     obs = probe_observations(policy, observation_space)
     outputs = check_network("policy", policy, obs, f"observations {list(obs.shape)}", rows_apart=True)
@@ -76,7 +76,7 @@ def stacked_forward(policy: nn.Module, params: Params, shared: Params, obs: Tens
         return output
 
     # One product over the rows of all tasks would round otherwise for another number of tasks.
-    everything = {**tree.stack(shared, len(obs)), **params}
+    everything = {**tree.broadcast(shared, len(obs)), **params}
     outputs: DistParams = vmap(one)(everything, obs)
     return outputs
 

@@ -8,7 +8,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from metarl.execution.threads import one_torch_thread
+from metarl.engine.threads import one_torch_thread
 from metarl.rl.actions import clipper
 from metarl.rl.advantages import Episodes
 from metarl.rl.distributions import ActionDistribution, DistParams

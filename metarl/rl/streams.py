@@ -14,7 +14,7 @@ from torch import Tensor
 MOST_STREAMS = 1024
 """A batch of more tasks has several in a row share a stream: starting one takes longer than drawing little from it."""
 
-Draw: TypeAlias = Callable[[int, torch.Generator], Tensor]
+DrawNumbers: TypeAlias = Callable[[int, torch.Generator], Tensor]
 """`draw(n, generator)`: random numbers of n tasks, `[n, ...]`."""
 
 
@@ -44,7 +44,7 @@ class Streams:
         """The streams of tasks `first` to `last` - 1, counted from the first of these, as they were at the start."""
         return type(self)(self._seed, self._num_tasks, self._device, self.first + first, self.first + last)
 
-    def draw(self, draw: Draw) -> Tensor:
+    def draw(self, draw: DrawNumbers) -> Tensor:
         """Numbers of every task, `[last - first, ...]`."""
         sizes = [min(self._block, self._num_tasks - block * self._block) for block in self._blocks]
         parts = [draw(size, generator) for size, generator in zip(sizes, self._generators, strict=True)]

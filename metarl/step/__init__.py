@@ -1,11 +1,9 @@
 """Outer steps: how a meta-gradient moves the parameters."""
 
-from metarl.step.adaptive import AdaptiveStep
 from metarl.step.mean_grad import MeanGrad, averaged
 from metarl.step.optimizer import OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, Update
 
 __all__ = [
-    "AdaptiveStep",
     "MeanGrad",
     "OptimizerFactory",
     "OptimizerStep",

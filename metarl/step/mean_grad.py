@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarl import tree
-from metarl.distributed import ALONE, Share
+from metarl.processes import ALONE, Share
 from metarl.types import MetaGrad, Params
 
 
@@ -34,4 +34,4 @@ def averaged(meta_grad: MetaGrad, share: Share | None = None) -> MeanGrad:
 
 def _squared_gaps(stacked: Params, mean: Params) -> Tensor:
     """How far each task's meta-gradient is from the mean, squared, `[t]`."""
-    return (tree.flatten(stacked) - tree.flatten(tree.stack(mean, 1))).square().sum(1)
+    return (tree.flatten(stacked) - tree.flatten(tree.broadcast(mean, 1))).square().sum(1)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 
 from metarl import tree
+from metarl.checkpoint.structure import Where, check_count, check_keys, check_like, name_of, skeleton
 from metarl.errors import StateError, check_real
 from metarl.schedules import as_data
 from metarl.step.mean_grad import MeanGrad
-from metarl.structure import Where, check_count, check_keys, check_like, name_of, skeleton
-from metarl.types import Params, Tasks
+from metarl.types import Params, TaskBatch
 
 OptimizerFactory: TypeAlias = Callable[..., torch.optim.Optimizer]
 """`(leaves, lr=...) -> optimiser`: a class of `torch.optim`, or a `functools.partial` of one."""
@@ -31,7 +31,7 @@ class Stepped(NamedTuple):
     info: Mapping[str, float] = MappingProxyType({})  # what is worth logging of the step itself
 
 
-Update: TypeAlias = Callable[[Params, Tasks], MeanGrad]
+Update: TypeAlias = Callable[[Params, TaskBatch], MeanGrad]
 """From parameters and tasks to the meta-gradient there: an `OuterUpdate` averaged over all tasks."""
 
 
@@ -39,10 +39,10 @@ class OuterStep(Protocol):
     """How a meta-gradient moves w. `update` may be called at several points, on the same or on replayed draws.
 
     With several processes, `tasks` are this one's and what `update` returns is everyone's. A step must be the same in
-    all of them: whatever else it looks at, it gathers from all (`metarl.oracles.share_of`).
+    all of them: whatever else it looks at, it gathers from all (`metarl.wrappers.share_of`).
     """
 
-    def __call__(self, params: Params, tasks: Tasks, update: Update) -> Stepped:
+    def __call__(self, params: Params, tasks: TaskBatch, update: Update) -> Stepped:
         """One outer step from `params`."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class OptimizerStep:
             raise ValueError(f"schedule must be a function of the number of finished iterations, got {schedule!r}")
         known = isinstance(optimizer, type) and getattr(torch.optim, optimizer.__name__, None) is optimizer
         self.optimizer_name = optimizer.__name__ if known else None  # what a checkpoint can hold
-        self._leaves = tree.detached(params)
+        self._leaves = tree.detach(params)
         options = {"fused": True} if known and "fused" in inspect.signature(optimizer).parameters else {}
         make = functools.partial(optimizer, lr=self.learning_rate, **options)
         self._structures = _try(optimizer, make, params)
@@ -97,7 +97,7 @@ class OptimizerStep:
             "schedule": as_data(self.schedule),
         }
 
-    def __call__(self, params: Params, tasks: Tasks, update: Update) -> Stepped:
+    def __call__(self, params: Params, tasks: TaskBatch, update: Update) -> Stepped:
         """Take the meta-gradient at `params` and step."""
         meta_grad = update(params, tasks)
         learning_rate = self._learning_rate()
@@ -110,7 +110,7 @@ class OptimizerStep:
             torch.nn.utils.clip_grad_norm_(list(self._leaves.values()), self.max_grad_norm)
         self._optimizer.step()
         self.steps += 1
-        return Stepped(tree.detached(self._leaves), meta_grad, {"learning_rate": learning_rate})
+        return Stepped(tree.detach(self._leaves), meta_grad, {"learning_rate": learning_rate})
 
     def _learning_rate(self) -> float:
         """Of the next step."""
@@ -176,7 +176,7 @@ def _try(optimizer: OptimizerFactory, make: OptimizerFactory, params: Params) ->
         ValueError: naming the optimiser and why it cannot take an outer step.
     """
     name = getattr(optimizer, "__name__", repr(optimizer))
-    leaves = list(tree.detached(params).values())
+    leaves = list(tree.detach(params).values())
     for leaf in leaves:
         leaf.grad = torch.zeros_like(leaf)
     try:

@@ -1,5 +1,11 @@
 """The supervised setting: fixed data sets, where the theory can be checked, and their resampling versions."""
 
-from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTasks, ResamplingTasks, SupervisedTasks
+from metarl.supervised.oracle import (
+    BatchSizes,
+    FiniteSumSource,
+    FiniteSumTaskBatch,
+    ResamplingTaskBatch,
+    SupervisedTaskBatch,
+)
 
-__all__ = ["BatchSizes", "FiniteSumSource", "FiniteSumTasks", "ResamplingTasks", "SupervisedTasks"]
+__all__ = ["BatchSizes", "FiniteSumSource", "FiniteSumTaskBatch", "ResamplingTaskBatch", "SupervisedTaskBatch"]

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from metarl.devices import pick_device
+from metarl.engine import Execution
 from metarl.errors import check_choice, check_int
-from metarl.execution import Execution
-from metarl.functional import call
-from metarl.generators import torch_generator
-from metarl.networks import check_network, check_second_derivatives
-from metarl.settled import Settled
+from metarl.functional_call import call
+from metarl.network_check import check_network, check_second_derivatives
+from metarl.random import torch_generator
+from metarl.settings import FixedSettings
 from metarl.supervised.class_sets import ClassSet, as_floats
-from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks
-from metarl.tree import detached, float_leaf
+from metarl.supervised.oracle import FiniteSumTaskBatch, ResamplingTaskBatch
+from metarl.tree import detach, float_leaf
 from metarl.types import Batch, Params, Role
 
 Setting: TypeAlias = Literal["finite_sum", "resampling"]
 
 
 @dataclass
-class FewShot(Settled):
+class FewShot(FixedSettings):
     """Where few-shot tasks come from: classes with their images, and the network that tells them apart.
 
     `dataclasses.replace(source, classes=...)` gives the same tasks of other classes, such as the test classes.
@@ -42,7 +42,7 @@ class FewShot(Settled):
         setting: `finite_sum` draws S_i and T_i once for each task and never again, which is the published protocol.
             `resampling` draws fresh images of the task's classes every time, as the theory of resampling has it; N
             inner steps then look at N K images of a class, so its accuracies are not K-shot ones.
-        execution: how derivatives are computed (see `metarl.execution`): `Execution(trace=True)` is the fastest, and
+        execution: how derivatives are computed (see `metarl.engine`): `Execution(trace=True)` is the fastest, and
             takes as many tasks at a time as fit the cache or the memory.
         device: where parameters and images of a batch live.
 
@@ -89,9 +89,9 @@ class FewShot(Settled):
 
     def initial_params(self) -> Params:
         """The network's own parameters."""
-        return detached(dict(self.network.named_parameters()))
+        return detach(dict(self.network.named_parameters()))
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> FiniteSumTasks | ResamplingTasks:
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> FiniteSumTaskBatch | ResamplingTaskBatch:
         """`num_tasks` tasks; the classes of one are all different."""
         generator = torch_generator(rng)
         total = len(self.classes)
@@ -99,12 +99,12 @@ class FewShot(Settled):
         if self.setting == "finite_sum":
             images = self._draw(chosen, self.shots + self.queries, generator)
             support, query = self._batch(images[:, :, : self.shots]), self._batch(images[:, :, self.shots :])
-            return FiniteSumTasks(self.loss, support, query, self.score, execution=self._execution)
+            return FiniteSumTaskBatch(self.loss, support, query, self.score, execution=self._execution)
 
         def sampler(role: Role, generator: torch.Generator) -> Batch:
             return self._batch(self._draw(chosen, self.queries if role == "outer" else self.shots, generator))
 
-        return ResamplingTasks(self.loss, num_tasks, sampler, generator, self.score, execution=self._execution)
+        return ResamplingTaskBatch(self.loss, num_tasks, sampler, generator, self.score, execution=self._execution)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The mean cross-entropy of one task."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarl.errors import check_choice, check_int, check_type
-from metarl.generators import DrawingFrom
+from metarl.random import DrawingFrom
 
 Downsampling: TypeAlias = Literal["pool", "stride"]
 """How a block halves the image: 2 x 2 max-pooling, or a convolution with stride 2."""

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from metarl.derivatives import one_number
+from metarl.engine import Execution
 from metarl.errors import check_callable, check_has, check_int, check_tensors, check_type
-from metarl.execution import Execution
-from metarl.generators import torch_generator
-from metarl.oracles import Part
-from metarl.tree import detached
+from metarl.random import torch_generator
+from metarl.tree import detach
 from metarl.types import Batch, Loss, Params, Role
+from metarl.wrappers import TaskSlice
 
 
 class BatchSizes(NamedTuple):
@@ -28,13 +28,13 @@ class BatchSizes(NamedTuple):
     hessian: int | None = None
 
 
-class SupervisedTasks:
+class SupervisedTaskBatch:
     """What both settings share: a loss, a score, and data that do not depend on the parameters.
 
     Args:
         loss: the loss of one task, `(params, batch) -> scalar`: a mean over the data points.
         score: what people plot, for one task; `None` takes minus the loss.
-        execution: how derivatives are computed (see `metarl.execution`).
+        execution: how derivatives are computed (see `metarl.engine`).
     """
 
     def __init__(self, loss: Loss, score: Loss | None = None, execution: Execution | None = None) -> None:
@@ -47,7 +47,7 @@ class SupervisedTasks:
 
     @property
     def execution_key(self) -> tuple[Loss, Loss | None]:
-        """What the losses and scores read (see `metarl.execution.frozen`): not the data."""
+        """What the losses and scores read (see `metarl.engine.frozen`): not the data."""
         return self.loss, self._score
 
     def score(self, params: Params, batch: Batch) -> Tensor:
@@ -76,7 +76,7 @@ class SupervisedTasks:
         return {"samples": len(leaves[0]) * _points(leaves, 1)}
 
 
-class FiniteSumTasks(SupervisedTasks):
+class FiniteSumTaskBatch(SupervisedTaskBatch):
     """Tasks whose data never changes: inner and Hessian draws come from the support set, outer ones from the query set.
 
     Args:
@@ -86,7 +86,7 @@ class FiniteSumTasks(SupervisedTasks):
         score: what people plot, for one task; `None` takes minus the loss.
         batch_sizes: how many points a draw takes, without replacement; every draw is independent of all others.
         generator: of minibatches.
-        execution: how derivatives are computed (see `metarl.execution`).
+        execution: how derivatives are computed (see `metarl.engine`).
 
     Raises:
         ValueError: for data of different numbers of tasks or points, for batch sizes larger than the sets, and for
@@ -127,22 +127,22 @@ class FiniteSumTasks(SupervisedTasks):
         data, size = self._set(role), getattr(self.batch_sizes, role)
         return data if size is None else self._subset(data, size)
 
-    def shard(self, first: int, last: int) -> Part:
+    def shard(self, first: int, last: int) -> TaskSlice:
         """The tasks `first` ... `last` - 1; minibatches are drawn for all tasks, so that they are the same ones."""
-        return Part(self, first, last)
+        return TaskSlice(self, first, last)
 
-    def subset(self, rows: Tensor, generator: torch.Generator | None = None) -> "FiniteSumTasks":
+    def subset(self, rows: Tensor, generator: torch.Generator | None = None) -> "FiniteSumTaskBatch":
         """Some of the tasks, by their numbers."""
         support = _rows(self.support, rows)
         query = support if self.query is self.support else _rows(self.query, rows)
         return self._with(support, query, generator)
 
-    def seeded(self, generator: torch.Generator) -> "FiniteSumTasks":
+    def seeded(self, generator: torch.Generator) -> "FiniteSumTaskBatch":
         """The same tasks with another generator of minibatches."""
         return self._with(self.support, self.query, generator)
 
-    def _with(self, support: Batch, query: Batch, generator: torch.Generator | None) -> "FiniteSumTasks":
-        return FiniteSumTasks(
+    def _with(self, support: Batch, query: Batch, generator: torch.Generator | None) -> "FiniteSumTaskBatch":
+        return FiniteSumTaskBatch(
             self.loss,
             support,
             query,
@@ -170,7 +170,7 @@ class Sampler(Protocol):
         """Stacked data `[T, n, ...]` for one draw."""
 
 
-class ResamplingTasks(SupervisedTasks):
+class ResamplingTaskBatch(SupervisedTaskBatch):
     """Tasks that are distributions of data points: every draw is new, as in reinforcement learning.
 
     Args:
@@ -179,7 +179,7 @@ class ResamplingTasks(SupervisedTasks):
         sampler: makes the data of a draw.
         generator: of everything `sampler` draws.
         score: what people plot, for one task; `None` takes minus the loss.
-        execution: how derivatives are computed (see `metarl.execution`).
+        execution: how derivatives are computed (see `metarl.engine`).
     """
 
     def __init__(
@@ -200,9 +200,9 @@ class ResamplingTasks(SupervisedTasks):
         """Fresh data, whatever the role."""
         return self._sampler(role, self._generator)
 
-    def shard(self, first: int, last: int) -> Part:
+    def shard(self, first: int, last: int) -> TaskSlice:
         """The tasks `first` ... `last` - 1; data are drawn for all tasks, so that they are the same ones."""
-        return Part(self, first, last)
+        return TaskSlice(self, first, last)
 
 
 class FiniteSumSource:
@@ -214,8 +214,8 @@ class FiniteSumSource:
         score_name: what the tasks' score is called in logs.
     """
 
-    def __init__(self, tasks: FiniteSumTasks, params: Params, score_name: str = "minus_loss") -> None:
-        check_has("tasks", tasks, ("subset", "num_tasks"), "the FiniteSumTasks to draw from")
+    def __init__(self, tasks: FiniteSumTaskBatch, params: Params, score_name: str = "minus_loss") -> None:
+        check_has("tasks", tasks, ("subset", "num_tasks"), "the FiniteSumTaskBatch to draw from")
         check_tensors("params", params)
         self.tasks = tasks
         self.score_name = score_name
@@ -223,9 +223,9 @@ class FiniteSumSource:
 
     def initial_params(self) -> Params:
         """A copy of the parameters given at construction."""
-        return detached(self._params)
+        return detach(self._params)
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> FiniteSumTasks:
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> FiniteSumTaskBatch:
         """`num_tasks` of the tasks.
 
         Raises:

@@ -16,22 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from metarl.devices import pick_device
+from metarl.engine import Execution
 from metarl.errors import check_choice, check_int
-from metarl.execution import Execution
-from metarl.functional import call
-from metarl.generators import torch_generator
-from metarl.networks import check_network, check_second_derivatives
-from metarl.settled import Settled
+from metarl.functional_call import call
+from metarl.network_check import check_network, check_second_derivatives
+from metarl.random import torch_generator
+from metarl.settings import FixedSettings
 from metarl.supervised.networks import mlp
-from metarl.supervised.oracle import FiniteSumTasks, ResamplingTasks
-from metarl.tree import detached, float_leaf
+from metarl.supervised.oracle import FiniteSumTaskBatch, ResamplingTaskBatch
+from metarl.tree import detach, float_leaf
 from metarl.types import Batch, Params, Role
 
 AMPLITUDES, PHASES, INPUTS = (0.1, 5.0), (0.0, math.pi), (-5.0, 5.0)
 
 
 @dataclass
-class Sinusoids(Settled):
+class Sinusoids(FixedSettings):
     """Where sinusoid tasks come from: new tasks at every `sample`.
 
     Args:
@@ -75,9 +75,9 @@ class Sinusoids(Settled):
     def initial_params(self) -> Params:
         """The network's own."""
         assert self.network is not None
-        return detached(dict(self.network.named_parameters()))
+        return detach(dict(self.network.named_parameters()))
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> "FiniteSumTasks | ResamplingTasks":
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> "FiniteSumTaskBatch | ResamplingTaskBatch":
         """`num_tasks` new sinusoids."""
         check_int("num_tasks", num_tasks)
         amplitude, phase = (rng.uniform(*bounds, (num_tasks, 1)) for bounds in (AMPLITUDES, PHASES))
@@ -85,7 +85,7 @@ class Sinusoids(Settled):
 
     def tasks(
         self, amplitude: npt.ArrayLike, phase: npt.ArrayLike, rng: np.random.Generator
-    ) -> "FiniteSumTasks | ResamplingTasks":
+    ) -> "FiniteSumTaskBatch | ResamplingTaskBatch":
         """The sinusoids with the given amplitudes and phases, each `[T, 1]`; `rng` draws their points.
 
         Raises:
@@ -106,9 +106,9 @@ class Sinusoids(Settled):
             return {"x": x[..., None], "y": a * torch.sin(x + b)}
 
         if self.setting == "resampling":
-            return ResamplingTasks(self.loss, len(a), sampler, generator, execution=self.execution)
+            return ResamplingTaskBatch(self.loss, len(a), sampler, generator, execution=self.execution)
         support, query = (sampler(role, generator) for role in ("inner", "outer"))
-        return FiniteSumTasks(self.loss, support, query, execution=self.execution)
+        return FiniteSumTaskBatch(self.loss, support, query, execution=self.execution)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The mean squared error of one task."""

@@ -24,8 +24,8 @@ from torch.func import vmap
 from metarl import tree
 from metarl.derivatives import gradients, hessian_vector_products
 from metarl.errors import check_int, check_real
-from metarl.generators import torch_generator
-from metarl.types import Batch, Params, Tasks, TaskSource
+from metarl.random import torch_generator
+from metarl.types import Batch, Params, TaskBatch, TaskSource
 
 
 class Constants(NamedTuple):
@@ -50,7 +50,7 @@ class Estimation(NamedTuple):
 
 def estimate(
     params: Params,
-    tasks: Tasks,
+    tasks: TaskBatch,
     generator: torch.Generator,
     estimation: Estimation = Estimation(),  # noqa: B008 (an immutable value)
 ) -> Constants:
@@ -62,7 +62,7 @@ def estimate(
         ValueError: for settings that cannot work; naming them.
     """
     _check(estimation)
-    w = tree.stack(params, tasks.num_tasks)
+    w = tree.broadcast(params, tasks.num_tasks)
     batches = [tasks.draw(w, "hessian") for _ in range(estimation.draws)]
     samples = per_sample(tasks, batches[0], estimation.population)
     noise, sigma = _gradient_deviations(tasks, w, batches)
@@ -85,9 +85,9 @@ def estimate_source(
     """The constants of `num_tasks` tasks of `source`, at `params` or where training starts.
 
     Example:
-        >>> from metarl.supervised import FiniteSumSource, FiniteSumTasks
+        >>> from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
         >>> data = {"a": torch.tensor([1.0, 3.0]), "c": torch.tensor([0.0, 1.0])}
-        >>> tasks = FiniteSumTasks(lambda w, b: b["a"] * (w["x"] - b["c"]) ** 2 / 2, data)
+        >>> tasks = FiniteSumTaskBatch(lambda w, b: b["a"] * (w["x"] - b["c"]) ** 2 / 2, data)
         >>> source = FiniteSumSource(tasks, {"x": torch.tensor(2.0)})
         >>> estimate_source(source, 2, np.random.default_rng(0))  # gradients 2 and 3
         Constants(L=3.0, rho=0.0, sigma=0.5, sample_sigma=0.0, hessian_sigma=0.0)
@@ -97,9 +97,9 @@ def estimate_source(
     return estimate(params, tasks, torch_generator(rng), estimation)
 
 
-def estimate_smoothness(params: Params, tasks: Tasks, generator: torch.Generator, iterations: int = 20) -> Tensor:
+def estimate_smoothness(params: Params, tasks: TaskBatch, generator: torch.Generator, iterations: int = 20) -> Tensor:
     """Every task's greatest absolute eigenvalue of the Hessian at `params` (not stacked), `[T]`; L is the greatest."""
-    w = tree.stack(params, tasks.num_tasks)
+    w = tree.broadcast(params, tasks.num_tasks)
     return _smoothness(tasks, w, tasks.draw(w, "hessian"), generator, check_int("iterations", iterations))
 
 
@@ -120,7 +120,7 @@ def operator_norms(
     return vmap(tree.norm)(v)
 
 
-def per_sample(tasks: Tasks, batch: Batch, population: int | None = None) -> float:
+def per_sample(tasks: TaskBatch, batch: Batch, population: int | None = None) -> float:
     """By what the variance between draws like `batch` is to be multiplied to give the variance of one sample.
 
     That is n, the samples per task and draw. Without replacement from M points draws vary less, and it is
@@ -137,12 +137,12 @@ def per_sample(tasks: Tasks, batch: Batch, population: int | None = None) -> flo
     return n * (population - 1) / (population - n)
 
 
-def _smoothness(tasks: Tasks, w: Params, batch: Batch, generator: torch.Generator, iterations: int) -> Tensor:
+def _smoothness(tasks: TaskBatch, w: Params, batch: Batch, generator: torch.Generator, iterations: int) -> Tensor:
     return operator_norms(lambda v: hessian_vector_products(tasks, w, batch, v), w, generator, iterations)
 
 
 def _hessian_lipschitz(
-    tasks: Tasks, w: Params, batch: Batch, generator: torch.Generator, estimation: Estimation
+    tasks: TaskBatch, w: Params, batch: Batch, generator: torch.Generator, estimation: Estimation
 ) -> Tensor:
     """`[T]`: the greatest `|H(a) - H(b)| / |a - b|` of the pairs, both Hessians on the same batch."""
 
@@ -158,7 +158,7 @@ def _hessian_lipschitz(
     return torch.stack([of_a_pair() for _ in range(estimation.pairs)]).amax(0)
 
 
-def _gradient_deviations(tasks: Tasks, w: Params, batches: list[Batch]) -> tuple[float, float]:
+def _gradient_deviations(tasks: TaskBatch, w: Params, batches: list[Batch]) -> tuple[float, float]:
     """The standard deviation of one draw's gradient, and that of the tasks' gradients around their mean.
 
     The tasks' mean gradients over R draws are noisy themselves, which adds `(1 - 1/T) noise^2 / R` to their variance.
@@ -172,7 +172,7 @@ def _gradient_deviations(tasks: Tasks, w: Params, batches: list[Batch]) -> tuple
     return float(noise.sqrt()), float(debiased.clamp(min=0).sqrt())
 
 
-def _hessian_deviation(tasks: Tasks, w: Params, batches: list[Batch], generator: torch.Generator) -> float:
+def _hessian_deviation(tasks: TaskBatch, w: Params, batches: list[Batch], generator: torch.Generator) -> float:
     """The standard deviation of one draw's Hessian in Frobenius norm: `E |M v|^2 = |M|_F^2` for a normal v."""
     squares = []
     for one, other in itertools.pairwise(batches):

@@ -10,7 +10,7 @@ import warnings
 from typing import NamedTuple
 
 from metarl.errors import check_choice, check_int, check_real
-from metarl.theory.inner_step import TheoryWarning, warn_if_too_large
+from metarl.theory.inner_lr import TheoryWarning, warn_if_too_large
 
 NUMERATOR = {"maml": 1 / 12, "fo_maml": 1 / 18, "hf_maml": 1 / 25}
 """Fallah et al.'s c of beta = c / L~(w)."""

@@ -16,7 +16,7 @@ from torch.distributions import Categorical, Independent, Normal
 from torch.func import functional_call, grad, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from agents import PolicyModule, make_policy
+from metarl.agents import PolicyModule, make_policy
 
 T, B = 3, 5  # tasks, observations
 VECTOR, IMAGE = Box(-1.0, 1.0, (4,)), Box(0, 255, (1, 8, 8), np.uint8)

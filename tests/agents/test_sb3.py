@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from torch.func import functional_call
 
-from agents import PolicyModule, from_sb3, make_policy, to_sb3
+from metarl.agents import PolicyModule, from_sb3, make_policy, to_sb3
 
 SMALL = {"net_arch": [8, 8]}
 PPO_KWARGS: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "device": "cpu", "seed": 0}

@@ -1,4 +1,4 @@
-"""What every registered task distribution must do; a new one is a new row in `envs.ENVS` and in `ROWS`."""
+"""What every registered task distribution must do; a new one is a new row in `metarl.envs.ENVS` and in `ROWS`."""
 
 import pickle
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 from matplotlib.figure import Figure
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from envs import ENVS, MUJOCO, EnvTasks, make_distribution
+from metarl.envs import ENVS, MUJOCO, EnvDistribution, make_distribution
 from metarl.types import TaskDistribution
 
 mpl.use("Agg")
@@ -103,13 +103,13 @@ class Together:
         return x.cpu().numpy() if isinstance(x, torch.Tensor) else x
 
 
-def vec(name: str, horizon: int = HORIZON, device: str = "cpu") -> tuple[EnvTasks, Together]:
+def vec(name: str, horizon: int = HORIZON, device: str = "cpu") -> tuple[EnvDistribution, Together]:
     tasks = make_distribution(name, horizon=horizon)
     env = tasks.make_vec(tasks.sample(T, np.random.default_rng(0)), E, device)
     return tasks, Together(env, ROWS[name].speaks, device)
 
 
-def one_task(tasks: EnvTasks) -> dict[str, Any]:
+def one_task(tasks: EnvDistribution) -> dict[str, Any]:
     return {key: value[0] for key, value in tasks.sample(T, np.random.default_rng(0)).items()}
 
 

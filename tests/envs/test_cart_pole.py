@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 
-from envs.cart_pole import CartPoleGoal, CartPoleTasks
-from envs.gym_tasks import GymTasks
-from envs.rendering import DARK, GOAL
+from metarl.envs.cart_pole import CartPole, CartPoleGoal
+from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.rendering import DARK, GOAL
 
 DEFAULT = {"length": 0.5, "masspole": 0.1, "masscart": 1.0}
 OTHER = {"length": 1.25, "masspole": 0.4, "masscart": 0.75}
-BOTH = pytest.mark.parametrize("make", [CartPoleTasks, CartPoleGoal])
+BOTH = pytest.mark.parametrize("make", [CartPole, CartPoleGoal])
 
 
 @BOTH
@@ -23,7 +23,7 @@ def test_space_and_horizon(make: Any) -> None:
     ranges = {name: (float(box.low), float(box.high)) for name, box in tasks.space.items()}
     dynamics = {"length": (0.25, 1.5), "masspole": (0.05, 0.5), "masscart": (0.5, 2.0)}
     low, high = np.float32([0.25, 0.05, 0.5]), np.float32([1.5, 0.5, 2.0])
-    assert ranges.keys() == (dynamics.keys() if make is CartPoleTasks else {*dynamics, "goal"})
+    assert ranges.keys() == (dynamics.keys() if make is CartPole else {*dynamics, "goal"})
     np.testing.assert_array_equal([ranges[name] for name in dynamics], np.stack([low, high], 1))
     assert ranges.get("goal", (-1.0, 1.0)) == (-1.0, 1.0)
     assert (tasks.horizon, tasks.workers, make(horizon=7).horizon) == (200, 0, 7)
@@ -31,7 +31,7 @@ def test_space_and_horizon(make: Any) -> None:
         make(horizon=0)
 
 
-def with_goal(tasks: GymTasks, task: dict[str, float]) -> dict[str, float]:
+def with_goal(tasks: GymDistribution, task: dict[str, float]) -> dict[str, float]:
     return {**task, "goal": 0.0} if "goal" in tasks.space.spaces else task
 
 
@@ -45,7 +45,7 @@ def test_with_gymnasiums_parameters_it_is_gymnasiums_cart_pole(make: Any) -> Non
         expected = theirs.step(1)
         np.testing.assert_allclose(seen, expected[0], rtol=1e-6, atol=1e-7)  # 0.1 in float32 is not 0.1
         assert (terminated, truncated) == expected[2:4]
-        assert reward == (1.0 if make is CartPoleTasks else pytest.approx(1.0 - abs(seen[0]), abs=1e-6))
+        assert reward == (1.0 if make is CartPole else pytest.approx(1.0 - abs(seen[0]), abs=1e-6))
 
 
 @BOTH
@@ -106,7 +106,7 @@ def test_pictures(make: Any) -> None:
 
 def test_poles_fall_sooner_when_they_are_short() -> None:
     lengths = np.array([0.25, 0.5, 1.5])
-    vec = CartPoleTasks().make_vec({**{k: [v] * 3 for k, v in DEFAULT.items()}, "length": lengths}, 20)
+    vec = CartPole().make_vec({**{k: [v] * 3 for k, v in DEFAULT.items()}, "length": lengths}, 20)
     vec.reset(seed=0)
     steps = np.zeros(60)
     for _ in range(200):

@@ -11,10 +11,10 @@ import pytest
 from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import SyncVectorEnv
 
-from agents import make_policy
-from envs.gym_tasks import GymTasks
-from envs.vector import AUTORESET
 from metarl import MetaLearner
+from metarl.agents import make_policy
+from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.vector import AUTORESET
 from metarl.rl import ReinforcementLearning
 from metarl.types import TaskDistribution
 from tests.envs.toy_envs import LENGTH, Counted, set_length
@@ -62,7 +62,7 @@ def test_all_are_closed_when_something_fails(what: str, number: int, reused: boo
     tasks = None
     Counted.fail(what, number)
     try:
-        tasks = GymTasks(Counted, LENGTH, horizon=5, **arguments)
+        tasks = GymDistribution(Counted, LENGTH, horizon=5, **arguments)
         learner(tasks).learn(3)
         assert what == "nothing"
     except (OSError, ValueError) as error:
@@ -78,7 +78,7 @@ def test_all_are_closed_when_something_fails(what: str, number: int, reused: boo
 @pytest.mark.parametrize("reused", [True, False])
 def test_without_close_they_are_closed_when_nobody_holds_them(reused: bool) -> None:
     arguments = {"set_task": failing_set_task} if reused else {}
-    tasks = GymTasks(Counted, LENGTH, horizon=5, **arguments)
+    tasks = GymDistribution(Counted, LENGTH, horizon=5, **arguments)
     learner(tasks).learn(1)
     vec = tasks.make_vec({"length": [1]}, 2)
     del tasks, vec
@@ -87,7 +87,7 @@ def test_without_close_they_are_closed_when_nobody_holds_them(reused: bool) -> N
 
 
 def test_an_error_on_closing_does_not_keep_the_others_open() -> None:
-    tasks = GymTasks(Counted, LENGTH, horizon=5, set_task=failing_set_task)
+    tasks = GymDistribution(Counted, LENGTH, horizon=5, set_task=failing_set_task)
     vec = tasks.make_vec({"length": [1]}, 4)
     vec.reset(seed=0)
     Counted.fail("close", 2)
@@ -99,7 +99,7 @@ def test_an_error_on_closing_does_not_keep_the_others_open() -> None:
 
 
 def test_an_error_on_closing_does_not_hide_the_first_one() -> None:
-    tasks = GymTasks(Counted, LENGTH, horizon=5)
+    tasks = GymDistribution(Counted, LENGTH, horizon=5)
     vec = tasks.make_vec({"length": [1]}, 4)
     vec.reset(seed=0)
     Counted.fail("step", 3)
@@ -111,7 +111,7 @@ def test_an_error_on_closing_does_not_hide_the_first_one() -> None:
 
 
 def test_what_was_closed_cannot_be_stepped_and_others_take_its_place() -> None:
-    tasks = GymTasks(Counted, LENGTH, horizon=5, set_task=failing_set_task)
+    tasks = GymDistribution(Counted, LENGTH, horizon=5, set_task=failing_set_task)
     vec = tasks.make_vec({"length": [1]}, 2)
     vec.reset(seed=0)
     tasks.close()

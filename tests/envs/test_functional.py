@@ -11,8 +11,8 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from envs import FunctionalEnv, FunctionalTasks, Navigation, PointVelocity, TorchVectorEnv
-from envs.functional import Frame, TaskTensors, normal
+from metarl.envs import FunctionalDistribution, FunctionalEnv, Navigation, PointVelocity, TorchVectorEnv
+from metarl.envs.functional import Frame, TaskTensors, normal
 
 RNG = np.random.default_rng(0)
 
@@ -47,9 +47,9 @@ class NoisyWalk(FunctionalEnv):
         return np.zeros((2, 2, 3), dtype=np.uint8)
 
 
-def walks(slope: gymnasium.Space[Any] | None = None) -> FunctionalTasks:
+def walks(slope: gymnasium.Space[Any] | None = None) -> FunctionalDistribution:
     space = gymnasium.spaces.Dict({"slope": slope or Box(0.5, 2.0, (), np.float32)})
-    return FunctionalTasks(NoisyWalk(), space, horizon=10)
+    return FunctionalDistribution(NoisyWalk(), space, horizon=10)
 
 
 def episode(env: TorchVectorEnv, seed: int | None) -> Tensor:
@@ -125,7 +125,7 @@ def test_goals_outside_the_space_are_allowed() -> None:
 
 def test_defaults_of_a_distribution_without_more() -> None:
     tasks = walks()
-    with pytest.raises(ValueError, match="FunctionalTasks defines no shifted distribution"):
+    with pytest.raises(ValueError, match="FunctionalDistribution defines no shifted distribution"):
         tasks.shifted()
     ax = Figure().subplots()
     tasks.plot_task(ax, {"slope": np.asarray(0.25)})
@@ -204,7 +204,7 @@ def test_bad_tasks(task: Any, message: str) -> None:
 
 def test_leading_sizes_must_agree_and_integers_be_integers() -> None:
     space = gymnasium.spaces.Dict({"slope": Box(0.5, 2.0, (), np.float32), "kind": Discrete(2)})
-    tasks = FunctionalTasks(NoisyWalk(), space, horizon=10)
+    tasks = FunctionalDistribution(NoisyWalk(), space, horizon=10)
     assert tasks.make_vec({"slope": np.ones(3), "kind": np.ones(3, dtype=int)}, 2).num_envs == 6
     with pytest.raises(ValueError, match=r"one leading size T, got \{'kind': 2, 'slope': 3\}"):
         tasks.make_vec({"slope": np.ones(3), "kind": np.ones(2, dtype=int)}, 2)

@@ -10,10 +10,10 @@ from gymnasium.utils.env_checker import check_env
 from matplotlib.figure import Figure
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from agents import make_policy
-from envs.functional import FunctionalGymEnv
-from envs.grid_world import DOWN, LEFT, RIGHT, STAY, UP, GridWorld, GridWorldGymEnv
 from metarl import MetaLearner
+from metarl.agents import make_policy
+from metarl.envs.functional import FunctionalGymEnv
+from metarl.envs.grid_world import DOWN, LEFT, RIGHT, STAY, UP, GridWorld, GridWorldGymEnv
 from metarl.rl import ReinforcementLearning
 
 MOVES = {UP: (0, 1), DOWN: (0, -1), LEFT: (-1, 0), RIGHT: (1, 0), STAY: (0, 0)}

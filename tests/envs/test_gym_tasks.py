@@ -12,7 +12,7 @@ import torch
 from gymnasium.error import ClosedEnvironmentError, DependencyNotInstalled, ResetNeeded
 from gymnasium.spaces import Box, Dict, Discrete, Text
 
-from envs.gym_tasks import GymTasks
+from metarl.envs.gym_tasks import GymDistribution
 from metarl.types import TaskDistribution
 from tests.envs.toy_envs import (
     BREAK,
@@ -39,7 +39,7 @@ def instances() -> Iterator[list[Countdown]]:
     Countdown.instances.clear()
 
 
-def sampled(tasks: GymTasks) -> dict[str, Any]:
+def sampled(tasks: GymDistribution) -> dict[str, Any]:
     return tasks.sample(T, np.random.default_rng(0))
 
 
@@ -141,8 +141,8 @@ def test_terminated_on_the_last_step_is_not_truncated() -> None:
 @pytest.mark.parametrize("limit", [3, 8])
 @pytest.mark.parametrize("env", ["metarl-toys/Countdown-v0", "metarl-toys/Wrapped-v0", limited_countdown])
 def test_the_horizon_replaces_the_registered_one(env: Any, limit: int) -> None:
-    assert GymTasks(env, LENGTH).horizon == (4 if isinstance(env, str) else 2)
-    alone = GymTasks(env, LENGTH, horizon=limit).make({"length": 100})
+    assert GymDistribution(env, LENGTH).horizon == (4 if isinstance(env, str) else 2)
+    alone = GymDistribution(env, LENGTH, horizon=limit).make({"length": 100})
     alone.reset()
     ends = [alone.step(0)[3] for _ in range(limit)]
     assert ends == [False] * (limit - 1) + [True]
@@ -152,7 +152,7 @@ def test_the_horizon_replaces_the_registered_one(env: Any, limit: int) -> None:
 
 
 def test_the_module_of_an_id_is_imported() -> None:
-    assert GymTasks("tests.envs.toy_envs:metarl-toys/Countdown-v0", LENGTH).horizon == 4
+    assert GymDistribution("tests.envs.toy_envs:metarl-toys/Countdown-v0", LENGTH).horizon == 4
 
 
 def test_parameters_are_scalars_and_arrays_of_their_own() -> None:
@@ -162,7 +162,7 @@ def test_parameters_are_scalars_and_arrays_of_their_own() -> None:
         seen.append(task)
 
     space = Dict({"a": Box(0.0, 1.0, (), np.float32), "b": Discrete(3), "c": Box(0, 1, (2,), np.float32)})
-    tasks = GymTasks(Countdown, space, horizon=3, set_task=note, env_kwargs={"length": 7})
+    tasks = GymDistribution(Countdown, space, horizon=3, set_task=note, env_kwargs={"length": 7})
     seen.clear()
     given = np.array([[0.25, 0.75]], np.float32)
     tasks.make_vec({"a": [0.5], "b": [2], "c": given}, 2)
@@ -236,7 +236,7 @@ def test_no_seed_is_left_in_an_environment_that_is_used_again() -> None:
 
 
 def test_without_set_task_they_are_closed(instances: list[Countdown]) -> None:
-    tasks = GymTasks(Countdown, LENGTH, horizon=3)
+    tasks = GymDistribution(Countdown, LENGTH, horizon=3)
     assert [one.closed for one in instances] == [True]
     env = tasks.make_vec({"length": [1, 2]}, 1)
     assert [one.closed for one in instances] == [True, False, False]
@@ -336,22 +336,22 @@ CONSTRUCTOR: list[tuple[dict[str, Any], str]] = [
 def test_bad_constructor_arguments(arguments: dict[str, Any], message: str) -> None:
     good = {"env": Countdown, "space": LENGTH, "horizon": 3}
     with pytest.raises(ValueError, match=message):
-        GymTasks(**{**good, **arguments})
+        GymDistribution(**{**good, **arguments})
 
 
 def test_the_trial_is_closed_whatever_comes_of_it(instances: list[Countdown]) -> None:
     for arguments in ({"set_task": refuse}, {"horizon": 0}):
         with pytest.raises(ValueError, match=r"set_task|horizon"):
-            GymTasks(**{"env": Countdown, "space": LENGTH, "horizon": 3, **arguments})
+            GymDistribution(**{"env": Countdown, "space": LENGTH, "horizon": 3, **arguments})
     assert [one.closed for one in instances] == [True, True]
 
 
 def test_a_missing_dependency_is_its_own_error() -> None:
     with pytest.raises(DependencyNotInstalled, match="install more"):
-        GymTasks(needs_more, LENGTH, horizon=3)
+        GymDistribution(needs_more, LENGTH, horizon=3)
 
 
-CALLS: list[tuple[Callable[[GymTasks], Any], str]] = [
+CALLS: list[tuple[Callable[[GymDistribution], Any], str]] = [
     (lambda tasks: tasks.make({}), r"task must have the keys \['length'\]"),
     (lambda tasks: tasks.make({"length": [1]}), r"shape \(\), got \(1,\)"),
     (lambda tasks: tasks.make({"length": 1.5}), "numbers of type int64"),
@@ -370,14 +370,14 @@ CALLS: list[tuple[Callable[[GymTasks], Any], str]] = [
 ]
 
 
-def begun(tasks: GymTasks) -> Any:
+def begun(tasks: GymDistribution) -> Any:
     env = tasks.make_vec({"length": [1]}, 2)
     env.reset(seed=0)
     return env
 
 
 @pytest.mark.parametrize(("call", "message"), CALLS)
-def test_bad_calls(call: Callable[[GymTasks], Any], message: str) -> None:
+def test_bad_calls(call: Callable[[GymDistribution], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(countdown())
 
@@ -425,4 +425,4 @@ class NotGymnasium:
 )
 def test_the_old_gym_interface(env: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GymTasks(env, gymnasium.spaces.Dict({"g": Box(0.0, 1.0, ())}), horizon=3)
+        GymDistribution(env, gymnasium.spaces.Dict({"g": Box(0.0, 1.0, ())}), horizon=3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs import Navigation, NavigationRing
+from metarl.envs import Navigation, NavigationRing
 
 
 def step_once(goal: tuple[float, float], action: tuple[float, float], **kwargs: Any) -> list[Any]:

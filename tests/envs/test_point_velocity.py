@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from envs import PointVelocity
-from envs.point_velocity import PointVelocityEnv
+from metarl.envs import PointVelocity
+from metarl.envs.point_velocity import PointVelocityEnv
 
 NO_TASK = {"goal": torch.zeros(1)}
 

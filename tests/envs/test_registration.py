@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from envs import (
+from metarl.envs import (
     ENVS,
     MUJOCO,
     GaussianBandit,

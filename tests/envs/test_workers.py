@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import torch
 
-from agents import make_policy
-from envs.cart_pole import CartPoleTasks
-from envs.gym_tasks import GymTasks
-from envs.workers import WorkerError
 from metarl import MetaLearner
+from metarl.agents import make_policy
+from metarl.envs.cart_pole import CartPole
+from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.workers import WorkerError
 from metarl.rl import ReinforcementLearning
 from tests.envs.toy_envs import (
     BREAK,
@@ -46,7 +46,7 @@ gymnasium.register("metarl-toys/Pictures-v0", entry_point="tests.envs.toy_envs:P
 PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 
 
-def pids(tasks: GymTasks) -> list[int]:
+def pids(tasks: GymDistribution) -> list[int]:
     assert tasks._pool is not None
     return [worker.process.pid for worker in tasks._pool._workers]
 
@@ -87,16 +87,16 @@ def scripts() -> Iterator[dict[str, subprocess.Popen[str]]]:
 
 
 @pytest.fixture(scope="module")
-def cart_poles() -> Iterator[CartPoleTasks]:
-    with CartPoleTasks(horizon=20, workers=2) as tasks:
+def cart_poles() -> Iterator[CartPole]:
+    with CartPole(horizon=20, workers=2) as tasks:
         tasks.make_vec(tasks.sample(1, np.random.default_rng(0)), 1)
         found = pids(tasks)
         yield tasks
     assert not any(map(running, found))  # when close() returns they are gone
 
 
-def test_the_same_as_in_process(cart_poles: CartPoleTasks) -> None:
-    here, task = CartPoleTasks(horizon=20), cart_poles.sample(5, np.random.default_rng(0))
+def test_the_same_as_in_process(cart_poles: CartPole) -> None:
+    here, task = CartPole(horizon=20), cart_poles.sample(5, np.random.default_rng(0))
     vecs = [tasks.make_vec(task, 3) for tasks in (here, cart_poles)]
     other = cart_poles.make_vec(task, 2)  # at the same time, in the same workers
     other.reset(seed=9)
@@ -123,19 +123,19 @@ def test_the_same_as_in_process(cart_poles: CartPoleTasks) -> None:
     assert (ended > 0).all()
 
 
-def test_unseeded_environments_differ(cart_poles: CartPoleTasks) -> None:
+def test_unseeded_environments_differ(cart_poles: CartPole) -> None:
     task = cart_poles.sample(2, np.random.default_rng(0))
     starts = np.concatenate([cart_poles.make_vec(task, 2).reset()[0] for _ in range(2)])
     assert len(np.unique(starts, axis=0)) == 8
 
 
-def test_fewer_environments_than_workers(cart_poles: CartPoleTasks) -> None:
+def test_fewer_environments_than_workers(cart_poles: CartPole) -> None:
     task = cart_poles.sample(1, np.random.default_rng(0))
     start, _ = cart_poles.make_vec(task, 1).reset(seed=4)
-    np.testing.assert_array_equal(start, CartPoleTasks().make_vec(task, 1).reset(seed=4)[0])
+    np.testing.assert_array_equal(start, CartPole().make_vec(task, 1).reset(seed=4)[0])
 
 
-def test_bad_calls_do_no_harm(cart_poles: CartPoleTasks) -> None:
+def test_bad_calls_do_no_harm(cart_poles: CartPole) -> None:
     before, env = pids(cart_poles), cart_poles.make_vec(cart_poles.sample(2, np.random.default_rng(0)), 1)
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"actions must have shape \(2,\)"):
@@ -146,9 +146,9 @@ def test_bad_calls_do_no_harm(cart_poles: CartPoleTasks) -> None:
     assert pids(cart_poles) == before
 
 
-def test_training_is_the_same(cart_poles: CartPoleTasks) -> None:
+def test_training_is_the_same(cart_poles: CartPole) -> None:
     parameters = []
-    for tasks in (CartPoleTasks(horizon=20), cart_poles):
+    for tasks in (CartPole(horizon=20), cart_poles):
         torch.manual_seed(0)
         policy = make_policy(tasks.observation_space, tasks.action_space)
         learner = MetaLearner(ReinforcementLearning(tasks, policy, episodes=2), meta_batch_size=3, seed=0)
@@ -162,7 +162,7 @@ def test_training_is_the_same(cart_poles: CartPoleTasks) -> None:
 def test_pictures_of_an_environment_that_only_the_parent_has_registered() -> None:
     here = pictures()
     task = here.sample(3, np.random.default_rng(0))
-    with GymTasks("metarl-toys/Pictures-v0", here.space, horizon=30, workers=1) as there:
+    with GymDistribution("metarl-toys/Pictures-v0", here.space, horizon=30, workers=1) as there:
         vecs = [tasks.make_vec(task, 2) for tasks in (here, there)]
         a, b = (vec.reset(seed=5)[0] for vec in vecs)
         np.testing.assert_array_equal(a, b)
@@ -225,7 +225,7 @@ def test_failures_are_reported_and_others_take_their_place() -> None:
 
 def test_bad_answers_are_named_and_all_environments_are_closed(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    tasks = GymTasks(Logged, LENGTH, horizon=9, workers=2, env_kwargs={"log": str(log)})
+    tasks = GymDistribution(Logged, LENGTH, horizon=9, workers=2, env_kwargs={"log": str(log)})
     env = tasks.make_vec({"length": [3, 4]}, 3)
     other = tasks.make_vec({"length": [2]}, 2)
     env.reset(seed=0)
@@ -263,12 +263,12 @@ def test_what_cannot_be_sent_is_refused_before_anything_starts() -> None:
         "env_kwargs": {"length": (i for i in "a generator")},
     }.items():
         with pytest.raises(ValueError, match=f"^{name} must be picklable to be sent to workers.*top level of a module"):
-            GymTasks(**{**good, name: value})
-        assert GymTasks(**{**good, name: value, "workers": 0}).horizon == 3
+            GymDistribution(**{**good, name: value})
+        assert GymDistribution(**{**good, name: value, "workers": 0}).horizon == 3
     assert multiprocessing.active_children() == children
 
 
-def test_pickling_a_distribution_leaves_its_workers_behind(cart_poles: CartPoleTasks) -> None:
+def test_pickling_a_distribution_leaves_its_workers_behind(cart_poles: CartPole) -> None:
     cart_poles.make_vec(cart_poles.sample(1, np.random.default_rng(0)), 1)
     state = cart_poles.__getstate__()
     assert (state["workers"], state["_pool"]) == (2, None)

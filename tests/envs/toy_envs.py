@@ -11,8 +11,8 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from envs.cart_pole import CartPoleTasks
-from envs.gym_tasks import GymTasks
+from metarl.envs.cart_pole import CartPole
+from metarl.envs.gym_tasks import GymDistribution
 
 WORK, RAISE, EXIT, HANG = range(4)
 BREAK = 2
@@ -216,12 +216,12 @@ class Trouble(gymnasium.Env[Any, Any]):
         return np.int64(self.made), 1.0, False, False, {}
 
 
-def trouble(workers: int, timeout: float = 60.0) -> GymTasks:
-    return GymTasks(Trouble, LENGTH, horizon=50, set_task=set_length, workers=workers, timeout=timeout)
+def trouble(workers: int, timeout: float = 60.0) -> GymDistribution:
+    return GymDistribution(Trouble, LENGTH, horizon=50, set_task=set_length, workers=workers, timeout=timeout)
 
 
-def frozen_lake(**kwargs: Any) -> GymTasks:
-    return GymTasks("FrozenLake-v1", Dict({"is_slippery": Discrete(2)}), horizon=12, **kwargs)
+def frozen_lake(**kwargs: Any) -> GymDistribution:
+    return GymDistribution("FrozenLake-v1", Dict({"is_slippery": Discrete(2)}), horizon=12, **kwargs)
 
 
 def lake_with_a_hole(hole: np.ndarray, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -230,25 +230,27 @@ def lake_with_a_hole(hole: np.ndarray, render_mode: str | None = None) -> gymnas
     return gymnasium.make("FrozenLake-v1", desc=["".join(row) for row in rows], render_mode=render_mode)
 
 
-def lakes(**kwargs: Any) -> GymTasks:
-    return GymTasks(lake_with_a_hole, Dict({"hole": Box(np.array([1, 0]), np.array([2, 2]), dtype=np.int64)}), **kwargs)
+def lakes(**kwargs: Any) -> GymDistribution:
+    return GymDistribution(
+        lake_with_a_hole, Dict({"hole": Box(np.array([1, 0]), np.array([2, 2]), dtype=np.int64)}), **kwargs
+    )
 
 
-def pendulum(**kwargs: Any) -> GymTasks:
-    return GymTasks("Pendulum-v1", Dict({"g": Box(5.0, 15.0, (), np.float32)}), horizon=10, **kwargs)
+def pendulum(**kwargs: Any) -> GymDistribution:
+    return GymDistribution("Pendulum-v1", Dict({"g": Box(5.0, 15.0, (), np.float32)}), horizon=10, **kwargs)
 
 
-def countdown(**kwargs: Any) -> GymTasks:
-    return GymTasks(Countdown, LENGTH, horizon=3, set_task=set_length, **kwargs)
+def countdown(**kwargs: Any) -> GymDistribution:
+    return GymDistribution(Countdown, LENGTH, horizon=3, set_task=set_length, **kwargs)
 
 
-def pictures(**kwargs: Any) -> GymTasks:
+def pictures(**kwargs: Any) -> GymDistribution:
     space = Dict({"brightness": Box(0.5, 1.0, (), np.float32), "tint": Box(0, 40, (3,), np.int64)})
-    return GymTasks(Pictures, space, horizon=30, **kwargs)
+    return GymDistribution(Pictures, space, horizon=30, **kwargs)
 
 
-DISTRIBUTIONS: dict[str, Callable[..., GymTasks]] = {
-    "cart_pole": lambda **kwargs: CartPoleTasks(25, **kwargs),
+DISTRIBUTIONS: dict[str, Callable[..., GymDistribution]] = {
+    "cart_pole": lambda **kwargs: CartPole(25, **kwargs),
     "frozen_lake": frozen_lake,
     "lakes": lakes,
     "pendulum": pendulum,
@@ -257,7 +259,7 @@ DISTRIBUTIONS: dict[str, Callable[..., GymTasks]] = {
 }
 
 
-def random_actions(tasks: GymTasks, steps: int, num_envs: int) -> np.ndarray:
+def random_actions(tasks: GymDistribution, steps: int, num_envs: int) -> np.ndarray:
     """`[steps, N, ...]`, the same each time."""
     tasks.action_space.seed(0)
     return np.array([[tasks.action_space.sample() for _ in range(num_envs)] for _ in range(steps)])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import train
 from metarl.checkpoint import write_json
+from metarl.experiments import train
 from metarl.logging import RunLog
 from tests.experiments import runs
 

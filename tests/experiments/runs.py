@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-import experiments
 from metarl import checkpoint
 from tests.environment import with_root
 
-ROOT = Path(experiments.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = [
     *("--meta-batch-size", "2", "--episodes", "2", "--horizon", "5", "--hidden", "8"),
     *("--eval-every", "1", "--eval-tasks", "2", "--save-every", "1"),
@@ -35,7 +34,7 @@ class Outcome(NamedTuple):
 def call(script: str, *arguments: object) -> Outcome:
     """The script's `main`, in this process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    main = importlib.import_module(f"experiments.{script}").main
+    main = importlib.import_module(f"metarl.experiments.{script}").main
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main([str(argument) for argument in arguments])
@@ -46,7 +45,7 @@ def call(script: str, *arguments: object) -> Outcome:
 
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
     """The script in a process of its own."""
-    command = [sys.executable, "-m", f"experiments.{script}", *map(str, arguments)]
+    command = [sys.executable, "-m", f"metarl.experiments.{script}", *map(str, arguments)]
     environment = with_root(OMP_NUM_THREADS="1")
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment)

@@ -15,10 +15,11 @@ from typing import NamedTuple, get_type_hints
 import pytest
 import torch
 
-from experiments import benchmark, compare, train
-from experiments.config import TRAIN, TrainConfig
-from experiments.run import fresh
 from metarl.checkpoint import write_json
+from metarl.experiments import compare, train
+from metarl.experiments.common.config import TRAIN, TrainConfig
+from metarl.experiments.common.run import fresh
+from metarl.experiments.reports import benchmark
 from tests.experiments import runs
 
 WORDS = ("0", "-1", "1.5", "x", "nan")

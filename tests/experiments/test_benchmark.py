@@ -1,4 +1,4 @@
-"""`experiments.benchmark`: whether it runs, what it prints, and its count of what a method needs."""
+"""`metarl benchmark`: whether it runs, what it prints, and its count of what a method needs."""
 
 import dataclasses
 import json
@@ -14,21 +14,21 @@ from torch.func import grad, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments import benchmark
-from experiments.benchmark import workloads
-from experiments.benchmark.growth import series
-from experiments.benchmark.limits import Flops, Product, Tallied, TalliedSource, Tally, network_flops
-from experiments.benchmark.page import page
-from experiments.benchmark.profile import WATCHED
-from experiments.config import TrainConfig, build_source
 from metarl import MetaLearner
 from metarl.derivatives import gradients, hessian_vector_products
-from metarl.execution import Execution
-from metarl.functional import call
+from metarl.engine import Execution
+from metarl.experiments.common.config import TrainConfig, build_source
+from metarl.experiments.reports import benchmark
+from metarl.experiments.reports.benchmark import workloads
+from metarl.experiments.reports.benchmark.growth import series
+from metarl.experiments.reports.benchmark.limits import Flops, Product, Tallied, TalliedSource, Tally, network_flops
+from metarl.experiments.reports.benchmark.page import page
+from metarl.experiments.reports.benchmark.profile import WATCHED
+from metarl.functional_call import call
 from metarl.outer import OUTER
 from metarl.supervised.networks import conv4
-from metarl.supervised.oracle import FiniteSumTasks
-from metarl.tree import detached, stack
+from metarl.supervised.oracle import FiniteSumTaskBatch
+from metarl.tree import broadcast, detach
 from metarl.types import Batch, Params
 from tests.experiments import runs
 
@@ -168,7 +168,7 @@ class Smooth(nn.Sequential):
         super().__init__(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 8), nn.Tanh(), nn.Linear(8, 5))
 
 
-def counted(tasks: FiniteSumTasks, params: Params, data: Batch) -> tuple[float, float]:
+def counted(tasks: FiniteSumTaskBatch, params: Params, data: Batch) -> tuple[float, float]:
     """Operations of a gradient and of a Hessian-vector product as they are run, for one input."""
     with FlopCounterMode(display=False) as gradient:
         gradients(tasks, params, data)
@@ -178,15 +178,15 @@ def counted(tasks: FiniteSumTasks, params: Params, data: Batch) -> tuple[float, 
     return gradient.get_total_flops() / number, product.get_total_flops() / number
 
 
-def problem(network: nn.Module, *shape: int) -> tuple[FiniteSumTasks, Params, Batch]:
+def problem(network: nn.Module, *shape: int) -> tuple[FiniteSumTaskBatch, Params, Batch]:
     """Plain tasks, one after another: grouped convolutions the counter cannot count."""
 
     def loss(params: Params, batch: Batch) -> Tensor:
         return F.cross_entropy(call(network, params, batch["x"]), batch["y"])
 
     data = {"x": torch.rand(TASKS, POINTS, *shape), "y": torch.randint(5, (TASKS, POINTS))}
-    tasks = FiniteSumTasks(loss, data, execution=Execution(chunk_size=1))
-    return tasks, stack(detached(dict(network.named_parameters())), TASKS), data
+    tasks = FiniteSumTaskBatch(loss, data, execution=Execution(chunk_size=1))
+    return tasks, broadcast(detach(dict(network.named_parameters())), TASKS), data
 
 
 def test_linear_layers_take_what_the_formulas_say() -> None:
@@ -251,7 +251,7 @@ def test_a_tally_knows_the_sizes_of_sets() -> None:
     network, tally = Smooth(), Tally()
     tasks, params, support = problem(network, 3)
     query = {key: torch.cat([leaf, leaf], 1) for key, leaf in data.items()}
-    tallied = Tallied(FiniteSumTasks(tasks.loss, support, query), tally)
+    tallied = Tallied(FiniteSumTaskBatch(tasks.loss, support, query), tally)
     gradients(tallied, params, tallied.draw(params, "inner"))
     gradients(tallied, params, tallied.draw(params, "outer"))
     hessian_vector_products(tallied, params, tallied.draw(params, "hessian"), params)

@@ -1,4 +1,4 @@
-"""`experiments.certify`: every estimator has a row, wrong formulas fail, a broken certificate is exit code 1."""
+"""`metarl certify`: every estimator has a row, wrong formulas fail, a broken certificate is exit code 1."""
 
 import copy
 import json
@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import certify
-from experiments.certificates import problems
-from experiments.certificates.estimators import Setting, settings
-from experiments.certificates.judging import certificate, judged
-from experiments.certificates.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT, Exact, bandit, mdp
+from metarl.envs.exact.expected_update import Estimate
+from metarl.experiments.reports import certify
+from metarl.experiments.reports.certificates import problems
+from metarl.experiments.reports.certificates.estimators import Setting, settings
+from metarl.experiments.reports.certificates.judging import certificate, judged
+from metarl.experiments.reports.certificates.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT, Exact, bandit, mdp
 from metarl.outer import OUTER, options
 from metarl.rl import SURROGATES
-from metarl.rl.exact import Estimate
 from tests.experiments import runs
 
 

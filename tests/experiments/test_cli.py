@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import cli
+from metarl.experiments.common import cli
 
 
 class Finalised:

@@ -1,4 +1,4 @@
-"""`experiments.compare`: whether it runs and what it prints."""
+"""`metarl compare`: whether it runs and what it prints."""
 
 import json
 from functools import partial
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from experiments import train
+from metarl.experiments import train
 from tests.experiments import runs
 
 

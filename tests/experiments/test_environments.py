@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import train
+from metarl.experiments import train
 from tests.experiments import runs
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""`experiments.evaluate`: one JSON object, the settings do what they say, the run stays as it was."""
+"""`metarl evaluate`: one JSON object, the settings do what they say, the run stays as it was."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`experiments.few_shot`: a tiny comparison from end to end, and that a signal leaves no half-trained row behind."""
+"""`metarl few-shot`: a tiny comparison from end to end, and that a signal leaves no half-trained row behind."""
 
 import json
 import signal

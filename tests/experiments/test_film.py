@@ -1,4 +1,4 @@
-"""`experiments.film`: pictures of the policy before adaptation and after, and nothing else changes."""
+"""`metarl film`: pictures of the policy before adaptation and after, and nothing else changes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from experiments import film
-from experiments.film import actor
+from metarl.experiments import film
+from metarl.experiments.film import actor
 from metarl.tree import take
 from tests.experiments import runs
 
@@ -124,7 +124,7 @@ def test_an_environment_without_pictures_is_refused_before_the_work(
     def must_not_start(*_: object) -> None:
         raise AssertionError("it starts")
 
-    monkeypatch.setattr("envs.functional.FunctionalGymEnv.render", render)
+    monkeypatch.setattr("metarl.envs.functional.FunctionalGymEnv.render", render)
     monkeypatch.setattr(film, "shoot", must_not_start)
     outcome = runs.call("film", run, "--out", tmp_path / "out")
     assert (outcome.code, outcome.out) == (2, "")

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments.images import ImageSettings, Sources, build_few_shot
 from metarl import MetaLearner
+from metarl.experiments.common.images import ImageSettings, Sources, build_few_shot
 from metarl.supervised.few_shot import FewShot
 
 CPU = torch.device("cpu")

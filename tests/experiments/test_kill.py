@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import TRAIN
-from experiments.run import load
+from metarl.experiments.common.config import TRAIN
+from metarl.experiments.common.run import load
 from tests.experiments import runs
 
 SETTINGS = [*runs.TINY, "--eval-every", "5", "--anneal-iterations", "40"]

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import metarl
-from experiments.config import TRAIN, TrainConfig
-from experiments.run import fresh
 from metarl import MetaLearner, checkpoint
 from metarl.checkpoint import write_json
+from metarl.experiments.common.config import TRAIN, TrainConfig
+from metarl.experiments.common.run import fresh
 from metarl.rl import ReinforcementLearning
 from metarl.step import OptimizerStep
 from tests.experiments import runs

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import pytest
 
-from envs import ENVS, constructor
-from experiments import options
-from experiments.config import TRAIN, TrainConfig, build_distribution
-from experiments.run import new_folder, settled
+from metarl.envs import ENVS, constructor
+from metarl.experiments.common import options
+from metarl.experiments.common.config import TRAIN, TrainConfig, build_distribution
+from metarl.experiments.common.run import new_folder, settled
 from metarl.outer import OUTER
 
 

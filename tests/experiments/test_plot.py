@@ -1,4 +1,4 @@
-"""`experiments.plot`: which points it shows, the picture, and one line for what cannot be shown."""
+"""`metarl plot`: which points it shows, the picture, and one line for what cannot be shown."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import plot
+from metarl.experiments import plot
 from tests.experiments import runs
 
 LINES = [
@@ -28,7 +28,7 @@ def write(folder: Path, lines: Sequence[Mapping[str, float | None]] = LINES) -> 
 
 
 def shown(*line: object) -> dict[str, plot.Points]:
-    return plot.prepare(plot.cli.parse(plot.Arguments, [str(word) for word in line], "experiments.plot", None))
+    return plot.prepare(plot.cli.parse(plot.Arguments, [str(word) for word in line], "metarl plot", None))
 
 
 @pytest.mark.parametrize(

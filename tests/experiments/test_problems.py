@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.problems import PROBLEMS, Problem, ProblemSettings, check_settings
 from metarl import make_method, tree
-from metarl.supervised import FiniteSumSource, FiniteSumTasks, ResamplingTasks
+from metarl.experiments.common.problems import PROBLEMS, ProblemSettings, SupervisedProblem, check_settings
+from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch, ResamplingTaskBatch
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.sinusoid import Sinusoids
-from metarl.types import Batch, Role, Tasks
+from metarl.types import Batch, Role, TaskBatch
 
 CPU = torch.device("cpu")
 ROLES: tuple[Role, ...] = ("inner", "outer", "hessian")
@@ -55,26 +55,26 @@ OTHER: dict[str, Any] = {  # than the default, for every setting
 }
 
 
-def build(name: str, seed: int = 0, **settings: Any) -> Problem:
+def build(name: str, seed: int = 0, **settings: Any) -> SupervisedProblem:
     return PROBLEMS[name][0](ProblemSettings(**settings), CPU, seed)
 
 
 @cache
-def built(name: str) -> Problem:
+def built(name: str) -> SupervisedProblem:
     return build(name)
 
 
-def fixed_tasks(problem: Problem, part: str = "train") -> FiniteSumTasks:
+def fixed_tasks(problem: SupervisedProblem, part: str = "train") -> FiniteSumTaskBatch:
     source = getattr(problem, part)
     assert isinstance(source, FiniteSumSource)
     return source.tasks
 
 
-def drawn(tasks: Tasks, role: Role) -> Batch:
+def drawn(tasks: TaskBatch, role: Role) -> Batch:
     return tasks.draw({}, role)
 
 
-def points(tasks: Tasks) -> list[int]:
+def points(tasks: TaskBatch) -> list[int]:
     """Data points of a task in a draw of each role."""
     return [next(iter(drawn(tasks, role).values())).shape[1] for role in ROLES]
 
@@ -158,7 +158,7 @@ def test_random_sets_follow_from_the_seed(name: str) -> None:
     assert not any(torch.equal(a[key], c[key]) for key in a)
 
 
-def hessians(tasks: FiniteSumTasks, w: Tensor) -> Tensor:
+def hessians(tasks: FiniteSumTaskBatch, w: Tensor) -> Tensor:
     """`[T, d, d]` by autograd twice."""
 
     def of_one(batch: Batch) -> Tensor:
@@ -220,7 +220,7 @@ def test_resampling(name: str) -> None:
     assert (problem.all_tasks, problem.known) == (None, None)
     assert problem.test is problem.train
     tasks = problem.train.sample(3, np.random.default_rng(0))
-    assert isinstance(tasks, ResamplingTasks)
+    assert isinstance(tasks, ResamplingTaskBatch)
     assert points(tasks) == [4, 10, 10]
     first, second = (drawn(tasks, "inner") for _ in range(2))
     assert not any(torch.equal(first[key], second[key]) for key in ("c", "X") if key in first)
@@ -234,8 +234,8 @@ def test_sinusoids_in_training_and_in_evaluations() -> None:
     rng = np.random.default_rng(0)
     train, test = (source.sample(2, rng) for source in (problem.train, problem.test))
     assert (points(train), points(test)) == ([5, 7, 5], [3, 100, 3])
-    assert isinstance(train, ResamplingTasks)
-    assert isinstance(test, FiniteSumTasks)
+    assert isinstance(train, ResamplingTaskBatch)
+    assert isinstance(test, FiniteSumTaskBatch)
 
 
 def test_sinusoids_are_judged_with_as_many_shots_as_in_training() -> None:
@@ -252,8 +252,8 @@ def test_images_in_training_and_in_evaluations(setting: str) -> None:
     rng = np.random.default_rng(0)
     train, test = (source.sample(2, rng) for source in (problem.train, problem.test))
     assert (points(train), points(test)) == ([6, 12, 6], [15, 12, 15])
-    assert isinstance(train, FiniteSumTasks if setting == "finite_sum" else ResamplingTasks)
-    assert isinstance(test, FiniteSumTasks)
+    assert isinstance(train, FiniteSumTaskBatch if setting == "finite_sum" else ResamplingTaskBatch)
+    assert isinstance(test, FiniteSumTaskBatch)
     assert (len(problem.train.classes), len(problem.test.classes)) == (64, 20)
     assert not set(problem.train.classes.names) & set(problem.test.classes.names)
     assert [tuple(leaf.shape) for leaf in problem.train.initial_params().values()] == [(6, 128), (6,), (3, 6), (3,)]

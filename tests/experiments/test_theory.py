@@ -1,4 +1,4 @@
-"""`experiments.theory`: whether it runs, what it writes, how it ends; and the numerical tools of the claims."""
+"""`metarl theory`: whether it runs, what it writes, how it ends; and the numerical tools of the claims."""
 
 import json
 import math
@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments import theory
-from experiments.claims import CLAIMS, Claim, Findings, Row
-from experiments.claims.common import (
+from metarl import make_method
+from metarl.experiments.reports import theory
+from metarl.experiments.reports.claims import CLAIMS, Claim, Findings, Row
+from metarl.experiments.reports.claims.common import (
     Watch,
     central_differences,
     descend,
@@ -26,11 +27,10 @@ from experiments.claims.common import (
     rest,
     slope,
 )
-from experiments.claims.complexity import first_below
-from experiments.claims.multi_step import jacobians
-from metarl import make_method
-from metarl.supervised.logistic import logistic_source, logistic_tasks, six_logistic_tasks
-from metarl.supervised.quadratics import (
+from metarl.experiments.reports.claims.complexity import first_below
+from metarl.experiments.reports.claims.multi_step import jacobians
+from metarl.theory.logistic import logistic_source, logistic_tasks, six_logistic_tasks
+from metarl.theory.quadratics import (
     maml_matrix,
     mean_gradient,
     quadratic_source,

@@ -62,7 +62,7 @@ def quick(*arguments: object, script: str = "finite_sum") -> runs.Outcome:
     """The script without the seconds that its pictures take."""
     pictures = {"finite_sum": ("adaptation_figure", "plot"), "train": ("adaptation_figure", "trajectory_figure")}
     blank = {name: lambda *_, **__: Figure() for name in pictures[script]}
-    with mock.patch.multiple(f"experiments.{script}", **blank):
+    with mock.patch.multiple(f"metarl.experiments.{script}", **blank):
         return runs.call(script, *arguments)
 
 
@@ -246,7 +246,16 @@ def test_kill_9_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = [*SETTINGS, *SHARED, "--outer", "fatal", "--plugins", "fatal_plugin", "--log-dir", str(tmp_path)]
     environment = with_root(tmp_path, OMP_NUM_THREADS="1")
-    command = [*torchrun, "--max-restarts", "1", "-m", "experiments.finite_sum", *options, "--name", "killed"]
+    command = [
+        *torchrun,
+        "--max-restarts",
+        "1",
+        "-m",
+        "metarl.experiments.train_supervised",
+        *options,
+        "--name",
+        "killed",
+    ]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
         try:

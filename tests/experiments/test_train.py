@@ -1,4 +1,4 @@
-"""`experiments.train`: what a run leaves behind, and that a resumed run is the same run."""
+"""`metarl train`: what a run leaves behind, and that a resumed run is the same run."""
 
 import json
 import sys

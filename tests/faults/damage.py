@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from experiments.config import TRAIN
+from metarl.experiments.common.config import TRAIN
 from tests.experiments import runs
 from tests.faults.fault import Result, faults
 from tests.faults.subject import cases_in_child, end, no_traceback, one_line, start
@@ -32,7 +32,7 @@ def half_done(folder: Path) -> Path:
 
 def resume(run: Path) -> runs.Outcome:
     """Go on for some iterations, without the pictures."""
-    with mock.patch("experiments.train.report", return_value=None):
+    with mock.patch("metarl.experiments.train.report", return_value=None):
         return runs.call("train", "--resume", run, "--iterations", ITERATIONS + MORE)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from experiments.config import TRAIN
-from experiments.run import load
+from metarl.experiments.common.config import TRAIN
+from metarl.experiments.common.run import load
 from tests.experiments import runs
 from tests.faults.fault import Result, faults
 from tests.faults.subject import WORLDS, cases_in_child, one_line, undisturbed

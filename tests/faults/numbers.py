@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
-from agents import make_policy
-from envs.workers import WorkerError
-from metarl import Batch, MetaLearner, NonFiniteError, Params, Tasks
+from metarl import Batch, MetaLearner, NonFiniteError, Params, TaskBatch
+from metarl.agents import make_policy
 from metarl.callbacks import Callback, Checkpointing, Metrics
+from metarl.envs.workers import WorkerError
 from metarl.errors import shown
-from metarl.oracles import Wrapped
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.types import Role
+from metarl.wrappers import TaskWrapper
 from tests.experiments import runs
 from tests.faults.fault import Result, fault, faults
 from tests.faults.subject import cases_in_child, end, go_on, one_line, start, undisturbed
@@ -87,10 +87,10 @@ def environments(folder: Path) -> Iterator[Result]:
     return cases_in_child("numbers", "harm", folder, cases)
 
 
-class Poisoned(Wrapped):
+class Poisoned(TaskWrapper):
     """Tasks whose data are not finite from a draw on."""
 
-    def __init__(self, tasks: Tasks, value: float) -> None:
+    def __init__(self, tasks: TaskBatch, value: float) -> None:
         super().__init__(tasks)
         self.value = value
 
@@ -110,7 +110,7 @@ class PoisonedSource:
     def initial_params(self) -> Params:
         return self.healthy.initial_params()
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> Tasks:
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskBatch:
         self.sampled += 1
         tasks = self.healthy.sample(num_tasks, rng)
         return Poisoned(tasks, self.value) if self.sampled == self.at else tasks

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from agents import make_policy
-from envs import Navigation
 from metarl import MetaLearner
+from metarl.agents import make_policy
 from metarl.callbacks import Checkpointing
-from metarl.distributed import joined
+from metarl.envs import Navigation
+from metarl.processes import joined
 from metarl.rl import ReinforcementLearning
 from tests.experiments import runs
 from tests.faults.fault import fault
@@ -40,7 +40,7 @@ def supervised(folder: Path, *more: object, tasks: int = 4) -> list[object]:
 
 
 def alone(folder: Path, tasks: int = 4) -> Path:
-    command = [sys.executable, "-m", "experiments.finite_sum", *map(str, supervised(folder, tasks=tasks))]
+    command = [sys.executable, "-m", "metarl.experiments.train_supervised", *map(str, supervised(folder, tasks=tasks))]
     outcome = end(spawn(command))
     assert outcome.code == 0, outcome.err
     return folder
@@ -92,7 +92,9 @@ def differ(what: str, folder: str) -> None:
 @fault(GROUP, 2, 4)
 def shares_of_a_power_of_two(folder: Path, size: int) -> None:
     """Bit for bit the run of one process."""
-    outcome = end(torchrun("experiments.finite_sum", *supervised(folder / "run", tasks=2 * size), size=size))
+    outcome = end(
+        torchrun("metarl.experiments.train_supervised", *supervised(folder / "run", tasks=2 * size), size=size)
+    )
     assert outcome.code == 0, outcome.err[-300:]
     same(folder / "run", alone(folder / "one", tasks=2 * size))
 
@@ -100,7 +102,7 @@ def shares_of_a_power_of_two(folder: Path, size: int) -> None:
 @fault(GROUP, (3, 2), (4, 3), (5, 2))
 def unequal_shares(folder: Path, tasks: int, size: int) -> None:
     """To rounding the run of one process."""
-    outcome = end(torchrun("experiments.finite_sum", *supervised(folder / "run", tasks=tasks), size=size))
+    outcome = end(torchrun("metarl.experiments.train_supervised", *supervised(folder / "run", tasks=tasks), size=size))
     assert outcome.code == 0, outcome.err[-300:]
     alone(folder / "one", tasks=tasks)
     states = [torch.load(folder / name / "checkpoint.pt", weights_only=True)["params"] for name in ("run", "one")]
@@ -110,7 +112,7 @@ def unequal_shares(folder: Path, tasks: int, size: int) -> None:
 
 @fault(GROUP)
 def fewer_tasks_than_processes(folder: Path) -> None:
-    outcome = end(torchrun("experiments.finite_sum", *supervised(folder / "run", tasks=1)))
+    outcome = end(torchrun("metarl.experiments.train_supervised", *supervised(folder / "run", tasks=1)))
     own = re.split(r"^[EWI]\d{4} ", outcome.err, maxsplit=1, flags=re.MULTILINE)[0]  # torchrun adds its report to it
     one_line(outcome._replace(err=own), 1, holds="meta_batch_size")
     assert not (folder / "run").exists()
@@ -124,7 +126,7 @@ def members(process: Any) -> Iterator[int]:
             command = (path / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        trains = b"experiments.finite_sum" in command and b"torch.distributed.run" not in command
+        trains = b"metarl.experiments.train_supervised" in command and b"torch.distributed.run" not in command
         if trains and process.pid in (int(stat[1]), int(stat[3])):
             yield int(path.name)
 
@@ -133,18 +135,26 @@ def members(process: Any) -> Iterator[int]:
 def a_member_ends(folder: Path, name: str, which: int) -> None:
     """The others end too; `--resume` leads to what an undisturbed run leaves."""
     run = folder / "run"
-    process = torchrun("experiments.finite_sum", *supervised(run, "--iterations", 100_000))
+    process = torchrun("metarl.experiments.train_supervised", *supervised(run, "--iterations", 100_000))
     wait(process, lambda: iterations_logged(run) >= 8)
     os.kill(sorted(members(process))[which], signal.Signals[name])
     end(process)
     time.sleep(0.1)
     kill_all(process)
     done = runs.saved(run)["iterations"]
-    command = [sys.executable, "-m", "experiments.finite_sum", "--resume", str(run), "--iterations", str(done + 4)]
+    command = [
+        sys.executable,
+        "-m",
+        "metarl.experiments.train_supervised",
+        "--resume",
+        str(run),
+        "--iterations",
+        str(done + 4),
+    ]
     outcome = end(spawn(command))
     assert outcome.code == 0, outcome.err[-300:]
     again = [*supervised(folder / "one"), "--iterations", done + 4]
-    assert end(spawn([sys.executable, "-m", "experiments.finite_sum", *map(str, again)])).code == 0
+    assert end(spawn([sys.executable, "-m", "metarl.experiments.train_supervised", *map(str, again)])).code == 0
     assert runs.saved(run) == runs.saved(folder / "one"), "another checkpoint"
 
 
@@ -154,7 +164,7 @@ def a_port_that_is_taken(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "experiments.finite_sum", *map(str, supervised(folder / "run"))]
+        command = [sys.executable, "-m", "metarl.experiments.train_supervised", *map(str, supervised(folder / "run"))]
         one_line(end(spawn(command, launched)), 1, 2)
     assert not (folder / "run").exists()
 
@@ -163,7 +173,7 @@ def a_port_that_is_taken(folder: Path) -> None:
 def wrong_variables(folder: Path, text: str) -> None:
     name, _, value = text.partition("=")
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-    command = [sys.executable, "-m", "experiments.finite_sum", *map(str, supervised(folder / "run"))]
+    command = [sys.executable, "-m", "metarl.experiments.train_supervised", *map(str, supervised(folder / "run"))]
     one_line(end(spawn(command, {**launched, name: value})), 1, 2)
     assert not (folder / "run").exists()
 

@@ -129,7 +129,7 @@ def closed(folder: Path, closing: str) -> None:
     run = folder / "run"
     script, arguments, iterations = KINDS["rl"]
     where = ["--iterations", str(iterations), "--log-dir", str(folder), "--name", "run"]
-    command = [sys.executable, "-m", f"experiments.{script}", *arguments, *where]
+    command = [sys.executable, "-m", f"metarl.experiments.{script}", *arguments, *where]
     outcome = end(spawn(["sh", "-c", f'"$@" {closing}', "sh", *command]))
     no_traceback(outcome)
     assert outcome.code in (0, 2), f"exit code {outcome.code}"

@@ -64,7 +64,7 @@ def go_on(kind: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
 
 def launch(script: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
     """A script in a session of its own, so that nothing of it can be left behind."""
-    return spawn([sys.executable, "-m", f"experiments.{script}", *map(str, arguments)], **options)
+    return spawn([sys.executable, "-m", f"metarl.experiments.{script}", *map(str, arguments)], **options)
 
 
 def spawn(command: list[str], changes: Mapping[str, str | None] = MappingProxyType({}), **options: Any) -> Any:

@@ -43,7 +43,7 @@ def in_another_folder(folder: Path, kind: str) -> None:
     """With `--log-dir` relative to it."""
     script, arguments, iterations = KINDS[kind]
     where = ["--iterations", str(iterations), "--log-dir", "deeper/runs", "--name", "run"]
-    outcome = end(spawn([sys.executable, "-m", f"experiments.{script}", *arguments, *where], cwd=folder))
+    outcome = end(spawn([sys.executable, "-m", f"metarl.experiments.{script}", *arguments, *where], cwd=folder))
     assert outcome.code == 0, outcome.err[-300:]
     same(folder / "deeper" / "runs" / "run", undisturbed(kind)[0])
 
@@ -53,7 +53,7 @@ def in_a_folder_that_has_been_deleted(folder: Path) -> None:
     """With an absolute `--log-dir`; the shell stands in a folder that is gone."""
     script, arguments, iterations = KINDS["rl"]
     where = ["--iterations", str(iterations), "--log-dir", str(folder), "--name", "run"]
-    command = [sys.executable, "-m", f"experiments.{script}", *arguments, *where]
+    command = [sys.executable, "-m", f"metarl.experiments.{script}", *arguments, *where]
     gone = folder / "gone"
     gone.mkdir()
     outcome = end(spawn(["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", *command], cwd=gone))

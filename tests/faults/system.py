@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from experiments.config import TRAIN
-from experiments.run import load
+from metarl.experiments.common.config import TRAIN
+from metarl.experiments.common.run import load
 from tests.experiments import runs
 from tests.faults.fault import fault
 from tests.faults.subject import (

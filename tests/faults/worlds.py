@@ -9,8 +9,8 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
-from envs import ENVS
-from envs.gym_tasks import GymTasks
+from metarl.envs import ENVS
+from metarl.envs.gym_tasks import GymDistribution
 
 VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf")}
 
@@ -57,7 +57,7 @@ class Walk(gymnasium.Env[Any, Any]):
         return np.full_like(observation, VALUES[value]), reward
 
 
-class Walks(GymTasks):
+class Walks(GymDistribution):
     """Tasks that differ in the goal."""
 
     def __init__(

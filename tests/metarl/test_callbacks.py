@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from metarl import MetaLearner
 from metarl.callbacks import Callback, Checkpointing, HeldOutEvaluation, Metrics, ProgressBar
 from metarl.logging import RunLog
-from metarl.supervised import FiniteSumSource, FiniteSumTasks
+from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 
 
 def make(centres: tuple[float, ...] = (1.0, 2.0)) -> MetaLearner:
@@ -21,7 +21,7 @@ def make(centres: tuple[float, ...] = (1.0, 2.0)) -> MetaLearner:
 
 
 def make_source(centres: tuple[float, ...]) -> FiniteSumSource:
-    tasks = FiniteSumTasks(lambda p, b: (p["w"] - b["c"]) ** 2, {"c": torch.tensor(centres)})
+    tasks = FiniteSumTaskBatch(lambda p, b: (p["w"] - b["c"]) ** 2, {"c": torch.tensor(centres)})
     return FiniteSumSource(tasks, {"w": torch.tensor(0.0)})
 
 

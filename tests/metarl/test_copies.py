@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from agents import make_policy
-from envs import CartPoleTasks, Navigation
 from metarl import OUTER, MetaLearner
+from metarl.agents import make_policy
+from metarl.envs import CartPole, Navigation
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.sinusoid import Sinusoids
 
@@ -23,7 +23,7 @@ def rl(distribution: Any) -> ReinforcementLearning:
 SOURCES: dict[str, Callable[[], Any]] = {
     "supervised": Sinusoids,
     "functional": lambda: rl(Navigation(horizon=5)),
-    "gymnasium": lambda: rl(CartPoleTasks(horizon=5)),
+    "gymnasium": lambda: rl(CartPole(horizon=5)),
 }
 WAYS: dict[str, Callable[[Any], Any]] = {"deepcopy": copy.deepcopy, "pickle": lambda x: pickle.loads(pickle.dumps(x))}
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents import make_policy
-from envs import Navigation
+from metarl.agents import make_policy
 from metarl.devices import available, pick_device
+from metarl.envs import Navigation
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.sinusoid import Sinusoids
 

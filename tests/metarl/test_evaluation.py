@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from agents import make_policy
-from envs import Navigation
 from metarl import MetaLearner, evaluate
+from metarl.agents import make_policy
+from metarl.envs import Navigation
 from metarl.errors import MoreStepsWarning
 from metarl.inner import sgd
-from metarl.rl import ReinforcementLearning, RLTasks
-from metarl.supervised import FiniteSumSource, FiniteSumTasks
+from metarl.rl import ReinforcementLearning, RLTaskBatch
+from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 
-TASKS = FiniteSumTasks(
+TASKS = FiniteSumTaskBatch(
     lambda params, batch: 0.5 * batch["a"] * (params["w"] - batch["c"]) ** 2,
     {"a": torch.tensor([1.0, 2.0]), "c": torch.tensor([1.0, -1.0])},
 )
@@ -69,7 +69,7 @@ class Noting(ReinforcementLearning):
 
     goals: list[Any]
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> RLTasks:
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> RLTaskBatch:
         tasks = super().sample(num_tasks, rng)
         self.goals.append(tasks.task["goal"])
         return tasks
@@ -118,7 +118,8 @@ def test_no_graph_and_parameters_are_left_alone() -> None:
 def test_more_steps_than_trained_warn_once_where_they_are_worse() -> None:
     """alpha a = 1.5 and 3: a step too long for the second task; the third step is worse than the first."""
     source = FiniteSumSource(
-        FiniteSumTasks(TASKS.loss, {"a": torch.tensor([2.5, 2.5, 2.5]), "c": torch.tensor([1.0, -1.0, 0.9])}), PARAMS
+        FiniteSumTaskBatch(TASKS.loss, {"a": torch.tensor([2.5, 2.5, 2.5]), "c": torch.tensor([1.0, -1.0, 0.9])}),
+        PARAMS,
     )
     learner = MetaLearner(source, inner_lr=1.0, meta_batch_size=3)
     learner.evaluate(num_tasks=3, steps=3)  # it has not been trained for anything

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarl import MetaLearner
-from metarl.execution import Execution
+from metarl.engine import Execution
 from metarl.outer import OUTER
 from metarl.supervised.class_sets import ClassSet, Splits, split, split_by_names
 from metarl.supervised.few_shot import FewShot

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from agents import make_policy
-from envs import GridWorld
 from metarl import MetaLearner
-from metarl.functional import call
+from metarl.agents import make_policy
+from metarl.envs import GridWorld
+from metarl.functional_call import call
 from metarl.rl import ReinforcementLearning
-from metarl.tree import stack
+from metarl.tree import broadcast
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 
@@ -67,7 +67,7 @@ def test_the_same_as_a_module_that_has_these_parameters(module_class: type[Plain
 def test_the_module_is_as_before_also_after_vmap_and_grad(module_class: type[Plain]) -> None:
     module = module_class()
     before = [(name, leaf, leaf.detach().clone()) for name, leaf in module.named_parameters(remove_duplicate=False)]
-    params = stack({name: leaf.detach() for name, leaf in module.named_parameters()}, 4)
+    params = broadcast({name: leaf.detach() for name, leaf in module.named_parameters()}, 4)
     vmap(grad(lambda w: call(module, w, X).square().sum()))(params)
     now = dict(module.named_parameters(remove_duplicate=False))
     assert all(now[name] is leaf for name, leaf, _ in before)
@@ -77,7 +77,7 @@ def test_the_module_is_as_before_also_after_vmap_and_grad(module_class: type[Pla
 def test_torch_s_own_leaves_a_tensor_of_the_vmap_behind() -> None:
     """Why there is one of ours; when this fails, torch has mended it."""
     module = SameModule()
-    params = stack({name: leaf.detach() for name, leaf in module.named_parameters()}, 4)
+    params = broadcast({name: leaf.detach() for name, leaf in module.named_parameters()}, 4)
     original = module.a.weight
     vmap(lambda w: functional_call(module, w, (X,)))(params)
     assert module.a.weight is not original

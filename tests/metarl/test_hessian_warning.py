@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from agents import make_policy
-from envs import Navigation
 from metarl import MetaLearner
+from metarl.agents import make_policy
+from metarl.envs import Navigation
 from metarl.errors import HessianWarning
 from metarl.outer import OUTER
 from metarl.rl import ReinforcementLearning
 from metarl.rl.surrogates import SURROGATES
-from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTasks
+from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
 
 HESSIAN = {"maml", "multi_step_maml", "hf_maml", "imaml"}
 
@@ -49,14 +49,14 @@ def integers_first() -> FiniteSumSource:
     def loss(w: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return batch["scale"] * ((batch["x"] @ w["w"] - batch["label"]) ** 2).mean()
 
-    tasks = FiniteSumTasks(loss, data, batch_sizes=BatchSizes(), generator=torch.Generator())
+    tasks = FiniteSumTaskBatch(loss, data, batch_sizes=BatchSizes(), generator=torch.Generator())
     return FiniteSumSource(tasks, {"w": torch.zeros(2, dtype=torch.float64)})
 
 
 def reordered(names: list[str]) -> FiniteSumSource:
     tasks = integers_first().tasks
     data = {name: tasks.support[name] for name in names}
-    return FiniteSumSource(FiniteSumTasks(tasks.loss, data), {"w": torch.zeros(2, dtype=torch.float64)})
+    return FiniteSumSource(FiniteSumTaskBatch(tasks.loss, data), {"w": torch.zeros(2, dtype=torch.float64)})
 
 
 @pytest.mark.parametrize("outer", sorted(OUTER))

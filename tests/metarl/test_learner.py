@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import make_policy
-from envs import Navigation
 from metarl import Inner, MetaGrad, MetaLearner, Method, NonFiniteError, make_method
+from metarl.agents import make_policy
 from metarl.callbacks import Callback, HeldOutEvaluation, Metrics
+from metarl.envs import Navigation
 from metarl.inner import sgd
 from metarl.rl import ReinforcementLearning
 from metarl.step import Stepped
-from metarl.supervised import FiniteSumSource, FiniteSumTasks
-from metarl.types import Batch, Params, Tasks
+from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
+from metarl.types import Batch, Params, TaskBatch
 
 SLOPES, CENTRES = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([1.0, -1.0], dtype=torch.float64)
 SGD = torch.optim.SGD
@@ -32,7 +32,7 @@ def quadratic(params: Params, batch: Batch) -> Tensor:
 
 def p1(start: float = 0.0, **batch: Tensor) -> FiniteSumSource:
     """Two 1-D quadratics."""
-    tasks = FiniteSumTasks(quadratic, {"a": SLOPES, "c": CENTRES, **batch})
+    tasks = FiniteSumTaskBatch(quadratic, {"a": SLOPES, "c": CENTRES, **batch})
     return FiniteSumSource(tasks, {"w": torch.tensor(start, dtype=torch.float64)})
 
 
@@ -220,7 +220,7 @@ def test_adapt_by_hand() -> None:
     assert learner.adapt(p1().tasks)["w"].tolist() == pytest.approx([0.25, -0.5])
     assert learner.adapt(p1().tasks, steps=2)["w"].tolist() == pytest.approx([0.4375, -0.75])
     assert learner.adapt(p1().tasks, steps=0)["w"].tolist() == [0.0, 0.0]
-    other = FiniteSumTasks(quadratic, {"a": SLOPES[:1], "c": 3 * CENTRES[:1]})
+    other = FiniteSumTaskBatch(quadratic, {"a": SLOPES[:1], "c": 3 * CENTRES[:1]})
     assert learner.adapt(other)["w"].tolist() == pytest.approx([0.75])
     assert learner.params["w"] == 0.0
 
@@ -236,12 +236,12 @@ class Spoiled:
     def initial_params(self) -> Params:
         return {"w": torch.tensor(0.4, dtype=torch.float64)}
 
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> Tasks:
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskBatch:
         self.asked += 1
         data = {"a": SLOPES.clone(), "c": CENTRES.clone()}
         if self.asked == 3:
             data[self.key][1] = self.value
-        return FiniteSumTasks(self.loss, data)
+        return FiniteSumTaskBatch(self.loss, data)
 
 
 def root(params: Params, batch: Batch) -> Tensor:
@@ -278,7 +278,7 @@ def test_an_outer_step_that_overflows() -> None:
     assert learner.params["w"] == 100.0
 
 
-def broken(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def broken(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     return MetaGrad({"w": torch.tensor([0.0, math.nan], dtype=torch.float64)}, torch.zeros(2))
 
 

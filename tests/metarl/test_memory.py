@@ -14,18 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import make_policy
-from envs import Navigation
-from experiments.benchmark.measure import alone
 from metarl import MetaLearner
+from metarl.agents import make_policy
 from metarl.callbacks import Callback, Metrics
+from metarl.envs import Navigation
 from metarl.evaluation import evaluate
+from metarl.experiments.reports.benchmark.measure import alone
 from metarl.inner import adapted, sgd
-from metarl.oracles import Wrapped
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.networks import mlp
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.types import Batch, Params, Role, TaskSource
+from metarl.wrappers import TaskWrapper
 
 NOTHING = 2.0  # MB: what the interpreter and the allocator may take over a thousand iterations; 0.1 was measured
 
@@ -102,7 +102,7 @@ def test_a_learner_that_leaks_is_found() -> None:
     assert alone(partial(growth_in_training, SMALL["supervised"], "maml", 1000, True))["grown"] > NOTHING
 
 
-class Graphless(Wrapped):
+class Graphless(TaskWrapper):
     """Refuses tensors that hold a graph, and counts those it has looked at."""
 
     looked_at = 0

@@ -12,13 +12,13 @@ from torch.func import grad, vmap
 from metarl import Inner, MetaGrad, Method, adapt, make_method
 from metarl.derivatives import gradients, hessian_vector_products
 from metarl.inner import adaptation_path, sgd
-from metarl.oracles import Wrapped
 from metarl.outer import outer_gradient
 from metarl.outer.e_maml import sampled as sampled_tasks
 from metarl.outer.hf_maml import central_difference, relative_length
 from metarl.outer.imaml import conjugate_gradients
-from metarl.tree import add_scaled, flatten, mean, stack, subtract, tree_map, unflatten
-from metarl.types import Batch, OuterUpdate, Params, Role, Tasks
+from metarl.tree import add_scaled, broadcast, flatten, mean, subtract, tree_map, unflatten
+from metarl.types import Batch, OuterUpdate, Params, Role, TaskBatch
+from metarl.wrappers import TaskWrapper
 from tests.reference import checks, problems, updates
 from tests.reference.problems import PROBLEMS
 
@@ -56,7 +56,7 @@ def finite_differences(m: Method) -> None:
 def pulled(
     sign: float = -1.0, alpha: float = ALPHA, backwards: bool = True, at: Callable[[int, int], int] = lambda j, n: j
 ) -> OuterUpdate:
-    def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+    def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
         path = adaptation_path(params, tasks, inner)
         end = outer_gradient(tasks, path.params[-1])
         v = end.grads
@@ -68,11 +68,11 @@ def pulled(
     return update
 
 
-def dropped_hessian(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def dropped_hessian(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     return outer_gradient(tasks, adapt(params, tasks, inner))
 
 
-def hessian_of_the_query_set(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def hessian_of_the_query_set(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     path = adaptation_path(params, tasks, inner)
     end = outer_gradient(tasks, path.params[-1])
     v = end.grads
@@ -81,17 +81,17 @@ def hessian_of_the_query_set(params: Params, tasks: Tasks, inner: Inner) -> Meta
     return end._replace(grads=v)
 
 
-def outer_on_the_support_set(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def outer_on_the_support_set(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     w = adapt(params, tasks, inner)
     return MetaGrad(gradients(tasks, w, tasks.draw(w, "inner")), torch.zeros(tasks.num_tasks))
 
 
-def mean_instead_of_per_task(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def mean_instead_of_per_task(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     result = make_method("maml", ALPHA).update(params, tasks, inner)
     return result._replace(grads=tree_map(lambda g: g.mean(0, keepdim=True).expand_as(g), result.grads))
 
 
-def mixed_up_tasks(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def mixed_up_tasks(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     result = make_method("maml", ALPHA).update(params, tasks, inner)
     return result._replace(grads=tree_map(lambda g: g.flip(0), result.grads))
 
@@ -102,7 +102,7 @@ def mixed_up_tasks(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
 def hessian_free(factor: float = 1.0, at_end: bool = False, one_sided: bool = False) -> OuterUpdate:
     multiply = central_difference(relative_length)
 
-    def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+    def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
         path = adaptation_path(params, tasks, inner)
         end = outer_gradient(tasks, path.params[-1])
         v = end.grads
@@ -121,7 +121,7 @@ def hessian_free(factor: float = 1.0, at_end: bool = False, one_sided: bool = Fa
     return update
 
 
-def probe_on_different_data(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def probe_on_different_data(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     w = adaptation_path(params, tasks, inner).params
     end = outer_gradient(tasks, w[-1])
     above, below = (vmap(add_scaled, (0, None, 0))(w[0], d, end.grads) for d in (1e-4, -1e-4))
@@ -133,7 +133,7 @@ def probe_on_different_data(params: Params, tasks: Tasks, inner: Inner) -> MetaG
 
 
 def implicit(factor: float, on: str = "hessian") -> OuterUpdate:
-    def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+    def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
         phi = adapt(params, tasks, inner)
         end, batch = outer_gradient(tasks, phi), tasks.draw(phi, on)
 
@@ -148,59 +148,59 @@ def implicit(factor: float, on: str = "hessian") -> OuterUpdate:
 # Drawing and state.
 
 
-def one_rollout_for_all_steps(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-    w = stack(params, tasks.num_tasks)
+def one_rollout_for_all_steps(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
+    w = broadcast(params, tasks.num_tasks)
     batch = tasks.draw(w, "inner")
     for _ in range(inner.steps):
         w = vmap(inner.rule)(w, gradients(tasks, w, batch), w)
     return outer_gradient(tasks, w)
 
 
-def rollouts_of_the_unadapted(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
-    anchor = w = stack(params, tasks.num_tasks)
+def rollouts_of_the_unadapted(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
+    anchor = w = broadcast(params, tasks.num_tasks)
     for _ in range(inner.steps):
         w = vmap(inner.rule)(w, gradients(tasks, w, tasks.draw(anchor, "inner")), anchor)
     return outer_gradient(tasks, w)
 
 
-def changes_its_arguments(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def changes_its_arguments(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     result = dropped_hessian(params, tasks, inner)
     for k, g in mean(result.grads).items():
         params[k] -= 1e-3 * g
     return result
 
 
-def global_generator(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def global_generator(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     result = dropped_hessian(params, tasks, inner)
     return result._replace(grads=tree_map(lambda g: g + 1e-12 * torch.rand_like(g), result.grads))
 
 
-def leaves_a_graph(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def leaves_a_graph(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     return dropped_hessian({k: v.clone().requires_grad_() for k, v in params.items()}, tasks, inner)
 
 
-def always_double(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def always_double(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     result = dropped_hessian(params, tasks, inner)
     return result._replace(grads=tree_map(torch.Tensor.double, result.grads))
 
 
-def in_single_precision(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def in_single_precision(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     result = dropped_hessian(params, tasks, inner)
     return result._replace(grads=tree_map(lambda g: g.float().double(), result.grads))
 
 
-def nan(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def nan(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     result = dropped_hessian(params, tasks, inner)
     return result._replace(grads=tree_map(lambda g: g * torch.nan, result.grads))
 
 
-def uncounted(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+def uncounted(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     w = adapt(params, tasks, inner)
     batch = tasks.draw(w, "outer")
     return MetaGrad(vmap(grad(tasks.loss))(w, batch), torch.zeros(tasks.num_tasks))
 
 
-class OneRolloutOnly(Wrapped):
+class OneRolloutOnly(TaskWrapper):
     """Gives the first batch again, whatever it is asked."""
 
     first: Batch | None = None
@@ -226,7 +226,7 @@ def sampled(
     only_first: bool = False,
     pull: bool = True,
 ) -> OuterUpdate:
-    def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+    def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
         source = sampled_tasks(tasks)
         path = adaptation_path(params, tasks, inner)
         batch = tasks.draw(path.params[-1], "outer")

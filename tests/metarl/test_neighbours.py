@@ -20,13 +20,17 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 from torch.nn import functional as F
 
-from agents import make_policy
-from envs import make_distribution
+from metarl.agents import make_policy
 from metarl.derivatives import gradients, hessian_vector_products, scores
-from metarl.execution import Execution
+from metarl.engine import Execution
+from metarl.envs import make_distribution
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.few_shot import FewShot
-from metarl.supervised.logistic import (
+from metarl.supervised.networks import mlp
+from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
+from metarl.supervised.shipped import digits
+from metarl.supervised.sinusoid import Sinusoids
+from metarl.theory.logistic import (
     MARGINS,
     FreshLogistic,
     logistic_loss,
@@ -34,11 +38,7 @@ from metarl.supervised.logistic import (
     logistic_tasks,
     random_logistic,
 )
-from metarl.supervised.networks import mlp
-from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTasks
-from metarl.supervised.quadratics import FreshQuadratics
-from metarl.supervised.shipped import digits
-from metarl.supervised.sinusoid import Sinusoids
+from metarl.theory.quadratics import FreshQuadratics
 from metarl.types import Batch, Params, TaskSource
 
 CAPABILITIES = ("default", "avx2", "avx512")
@@ -165,7 +165,7 @@ def spread(seed: int) -> float:
     entry times float32's eps."""
     generator = torch.Generator().manual_seed(seed)
     w, data = ({key: torch.randn(TASKS, *shape, generator=generator)} for key, shape in (("w", (3,)), ("x", (7, 3))))
-    tasks = FiniteSumTasks(theirs, data)
+    tasks = FiniteSumTaskBatch(theirs, data)
     whole = gradients(tasks, w, data)["w"]
     rows = [slice(i, i + 1) for i in range(TASKS)]
     single = [gradients(tasks, {"w": w["w"][row].clone()}, {"x": data["x"][row].clone()})["w"] for row in rows]

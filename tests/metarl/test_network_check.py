@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.utils import parametrizations
 
-from agents import make_policy
-from envs import Navigation
 from metarl import MetaLearner
-from metarl.functional import call
-from metarl.networks import NetworkError, check_network, check_second_derivatives
+from metarl.agents import make_policy
+from metarl.envs import Navigation
+from metarl.functional_call import call
+from metarl.network_check import NetworkError, check_network, check_second_derivatives
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.sinusoid import Sinusoids
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarl.derivatives import gradients, hessian_vector_products
-from metarl.execution import Execution
-from metarl.supervised import FiniteSumTasks
+from metarl.engine import Execution
+from metarl.supervised import FiniteSumTaskBatch
 from metarl.supervised.networks import TransductiveBatchNorm, conv4, mlp
 from metarl.types import Batch, Params
 
@@ -92,7 +92,7 @@ def test_derivatives_with_weights_of_each_task(name: str, execution: Execution) 
     params = {k: p + 0.1 * rand(tasks, *p.shape, seed=i) for i, (k, p) in enumerate(start.items())}
     vectors = {k: rand(*p.shape, seed=100 + i) for i, (k, p) in enumerate(params.items())}
     batch = {"x": rand(tasks, 6, 2, 16, 16), "y": torch.arange(6).remainder(3).expand(tasks, -1)}
-    oracle = FiniteSumTasks(loss_of(network), batch, execution=execution)
+    oracle = FiniteSumTaskBatch(loss_of(network), batch, execution=execution)
     grads, products = gradients(oracle, params, batch), hessian_vector_products(oracle, params, batch, vectors)
     for i in range(tasks):
         leaves = {k: p[i].clone().requires_grad_() for k, p in params.items()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metarl import MetaLearner
-from metarl.supervised import FiniteSumSource, FiniteSumTasks
+from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 
 CLASSES = {
     name: found
@@ -27,7 +27,7 @@ def source() -> FiniteSumSource:
         return ((w["x"].sum(0) - batch["c"]) ** 2).mean() + w["y"].square().sum()
 
     params = {"x": torch.ones(2, 3, dtype=torch.float64), "y": torch.ones(2, dtype=torch.float64)}
-    return FiniteSumSource(FiniteSumTasks(loss, data), params)
+    return FiniteSumSource(FiniteSumTaskBatch(loss, data), params)
 
 
 @pytest.mark.parametrize("name", sorted(set(CLASSES) - set(REFUSED)))

@@ -14,10 +14,10 @@ from metarl import OUTER, Inner, Method, make_method
 from metarl.inner import prox_sgd, restart_sgd, sgd, sign_sgd
 from metarl.outer import options
 from metarl.outer.imaml import conjugate_gradients
-from metarl.supervised import FiniteSumTasks
+from metarl.supervised import FiniteSumTaskBatch
 from tests.reference import checks, problems, updates
 from tests.reference.checks import finite_sum_data, mean_gradient, ravel
-from tests.reference.problems import DOUBLE, PROBLEMS, Problem
+from tests.reference.problems import DOUBLE, PROBLEMS, ReferenceProblem
 from tests.reference.updates import ROWS, Data, Row
 
 FINITE_SUMS = ("quadratics", "logistic", "regression")
@@ -257,7 +257,7 @@ def test_hf_published_probe_is_clamped(rho: float, reach: float) -> None:
 @pytest.mark.parametrize("probe", [{"delta": "relative"}, {"delta": "published", "rho": 1.0}])
 def test_hf_at_a_zero_gradient(probe: dict[str, Any]) -> None:
     tasks = problems.quadratics_1d([1.0, 2.0], [0.5, 0.5])
-    at_rest = Problem(tasks, {"w": torch.tensor([0.5], dtype=DOUBLE)})
+    at_rest = ReferenceProblem(tasks, {"w": torch.tensor([0.5], dtype=DOUBLE)})
     result = checks.run(make_method("hf_maml", 0.2, 2, **probe), at_rest)
     assert torch.equal(result.grads["w"], torch.zeros(2, 1, dtype=DOUBLE))
 
@@ -348,7 +348,7 @@ def fixed_point(direction: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
 
 
 def direction(
-    name: str, tasks: FiniteSumTasks, alpha: float, steps: int = 1, **chosen: Any
+    name: str, tasks: FiniteSumTaskBatch, alpha: float, steps: int = 1, **chosen: Any
 ) -> Callable[[Tensor], Tensor]:
     like = {"w": torch.zeros(5 if "X" in tasks.support else 1, dtype=DOUBLE)}
     return functools.partial(mean_gradient, make_method(name, alpha, steps, **chosen), tasks, like)
@@ -455,8 +455,8 @@ def test_sign_maml_ignores_the_scale_of_the_inner_loss(scale: float) -> None:
             data | {"scale": torch.full((3,), s, dtype=DOUBLE)}
             for data, s in [(tasks.support, factor), (tasks.query, 1.0)]
         )
-        tasks = FiniteSumTasks(lambda w, data: data["scale"] * problems.network_loss(w, data), support, query)
-        return checks.run(make_method(name, 0.02, 3), Problem(tasks, params))
+        tasks = FiniteSumTaskBatch(lambda w, data: data["scale"] * problems.network_loss(w, data), support, query)
+        return checks.run(make_method(name, 0.02, 3), ReferenceProblem(tasks, params))
 
     checks.assert_same(scaled("sign_maml", scale), scaled("sign_maml", 1.0))
     assert not torch.equal(scaled("fo_maml", scale).grads["bias_1"], scaled("fo_maml", 1.0).grads["bias_1"])

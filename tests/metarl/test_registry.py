@@ -11,7 +11,7 @@ from metarl.inner import adaptation_path, sgd
 from metarl.outer import options, outer_gradient
 from metarl.outer.registry import inner_defaults
 from metarl.tree import add_scaled, subtract
-from metarl.types import Params, Tasks
+from metarl.types import Params, TaskBatch
 from tests.reference import checks, problems, updates
 
 
@@ -22,7 +22,7 @@ def mixture(monkeypatch: pytest.MonkeyPatch) -> str:
 
     @register("mixture")
     def builder(inner_lr: float = 0.1, inner_steps: int = 2, *, pull: float = 0.5) -> Method:
-        def update(params: Params, tasks: Tasks, inner: Inner) -> MetaGrad:
+        def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
             path = adaptation_path(params, tasks, inner)
             end = outer_gradient(tasks, path.params[-1])
             away = subtract(path.params[0], path.params[-1])

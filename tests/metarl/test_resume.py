@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import metarl
-from agents import make_policy
-from envs import Navigation
 from metarl import OUTER, MetaLearner
+from metarl.agents import make_policy
 from metarl.callbacks import Callback, Metrics
+from metarl.envs import Navigation
 from metarl.rl import ReinforcementLearning
 from tests.environment import with_root
 

@@ -12,7 +12,7 @@ import torch
 import metarl
 from metarl import MetaLearner
 from metarl.callbacks import Callback, Metrics
-from metarl.supervised import FiniteSumSource, FiniteSumTasks
+from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 from tests.environment import with_root
 
 PROGRAM = """
@@ -47,7 +47,7 @@ for _ in range(3):
 
 
 def make(source: type[FiniteSumSource] = FiniteSumSource) -> MetaLearner:
-    tasks = FiniteSumTasks(lambda p, b: (p["w"] - b["c"]) ** 2, {"c": torch.tensor([1.0, 2.0])})
+    tasks = FiniteSumTaskBatch(lambda p, b: (p["w"] - b["c"]) ** 2, {"c": torch.tensor([1.0, 2.0])})
     return MetaLearner(source(tasks, {"w": torch.tensor(0.0)}), meta_batch_size=2)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from metarl import MetaLearner, evaluate, make_method, tree
 from metarl.derivatives import gradients, hessian_vector_products, scores
-from metarl.execution import Execution
-from metarl.supervised import FiniteSumTasks, ResamplingTasks
+from metarl.engine import Execution
+from metarl.supervised import FiniteSumTaskBatch, ResamplingTaskBatch
 from metarl.supervised.networks import mlp
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.types import Batch, Params, Role
@@ -22,16 +22,16 @@ PLAIN = Execution()
 SMALL = mlp(1, 1, hidden=(4,), seed=1).double()
 
 
-def sampled(num_tasks: int = 4, seed: int = 0, **arguments: Any) -> FiniteSumTasks:
+def sampled(num_tasks: int = 4, seed: int = 0, **arguments: Any) -> FiniteSumTaskBatch:
     tasks = Sinusoids(execution=PLAIN, **arguments).sample(num_tasks, np.random.default_rng(seed))
-    assert isinstance(tasks, FiniteSumTasks)
+    assert isinstance(tasks, FiniteSumTaskBatch)
     return tasks
 
 
-def resampled(num_tasks: int = 4, seed: int = 0, **arguments: Any) -> ResamplingTasks:
+def resampled(num_tasks: int = 4, seed: int = 0, **arguments: Any) -> ResamplingTaskBatch:
     source = Sinusoids(execution=PLAIN, setting="resampling", **arguments)
     tasks = source.sample(num_tasks, np.random.default_rng(seed))
-    assert isinstance(tasks, ResamplingTasks)
+    assert isinstance(tasks, ResamplingTaskBatch)
     return tasks
 
 
@@ -192,7 +192,7 @@ def test_loss_score_and_derivatives_are_those_of_plain_autograd(execution: Execu
     source = Sinusoids(SMALL, shots=6, execution=execution)
     tasks = source.sample(3, np.random.default_rng(0))
     batch = tasks.draw({}, "inner")
-    w = tree.stack(source.initial_params(), 3)
+    w = tree.broadcast(source.initial_params(), 3)
     found, minus = gradients(tasks, w, batch), scores(tasks, w, batch)
     ones = {key: torch.ones_like(leaf) for key, leaf in w.items()}
     curvature = hessian_vector_products(tasks, w, batch, ones)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metarl.derivatives import gradients
-from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTasks, ResamplingTasks
+from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch, ResamplingTaskBatch
 from metarl.types import Batch, Params
 
 
@@ -26,20 +26,20 @@ W: Params = {"w": torch.tensor(0.5)}
 
 def test_draws_are_the_sets_whatever_the_parameters() -> None:
     support, query = data(3, 4), data(3, 6, seed=1)
-    tasks = FiniteSumTasks(loss, support, query)
+    tasks = FiniteSumTaskBatch(loss, support, query)
     assert tasks.num_tasks == 3
     for role, wanted in [("inner", support), ("hessian", support), ("outer", query)]:
         assert tasks.draw({"w": torch.randn(3)}, role) is wanted
     assert tasks.cost(support) == {"samples": 12}
     assert tasks.cost(query) == {"samples": 18}
-    assert FiniteSumTasks(loss, support).draw(W, "outer") is support
-    assert FiniteSumTasks(loss, {"c": torch.zeros(5)}).cost({"c": torch.zeros(5)}) == {"samples": 5}
+    assert FiniteSumTaskBatch(loss, support).draw(W, "outer") is support
+    assert FiniteSumTaskBatch(loss, {"c": torch.zeros(5)}).cost({"c": torch.zeros(5)}) == {"samples": 5}
 
 
 def test_score_is_the_given_one_or_minus_the_loss() -> None:
     batch = {k: v[0] for k, v in data(3, 4).items()}
-    assert FiniteSumTasks(loss, data(3, 4)).score(W, batch) == -loss(W, batch)
-    assert FiniteSumTasks(loss, data(3, 4), score=lambda w, b: b["x"].sum()).score(W, batch) == batch["x"].sum()
+    assert FiniteSumTaskBatch(loss, data(3, 4)).score(W, batch) == -loss(W, batch)
+    assert FiniteSumTaskBatch(loss, data(3, 4), score=lambda w, b: b["x"].sum()).score(W, batch) == batch["x"].sum()
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def test_score_is_the_given_one_or_minus_the_loss() -> None:
 )
 def test_sets_of_different_sizes(support: Batch, query: Batch | None) -> None:
     with pytest.raises(ValueError, match="the same number of tasks in every leaf, got"):
-        FiniteSumTasks(loss, support, query)
+        FiniteSumTaskBatch(loss, support, query)
 
 
 def source(tasks: int = 6) -> FiniteSumSource:
     return FiniteSumSource(
-        FiniteSumTasks(loss, data(tasks, 4), data(tasks, 5, seed=1), lambda w, b: b["x"][0]), W, "first"
+        FiniteSumTaskBatch(loss, data(tasks, 4), data(tasks, 5, seed=1), lambda w, b: b["x"][0]), W, "first"
     )
 
 
-def rows(sample: FiniteSumTasks, whole: FiniteSumTasks) -> list[int]:
+def rows(sample: FiniteSumTaskBatch, whole: FiniteSumTaskBatch) -> list[int]:
     """Which of the tasks these are; support and query must say the same."""
     found = []
     for role in ("inner", "outer"):
@@ -109,11 +109,11 @@ def test_bad_number_of_tasks(bad: Any) -> None:
         source().sample(bad, np.random.default_rng(0))
 
 
-def minibatches(seed: int = 0, **sizes: int) -> FiniteSumTasks:
+def minibatches(seed: int = 0, **sizes: int) -> FiniteSumTaskBatch:
     support = {"x": torch.arange(15.0).view(3, 5), "y": torch.zeros(3, 5)}
     query = {"x": 100 + torch.arange(12.0).view(3, 4), "y": torch.zeros(3, 4)}
     generator = torch.Generator().manual_seed(seed)
-    return FiniteSumTasks(loss, support, query, batch_sizes=BatchSizes(**sizes), generator=generator)
+    return FiniteSumTaskBatch(loss, support, query, batch_sizes=BatchSizes(**sizes), generator=generator)
 
 
 def test_minibatches_are_subsets_without_replacement() -> None:
@@ -169,7 +169,7 @@ def test_a_source_seeds_the_minibatches_of_its_tasks() -> None:
 def test_bad_minibatches(sizes: dict[str, int], generator: bool, message: str) -> None:
     tasks = minibatches()
     with pytest.raises(ValueError, match=message):
-        FiniteSumTasks(
+        FiniteSumTaskBatch(
             loss,
             tasks.support,
             tasks.query,
@@ -181,7 +181,7 @@ def test_bad_minibatches(sizes: dict[str, int], generator: bool, message: str) -
 def test_minibatches_of_something_without_points() -> None:
     sets = {"x": torch.zeros(3, 4), "y": torch.zeros(3)}
     with pytest.raises(ValueError, match=r"support must have leaves \[T, n, ...\] with one n"):
-        FiniteSumTasks(loss, sets, batch_sizes=BatchSizes(inner=1), generator=torch.Generator())
+        FiniteSumTaskBatch(loss, sets, batch_sizes=BatchSizes(inner=1), generator=torch.Generator())
 
 
 def test_resampling_draws_fresh_data_from_its_generator() -> None:
@@ -189,8 +189,8 @@ def test_resampling_draws_fresh_data_from_its_generator() -> None:
         number = 7 if role == "outer" else 4
         return {k: torch.randn(3, number, generator=generator) for k in ("x", "y")}
 
-    def tasks(seed: int) -> ResamplingTasks:
-        return ResamplingTasks(loss, 3, sampler, torch.Generator().manual_seed(seed))
+    def tasks(seed: int) -> ResamplingTaskBatch:
+        return ResamplingTaskBatch(loss, 3, sampler, torch.Generator().manual_seed(seed))
 
     a, b, c = tasks(0), tasks(0), tasks(1)
     first = a.draw(W, "inner")
@@ -199,4 +199,4 @@ def test_resampling_draws_fresh_data_from_its_generator() -> None:
     assert not torch.equal(first["x"], c.draw(W, "inner")["x"])
     assert a.draw(W, "outer")["x"].shape == (3, 7)
     with pytest.raises(ValueError, match="num_tasks must be"):
-        ResamplingTasks(loss, 0, sampler, torch.Generator())
+        ResamplingTaskBatch(loss, 0, sampler, torch.Generator())

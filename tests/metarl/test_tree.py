@@ -39,7 +39,7 @@ def test_leaves_are_matched_by_name() -> None:
 
 def test_stack_take_and_mean() -> None:
     a = random(0)
-    stacked = tree.stack(a, 3)
+    stacked = tree.broadcast(a, 3)
     for k, v in stacked.items():
         assert v.shape == (3, *SHAPES[k])
         assert v.data_ptr() == a[k].data_ptr()  # a view
@@ -62,7 +62,7 @@ def test_flatten_and_unflatten_are_inverse() -> None:
 
 def test_detached_is_new_memory_without_a_graph() -> None:
     a = {k: (2 * v.requires_grad_()) for k, v in random(0).items()}
-    b = tree.detached(a)
+    b = tree.detach(a)
     for k, v in b.items():
         assert torch.equal(v, a[k])
         assert not v.requires_grad

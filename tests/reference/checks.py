@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from metarl import Method
-from metarl.oracles import Counting, Draw, Recording, Replaying, Wrapped
-from metarl.outer.e_maml import SampledTasks
-from metarl.supervised import FiniteSumTasks
-from metarl.types import Batch, MetaGrad, Params, Tasks
-from tests.reference.problems import Problem
+from metarl.outer.e_maml import SampledTaskBatch
+from metarl.supervised import FiniteSumTaskBatch
+from metarl.types import Batch, MetaGrad, Params, TaskBatch
+from metarl.wrappers import CountCost, RecordDraws, RecordedDraw, ReplayDraws, TaskWrapper
+from tests.reference.problems import ReferenceProblem
 from tests.reference.updates import Answer, Data, Function, Sampled
 
-NewProblem = Callable[[], Problem]
+NewProblem = Callable[[], ReferenceProblem]
 Reference = Callable[[Tensor, Data], Answer]
 
 
@@ -44,21 +44,21 @@ def assert_same(a: MetaGrad, b: MetaGrad) -> None:
         assert torch.equal(a.grads[k], b.grads[k]), k
 
 
-def run(method: Method, problem: Problem) -> MetaGrad:
+def run(method: Method, problem: ReferenceProblem) -> MetaGrad:
     return method.update(problem.params, problem.tasks, method.inner)
 
 
-def record(method: Method, problem: Problem) -> tuple[MetaGrad, list[Draw]]:
-    recording = Recording(problem.tasks)
+def record(method: Method, problem: ReferenceProblem) -> tuple[MetaGrad, list[RecordedDraw]]:
+    recording = RecordDraws(problem.tasks)
     return method.update(problem.params, recording, method.inner), recording.draws
 
 
-def function(tasks: Tasks, like: Params, batch: Batch, task: int) -> Function:
+def function(tasks: TaskBatch, like: Params, batch: Batch, task: int) -> Function:
     data = one(batch, task)
     return lambda flat: tasks.loss(unravel(flat, like), data)
 
 
-def mean_gradient(method: Method, tasks: Tasks, like: Params, flat: Tensor) -> Tensor:
+def mean_gradient(method: Method, tasks: TaskBatch, like: Params, flat: Tensor) -> Tensor:
     """What moves the meta-parameters, as a function of the flat vector."""
     result = method.update(unravel(flat, like), tasks, method.inner)
     return ravel({k: v.mean(0) for k, v in result.grads.items()})
@@ -67,9 +67,9 @@ def mean_gradient(method: Method, tasks: Tasks, like: Params, flat: Tensor) -> T
 # The checks. Those that need the data of every step in advance take a finite sum.
 
 
-def finite_sum_data(problem: Problem, steps: int, task: int) -> Data:
+def finite_sum_data(problem: ReferenceProblem, steps: int, task: int) -> Data:
     tasks = problem.tasks
-    assert isinstance(tasks, FiniteSumTasks)
+    assert isinstance(tasks, FiniteSumTaskBatch)
     support, query = (function(tasks, problem.params, x, task) for x in (tasks.support, tasks.query))
     n = len(next(iter(one(tasks.support, task).values())))
     nothing = torch.zeros(n, dtype=torch.float64)  # the data do not depend on the parameters
@@ -78,10 +78,10 @@ def finite_sum_data(problem: Problem, steps: int, task: int) -> Data:
     return Data([support] * steps, query, [support] * steps, sampled)
 
 
-def sampled_data(problem: Problem, draws: list[Draw], task: int) -> Sampled | None:
+def sampled_data(problem: ReferenceProblem, draws: list[RecordedDraw], task: int) -> Sampled | None:
     """What the oracle says about how its data were sampled, if it does."""
     tasks, like = problem.tasks, problem.params
-    if not isinstance(tasks, SampledTasks):
+    if not isinstance(tasks, SampledTaskBatch):
         return None
     inner = [one(d.batch, task) for d in draws if d.role == "inner"]
     outer = next(d.batch for d in draws if d.role == "outer")
@@ -141,7 +141,7 @@ def draws_are_independent(method: Method, new: NewProblem) -> None:
 def replays_bit_for_bit(method: Method, new: NewProblem) -> None:
     problem = new()
     result, draws = record(method, problem)
-    again = run(method, Problem(Replaying(problem.tasks, draws), problem.params))
+    again = run(method, ReferenceProblem(ReplayDraws(problem.tasks, draws), problem.params))
     assert_same(result, again)
 
 
@@ -149,7 +149,7 @@ def is_deterministic(method: Method, new: NewProblem) -> None:
     assert_same(run(method, new()), run(method, new()))
 
 
-class OneTask(Wrapped):
+class OneTask(TaskWrapper):
     """A stacked oracle's loss for a batch of one task; its data come from a recording."""
 
     num_tasks = 1
@@ -161,8 +161,8 @@ def stacked_equals_loop(method: Method, new: NewProblem, rtol: float = 1e-9) -> 
     result, draws = record(method, problem)
     assert all(len(g) == problem.tasks.num_tasks for g in result.grads.values()), "not one gradient per task"
     for i in range(problem.tasks.num_tasks):
-        own = [Draw(d.role, {}, {k: v[i : i + 1] for k, v in d.batch.items()}) for d in draws]
-        alone = run(method, Problem(Replaying(OneTask(problem.tasks), own), problem.params))
+        own = [RecordedDraw(d.role, {}, {k: v[i : i + 1] for k, v in d.batch.items()}) for d in draws]
+        alone = run(method, ReferenceProblem(ReplayDraws(OneTask(problem.tasks), own), problem.params))
         assert_near(ravel(one(result.grads, i)), ravel(one(alone.grads, 0)), rtol, f"task {i}")
         assert_near(result.score[i], alone.score[0], rtol, f"score of task {i}")
 
@@ -183,9 +183,10 @@ def close_in_float32(method: Method, new: NewProblem, rtol: float) -> None:
     result, draws = record(method, problem)
     as_float = {k: v.float() for k, v in problem.params.items()}
     rounded = [
-        Draw(d.role, {}, {k: v.float() if v.is_floating_point() else v for k, v in d.batch.items()}) for d in draws
+        RecordedDraw(d.role, {}, {k: v.float() if v.is_floating_point() else v for k, v in d.batch.items()})
+        for d in draws
     ]
-    small = run(method, Problem(Replaying(problem.tasks, rounded), as_float))
+    small = run(method, ReferenceProblem(ReplayDraws(problem.tasks, rounded), as_float))
     for k, v in small.grads.items():
         assert v.dtype == torch.float32, k
         assert v.isfinite().all(), k
@@ -223,6 +224,6 @@ def differ(a: Method, b: Method, new: NewProblem, by: float = 1e-6) -> None:
 
 def counts(method: Method, new: NewProblem, wanted: Mapping[str, Any]) -> None:
     problem = new()
-    counting = Counting(problem.tasks)
-    run(method, Problem(counting, problem.params))
+    counting = CountCost(problem.tasks)
+    run(method, ReferenceProblem(counting, problem.params))
     assert dict(counting.counts) == dict(wanted)

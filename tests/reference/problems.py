@@ -14,37 +14,39 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from agents import make_policy
-from envs import FunctionalEnv, FunctionalTasks, Navigation, PointVelocity
+from metarl.agents import make_policy
+from metarl.envs import FunctionalDistribution, FunctionalEnv, Navigation, PointVelocity
 from metarl.rl import ReinforcementLearning
-from metarl.supervised import FiniteSumTasks
+from metarl.supervised import FiniteSumTaskBatch
 from metarl.supervised import quadratics as library
-from metarl.supervised.logistic import logistic_tasks, six_logistic_tasks, smoothness
-from metarl.supervised.quadratics import quadratic_loss, quadratic_tasks, random_quadratics
-from metarl.types import Batch, Params, Tasks
+from metarl.theory.logistic import logistic_tasks, six_logistic_tasks, smoothness
+from metarl.theory.quadratics import quadratic_loss, quadratic_tasks, random_quadratics
+from metarl.types import Batch, Params, TaskBatch
 
 DOUBLE = torch.float64
 
 
-class Problem(NamedTuple):
+class ReferenceProblem(NamedTuple):
     """A batch of tasks, new at every construction, and where their updates start."""
 
-    tasks: Tasks
+    tasks: TaskBatch
     params: Params
 
 
-def quadratics_1d(curvatures: list[float], centres: list[float]) -> FiniteSumTasks:
+def quadratics_1d(curvatures: list[float], centres: list[float]) -> FiniteSumTaskBatch:
     """P1: `a (w - c)^2 / 2` for every pair."""
     return quadratic_tasks(library.quadratics_1d(curvatures, centres))
 
 
-def quadratics() -> Problem:
+def quadratics() -> ReferenceProblem:
     """Three random quadratics in four dimensions, eigenvalues in [0.2, 1], four points; queries with other centres."""
     rng = np.random.default_rng(1)
     problem = random_quadratics(rng, 3, 4, (0.2, 1.0))
     other = problem._replace(centres=torch.as_tensor(rng.normal(size=(3, 4))))
     support, query = (quadratic_tasks(which, points=4, noise=0.5, rng=rng).support for which in (problem, other))
-    return Problem(FiniteSumTasks(quadratic_loss, support, query), {"w": torch.as_tensor(rng.normal(size=4))})
+    return ReferenceProblem(
+        FiniteSumTaskBatch(quadratic_loss, support, query), {"w": torch.as_tensor(rng.normal(size=4))}
+    )
 
 
 def logistic_smoothness() -> float:
@@ -52,10 +54,10 @@ def logistic_smoothness() -> float:
     return smoothness(six_logistic_tasks())
 
 
-def logistic() -> Problem:
+def logistic() -> ReferenceProblem:
     """P2 at a random point: support and query sets are the same."""
     tasks = logistic_tasks(six_logistic_tasks())
-    return Problem(tasks, {"w": torch.as_tensor(np.random.default_rng(5).normal(size=5))})
+    return ReferenceProblem(tasks, {"w": torch.as_tensor(np.random.default_rng(5).normal(size=5))})
 
 
 def network(params: Params, x: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ def network_loss(params: Params, batch: Batch) -> Tensor:
     return (network(params, batch["x"]) - batch["y"]).square().mean()
 
 
-def regression() -> Problem:
+def regression() -> ReferenceProblem:
     """Three sinusoids, a network of ten parameters; five points to adapt on, seven others for the outer loss."""
     rng = np.random.default_rng(2)
     amplitude, phase = rng.uniform(0.5, 2, (3, 1)), rng.uniform(0, 3, (3, 1))
@@ -81,7 +83,7 @@ def regression() -> Problem:
 
     shapes = {"weight_1": (1, 3), "bias_1": (3,), "weight_2": (3,), "bias_2": ()}
     params = {k: torch.as_tensor(rng.normal(size=shape), dtype=DOUBLE) for k, shape in shapes.items()}
-    return Problem(FiniteSumTasks(network_loss, data(5), data(7)), params)
+    return ReferenceProblem(FiniteSumTaskBatch(network_loss, data(5), data(7)), params)
 
 
 class SignedSteps(FunctionalEnv):
@@ -107,11 +109,11 @@ class SignedSteps(FunctionalEnv):
         return state[:, 0].abs() > 0.5
 
 
-def distribution(name: str) -> FunctionalTasks:
+def distribution(name: str) -> FunctionalDistribution:
     """Short-lived environments: one with box actions, one that never ends early, one with discrete actions."""
     if name == "discrete":
         space = gymnasium.spaces.Dict({"direction": Box(-1, 1, (), np.float32)})
-        return FunctionalTasks(SignedSteps(), space, horizon=5)
+        return FunctionalDistribution(SignedSteps(), space, horizon=5)
     return {"navigation": Navigation, "point_velocity": PointVelocity}[name](horizon=5)
 
 
@@ -123,14 +125,14 @@ def source(name: str, surrogate: str = "ratio") -> ReinforcementLearning:
     return ReinforcementLearning(tasks, policy, episodes=3, surrogate=surrogate)
 
 
-def reinforcement_learning(name: str) -> Problem:
+def reinforcement_learning(name: str) -> ReferenceProblem:
     """Two tasks; the weights are away from their initialisation, which is nearly flat."""
     rng = np.random.default_rng(3)
     params = {k: v + 0.3 * torch.as_tensor(rng.normal(size=v.shape)) for k, v in source(name).initial_params().items()}
-    return Problem(source(name).sample(2, rng), params)
+    return ReferenceProblem(source(name).sample(2, rng), params)
 
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {
+PROBLEMS: dict[str, Callable[[], ReferenceProblem]] = {
     "quadratics": quadratics,
     "logistic": logistic,
     "regression": regression,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from envs import MUJOCO, make_distribution
-from envs.mujoco import AntGoal, HalfCheetahDirection, HalfCheetahVelocity, HopperRandomParameters, make_env
+from metarl.envs import MUJOCO, make_distribution
+from metarl.envs.mujoco import AntGoal, HalfCheetahDirection, HalfCheetahVelocity, HopperRandomParameters, make_env
 from tests.environment import with_root
 
 ROOT = Path(__file__).parents[3]
@@ -169,8 +169,8 @@ class NoMujoco:
 
 sys.meta_path.insert(0, NoMujoco())
 import gymnasium
-import envs
-from experiments import train
+from metarl import envs
+from metarl.experiments import train
 
 assert envs.make_distribution("navigation").horizon == 100
 for make in (lambda: envs.make_distribution("ant_goal"), lambda: gymnasium.make("metarl/AntGoal-v0")):
@@ -196,7 +196,7 @@ def test_without_mujoco_one_clear_error_and_all_else_works(tmp_path: Path) -> No
 
 RENDER = """
 import numpy as np
-from envs.mujoco import HalfCheetahVelocity
+from metarl.envs.mujoco import HalfCheetahVelocity
 
 env = HalfCheetahVelocity().make({"goal": np.array(1.0)}, render_mode="rgb_array")
 env.reset(seed=0)

@@ -7,8 +7,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs import MUJOCO, make_distribution
-from metarl.types import Task
+from metarl.envs import MUJOCO, make_distribution
+from metarl.types import TaskParams
 
 STEPS, T, E = 200, 3, 2
 
@@ -147,7 +147,7 @@ CASES = [
 IDS = [f"{case.name}{'-options' if case.options else ''}" for case in CASES]
 
 
-def one(tasks: Task, t: int) -> Task:
+def one(tasks: TaskParams, t: int) -> TaskParams:
     return {key: value[t] for key, value in tasks.items()}
 
 

@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs import MUJOCO, make_distribution
+from metarl.envs import MUJOCO, make_distribution
 
 FOLDER = Path(__file__).parent / "golden"
 T, STEPS, SHOWN = 2, 25, 60

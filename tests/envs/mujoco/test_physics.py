@@ -12,8 +12,8 @@ import pytest
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from mujoco.rollout import Rollout
 
-from envs.mujoco import HalfCheetahVelocity
-from envs.mujoco.physics import Physics, state_block, usable_cpus
+from metarl.envs.mujoco import HalfCheetahVelocity
+from metarl.envs.mujoco.physics import Physics, state_block, usable_cpus
 
 N = 6
 

@@ -12,10 +12,10 @@ from gymnasium import spaces
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
-from agents import make_policy
-from envs import FunctionalEnv, FunctionalTasks, GymTasks
-from experiments.film import actor as film_actor
 from metarl import MetaLearner
+from metarl.agents import make_policy
+from metarl.envs import FunctionalDistribution, FunctionalEnv, GymDistribution
+from metarl.experiments.film import actor as film_actor
 from metarl.rl import ReinforcementLearning, SquashedGaussian
 from metarl.rl.actions import ACTIONS, clipper
 from metarl.rl.distributions import distribution_for
@@ -156,7 +156,7 @@ def set_nothing(env: Any, task: Any) -> None:
 
 def learner(actions: str, space: Any = None, horizon: int = 5, **kwargs: Any) -> MetaLearner:
     Knob.got.clear()
-    tasks = GymTasks(Knob, LENGTH, horizon=horizon, set_task=set_nothing, env_kwargs={"space": space})
+    tasks = GymDistribution(Knob, LENGTH, horizon=horizon, set_task=set_nothing, env_kwargs={"space": space})
     policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs={"net_arch": [4]})
     source = ReinforcementLearning(tasks, policy, episodes=10, actions=actions, baseline="time")
     return MetaLearner(source, "maml", meta_batch_size=2, **kwargs)
@@ -221,7 +221,7 @@ class Wide(nn.Module):
 
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_functional_environments_get_whole_float32_numbers(actions: str) -> None:
-    tasks = FunctionalTasks(Dial(), spaces.Dict({"x": Box(0, 1, (), np.float32)}), horizon=30)
+    tasks = FunctionalDistribution(Dial(), spaces.Dict({"x": Box(0, 1, (), np.float32)}), horizon=30)
     source = ReinforcementLearning(tasks, Wide(), episodes=6, actions=actions)
     params = {"mean": torch.zeros(2, 1)}
     rollout = source.sample(2, np.random.default_rng(0)).rollout(params)
@@ -241,7 +241,9 @@ def test_films_send_actions_as_training_does() -> None:
 
 
 def test_vector_environments_refuse_what_would_wrap() -> None:
-    tasks = GymTasks(Knob, LENGTH, horizon=3, set_task=set_nothing, env_kwargs={"space": Box(-10, 10, (1,), np.int8)})
+    tasks = GymDistribution(
+        Knob, LENGTH, horizon=3, set_task=set_nothing, env_kwargs={"space": Box(-10, 10, (1,), np.int8)}
+    )
     vec = tasks.make_vec({"length": [1]}, 1)
     vec.reset(seed=0)
     with pytest.raises(ValueError, match="actions must fit into int8, got 200"):
@@ -252,7 +254,7 @@ def test_vector_environments_refuse_what_would_wrap() -> None:
 
 
 def test_discrete_actions_are_sent_as_they_are() -> None:
-    tasks = GymTasks(Countdown, LENGTH, horizon=3, set_task=set_length)
+    tasks = GymDistribution(Countdown, LENGTH, horizon=3, set_task=set_length)
     action = torch.tensor([0, 1])
     assert clipper(tasks.action_space, CPU)(action) is action
 

@@ -12,11 +12,11 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from agents import make_policy
-from envs import FunctionalEnv, FunctionalTasks, GymTasks
-from envs.vector import AUTORESET
 from metarl import MetaLearner, NonFiniteError
-from metarl.distributed import Processes
+from metarl.agents import make_policy
+from metarl.envs import FunctionalDistribution, FunctionalEnv, GymDistribution
+from metarl.envs.vector import AUTORESET
+from metarl.processes import Processes
 from metarl.rl import ReinforcementLearning
 from tests.envs.toy_envs import LENGTH, Answering, set_length
 
@@ -194,7 +194,7 @@ def test_the_first_one_counts() -> None:
 def test_the_environment_is_named_by_its_class() -> None:
     step = (np.zeros(2, np.float32), np.nan, False, False, {})
     kwargs = {"space": FLOATS, "good": (np.zeros(2, np.float32), {}), "on_reset": None, "on_step": step}
-    tasks = GymTasks(Answering, LENGTH, horizon=9, set_task=set_length, env_kwargs=kwargs)
+    tasks = GymDistribution(Answering, LENGTH, horizon=9, set_task=set_length, env_kwargs=kwargs)
     with pytest.raises(NonFiniteError, match="reward of Answering in iteration 1, task 0, episode 0, step 3; look"):
         learner(tasks).learn(1)
 
@@ -247,7 +247,7 @@ LINE = Box(-np.inf, np.inf, (1,), np.float32)
 
 @pytest.mark.parametrize("what", ["reward", "observation"])
 def test_functional_environments_too(what: str) -> None:
-    tasks = FunctionalTasks(Faulty(LINE, 3, what), VecTasks.space, H)
+    tasks = FunctionalDistribution(Faulty(LINE, 3, what), VecTasks.space, H)
     with pytest.raises(NonFiniteError, match=f"the {what} of Faulty in iteration 1, task 0, episode 0, step 3; look"):
         learner(tasks).learn(1)
 
@@ -256,17 +256,17 @@ def test_functional_environments_keep_to_their_space() -> None:
     with pytest.raises(
         ValueError, match=r"Faulty, step 2: observations must lie inside Discrete\(2\), got 2 in task 0"
     ):
-        learner(FunctionalTasks(Faulty(Discrete(2)), VecTasks.space, H)).learn(1)
+        learner(FunctionalDistribution(Faulty(Discrete(2)), VecTasks.space, H)).learn(1)
 
 
 @pytest.mark.parametrize("kind", ["functional", "numpy"])
 def test_actions_that_are_not_finite_are_named_before_they_are_sent(kind: str) -> None:
     if kind == "functional":
-        tasks: Any = FunctionalTasks(Faulty(LINE, at=99), VecTasks.space, H)
+        tasks: Any = FunctionalDistribution(Faulty(LINE, at=99), VecTasks.space, H)
         name = "Faulty"
     else:
         tasks, name = (
-            GymTasks("Pendulum-v1", spaces.Dict({"g": Box(5.0, 15.0, (), np.float32)}), horizon=3),
+            GymDistribution("Pendulum-v1", spaces.Dict({"g": Box(5.0, 15.0, (), np.float32)}), horizon=3),
             "PendulumEnv",
         )
     one = learner(tasks)

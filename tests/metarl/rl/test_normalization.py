@@ -16,13 +16,13 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor, nn
 
-from agents import from_sb3, make_policy, to_sb3
-from envs import FunctionalTasks, GymTasks, Navigation, make_distribution
 from metarl import MetaLearner
-from metarl.distributed import Processes
-from metarl.oracles import Recording
+from metarl.agents import from_sb3, make_policy, to_sb3
+from metarl.envs import FunctionalDistribution, GymDistribution, Navigation, make_distribution
+from metarl.processes import Processes
 from metarl.rl import NormalizedPolicy, ReinforcementLearning
 from metarl.types import Batch
+from metarl.wrappers import RecordDraws
 from tests.envs.toy_envs import LENGTH, Learning, countdown, set_length
 from tests.metarl.rl.test_rollout import WalkEnv
 
@@ -31,7 +31,7 @@ HORIZON = 7
 
 def tasks_for(name: str) -> Any:
     if name == "pendulum":
-        return GymTasks("Pendulum-v1", spaces.Dict({"g": Box(5.0, 15.0, (), np.float32)}), horizon=HORIZON)
+        return GymDistribution("Pendulum-v1", spaces.Dict({"g": Box(5.0, 15.0, (), np.float32)}), horizon=HORIZON)
     return make_distribution(name, horizon=HORIZON)
 
 
@@ -53,16 +53,16 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """All batches of learners, in order."""
-    from metarl.rl.oracle import RLTasks
+    from metarl.rl.oracle import RLTaskBatch
 
     batches: list[Batch] = []
-    draw = RLTasks.draw
+    draw = RLTaskBatch.draw
 
-    def noted(self: RLTasks, *args: Any) -> Batch:
+    def noted(self: RLTaskBatch, *args: Any) -> Batch:
         batches.append(draw(self, *args))
         return batches[-1]
 
-    monkeypatch.setattr(RLTasks, "draw", noted)
+    monkeypatch.setattr(RLTaskBatch, "draw", noted)
     return batches
 
 
@@ -195,7 +195,7 @@ def test_numbers_far_from_zero() -> None:
 
 def test_what_cannot_be_normalised_is_refused() -> None:
     walk, images = (
-        FunctionalTasks(WalkEnv(), spaces.Dict({"wall": Box(1, 4, ())}), 5),
+        FunctionalDistribution(WalkEnv(), spaces.Dict({"wall": Box(1, 4, ())}), 5),
         make_distribution("grid_world_image"),
     )
     discrete = make_distribution("tabular_mdp")
@@ -238,7 +238,7 @@ def test_sources_of_evaluations_must_have_learned_the_same() -> None:
 def test_it_helps_where_scales_differ() -> None:
     """Recorded batches show observations of unit scale after one iteration."""
     one = learner("cart_pole", meta_batch_size=8).learn(1)
-    recording = Recording(one.source.sample(4, np.random.default_rng(1)))
+    recording = RecordDraws(one.source.sample(4, np.random.default_rng(1)))
     one.adapt(recording)
     batch = recording.draws[0].batch
     running = batch["mask"] > 0
@@ -293,10 +293,10 @@ def wrapped(kind: str, freeze: bool = False) -> Any:
 def test_wrappers_that_learn_are_refused_where_they_are_used_again(kind: str) -> None:
     message = rf"env must not learn where set_task.*got {WRAPPERS[kind][1]}, .*normalize_observations=True"
     with pytest.raises(ValueError, match=message):
-        GymTasks(wrapped(kind), LENGTH, horizon=3, set_task=set_length)
+        GymDistribution(wrapped(kind), LENGTH, horizon=3, set_task=set_length)
     with pytest.warns(UserWarning, match=f"env has {WRAPPERS[kind][1]}, which learn.*not independent"):
-        GymTasks(wrapped(kind), LENGTH, horizon=3)
+        GymDistribution(wrapped(kind), LENGTH, horizon=3)
 
 
 def test_wrappers_that_have_been_frozen_are_taken() -> None:
-    assert GymTasks(wrapped("observations", freeze=True), LENGTH, horizon=3, set_task=set_length).horizon == 3
+    assert GymDistribution(wrapped("observations", freeze=True), LENGTH, horizon=3, set_task=set_length).horizon == 3

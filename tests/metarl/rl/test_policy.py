@@ -9,10 +9,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from agents import make_policy
 from metarl import tree
-from metarl.execution import repeated as module
-from metarl.execution.program import Program
+from metarl.agents import make_policy
+from metarl.engine import repeated as module
+from metarl.engine.program import Program
 from metarl.rl import Actor, DiagonalGaussian, policy_params
 from metarl.types import Params
 
@@ -99,7 +99,7 @@ def test_bound_equals_a_loop_over_tasks(name: str) -> None:
 @pytest.mark.parametrize("name", POLICIES)
 def test_tasks_that_share_their_parameters(name: str) -> None:
     policy = POLICIES[name]()
-    params, obs = tree.stack(tree.take(stacked(policy), 0), 3), torch.randn(3, 5, 3)
+    params, obs = tree.broadcast(tree.take(stacked(policy), 0), 3), torch.randn(3, 5, 3)
     with actor(policy).bound(params, obs) as forward:
         check(policy, forward, params, obs)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 
-from agents import make_policy
-from envs import Navigation
 from metarl import tree
-from metarl.rl import SURROGATES, ReinforcementLearning, RLTasks
+from metarl.agents import make_policy
+from metarl.envs import Navigation
+from metarl.rl import SURROGATES, ReinforcementLearning, RLTaskBatch
 from metarl.types import Params
 
 TASKS = Navigation(horizon=5)
@@ -22,9 +22,9 @@ def make_source(**kwargs: Any) -> ReinforcementLearning:
     return ReinforcementLearning(TASKS, policy, **{"episodes": 3, **kwargs})
 
 
-def make_tasks(seed: int = 0, **kwargs: Any) -> tuple[RLTasks, Params]:
+def make_tasks(seed: int = 0, **kwargs: Any) -> tuple[RLTaskBatch, Params]:
     source = make_source(**kwargs)
-    return source.sample(2, np.random.default_rng(seed)), tree.stack(source.initial_params(), 2)
+    return source.sample(2, np.random.default_rng(seed)), tree.broadcast(source.initial_params(), 2)
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
@@ -111,7 +111,7 @@ def test_given_tasks_in_their_order() -> None:
     source = make_source(normalize_advantages=False)
     far_and_near = {"goal": np.array([[50.0, 0.0], [0.5, 0.0]], np.float32)}
     tasks = source.tasks(far_and_near, np.random.default_rng(0))
-    returns = tasks.draw(tree.stack(source.initial_params(), 2), "inner")["rewards"].mean((1, 2))
+    returns = tasks.draw(tree.broadcast(source.initial_params(), 2), "inner")["rewards"].mean((1, 2))
     assert returns.tolist() == pytest.approx([-50.0, -0.5], abs=0.5)
 
 
@@ -120,7 +120,7 @@ def test_the_starting_point_is_the_policys_own_and_is_not_changed() -> None:
     before = {k: v.clone() for k, v in source.policy.named_parameters()}
     params = source.initial_params()
     assert set(params) < set(before)  # the critic is left out
-    source.sample(2, np.random.default_rng(0)).draw(tree.stack(params, 2), "inner")
+    source.sample(2, np.random.default_rng(0)).draw(tree.broadcast(params, 2), "inner")
     for key, leaf in source.policy.named_parameters():
         assert torch.equal(leaf, before[key])
         if key in params:
@@ -129,7 +129,7 @@ def test_the_starting_point_is_the_policys_own_and_is_not_changed() -> None:
 
 def test_replace() -> None:
     changed = dataclasses.replace(make_source(), episodes=7, distribution=Navigation(horizon=3))
-    batch = changed.sample(2, np.random.default_rng(0)).draw(tree.stack(changed.initial_params(), 2), "inner")
+    batch = changed.sample(2, np.random.default_rng(0)).draw(tree.broadcast(changed.initial_params(), 2), "inner")
     assert batch["mask"].shape == (2, 7, 3)
 
 

@@ -11,14 +11,14 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from agents import make_policy
-from envs import FunctionalEnv, FunctionalTasks, Navigation, PointVelocity
 from metarl import tree
+from metarl.agents import make_policy
+from metarl.envs import FunctionalDistribution, FunctionalEnv, Navigation, PointVelocity
 from metarl.rl import Actor, policy_params
 from metarl.rl.distributions import distribution_for
 from metarl.rl.rollout import Rollout
 from metarl.rl.streams import Streams
-from metarl.types import Params, Task
+from metarl.types import Params, TaskParams
 
 Array = npt.NDArray[Any]
 
@@ -46,7 +46,7 @@ class WalkEnv(FunctionalEnv):
         return state[:, 0].abs() >= task["wall"]
 
 
-class Walk(FunctionalTasks):
+class Walk(FunctionalDistribution):
     def __init__(self, horizon: int = 9) -> None:
         super().__init__(WalkEnv(), spaces.Dict({"wall": spaces.Box(1.0, 4.0, (), np.float32)}), horizon)
 
@@ -92,7 +92,7 @@ def rollout(vec: Any, policy: nn.Module, params: Params, horizon: int, seed: int
     return actor.rollout(vec, params, noise)
 
 
-def setup(name: str, num_tasks: int = 3, seed: int = 0) -> tuple[FunctionalTasks, nn.Module, Params, Task]:
+def setup(name: str, num_tasks: int = 3, seed: int = 0) -> tuple[FunctionalDistribution, nn.Module, Params, TaskParams]:
     tasks = DISTRIBUTIONS[name]
     policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs={"net_arch": [8]}, seed=seed)
     generator = torch.Generator().manual_seed(seed)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import make_policy
-from envs import make_distribution
+from metarl.agents import make_policy
+from metarl.envs import make_distribution
 from metarl.rl import ReinforcementLearning
 from metarl.rl.streams import MOST_STREAMS, Streams
-from metarl.tree import stack
+from metarl.tree import broadcast
 from metarl.types import Batch, Params
 
 
@@ -52,7 +52,7 @@ def draws(tasks: object, params: Params) -> list[Batch]:
 )
 def test_tasks_of_a_shard_see_what_they_would_see_in_the_whole(env: str) -> None:
     learned = source(env)
-    params = stack(learned.initial_params(), 5)
+    params = broadcast(learned.initial_params(), 5)
     params = {name: leaf + 0.01 * torch.arange(5.0).view(5, *[1] * (leaf.ndim - 1)) for name, leaf in params.items()}
     whole = draws(learned.sample(5, np.random.default_rng(0)), params)
     for first, last in [(0, 2), (2, 5)]:

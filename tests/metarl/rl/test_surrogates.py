@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev
 
-from envs.enumeration import probabilities, trajectories
-from envs.tabular import two_state_problem
+from metarl.envs.exact.enumeration import probabilities, trajectories
+from metarl.envs.exact.tabular import two_state_problem
 from metarl.rl.surrogates import SURROGATES, make_surrogate
 
 TASKS, TABLES, LOGITS = two_state_problem()

@@ -1,0 +1,170 @@
+"""Task distributions: what is drawn, and the environments made from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+
+from metarl.errors import check_int
+from metarl.settings import FixedSettings
+from metarl.types import TaskParams
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class EnvDistribution(FixedSettings, ABC):
+    """What the task distributions of this package share: a `metarl.types.TaskDistribution` that can draw itself.
+
+    The default `sample` draws every entry uniformly. Parameters outside the space are accepted by `make`
+    and `make_vec`: tests out of the distribution need them.
+
+    Args:
+        space: the space of ONE task's parameters.
+        observation_space: of one environment.
+        action_space: of one environment.
+        horizon: steps per episode, at most.
+
+    Raises:
+        ValueError: `horizon` is not a positive integer.
+    """
+
+    space: gymnasium.spaces.Dict
+    horizon: int
+
+    def __init__(
+        self,
+        space: gymnasium.spaces.Dict,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        horizon: int,
+    ) -> None:
+        self._settle(space=space, horizon=check_int("horizon", horizon))
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskParams:
+        """Parameters of `num_tasks` tasks, uniform over `space`: arrays `[T, ...]` of its types.
+
+        Raises:
+            ValueError: `num_tasks` is not a positive integer, or `rng` is not a numpy generator.
+        """
+        check_int("num_tasks", num_tasks)
+        check_rng(rng)
+        return {name: _uniform(name, entry, num_tasks, rng) for name, entry in self.space.items()}
+
+    @abstractmethod
+    def make(self, task: TaskParams, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+        """One ordinary environment; the arrays of `task` are without the leading T.
+
+        Raises:
+            ValueError: keys or shapes of `task` differ from `space`, or a value is not finite.
+        """
+
+    @abstractmethod
+    def make_vec(
+        self, task: TaskParams, episodes: int, device: torch.device | str = "cpu"
+    ) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+        """T x `episodes` environments, task-major, autoreset disabled; `task` has arrays `[T, ...]`.
+
+        Raises:
+            ValueError: as for `make`; leading sizes that differ; `episodes` is not a positive integer; a bad `device`.
+        """
+
+    def shifted(self) -> EnvDistribution:
+        """The out-of-distribution tasks to test on.
+
+        Raises:
+            ValueError: this distribution defines none.
+        """
+        raise ValueError(f"{type(self).__name__} defines no shifted distribution")
+
+    def plot_task(self, ax: Axes, task: TaskParams) -> None:
+        """Draw ONE task (arrays without the leading T) into `ax`; by default its numbers, as a label."""
+        ax.set_xlabel(", ".join(f"{name} {np.round(value, 2).tolist()}" for name, value in task.items()), fontsize=8)
+
+    def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
+        """Draw one episode, `observations` `[n_steps, obs]`, into `ax`; by default each component over the steps."""
+        ax.plot(observations.reshape(len(observations), -1), **line_kwargs)
+
+
+def check_task(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskParams:
+    """ONE task's parameters as arrays of the space's types and shapes.
+
+    Raises:
+        ValueError: other keys, other shapes, or a value that is not a finite number.
+    """
+    arrays = _finite_arrays(space, task)
+    for name, array in arrays.items():
+        if array.shape != space[name].shape:
+            raise ValueError(f"task[{name!r}] must have shape {space[name].shape}, got {array.shape}")
+    return arrays
+
+
+def check_tasks(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskParams:
+    """T tasks' parameters as arrays `[T, ...]` of the space's types and shapes.
+
+    Raises:
+        ValueError: as for `check_task`; no tasks, or leading sizes that differ.
+    """
+    arrays = _finite_arrays(space, task)
+    for name, array in arrays.items():
+        if array.shape[1:] != space[name].shape or array.shape[:1] in ((), (0,)):
+            wanted = ", ".join(map(str, ("T", *(space[name].shape or ()))))
+            raise ValueError(f"task[{name!r}] must have shape ({wanted}) with T of at least 1, got {array.shape}")
+    sizes = {name: len(array) for name, array in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"task must have one leading size T, got {sizes}")
+    return arrays
+
+
+def check_rng(rng: object) -> np.random.Generator:
+    """`rng` if it is a numpy generator; a ValueError otherwise."""
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng must be a numpy.random.Generator, such as numpy.random.default_rng(0), got {rng!r}")
+    return rng
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """`device` as torch knows it; a ValueError if torch does not."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+
+
+def _finite_arrays(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskParams:
+    if not isinstance(task, Mapping) or set(task) != set(space.spaces):
+        found = list(task) if isinstance(task, Mapping) else repr(task)
+        raise ValueError(f"task must have the keys {sorted(space.spaces)}, got {found}")
+    return {name: _finite_array(name, task[name], entry) for name, entry in space.items()}
+
+
+def _finite_array(name: str, value: Any, entry: gymnasium.Space[Any]) -> npt.NDArray[Any]:
+    try:
+        with np.errstate(over="ignore"):  # too large for float32 is infinite: refused below
+            # same_kind: a fraction is no integer, a word no number
+            array = np.asarray(value).astype(entry.dtype, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"task[{name!r}] must be numbers of type {entry.dtype}, got {value!r}") from error
+    if not np.isfinite(array).all():
+        raise ValueError(f"task[{name!r}] must be finite, got {value!r}")
+    return array
+
+
+def _uniform(name: str, entry: gymnasium.Space[Any], num_tasks: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+    if isinstance(entry, Discrete | MultiDiscrete):
+        number = entry.n if isinstance(entry, Discrete) else entry.nvec
+        return rng.integers(entry.start, entry.start + number, (num_tasks, *(entry.shape or ())), entry.dtype)
+    if not isinstance(entry, Box) or not entry.is_bounded():
+        wanted = f"space[{name!r}] must be a bounded Box, a Discrete or a MultiDiscrete to be drawn uniformly"
+        raise ValueError(f"{wanted}, got {entry}; override sample")
+    if np.issubdtype(entry.dtype, np.integer):
+        return rng.integers(entry.low, entry.high, (num_tasks, *entry.shape), entry.dtype, endpoint=True)
+    return rng.uniform(entry.low, entry.high, size=(num_tasks, *entry.shape)).astype(entry.dtype)

@@ -1,0 +1,261 @@
+"""A tabular MDP without sampling: all trajectories with their probabilities, and what follows from them exactly.
+
+There are M = A^H S^(H - 1) trajectories: the actions, and the states after the first (the one after the last step earns
+nothing). Two uses:
+
+- the *sampled objective*, the mean loss after N inner steps on one sampled trajectory each, as a differentiable
+  function, summed over all M^N ways the steps can go;
+- `EnumeratedTaskBatch`, an oracle whose "tasks" are these M^N ways. An outer update that runs on it returns what it
+  would for each of them, so the probability-weighted mean is its expectation, through the update's own code.
+
+Losses are per step of the horizon, f = -J / H, as everywhere in `metarl.rl`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, jacrev, vmap
+
+from metarl.engine import Execution
+from metarl.envs.exact.tabular import TabularMDP
+from metarl.envs.functional import TaskTensors
+from metarl.errors import check_int
+from metarl.functional_call import call
+from metarl.rl.distributions import Categorical
+from metarl.rl.sums import discounted_sums
+from metarl.rl.surrogates import Surrogate, reinforce
+from metarl.types import Batch, Params, Role
+
+LARGEST = 1_000_000
+
+
+class Trajectories(NamedTuple):
+    """All that can happen in ONE MDP."""
+
+    states: Tensor  # [M, H]
+    actions: Tensor  # [M, H]
+    rewards: Tensor  # [M, H]
+    moves: Tensor  # [M], the probability of the states given the actions
+    discount: float = 1.0
+    discount_weights: bool = True  # whether the credit of step t has the weight discount^t
+
+    @property
+    def credit(self) -> Tensor:
+        """The discounted return to go of every action, `[M, H]`, weighted where that is asked for."""
+        to_go = discounted_sums(self.rewards, self.discount)
+        return to_go * self._powers if self.discount_weights else to_go
+
+    @property
+    def returns(self) -> Tensor:
+        """Discounted, `[M]`."""
+        return (self.rewards * self._powers).sum(-1)
+
+    @property
+    def _powers(self) -> Tensor:
+        return self.discount ** torch.arange(self.rewards.shape[1], dtype=self.rewards.dtype)
+
+
+def trajectories(
+    tasks: TabularMDP, task: TaskTensors, discount: float = 1.0, discount_weights: bool = True
+) -> Trajectories:
+    """All trajectories of ONE task, with credit for their actions as `ReinforcementLearning` gives it.
+
+    Raises:
+        ValueError: when there are more than a million.
+    """
+    horizon, states, actions = tasks.horizon, tasks.num_states, tasks.num_actions
+    number = actions**horizon * states ** (horizon - 1)
+    if number > LARGEST:
+        raise ValueError(f"horizon, states and actions must make at most {LARGEST} trajectories, they make {number}")
+    sizes = [actions] * horizon + [states] * (horizon - 1)
+    columns = torch.unravel_index(torch.arange(number), sizes)
+    acted = torch.stack(columns[:horizon], dim=1)
+    been = torch.stack([torch.zeros(number, dtype=torch.int64), *columns[horizon:]], dim=1)
+    moves = task["transitions"][been[:, :-1], acted[:, :-1], been[:, 1:]].prod(-1)
+    return Trajectories(been, acted, task["rewards"][been, acted], moves, discount, discount_weights)
+
+
+def probabilities(params: Params, known: Trajectories) -> Tensor:
+    """Of all trajectories under the softmax policy with `params["logits"]`, `[M]`."""
+    log_probs = params["logits"].log_softmax(-1)[known.states, known.actions]  # [M, H]
+    return log_probs.sum(-1).exp() * known.moves
+
+
+def sampled_gradients(params: Params, known: Trajectories) -> Params:
+    """The policy gradient of the loss that each trajectory alone gives, leaf `[M, S, A]`; written out by hand.
+
+    g(tau)[s, a] = -1/H sum_t [s_t = s] ([a_t = a] - pi(a | s)) G_t, with the credit G_t.
+    """
+    policy = params["logits"].softmax(-1)
+    visited = torch.nn.functional.one_hot(known.states, policy.shape[0]).to(policy.dtype)  # [M, H, S]
+    chosen = torch.nn.functional.one_hot(known.actions, policy.shape[1]).to(policy.dtype) - policy[known.states]
+    total = torch.einsum("mhs,mha,mh->msa", visited, chosen, known.credit.to(policy.dtype))
+    return {"logits": -total / known.states.shape[1]}
+
+
+def paths(params: Params, known: Trajectories, alpha: float, steps: int) -> list[tuple[Params, Tensor]]:
+    """w_0 ... w_N along every way N inner steps of one trajectory each can go.
+
+    Entry j has the parameters, leaf `[M^j, S, A]`, and the probabilities `[M^j]` of the ways there.
+    """
+    found = [({"logits": params["logits"][None]}, params["logits"].new_ones(1))]
+    for _ in range(check_int("steps", steps, minimum=0)):
+        w, weight = found[-1]
+        chance = vmap(lambda v: probabilities(v, known))(w)  # [M^j, M]
+        moved = w["logits"][:, None] - alpha * vmap(lambda v: sampled_gradients(v, known))(w)["logits"]
+        found.append(({"logits": moved.flatten(0, 1)}, (weight[:, None] * chance).flatten()))
+    return found
+
+
+def sampled_objective(
+    tasks: TabularMDP, task: TaskTensors, params: Params, alpha: float, steps: int = 1, discount: float = 1.0
+) -> Tensor:
+    """`E f(w_N)` over one sampled trajectory per inner step: what E-MAML's meta-gradient is the gradient of."""
+    ends, weights = paths(params, trajectories(tasks, task, discount), alpha, steps)[-1]
+    losses: Tensor = vmap(lambda w: -tasks.expected_return(w, task, discount) / tasks.horizon)(ends)
+    return weights @ losses
+
+
+def sampled_product(
+    tasks: TabularMDP, task: TaskTensors, params: Params, alpha: float, steps: int = 1, discount: float = 1.0
+) -> Params:
+    """`E prod_j (I - alpha H(w_j)) grad f(w_N)` with exact Hessians along sampled inner steps.
+
+    This is what a product of independent unbiased factors estimates. It is neither the product form at exact inner
+    gradients nor the gradient of the sampled objective.
+    """
+    shape = params["logits"].shape
+
+    def loss(flat: Tensor) -> Tensor:
+        return -tasks.expected_return({"logits": flat.view(shape)}, task, discount) / tasks.horizon
+
+    *before, (ends, weights) = paths(params, trajectories(tasks, task, discount), alpha, steps)
+    vector = weights[:, None] * vmap(grad(loss))(ends["logits"].flatten(1))  # [M^N, P]
+    for w, _ in reversed(before):
+        curvature = vmap(jacrev(grad(loss)))(w["logits"].flatten(1))  # [M^j, P, P]
+        vector = vector.view(len(curvature), -1, vector.shape[-1]).sum(1)  # over what can happen after w_j
+        vector = vector - alpha * (curvature @ vector[:, :, None])[:, :, 0]
+    return {"logits": vector[0].view(shape)}
+
+
+class EnumeratedTaskBatch:
+    """An oracle for ONE update on ONE tabular MDP: its M^N tasks are all ways that N inner draws can turn out.
+
+    An `inner` draw gives each of them its trajectory; an `outer` or `hessian` draw gives each of them every trajectory,
+    weighted by its probability: with the real surrogates, which are linear in the advantages, the loss is then its own
+    expectation. After an update, `weights` `[M^N]` are the probabilities of the ways at the parameters every step
+    actually had; `expectation` and `deviation` use them. What an update does to D_o and D_h must be linear for the
+    weighted mean to be its expectation; conjugate gradients, for one, are not.
+
+    Args:
+        tasks: the MDP's distribution.
+        task: its tables, without a leading T.
+        policy: a module from states `[B]` to `(logits [B, A],)`.
+        surrogate: the loss, such as `metarl.rl.surrogates.dice`.
+        steps: N, how many inner draws will come.
+        execution: how derivatives are computed: in chunks, where M^N is large.
+        discount: gamma.
+        discount_weights: whether the credit of step t has the weight gamma^t.
+
+    Raises:
+        ValueError: when there are more than a million ways.
+    """
+
+    def __init__(
+        self,
+        tasks: TabularMDP,
+        task: TaskTensors,
+        policy: nn.Module,
+        surrogate: Surrogate,
+        steps: int = 1,
+        execution: Execution | None = None,
+        discount: float = 1.0,
+        discount_weights: bool = True,
+    ) -> None:
+        self.known = trajectories(tasks, task, discount, discount_weights)
+        self.policy, self.surrogate, self.horizon = policy, surrogate, tasks.horizon
+        self.execution = Execution() if execution is None else execution
+        number = len(self.known.states)
+        self.num_tasks = number ** check_int("steps", steps, minimum=0)
+        if self.num_tasks > LARGEST:
+            raise ValueError(f"steps must leave at most {LARGEST} ways, {number} ** {steps} are more")
+        self.weights = torch.ones(self.num_tasks, dtype=self.known.rewards.dtype)
+        self._ahead = list(torch.unravel_index(torch.arange(self.num_tasks), [number] * steps)) if steps else []
+        self._distribution = Categorical(tasks.num_actions)
+
+    @property
+    def execution_key(self) -> tuple[Any, ...]:
+        """What the losses and scores read (see `metarl.engine.frozen`): not the data."""
+        return self.policy, self.surrogate, self.horizon, self._distribution
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        """Leaves `[M^N, 1, H]` for an inner draw, `[M^N, M, H]` for the others.
+
+        Raises:
+            LookupError: at more inner draws than `steps`.
+        """
+        known, everyone = self.known, self.num_tasks
+        if role == "inner":
+            if not self._ahead:
+                raise LookupError("more inner draws were asked for than there are steps; make new tasks per update")
+            rows = self._ahead.pop(0)[:, None]  # [M^N, 1]
+        else:
+            rows = torch.arange(len(known.states)).expand(everyone, -1)
+        batch = {"obs": known.states[rows], "actions": known.actions[rows]}
+        log_probs = vmap(self._log_probs)(params, batch)
+        chance = log_probs.sum(-1).exp() * known.moves[rows]
+        if role == "inner":
+            self.weights = self.weights * chance[:, 0]
+            share = torch.ones_like(chance)
+        else:
+            share = chance * chance.shape[1]  # the loss will take the mean over trajectories
+        share = share[..., None]
+        rewards, credit = share * known.rewards[rows], share * known.credit[rows]
+        objective = -share[..., 0] * known.returns[rows] / self.horizon
+        return {**batch, "log_probs": log_probs, "advantages": credit, "rewards": rewards, "objective": objective}
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """The surrogate's loss, per step of the horizon."""
+        return self._surrogate_loss(self.surrogate, params, batch)
+
+    def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
+        """The loss whose gradient is the inner step's with its data held fixed."""
+        return self._surrogate_loss(reinforce, params, batch)
+
+    def score(self, params: Params, batch: Batch) -> Tensor:
+        """The mean return; of an outer batch its expectation."""
+        return batch["rewards"].sum(-1).mean()
+
+    def cost(self, batch: Batch) -> Mapping[str, int]:
+        """Samples: trajectories."""
+        return {"samples": batch["actions"].shape[0] * batch["actions"].shape[1]}
+
+    def log_likelihood(self, params: Params, batch: Batch) -> Tensor:
+        """Of each trajectory `[n]`, up to what does not depend on `params`."""
+        return self._log_probs(params, batch).sum(-1)
+
+    def objective(self, batch: Batch) -> Tensor:
+        """Minus the discounted return per step of the horizon of each trajectory `[n]`, weighted as the batch is."""
+        return batch["objective"]
+
+    def expectation(self, stacked: Params) -> Params:
+        """The mean of an update's result over all ways."""
+        return {key: torch.tensordot(self.weights, leaf, dims=1) for key, leaf in stacked.items()}
+
+    def deviation(self, stacked: Params) -> Tensor:
+        """The standard deviation of an update's result, all components together: root of the mean squared distance."""
+        mean = self.expectation(stacked)
+        squares = sum((leaf - mean[key]).square().flatten(1).sum(1) for key, leaf in stacked.items())
+        return torch.sqrt(self.weights @ torch.as_tensor(squares))
+
+    def _surrogate_loss(self, surrogate: Surrogate, params: Params, batch: Batch) -> Tensor:
+        log_probs = self._log_probs(params, batch)
+        return surrogate(log_probs, batch["log_probs"], batch["advantages"], torch.ones_like(log_probs))
+
+    def _log_probs(self, params: Params, batch: Batch) -> Tensor:
+        """Of the actions of one task, `[n, H]`."""
+        shape = batch["actions"].shape
+        logits: tuple[Tensor] = call(self.policy, params, batch["obs"].flatten())
+        return self._distribution.log_prob((logits[0].view(*shape, -1),), batch["actions"])

@@ -1,0 +1,38 @@
+"""The command `metarl`: runs one of the scripts, as `metarl train --env navigation`; `metarl NAME --help` explains it."""
+
+import sys
+from importlib import import_module
+
+from metarl.errors import did_you_mean
+
+SCRIPTS = {
+    "train": ("train", "meta-train a policy on a distribution of environments"),
+    "evaluate": ("evaluate", "adapt a trained policy to held-out tasks"),
+    "compare": ("compare", "train several outer updates at an equal budget"),
+    "plot": ("plot", "plot any metric of runs against any other one"),
+    "film": ("film", "draw a policy acting before and after adaptation"),
+    "train-supervised": ("train_supervised", "meta-train on a supervised problem"),
+    "few-shot": ("few_shot", "few-shot classification against a strong baseline"),
+    "theory": ("reports.theory", "check the papers' claims"),
+    "certify": ("reports.certify", "check meta-gradients against exact answers"),
+    "benchmark": ("reports.benchmark", "measure the speed of the parts"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the script that the first argument names; exit code 2 for an unknown name."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] in ("-h", "--help"):
+        print(f"usage: metarl NAME [OPTIONS]\n\n{table()}\n\nmetarl NAME --help explains the options.")
+    elif given[0] in SCRIPTS:
+        import_module(f"metarl.experiments.{SCRIPTS[given[0]][0]}").main(given[1:])
+    else:
+        near = did_you_mean(given[0], SCRIPTS)
+        print(f"error: the script must be one of {', '.join(SCRIPTS)}, got {given[0]!r}{near}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def table() -> str:
+    """The names of the scripts and what they do."""
+    width = max(map(len, SCRIPTS))
+    return "\n".join(f"  {name:{width}}  {what}" for name, (_, what) in SCRIPTS.items())

@@ -1,0 +1,83 @@
+"""Pictures of adaptation: the curve of the score over gradient steps, and what the policy does after each."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from metarl.envs.base import EnvDistribution
+from metarl.evaluation import Evaluation, evaluate
+from metarl.rl import ReinforcementLearning
+from metarl.types import Params, Rule, TaskDistribution, TaskParams
+from metarl.wrappers import RecordDraws, RecordedDraw
+
+
+class Curve(NamedTuple):
+    """A mean return and its 95 % interval after each gradient step."""
+
+    mean: Sequence[float]
+    ci95: Sequence[tuple[float, float] | None]
+
+
+def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str, score: str = "return") -> Figure:
+    """The mean score on held-out tasks after each gradient step: a line with its 95 % band for each of `curves`."""
+    beside = len(curves) > 3  # more than a legend in a corner can name
+    figure = _figure(7.0 if beside else 5.5, 3.8)
+    ax = figure.subplots()
+    ax.set_prop_cycle(
+        cycler(linestyle=["-", "--", ":"], marker=["o", "s", "^"]) * cycler(color=matplotlib.color_sequences["tab10"])
+    )
+    for label, curve in curves.items():
+        steps = range(len(curve.mean))
+        low, high = zip(*[(math.nan, math.nan) if ends is None else ends for ends in curve.ci95], strict=True)
+        (line,) = ax.plot(steps, curve.mean, markersize=5, label=label)
+        ax.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
+    ax.set(xlabel="gradient steps", ylabel=score.replace("_", " "), xticks=list(steps))
+    ax.set_title(title, fontsize=10)
+    ax.grid(alpha=0.3)
+    ax.legend(**({"loc": "center left", "bbox_to_anchor": (1.02, 0.5)} if beside else {}))
+    return figure
+
+
+def trajectory_figure(
+    source: ReinforcementLearning, params: Params, rules: Sequence[Rule], num_tasks: int, seed: int
+) -> Figure:
+    """What the policy does before adaptation and after each step: a row per held-out task, a column per step."""
+    rng = np.random.default_rng([seed, 2])
+    oracle = source.sample(num_tasks, rng)
+    recording = RecordDraws(oracle)
+    curve = evaluate(params, recording, rules)
+    drawn = [draw for draw in recording.draws if draw.role == "outer"]
+
+    figure = _figure(2.4 * len(drawn), 2.4 * num_tasks)
+    figure.suptitle("each row a held-out task; mean return above each picture", fontsize=10)
+    axes = figure.subplots(num_tasks, len(drawn), squeeze=False, sharex=True, sharey=True)
+    for row in range(num_tasks):
+        task = {key: value[row] for key, value in oracle.task.items()}
+        for step, draw in enumerate(drawn):
+            ax = axes[row][step]
+            _plot_episodes(source.distribution, ax, task, draw, row)
+            ax.set_title(f"step {step}: {float(curve.scores[step, row]):.1f}", fontsize=9)
+    return figure
+
+
+def _plot_episodes(
+    tasks: TaskDistribution, ax: Axes, task: TaskParams, draw: RecordedDraw, row: int, shown: int = 5
+) -> None:
+    assert isinstance(tasks, EnvDistribution)
+    obs, mask = draw.batch["obs"][row].cpu().numpy(), draw.batch["mask"][row].cpu().numpy()
+    for episode in range(min(shown, len(obs))):
+        tasks.plot_episode(ax, obs[episode][mask[episode] > 0], color="tab:blue", alpha=0.5, linewidth=1)
+    tasks.plot_task(ax, task)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)  # no global pyplot state, no window
+    return figure

@@ -1,0 +1,1 @@
+"""Reports that check the library: the papers' claims, certified gradients, and the benchmark."""

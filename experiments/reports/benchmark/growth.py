@@ -1,0 +1,66 @@
+"""How the seconds and the memory of a meta-iteration grow with each size, the others staying as published."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from metarl.experiments.common.config import TrainConfig
+from metarl.experiments.reports.benchmark.measure import Call
+from metarl.experiments.reports.benchmark.workloads import Scale, iteration_row
+
+
+def growth(scale: Scale) -> list[Call]:
+    """Exact MAML with D_in again on navigation, one size changed at a time."""
+    base = dataclasses.replace(scale.config, outer="maml", hessian_data="inner")
+    return [
+        iteration_row(scale, resized(base, size, value), changed=size, value=value)
+        for size, values in scale.growth.items()
+        for value in values
+    ]
+
+
+def resized(config: TrainConfig, size: str, value: int) -> TrainConfig:
+    """`config` with one size changed."""
+    if size == "hidden units":
+        return dataclasses.replace(config, hidden=(value, value))
+    setting = {"tasks": "meta_batch_size", "inner steps": "inner_steps"}.get(size, size)
+    return dataclasses.replace(config, **{setting: value})  # type: ignore[arg-type]  # every one of them is an int
+
+
+def series(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each size, in order, each with its peak memory relative to that of the size's first row."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["changed"], []).append(row)
+    return {
+        size: [{**row, "memory_ratio": row["memory_mb"] / max(of_size[0]["memory_mb"], 1e-9)} for row in of_size]
+        for size, of_size in found.items()
+    }
+
+
+def growth_figure(devices: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
+    """A column for each size: seconds with their limit above, peak memory below; a colour for each device."""
+    sizes = list(series(next(iter(devices.values()))))
+    figure = Figure(figsize=(2.4 * len(sizes), 4.6), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(sizes), squeeze=False, sharex="col", sharey="row")
+    for ax in axes.flat:
+        ax.set(xscale="log", yscale="log")
+        ax.grid(alpha=0.3)
+    for number, (device, rows) in enumerate(devices.items()):
+        style: dict[str, Any] = {"color": f"C{number}", "markersize": 4}
+        for (above, below), (size, of_size) in zip(axes.T, series(rows).items(), strict=True):
+            values = [row["value"] for row in of_size]
+            above.plot(values, [row["seconds"] for row in of_size], marker="o", label=device, **style)
+            above.plot(values, [row["limit_seconds"] for row in of_size], "--", label=f"{device}, limit", **style)
+            below.plot(values, [max(row["memory_mb"], 0.1) for row in of_size], marker="o", **style)
+            below.set_xlabel(size)
+            below.set_xticks(values, [str(value) for value in values])
+            below.xaxis.minorticks_off()
+    axes[0][0].set_ylabel("seconds")
+    axes[1][0].set_ylabel("peak memory, MB")
+    axes[0][0].legend(fontsize=7)
+    return figure

@@ -1,0 +1,126 @@
+"""Environment steps a second of many MuJoCo environments: ours, physics alone, and other ways to step them.
+
+Random actions; the contenders take turns, so that the machine's moods hit all alike.
+
+- whole: our vector environment, observations, rewards and checks included; ants that fall go on.
+- physics: `mujoco.rollout` called once a control step with the states it returned, and nothing else done.
+- Sync, Async: Gymnasium's vector environments over the same single environments; Async only for few, as it takes a
+  process each.
+- envpool: where that package is installed, with its own version of MuJoCo.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from metarl.envs import make_distribution
+from metarl.envs.base import EnvDistribution
+
+MOST_PROCESSES = 40
+NAMES = {"half_cheetah_velocity": "HalfCheetah-v4", "ant_velocity": "Ant-v4"}  # envpool's names
+OPTIONS: dict[str, dict[str, Any]] = {"ant_velocity": {"terminate_when_unhealthy": False}}  # all steps are steps
+
+Actions = npt.NDArray[np.float32]
+"""`[steps, N, action]`."""
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    environments: tuple[int, ...] = (40, 400)
+    steps: int = 8000  # of all environments together, in each round
+    rounds: int = 7
+
+
+def stepping_rates(name: str, number: int, size: Size) -> dict[str, Any]:
+    """Environment steps a second of every contender, in turns."""
+    tasks = make_distribution(name, **OPTIONS.get(name, {}))
+    steps = max(2, size.steps // number)
+    actions = np.random.default_rng(0).uniform(-1, 1, (steps, number, *(tasks.action_space.shape or ())))
+    runs, close = contenders(name, tasks, number)
+    measured: dict[str, list[float]] = {contender: [] for contender in runs}
+    for _ in range(size.rounds):
+        for contender, run in runs.items():
+            measured[contender].append(run(actions.astype(np.float32)) * steps * number)
+    for end in close:
+        end()
+    ratio = statistics.median(w / p for w, p in zip(measured["whole"], measured["physics"], strict=True))
+    medians = {contender: statistics.median(values) for contender, values in measured.items()}
+    return {"env": name, "environments": number, **medians, "whole / physics": ratio}
+
+
+def contenders(
+    name: str, tasks: EnvDistribution, number: int
+) -> tuple[dict[str, Callable[[Actions], float]], list[Callable[[], object]]]:
+    """Functions from actions to rounds a second, and what closes what they step."""
+    task = tasks.sample(1, np.random.default_rng(0))
+    ours = tasks.make_vec(task, number)
+    one = partial(tasks.make, {key: value[0] for key, value in task.items()})
+    sync = gymnasium.vector.SyncVectorEnv([one] * number)
+    runs: dict[str, Callable[[Actions], float]] = {
+        "whole": partial(run, ours),
+        "physics": partial(physics, ours),
+        "Sync": partial(run, sync),
+    }
+    close: list[Callable[[], object]] = [ours.close, sync.close]
+    if number <= MOST_PROCESSES:
+        processes = gymnasium.vector.AsyncVectorEnv([one] * number)
+        runs["Async"] = partial(run, processes)
+        close.append(processes.close)
+    if find_spec("envpool") is not None:
+        import envpool
+
+        pool = envpool.make(NAMES[name], env_type="gymnasium", num_envs=number)
+        runs["envpool"] = partial(run, pool)
+        close.append(pool.close)
+    return runs, close
+
+
+def run(env: Any, actions: Actions) -> float:
+    """Reset, then as many steps as there are actions; rounds a second, the reset not counted."""
+    env.reset()
+    start = time.perf_counter()
+    for action in actions:
+        env.step(action)
+    return 1.0 / (time.perf_counter() - start)
+
+
+def physics(env: Any, actions: Actions) -> float:
+    """The same steps by `mujoco.rollout` alone, from the same kind of first states."""
+    import mujoco
+    from mujoco.rollout import Rollout
+
+    from metarl.envs.mujoco.physics import usable_cpus
+
+    env.reset()
+    model, frame_skip, n = env.physics.model, env.physics.frame_skip, env.num_envs
+    states = np.concatenate([np.zeros((n, 1)), env.physics.qpos, env.physics.qvel], axis=1)  # time first
+    out = np.empty((n, frame_skip, states.shape[1]))
+    control = np.empty((n, frame_skip, model.nu))
+    datas = [mujoco.MjData(model) for _ in range(usable_cpus())]
+    with Rollout(nthread=len(datas)) as rollout:
+        start = time.perf_counter()
+        for action in actions:
+            control[:] = action[:, None]
+            rollout.rollout([model] * n, datas, states, control, nstep=frame_skip, state=out, skip_checks=True)
+            states = np.ascontiguousarray(out[:, -1])
+        return 1.0 / (time.perf_counter() - start)
+
+
+def physics_rate(name: str, number: int, steps: int = 16000) -> float:
+    """Environment steps a second of `number` environments by physics alone, from so many steps of all of them."""
+    tasks = make_distribution(name, **OPTIONS.get(name, {}))
+    env = tasks.make_vec(tasks.sample(1, np.random.default_rng(0)), number)
+    shape = (max(2, steps // number), number, *(tasks.action_space.shape or ()))
+    actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    try:
+        return number * len(actions) * physics(env, actions)
+    finally:
+        env.close()

@@ -1,0 +1,245 @@
+"""What is run: rollouts, and meta-iterations of everything."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from metarl import MetaLearner
+from metarl.engine import Execution
+from metarl.experiments.common.config import TrainConfig, build_learner, build_source
+from metarl.experiments.reports.benchmark.limits import Product, TalliedSource, Tally
+from metarl.experiments.reports.benchmark.measure import Call, Job, Workload, measure
+from metarl.experiments.reports.benchmark.stepping import NAMES, Size, physics_rate, stepping_rates
+from metarl.outer import OUTER, inner_defaults
+from metarl.rl import ReinforcementLearning
+from metarl.supervised import networks
+from metarl.supervised.class_sets import ClassSet
+from metarl.supervised.few_shot import FewShot
+from metarl.supervised.sinusoid import Sinusoids
+from metarl.tree import broadcast
+
+
+class ImageWork(NamedTuple):
+    """The size of a meta-iteration with four convolutions."""
+
+    tasks: int = 8
+    ways: int = 20
+    queries: int = 15
+    filters: int = 32
+
+
+TINY_IMAGES = ImageWork(2, 2, 2, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large everything is, and how often it is repeated."""
+
+    device: str
+    repetitions: int
+    tiny_first: bool  # whether each row loads its libraries before it is measured
+    config: TrainConfig
+    tasks: tuple[int, ...]  # of navigation
+    rollout_tasks: tuple[int, ...]
+    many_tasks: tuple[int, ...]  # of exact MAML with D_in again, besides `tasks`
+    growth: dict[str, tuple[int, ...]]
+    cheetahs: int
+    stepping: Size
+    sinusoids: int
+    images: ImageWork
+
+
+def full_scale(device: str, repetitions: int) -> Scale:
+    """The published sizes, and on an accelerator those that fill it."""
+    gpu = torch.device(device).type != "cpu"
+    return Scale(
+        device=device,
+        repetitions=repetitions,
+        tiny_first=True,
+        config=TrainConfig(horizon=100, device=device),
+        tasks=(20, 40),
+        rollout_tasks=(20, 40, 100, 1000, 4000, 16000) if gpu else (20, 40),
+        many_tasks=(1000,) if gpu else (),
+        growth={
+            "tasks": (5, 10, 20, 40, 80),
+            "episodes": (10, 20, 40),
+            "horizon": (50, 100, 200),
+            "inner steps": (1, 2, 5, 10, 20),
+            "hidden units": (32, 100, 256),
+        },
+        cheetahs=40,
+        stepping=Size(),
+        sinusoids=32,
+        images=ImageWork(),
+    )
+
+
+def quick_scale(device: str) -> Scale:
+    """Tiny sizes."""
+    return Scale(
+        device=device,
+        repetitions=1,
+        tiny_first=False,
+        config=TrainConfig(meta_batch_size=3, episodes=2, horizon=5, hidden=(8,), device=device),
+        tasks=(3,),
+        rollout_tasks=(3,),
+        many_tasks=(),
+        growth={"inner steps": (1, 2)},
+        cheetahs=3,
+        stepping=Size((4,), 40, 1),
+        sinusoids=3,
+        images=TINY_IMAGES,
+    )
+
+
+def rollouts(scale: Scale) -> list[Call]:
+    """Episodes with the policy in the loop."""
+    configs = [dataclasses.replace(scale.config, meta_batch_size=tasks) for tasks in scale.rollout_tasks]
+    return [rl_row(scale, {"name": "navigation rollout"}, rollout, config) for config in configs]
+
+
+def navigation(scale: Scale) -> list[Call]:
+    """Every outer update with fresh draws, and exact MAML with D_in again, which needs the fewest."""
+    configs = [
+        dataclasses.replace(scale.config, meta_batch_size=tasks, outer=outer)
+        for tasks in scale.tasks
+        for outer in OUTER
+    ]
+    again = dataclasses.replace(scale.config, outer="maml", hessian_data="inner")
+    configs += [dataclasses.replace(again, meta_batch_size=tasks) for tasks in (*scale.tasks, *scale.many_tasks)]
+    return [iteration_row(scale, config) for config in configs]
+
+
+def mujoco(scale: Scale) -> list[Call]:
+    """Exact MAML on half-cheetah goal velocity, and rates of stepping environments without a policy; CPU only."""
+    if torch.device(scale.device).type != "cpu":
+        return []
+    config = dataclasses.replace(scale.config, env="half_cheetah_velocity", meta_batch_size=scale.cheetahs)
+    configs = [config, dataclasses.replace(config, hessian_data="inner")]
+    stepping: list[Call] = [
+        partial(stepping_rates, name, number, scale.stepping)
+        for name in NAMES
+        for number in scale.stepping.environments
+    ]
+    return [*(iteration_row(scale, config) for config in configs), *stepping]
+
+
+def sinusoid(scale: Scale) -> list[Call]:
+    """Exact MAML; so short that ten times the repetitions are taken."""
+    often = dataclasses.replace(scale, repetitions=10 * scale.repetitions)
+    about = {"name": "sinusoid maml", "size": f"{scale.sinusoids} x (10 + 10)"}
+    make = partial(sinusoids, scale.device)
+    return [
+        row(often, {**about, "inner_steps": steps}, partial(make, scale.sinusoids, steps), partial(make, 2, steps))
+        for steps in (1, 5)
+    ]
+
+
+def conv4(scale: Scale) -> list[Call]:
+    """Exact MAML: every task in one vmap, and as the scripts choose."""
+    work, ways = scale.images, {"all at once": False, "as chosen": True}
+    about = {"size": f"{work.tasks} x {work.ways} x (1 + {work.queries})", "inner_steps": 5}
+    return [
+        row(
+            scale,
+            {"name": f"4-conv maml, {how}", **about},
+            partial(images, scale.device, work, chosen),
+            partial(images, scale.device, TINY_IMAGES, chosen),
+        )
+        for how, chosen in ways.items()
+    ]
+
+
+def iteration_row(scale: Scale, config: TrainConfig, **about: Any) -> Call:
+    """One meta-iteration of a reinforcement-learning run."""
+    name = f"{config.env} {config.outer}{', D_in again' if config.hessian_data == 'inner' else ''}"
+    steps = config.inner_steps or inner_defaults(config.outer)[1]
+    return rl_row(scale, {"name": name, "inner_steps": steps, **about}, iteration, config)
+
+
+def rl_row(scale: Scale, about: dict[str, Any], build: Callable[[TrainConfig], Job], config: TrainConfig) -> Call:
+    """`build(config)`, to be measured."""
+    size = f"{config.meta_batch_size} x {config.episodes} x {config.horizon}"
+    tiny = dataclasses.replace(config, meta_batch_size=2, episodes=2, horizon=5)
+    return row(scale, {"size": size, **about}, partial(build, config), partial(build, tiny))
+
+
+def row(scale: Scale, about: dict[str, Any], build: Callable[[], Job], tiny: Callable[[], Job]) -> Call:
+    """A workload, to be measured."""
+    return partial(measure, Workload(about, build, tiny if scale.tiny_first else None, scale.repetitions))
+
+
+def rollout(config: TrainConfig) -> Job:
+    """One rollout of all tasks."""
+    source, tally = build_source(config), Tally()
+    tasks = source.sample(config.meta_batch_size, np.random.default_rng(0))
+    params = broadcast(source.initial_params(), config.meta_batch_size)
+
+    def run() -> None:
+        mask = tasks.rollout(params).episodes.mask
+        for kind in ("drawn", "forward"):
+            tally.inputs[kind, "inner"] += int(tasks.cost({"mask": mask})["env_steps"])
+
+    return Job(run, tally, source.policy, observations(source), policy_product(config))
+
+
+def iteration(config: TrainConfig) -> Job:
+    """One iteration of `MetaLearner.learn`, everything included."""
+    learner = build_learner(config)
+    source = learner.source
+    assert isinstance(source, ReinforcementLearning)
+    physics = None
+    if config.env in NAMES:
+        physics = partial(physics_rate, config.env, config.meta_batch_size * config.episodes)
+    return learning(learner, source.policy, observations(source), policy_product(config), physics)
+
+
+def sinusoids(device: str, tasks: int, steps: int) -> Job:
+    """One iteration of exact MAML."""
+    source = Sinusoids(device=device)
+    assert source.network is not None
+    learner = MetaLearner(source, "maml", inner_lr=0.01, inner_steps=steps, meta_batch_size=tasks)
+    return learning(learner, source.network, torch.zeros(1, 1, device=device), Product(tasks, 10, 40, 40))
+
+
+def images(device: str, work: ImageWork, chosen: bool) -> Job:
+    """One iteration of exact MAML on random images; its product is that of a convolution, written as one."""
+    generator = torch.Generator().manual_seed(0)
+    made = tuple(torch.rand(1 + work.queries, 1, 28, 28, generator=generator) for _ in range(work.ways))
+    classes = ClassSet(tuple(map(str, range(work.ways))), made)
+    network = networks.conv4(1, 28, work.ways, filters=work.filters)
+    how = Execution(trace=chosen)
+    source = FewShot(classes, network, ways=work.ways, queries=work.queries, execution=how, device=device)
+    learner = MetaLearner(source, "maml", inner_lr=0.1, inner_steps=5, meta_batch_size=work.tasks)
+    product = Product(work.tasks, 2000, 9 * work.filters, work.filters)
+    return learning(learner, network, torch.zeros(2, 1, 28, 28, device=device), product)
+
+
+def learning(
+    learner: MetaLearner,
+    network: torch.nn.Module,
+    inputs: torch.Tensor,
+    product: Product,
+    physics: Callable[[], float] | None = None,
+) -> Job:
+    """One iteration of a learner, tallied."""
+    tally = Tally()
+    learner.source = TalliedSource(learner.source, tally)
+    return Job(lambda: learner.learn(1), tally, network, inputs, product, physics)
+
+
+def observations(source: ReinforcementLearning) -> torch.Tensor:
+    """A few inputs of the policy."""
+    leaf = next(source.policy.parameters())
+    return torch.zeros(2, *(source.distribution.observation_space.shape or ())).to(leaf)
+
+
+def policy_product(config: TrainConfig) -> Product:
+    """The second layer's, for all tasks, episodes and steps; of at most 2000 tasks."""
+    tasks, rows = min(config.meta_batch_size, 2000), config.episodes * (config.horizon or 100)
+    return Product(tasks, rows, config.hidden[0], config.hidden[-1])

@@ -1,0 +1,111 @@
+"""Iterations to an eps-stationary point: MAML and HF-MAML need O(1/eps^2) at most, FO-MAML may never get there."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from metarl import make_method
+from metarl.engine import Execution
+from metarl.experiments.reports.claims.common import (
+    TITLES,
+    Findings,
+    Row,
+    Watch,
+    descend,
+    grad_norm,
+    label,
+    panels,
+    slope,
+)
+from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
+from metarl.theory.logistic import logistic_source, six_logistic_tasks, smoothness
+from metarl.types import Batch, Params
+
+SOURCE = "Fallah et al. 2020; Ji, Yang, Liang 2022"
+TAIL = 0.25  # f falls as w^-TAIL
+STYLE = {"maml": "-", "hf_maml": "--", "fo_maml": "-"}  # MAML and HF-MAML lie on each other
+
+
+def check(quick: bool = False) -> Findings:
+    """Plain descent with full batches on two non-convex problems."""
+    figure, (left, middle, right) = panels(3)
+    rows = [*logistic(left, 300 if quick else 2000), *slow_tail(middle, right, 300 if quick else 3000)]
+    return Findings(
+        rows,
+        figure,
+        "O(1/eps^2) is an upper bound for every smooth function. Near a minimum descent is far faster (left), so the "
+        "measured power is small; on functions that fall as w^-p towards a minimum at infinity the power is "
+        f"(2 + p) / (1 + p) by the gradient flow, which tends to 2 as p goes to zero; here p = {TAIL}.",
+    )
+
+
+def logistic(ax: Axes, iterations: int) -> list[Row]:
+    """P2's data with the sigmoid loss and a bounded regulariser, alpha L = 0.9."""
+    problem = six_logistic_tasks()._replace(margin="sigmoid", regulariser="bounded", strength=0.05)
+    source, L = logistic_source(problem), smoothness(problem)
+    alpha, rows = 0.9 / L, []
+    for name, title in TITLES.items():
+        watch = Watch(grad_norm(source.tasks, alpha), 2)
+        descend(source, make_method(name, alpha), iterations if name == "fo_maml" else iterations // 4, 1 / L, 6, watch)
+        ax.loglog(np.array(watch.at[1:]), np.maximum(watch.seen[1:], 1e-17), STYLE[name], label=title)
+        least = min(watch.seen)
+        if name == "fo_maml":
+            claim, expected = "FO-MAML does not get below a floor (non-convex logistic tasks)", "> 5e-3"
+            rows.append(
+                Row(claim, SOURCE, expected, f"least {least:.1e}, at the end {watch.seen[-1]:.1e}", least > 5e-3)
+            )
+            continue
+        targets = np.geomspace(1e-2, 1e-4, 9)
+        power = slope(1 / targets, first_below(watch, targets))
+        claim = f"{title} reaches eps = 1e-4 (non-convex logistic tasks), iterations as a power of 1/eps"
+        rows.append(Row(claim, SOURCE, "at most 2", f"{power:.2f}; least {least:.1e}", power <= 2))
+    label(ax, "P2 with sigmoid loss, bounded regulariser", "iteration", "|grad F|")
+    return rows
+
+
+def first_below(watch: Watch, targets: npt.NDArray[np.float64]) -> list[int]:
+    """The first iteration at which what was watched is at most each of the targets.
+
+    Raises:
+        ArithmeticError: when it never is.
+    """
+    seen = np.asarray(watch.seen)
+    if seen.min() > min(targets):
+        raise ArithmeticError(f"the run was to reach {min(targets):.1e}, but came to {seen.min():.1e} only")
+    return [watch.at[int(np.argmax(seen <= target))] for target in targets]
+
+
+def tail_loss(params: Params, batch: Batch) -> Tensor:
+    """`(1 + (w - c)^2)^(-p/2)`: smooth with L = p, bounded below, its minimum at infinity."""
+    return ((1 + (params["w"] - batch["c"]).square()) ** (-TAIL / 2)).sum()
+
+
+def slow_tail(trajectories: Axes, power_plot: Axes, iterations: int) -> list[Row]:
+    """Three tasks whose gradient dies slowly."""
+    centres = torch.tensor([[-0.5], [0.0], [0.5]], dtype=torch.float64)
+    tasks = FiniteSumTaskBatch(tail_loss, {"c": centres}, execution=Execution(trace=True))
+    source = FiniteSumSource(tasks, {"w": torch.ones(1, dtype=torch.float64)})
+    alpha, wanted, rows = 0.5 / TAIL, (2 + TAIL) / (1 + TAIL), []
+    for name in ("maml", "hf_maml"):
+        watch = Watch(grad_norm(tasks, alpha))
+        descend(source, make_method(name, alpha), iterations, 1 / TAIL, 3, watch)
+        trajectories.loglog(np.array(watch.at[1:]), watch.seen[1:], STYLE[name], label=TITLES[name])
+        targets = np.geomspace(10 * watch.seen[-1], watch.seen[-1], 12)
+        needed = first_below(watch, targets)
+        power = slope(1 / targets, needed)
+        power_plot.loglog(1 / targets, needed, "o" + STYLE[name], label=f"{TITLES[name]}: power {power:.2f}")
+        rows.append(
+            Row(
+                f"{TITLES[name]}'s iterations on tasks with a slow tail, as a power of 1/eps",
+                SOURCE,
+                f"{wanted:.2f}, at most 2",
+                f"{power:.2f}",
+                abs(power - wanted) < 0.1 and power <= 2,
+            )
+        )
+    power_plot.loglog(1 / targets, needed[-1] * (targets[-1] / targets) ** 2, "k:", label="power 2")
+    label(trajectories, f"tasks falling as w^-{TAIL}", "iteration", "|grad F|")
+    label(power_plot, f"tasks falling as w^-{TAIL}", "1 / eps", "iterations to |grad F| <= eps")
+    return rows

@@ -1,0 +1,182 @@
+"""Several inner steps: the order of the factors, what a step costs, and why alpha must shrink as 1/(N L)."""
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from metarl import Inner, make_method, tree
+from metarl.derivatives import hessian_vector_products
+from metarl.engine import Execution
+from metarl.experiments.reports.claims.common import (
+    Findings,
+    Row,
+    Vector,
+    central_differences,
+    direction,
+    label,
+    listing,
+    objective,
+    panels,
+    random_point,
+    relative_error,
+)
+from metarl.inner import AdaptationPath, adaptation_path
+from metarl.outer import outer_gradient, pull_back
+from metarl.step import averaged
+from metarl.supervised import FiniteSumTaskBatch
+from metarl.theory import inner_lr_bound, recommended_inner_lr
+from metarl.theory.logistic import logistic_source, six_logistic_tasks, smoothness
+from metarl.theory.quadratics import Quadratics, random_quadratics, resampled_quadratics
+from metarl.wrappers import CountCost
+
+SOURCE = "Ji, Yang, Liang 2022"
+STEPS = (1, 2, 4, 8, 16, 32)
+FIXED = 0.5  # alpha L
+EXECUTION = Execution(trace=True)
+
+
+def check(quick: bool = False) -> Findings:
+    """Exact statements on P2; variances on resampled quadratics with curvatures of both signs."""
+    problem = six_logistic_tasks()
+    tasks = logistic_source(problem).tasks
+    figure, (left, right) = panels(2)
+    rows = [
+        *order_matters(tasks, smoothness(problem)),
+        products_stay_bounded(tasks, smoothness(problem)),
+        *variances(left, 500 if quick else 5000),
+        cost_is_linear(right, tasks),
+    ]
+    return Findings(
+        rows,
+        figure,
+        "The geometric growth is the worst case and needs directions of negative curvature, which a policy's "
+        "objective has; on convex quadratics the factors I - alpha H contract and a fixed alpha does no harm (dashed). "
+        f"(1 + alpha L)^(2N) < 2 allows alpha L < {inner_lr_bound(1):.3f} for N = 1, {inner_lr_bound(10):.4f} for 10.",
+    )
+
+
+def reversed_product(tasks: FiniteSumTaskBatch, inner: Inner, w: Vector) -> Vector:
+    """The meta-gradient with the factors in the wrong order: the first step's acts first."""
+    path = adaptation_path({"w": w}, tasks, inner)
+    end = outer_gradient(tasks, path.params[-1])
+    turned = AdaptationPath([*path.params[-2::-1], path.params[-1]], path.batches[::-1], path.grads[::-1])
+    return tree.mean(pull_back(tasks, turned, inner, end.grads, hessian_vector_products, "inner"))["w"]
+
+
+def order_matters(tasks: FiniteSumTaskBatch, L: float) -> list[Row]:
+    """Against the finite-difference gradient of F_N."""
+    w = random_point()
+    right, wrong = {}, {}
+    for n in (1, 3, 5):
+        method = make_method("multi_step_maml", 0.9 / L, n)
+        numeric = central_differences(objective(tasks, method.inner), w)
+        right[n] = relative_error(direction(method, tasks)(w), numeric)
+        wrong[n] = relative_error(reversed_product(tasks, method.inner, w), numeric)
+    ahead = {n: wrong[n] for n in (3, 5)}
+    return [
+        Row(
+            "the product is the gradient of the N-step objective, N = 1, 3, 5 (P2, alpha L = 0.9)",
+            SOURCE,
+            "relative error < 1e-9",
+            listing(list(right.values())),
+            max(right.values()) < 1e-9,
+        ),
+        Row(
+            "in the reverse order it is not, N = 3, 5",
+            SOURCE,
+            "relative error > 1e-3",
+            listing(list(ahead.values())),
+            min(ahead.values()) > 1e-3 and wrong[1] == right[1],
+        ),
+    ]
+
+
+def products_stay_bounded(tasks: FiniteSumTaskBatch, L: float) -> Row:
+    """The singular values of d w_N / d w with alpha = 1/(8 N L), for all tasks."""
+    good, extremes = True, [1.0, 1.0]
+    for n in STEPS:
+        values = torch.linalg.svdvals(jacobians(tasks, make_method("maml", recommended_inner_lr(L, n), n).inner))
+        low, high = float(values.min()), float(values.max())
+        good &= (1 - 1 / (8 * n)) ** n <= low and high <= (1 + 1 / (8 * n)) ** n
+        extremes = [min(extremes[0], low), max(extremes[1], high)]
+    return Row(
+        f"with alpha = 1/(8 N L) the product of the factors stays bounded, N = {listing(STEPS)} (P2)",
+        SOURCE,
+        "singular values in [0.875, 1.134]",
+        f"[{extremes[0]:.3f}, {extremes[1]:.3f}]",
+        good,
+    )
+
+
+def jacobians(tasks: FiniteSumTaskBatch, inner: Inner) -> Tensor:
+    """d w_N / d w of every task `[T, d, d]`, row by row with the library's pull-back."""
+    path = adaptation_path({"w": torch.zeros(5, dtype=torch.float64)}, tasks, inner)
+    rows = [
+        pull_back(tasks, path, inner, {"w": e.expand(tasks.num_tasks, 5)}, hessian_vector_products, "inner")["w"]
+        for e in torch.eye(5, dtype=torch.float64)
+    ]
+    return torch.stack(rows, dim=1)
+
+
+def variances(ax: Axes, replicas: int) -> list[Row]:
+    """The variance of one task's meta-gradient over independent draws, measured on copies of the task."""
+    rng = np.random.default_rng(3)
+    saddle, bowl = (random_quadratics(rng, 1, 5, eigenvalues) for eigenvalues in ((-1.0, 1.0), (0.1, 1.0)))
+    fixed, convex = ({n: variance(problem, FIXED, n, replicas) for n in STEPS} for problem in (saddle, bowl))
+    scaled = {n: variance(saddle, recommended_inner_lr(1.0, n), n, replicas) for n in STEPS}
+    for name, style, found in [
+        ("alpha = 0.5/L", "o-", fixed),
+        ("alpha = 1/(8NL)", "s-", scaled),
+        ("alpha = 0.5/L, convex", "^--", convex),
+    ]:
+        ax.semilogy(STEPS, list(found.values()), style, label=name)
+    label(
+        ax, "quadratics, eigenvalues in [-L, L], one sample per draw", "inner steps N", "variance of the meta-gradient"
+    )
+    steepest = float(-torch.linalg.eigvalsh(saddle.curvatures).min())
+    rate, wanted = np.log(fixed[32] / fixed[16]) / 16, 4 * np.log1p(FIXED * steepest)
+    return [
+        Row(
+            "with a fixed alpha the variance grows geometrically in N",
+            SOURCE,
+            f"by {np.exp(wanted):.2f} a step, (1 + alpha |lambda_min|)^4",
+            f"by {np.exp(rate):.2f} a step; {fixed[32] / fixed[1]:.1e} times as much at N = 32",
+            bool(abs(rate - wanted) < 0.1 * wanted),
+        ),
+        Row(
+            "with alpha = 1/(8 N L) it does not",
+            SOURCE,
+            "N = 32 within a factor 1.5 of N = 1",
+            f"{scaled[32] / scaled[1]:.2f} times",
+            1 / 1.5 < scaled[32] / scaled[1] < 1.5,
+        ),
+    ]
+
+
+def variance(problem: Quadratics, alpha: float, steps: int, replicas: int) -> float:
+    """Of the meta-gradient at w = 0, one sample for each of its draws."""
+    copies = Quadratics(*(leaf.expand(replicas, *leaf.shape[1:]) for leaf in problem))
+    tasks = resampled_quadratics(copies, torch.Generator().manual_seed(0), execution=EXECUTION)
+    method = make_method("multi_step_maml", alpha, steps)
+    return averaged(method.update({"w": torch.zeros(5, dtype=torch.float64)}, tasks, method.inner)).spread ** 2
+
+
+def cost_is_linear(ax: Axes, tasks: FiniteSumTaskBatch) -> Row:
+    """Gradients and Hessian-vector products of an iteration, counted by the oracle."""
+    counts = {n: count(tasks, n) for n in STEPS}
+    for kind in ("gradients", "hessian_vector_products"):
+        ax.plot(STEPS, [counts[n][kind] for n in STEPS], "o-", label=kind.replace("_", " "))
+    label(ax, "counted per task and iteration", "inner steps N", "derivatives")
+    good = all(c == {"gradients": n + 1, "hessian_vector_products": n} for n, c in counts.items())
+    last = counts[32]
+    measured = f"{last['gradients']} and {last['hessian_vector_products']} at N = 32"
+    return Row("derivatives per iteration are linear in N", SOURCE, "N + 1 gradients, N products", measured, good)
+
+
+def count(tasks: FiniteSumTaskBatch, steps: int) -> dict[str, int]:
+    """Derivatives per task in one meta-gradient."""
+    counting = CountCost(tasks)
+    direction(make_method("multi_step_maml", 0.01, steps), counting)(torch.zeros(5, dtype=torch.float64))
+    kinds = ("gradients", "hessian_vector_products")
+    return {kind: counting.counts[kind] // tasks.num_tasks for kind in kinds}

@@ -1,0 +1,230 @@
+"""A function as a flat list of tensor operations, tidied up."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize
+
+from metarl.engine.effects import is_harmless, is_pure, is_view, returns_memory
+from metarl.engine.memory import NotRecordableError, layout_of
+from metarl.engine.recording import aten, record
+
+THIN = 8
+"""Matrix products with fewer columns than this are computed transposed: the kernels are two to five times as fast."""
+
+_SAFE = {
+    aten._unsafe_view.default: aten.view.default,
+    aten.unsafe_split.Tensor: aten.split.Tensor,
+    aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
+}
+"""The same but for a promise to autograd."""
+
+_SAME = {getattr(aten, name).default for name in ("view", "expand", "detach", "alias", "lift_fresh", "lift_fresh_copy")}
+"""What does nothing but for the shape, or a promise to autograd."""
+
+
+def traced(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """`function(*inputs)` for tensors of these shapes, types and devices, as a graph of ATen operations.
+
+    The graph takes contiguous inputs. What the function reads besides its arguments is frozen into it, except for the
+    values of tensors, which it refers to.
+
+    Raises:
+        NotRecordableError: when what the function does depends on values.
+    """
+    # memory of their own: the same tensor may be given twice, and other ones the next time
+    fresh = [leaf.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format) for leaf in inputs]
+    graph = record(function, fresh)
+    if not all(map(is_pure, _calls(graph))):  # what it writes into its intermediates becomes new ones
+        _refuse_hidden_views(graph)
+        graph = record(functionalize(function), fresh)
+    for node in _calls(graph):
+        target: Any = node.target
+        node.target = _SAFE.get(target, target)
+    drop_identities(graph)
+    merge_duplicates(graph)
+    delay_expansions(graph)
+    fuse_biases(graph)
+    turn_thin_products(graph)
+    graph.eliminate_dead_code(lambda node: not is_harmless(node))
+    return fx.GraphModule(graph.owning_module or {}, graph)
+
+
+def _refuse_hidden_views(graph: fx.Graph) -> None:
+    """Where something is written, what shares memory without a declaration would not get it."""
+    for node in _calls(graph):
+        made_by: Any = node.args[0] if node.target is operator.getitem else node
+        if returns_memory(made_by.target) or node.meta.get("origin", node) is node:
+            continue
+        source: Any = made_by
+        while source is not node.meta["origin"] and source.args:
+            source = source.args[0]
+            if len(source.users) > 1:
+                raise NotRecordableError(f"{made_by.target} gives its argument's memory, and a tensor is written into")
+
+
+def _calls(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "call_function"]
+
+
+def value(node: fx.Node) -> Tensor:
+    """What a node of a traced graph is like: a tensor without data."""
+    found: Tensor = node.meta["val"]
+    return found
+
+
+def results(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes a graph returns."""
+    found: Any = graph.output_node().args[0]
+    return list(found)
+
+
+def drop_identities(graph: fx.Graph) -> None:
+    """Remove reshapes to the shape a tensor already has, what matters to autograd alone, and products with 1."""
+    for node in list(graph.nodes):
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or not all(isinstance(x.meta.get("val"), Tensor) for x in (source, node)):
+            continue  # such as picking one of an operation's several results
+        before, after = value(source), value(node)
+        if not (node.target in _SAME or _is_product_with_1(node)) or before.dtype != after.dtype:
+            continue
+        if layout_of(before) == layout_of(after):  # what follows may depend on it
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+
+
+def _is_product_with_1(node: fx.Node) -> bool:
+    if node.target is not aten.mul.Scalar or value(node).is_complex():  # infinity times 1 + 0i is not infinity
+        return False
+    return isinstance(node.args[1], bool | int | float) and node.args[1] == 1
+
+
+def merge_duplicates(graph: fx.Graph) -> None:
+    """Compute once what is computed twice from the same inputs."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not is_pure(node):
+            continue
+        key = (node.target, _hashable(node.args), _hashable(node.kwargs))
+        first = seen.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _hashable(arguments: Any) -> Any:
+    if isinstance(arguments, list | tuple):
+        return (type(arguments).__name__, *map(_hashable, arguments))
+    if isinstance(arguments, dict):
+        return tuple((key, _hashable(argument)) for key, argument in sorted(arguments.items()))
+    if isinstance(arguments, float):
+        return ("float", float(arguments).hex())  # 0.0 and -0.0 are equal but not the same
+    if isinstance(arguments, complex):
+        return ("complex", _hashable((arguments.real, arguments.imag)))
+    return (type(arguments).__name__, arguments)  # nor are 1, 1.0 and True
+
+
+def delay_expansions(graph: fx.Graph) -> None:
+    """Elementwise operations on what was expanded happen before, on the fewer elements."""
+    for node in graph.find_nodes(op="call_function", target=aten.view.default):
+        _expand_after_view(graph, node)
+    for node in list(graph.nodes):
+        tensors = node.all_input_nodes
+        if node.op != "call_function" or torch.Tag.pointwise not in getattr(node.target, "tags", ()) or not tensors:
+            continue
+        if any(x.target is not aten.expand.default for x in tensors):
+            continue
+        shapes = {(value(x.args[0]).shape, value(x).shape) for x in tensors}
+        if len(shapes) != 1 or value(tensors[0].args[0]).numel() >= value(node).numel():
+            continue
+        if _views_hold(node, value(tensors[0])):
+            with graph.inserting_before(node):
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda x: x.args[0])
+                result = _call(
+                    graph, aten.expand.default, _call(graph, node.target, *args, **kwargs), tensors[0].args[1]
+                )
+            node.replace_all_uses_with(result)
+            graph.erase_node(node)
+
+
+def _views_hold(node: fx.Node, other: Tensor) -> bool:
+    """Whether the views of a node can be taken of a tensor that lies in memory in another way, too."""
+    for user in filter(is_view, node.users):
+        if user.target is aten.as_strided.default:
+            return False
+        try:
+            view = user.target(other, *user.args[1:], **user.kwargs)  # type: ignore[operator]
+        except RuntimeError:
+            return False
+        if isinstance(view, Tensor) and not _views_hold(user, view):
+            return False
+    return True
+
+
+def _expand_after_view(graph: fx.Graph, node: fx.Node) -> None:
+    """`[c, 1, a] -> [c, n, a] -> [c, m, k, a]` as `[c, 1, a] -> [c, 1, 1, a] -> [c, m, k, a]`."""
+    expanded: Any = node.args[0]
+    if expanded.target is not aten.expand.default:
+        return
+    source, shape = expanded.args[0], value(node).shape
+    before = value(source).shape
+    if len(before) < 2 or before[1:-1].numel() != 1 or (before[0], before[-1]) != (shape[0], shape[-1]):
+        return
+    with graph.inserting_before(node):
+        small = _call(graph, aten.view.default, source, [shape[0], *[1] * (len(shape) - 2), shape[-1]])
+        result = _call(graph, aten.expand.default, small, list(shape))
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)
+
+
+def turn_thin_products(graph: fx.Graph) -> None:
+    """`a b` for a few columns as `(b^T a^T)^T`."""
+    for node in graph.find_nodes(op="call_function", target=aten.bmm.default):
+        _, rows, columns = value(node).shape
+        if not columns < THIN < rows:
+            continue
+        with graph.inserting_before(node):
+            left, right = (_call(graph, aten.transpose.int, node.args[i], 1, 2) for i in (1, 0))
+            product = _call(graph, aten.bmm.default, left, right)
+            turned = _call(graph, aten.transpose.int, product, 1, 2)
+            result = _call(graph, aten.clone.default, turned, memory_format=torch.contiguous_format)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+
+
+def fuse_biases(graph: fx.Graph) -> None:
+    """`c + a b` as one operation, also where the product was reshaped in between."""
+    for node in list(graph.nodes):
+        if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(x, fx.Node) for x in node.args):
+            continue
+        for bias, term in (node.args, node.args[::-1]):
+            product = term.args[0] if term.target is aten.view.default and value(bias).ndim == 1 else term
+            if _is_layer(bias, product, term, node):
+                with graph.inserting_before(node):
+                    result = _call(graph, _FUSED[product.target], bias, *product.args)
+                    if product is not term:
+                        result = _call(graph, aten.view.default, result, list(value(node).shape))
+                node.replace_all_uses_with(result)
+                graph.erase_node(node)
+                break
+
+
+_FUSED = {aten.bmm.default: aten.baddbmm.default, aten.mm.default: aten.addmm.default}
+
+
+def _is_layer(bias: fx.Node, product: fx.Node, term: fx.Node, total: fx.Node) -> bool:
+    if product.target not in _FUSED or len(product.users) > 1 or len(term.users) > 1 or value(bias).ndim == 0:
+        return False
+    same = value(term).shape == value(total).shape and value(bias).dtype == value(total).dtype
+    columns = value(product).shape[-1]
+    return same and value(bias).shape[-1] in (1, columns) and columns >= THIN
+
+
+def _call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """A new call, with the metadata of its result."""
+    node = graph.call_function(target, args, kwargs)
+    node.meta["val"] = target(*fx.map_arg(args, value), **kwargs)
+    return node

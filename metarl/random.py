@@ -1,0 +1,63 @@
+"""Random generators: a torch one that follows from a numpy one, and their states as text for checkpoints."""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metarl.checkpoint.structure import check_like
+
+
+class DrawingFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is entered, what this thread would draw from torch's default generator comes from `generator`.
+
+    The same numbers as from the default generator with the same seed, which is neither read nor changed. Other threads
+    do not see it: unlike `torch.manual_seed` and `fork_rng`, which all threads share.
+
+    Example:
+        >>> with DrawingFrom(torch.Generator().manual_seed(3)):
+        ...     layer = torch.nn.Linear(2, 2)
+        >>> x = torch.manual_seed(3)
+        >>> bool((layer.weight == torch.nn.Linear(2, 2).weight).all())
+        True
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator = generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if "generator" in (argument.name for argument in func._schema.arguments):
+            position = [argument.name for argument in func._schema.arguments].index("generator")
+            if len(args) <= position and given.get("generator") is None:
+                given["generator"] = self.generator
+        elif torch.Tag.nondeterministic_seeded in func.tags and "generator" in func.overloadpacket.overloads():
+            func, given["generator"] = func.overloadpacket.generator, self.generator  # as torch.rand(3)
+        return func(*args, **given)
+
+
+def torch_generator(rng: np.random.Generator, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator that follows from `rng`."""
+    return torch.Generator(device).manual_seed(int(rng.integers(2**63)))
+
+
+def generator_state(rng: np.random.Generator) -> str:
+    """The state of a numpy generator as JSON."""
+    return json.dumps(rng.bit_generator.state)
+
+
+def restore_generator(rng: np.random.Generator, state: str) -> None:
+    """Set a numpy generator to a state from `generator_state`.
+
+    Raises:
+        ValueError: when it is not one.
+    """
+    try:
+        read = json.loads(state)
+        check_like(read, rng.bit_generator.state)  # or numpy makes integers of what are none
+        rng.bit_generator.state = read
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise ValueError(f"the checkpoint's random state must be a numpy generator's, got {state!r:.80}") from error

@@ -1,0 +1,195 @@
+"""Callbacks that watch a run with the eyes of the convergence theorems.
+
+They add `theory/...` to the metrics, so a `RunLog` placed after them writes it to `metrics.jsonl` and to TensorBoard,
+beside the cumulative counts `oracle/...`. What they draw is theirs: always the same tasks with the same random numbers,
+made anew from a seed at every look, neither counted nor taken from the streams of training. A resumed run goes on
+bit for bit.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from metarl import tree
+from metarl.callbacks import Callback, Metrics
+from metarl.checkpoint.structure import check_like
+from metarl.derivatives import over_tasks
+from metarl.errors import check_choice, check_int, check_real
+from metarl.outer import OUTER, Method, make_method
+from metarl.random import torch_generator
+from metarl.theory import estimate_smoothness, warn_if_too_large
+from metarl.types import Params, TaskBatch, TaskSource
+from metarl.wrappers import CheckFinite, RecordDraws, RecordedDraw, check_finite
+
+if TYPE_CHECKING:
+    from metarl.learner import MetaLearner
+
+STATIONARITY_STREAM, SMOOTHNESS_STREAM = 3, 4  # beside a seed: never a training seed's stream
+
+
+class StationarityMonitor(Callback):
+    """How stationary w is: `|grad F(w)|` of an objective, and how far away known stationary points are.
+
+    On a finite sum, with a source of all tasks and all data, the gradient is exact. Where data is sampled it is that of
+    one large batch with the same random numbers at every look: smooth in time, but its own noise, which falls with the
+    size of the batch (`dataclasses.replace(source, episodes=200)`), is the least it can show.
+
+    It logs, below `theory/` or `theory/<label>/`,
+    - `grad_norm`;
+    - `loss_after` and `<score>_after`, the means after adaptation: for MAML on a finite sum the loss is F itself, in
+      reinforcement learning it is a surrogate's, which says nothing;
+    - `distance_<name>` to each of `points`.
+
+    Args:
+        source: of the tasks looked at.
+        num_tasks: how many of them; for a finite sum, all.
+        every: look after every so many iterations.
+        objective: the method whose update is the objective's gradient: `maml`, or `moreau` with so many inner steps
+            that it has converged to the envelope's; or a `Method`.
+        inner_lr: of a named objective; `None` takes the learner's.
+        inner_steps: of a named objective; likewise.
+        points: stationary points by name.
+        label: tells several monitors of one run apart.
+        seed: of the tasks and their data.
+    """
+
+    def __init__(
+        self,
+        source: TaskSource,
+        num_tasks: int,
+        *,
+        every: int = 10,
+        objective: str | Method = "maml",
+        inner_lr: float | None = None,
+        inner_steps: int | None = None,
+        points: Mapping[str, Params] = MappingProxyType({}),
+        label: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.source = source
+        self.num_tasks = check_int("num_tasks", num_tasks)
+        self.every = check_int("every", every)
+        self.inner_lr = None if inner_lr is None else check_real("inner_lr", inner_lr)
+        self.inner_steps = None if inner_steps is None else check_int("inner_steps", inner_steps)
+        if isinstance(objective, Method):
+            if inner_lr is not None or inner_steps is not None:
+                raise ValueError("inner_lr and inner_steps go with an objective's name; a Method has its own")
+        else:
+            check_choice("objective", objective, OUTER)
+        self.objective = objective
+        self.points = dict(points)
+        self.prefix = "theory/" if label is None else f"theory/{label}/"
+        self.seed = check_int("seed", seed, minimum=0)
+
+    def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
+        """Whatever cannot work is found before the first iteration."""
+        self._method(learner)
+        shapes = _shapes(learner.params)
+        for name, point in self.points.items():
+            if _shapes(point) != shapes:
+                raise ValueError(f"point {name!r} must have the parameters' shapes {shapes}, got {_shapes(point)}")
+
+    def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
+        if learner.iterations % self.every:
+            return
+        method = self._method(learner)
+        tasks = self.source.sample(self.num_tasks, np.random.default_rng([self.seed, STATIONARITY_STREAM]))
+        recording = RecordDraws(CheckFinite(tasks))
+        found = method.update(learner.params, recording, method.inner)
+        check_finite(found.grads, "gradient of the monitored objective")
+        metrics[f"{self.prefix}grad_norm"] = float(tree.norm(tree.mean(found.grads)))
+        drawn = next((draw for draw in recording.draws if draw.role == "outer"), None)
+        if drawn is not None:  # a method of one's own may have drawn none
+            metrics[f"{self.prefix}loss_after"] = _loss(recording, drawn)
+        metrics[f"{self.prefix}{self.source.score_name}_after"] = float(found.score.mean())
+        for name, point in self.points.items():
+            gap = {key: leaf - point[key].to(leaf) for key, leaf in learner.params.items()}
+            metrics[f"{self.prefix}distance_{name}"] = float(tree.norm(gap))
+
+    def _method(self, learner: "MetaLearner") -> Method:
+        if isinstance(self.objective, Method):
+            return self.objective
+        steps = learner.method.inner.steps if self.inner_steps is None else self.inner_steps
+        return make_method(self.objective, _inner_lr(self.inner_lr, learner), steps)
+
+
+class SmoothnessMonitor(Callback):
+    """Estimates L and warns, once in a run, when alpha L is too large for the N inner steps that are taken.
+
+    It looks before the first iteration, after it and after every `every`, and logs `theory/L` and `theory/alpha_L`.
+    The bound is that of steps `w - alpha g`: use it with MAML, FO-MAML, HF-MAML and their multi-step forms.
+
+    Args:
+        every: look after every so many iterations.
+        source: of the tasks looked at; `None` takes the learner's. The larger their batches, the less noise inflates L.
+        num_tasks: how many of them.
+        inner_lr: alpha; `None` takes the learner's.
+        iterations: Hessian-vector products per look; more come closer to L, from below.
+        seed: of the tasks, their data and the power iteration.
+    """
+
+    def __init__(
+        self,
+        every: int = 10,
+        source: TaskSource | None = None,
+        num_tasks: int = 20,
+        *,
+        inner_lr: float | None = None,
+        iterations: int = 20,
+        seed: int = 0,
+    ) -> None:
+        self.every = check_int("every", every)
+        self.source = source
+        self.num_tasks = check_int("num_tasks", num_tasks)
+        self.inner_lr = None if inner_lr is None else check_real("inner_lr", inner_lr)
+        self.iterations = check_int("iterations", iterations)
+        self.seed = check_int("seed", seed, minimum=0)
+        self.warned = False
+
+    def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
+        alpha = _inner_lr(self.inner_lr, learner)
+        if learner.iterations == 0:  # a resumed run has been looked at
+            self._warn_once(alpha, self._smoothness(learner), learner)
+
+    def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
+        if learner.iterations > 1 and learner.iterations % self.every:
+            return
+        alpha, smoothness = _inner_lr(self.inner_lr, learner), self._smoothness(learner)
+        metrics.update({"theory/L": smoothness, "theory/alpha_L": alpha * smoothness})
+        self._warn_once(alpha, smoothness, learner)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"warned": self.warned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_like(state, self.state_dict())
+        self.warned = state["warned"]
+
+    def _smoothness(self, learner: "MetaLearner") -> float:
+        rng = np.random.default_rng([self.seed, SMOOTHNESS_STREAM])
+        tasks = CheckFinite((self.source or learner.source).sample(self.num_tasks, rng))
+        return float(estimate_smoothness(learner.params, tasks, torch_generator(rng), self.iterations).max())
+
+    def _warn_once(self, alpha: float, smoothness: float, learner: "MetaLearner") -> None:
+        if not self.warned:
+            self.warned = warn_if_too_large(alpha, smoothness, learner.method.inner.steps)
+
+
+def _loss(tasks: TaskBatch, drawn: RecordedDraw) -> float:
+    """The tasks' mean loss on a recorded draw, where it was drawn."""
+    losses: Tensor = over_tasks(tasks, "losses", tasks.loss, drawn.params, drawn.batch)
+    return float(losses.mean())
+
+
+def _inner_lr(given: float | None, learner: "MetaLearner") -> float:
+    alpha = learner.inner_lr if given is None else given
+    if alpha is None:
+        raise ValueError("inner_lr must be given where the learner's outer is a Method, which does not tell it")
+    return alpha
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(leaf.shape) for key, leaf in params.items()}
