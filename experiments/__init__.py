@@ -1,1 +1,1 @@
-"""Scripts that read from top to bottom. Each is run as `metarl NAME`, and from a checkout as `python -m experiments.NAME`."""
+"""Scripts that read from top to bottom. Run one as `metarl NAME`, or `python -m experiments.NAME` in a checkout."""

@@ -1,4 +1,4 @@
-"""The command `metarl`: runs one of the scripts, as `metarl train --env navigation`; `metarl NAME --help` explains it."""
+"""The command `metarl` runs one of the scripts: `metarl train --env navigation`."""
 
 import sys
 from importlib import import_module

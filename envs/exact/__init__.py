@@ -1,1 +1,1 @@
-"""Problems with known answers: their environments, their exact policies, and what an estimator should return on them."""
+"""Problems with known answers: environments, exact policies, and what an estimator should return on them."""
