@@ -136,7 +136,7 @@ CASES = [
     Bad("evaluate", "done --plugins no_such_module", ("plugins must", "'no_such_module'")),
     Bad("evaluate", "ring --ood", ("NavigationRing", "no shifted distribution")),
     *(
-        Bad("finite_sum", f"sinusoid --name huge --{name} {2**62}", (name.replace("-", "_"), "fit into memory"))
+        Bad("train_supervised", f"sinusoid --name huge --{name} {2**62}", (name.replace("-", "_"), "fit into memory"))
         for name in ("meta-batch-size", "shots", "queries", "eval-tasks", "eval-steps", "final-tasks", "inner-steps")
     ),
     Bad("train", "--name \udcff", ("name must be UTF-8",)),
@@ -156,12 +156,12 @@ CASES = [
     Bad("compare", "--log-dir . --name done", ("done exists", "--name")),
     Bad("compare", "--name a/b", ("name must", "'a/b'")),
     Bad("compare", "--log-dir file", ("log_dir must", "file")),
-    Bad("benchmark", "--repetitions 0", ("repetitions must", "got 0")),
-    Bad("benchmark", "--device nonsense", ("device must", "'nonsense'")),
-    Bad("benchmark", "--fast", ("--fast",)),
-    Bad("benchmark", "--only navigatoin", ("only must", "'navigatoin'", "did you mean 'navigation'")),
-    Bad("benchmark", "--only rollouts --picture growth.png", ("picture must", "growth.png")),
-    Bad("benchmark", "--picture nowhere/growth.png", ("picture must", "nowhere/growth.png")),
+    Bad("reports.benchmark", "--repetitions 0", ("repetitions must", "got 0")),
+    Bad("reports.benchmark", "--device nonsense", ("device must", "'nonsense'")),
+    Bad("reports.benchmark", "--fast", ("--fast",)),
+    Bad("reports.benchmark", "--only navigatoin", ("only must", "'navigatoin'", "did you mean 'navigation'")),
+    Bad("reports.benchmark", "--only rollouts --picture growth.png", ("picture must", "growth.png")),
+    Bad("reports.benchmark", "--picture nowhere/growth.png", ("picture must", "nowhere/growth.png")),
 ]
 if not torch.cuda.is_available():
     CASES.append(Bad("train", "--device cuda", ("device must", "'cuda'")))

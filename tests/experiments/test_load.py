@@ -113,7 +113,9 @@ def test_open_a_run_of_train(tmp_path: Path) -> None:
 
 
 def test_open_a_run_on_fixed_data(tmp_path: Path) -> None:
-    outcome = runs.call("finite_sum", *SGD, *WATCH_LITTLE, "--iterations", 2, "--log-dir", tmp_path, "--name", "run")
+    outcome = runs.call(
+        "train_supervised", *SGD, *WATCH_LITTLE, "--iterations", 2, "--log-dir", tmp_path, "--name", "run"
+    )
     assert outcome.code == 0, outcome.err
     assert metarl.load(tmp_path / "run").learn(1).iterations == 3
 

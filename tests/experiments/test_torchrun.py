@@ -58,9 +58,9 @@ def call(pool: Pool, size: int, *arguments: object, **variables: object) -> list
     return outcomes
 
 
-def quick(*arguments: object, script: str = "finite_sum") -> runs.Outcome:
+def quick(*arguments: object, script: str = "train_supervised") -> runs.Outcome:
     """The script without the seconds that its pictures take."""
-    pictures = {"finite_sum": ("adaptation_figure", "plot"), "train": ("adaptation_figure", "trajectory_figure")}
+    pictures = {"train_supervised": ("adaptation_figure", "plot"), "train": ("adaptation_figure", "trajectory_figure")}
     blank = {name: lambda *_, **__: Figure() for name in pictures[script]}
     with mock.patch.multiple(f"metarl.experiments.{script}", **blank):
         return runs.call(script, *arguments)

@@ -41,7 +41,7 @@ SCORES = {"sinusoid": "minus_mse", "two_quadratics": "minus_loss", "quadratics":
 
 def finish(folder: Path, *arguments: object) -> Path:
     """A new tiny run in `folder`, to its end."""
-    outcome = runs.call("finite_sum", *TINY, *arguments, "--log-dir", folder.parent, "--name", folder.name)
+    outcome = runs.call("train_supervised", *TINY, *arguments, "--log-dir", folder.parent, "--name", folder.name)
     assert outcome.code == 0, outcome.err
     return folder
 
@@ -49,7 +49,7 @@ def finish(folder: Path, *arguments: object) -> Path:
 def resume(folder: Path, *arguments: object) -> Path:
     """Go on with a run, as another process would."""
     train_supervised.built.cache_clear()
-    outcome = runs.call("finite_sum", "--resume", folder, *arguments)
+    outcome = runs.call("train_supervised", "--resume", folder, *arguments)
     assert outcome.code == 0, outcome.err
     return folder
 
@@ -177,7 +177,7 @@ def test_without_looking_there_is_no_picture_of_stationarity(tmp_path: Path) -> 
 @pytest.mark.usefixtures("no_pictures")
 def test_json_is_one_object_and_the_evaluation(tmp_path: Path) -> None:
     arguments = ["six_logistic", *TINY, "--log-dir", tmp_path, "--name", "run"]
-    outcome = runs.call("finite_sum", *arguments, "--json")
+    outcome = runs.call("train_supervised", *arguments, "--json")
     assert outcome.code == 0
     assert outcome.out.count("\n") == 1
     assert json.loads(outcome.out) == evaluation(tmp_path / "run")
@@ -186,7 +186,7 @@ def test_json_is_one_object_and_the_evaluation(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_table(tmp_path: Path) -> None:
-    outcome = runs.call("finite_sum", "six_logistic", *TINY, "--log-dir", tmp_path, "--name", "run")
+    outcome = runs.call("train_supervised", "six_logistic", *TINY, "--log-dir", tmp_path, "--name", "run")
     found = evaluation(tmp_path / "run")
     lines = outcome.out.splitlines()
     assert lines[1] == "accuracy on 2 tasks, mean and 95 % interval over tasks"
@@ -203,7 +203,7 @@ def test_table(tmp_path: Path) -> None:
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     """With traces; what theory says against alpha is one line and names no file of ours."""
-    process = runs.start("finite_sum", "two_quadratics", *TINY, "--log-dir", tmp_path, "--name", "run", "--json")
+    process = runs.start("train_supervised", "two_quadratics", *TINY, "--log-dir", tmp_path, "--name", "run", "--json")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0
     assert json.loads(out) == evaluation(tmp_path / "run")
@@ -479,7 +479,7 @@ def test_resume_without_evaluation_only_evaluates(tmp_path: Path) -> None:
 
 def test_a_number_that_is_none_is_one_line(tmp_path: Path) -> None:
     arguments = [*TINY, "--inner-lr", "1e200", "--log-dir", tmp_path, "--name", "run"]
-    outcome = runs.call("finite_sum", "two_quadratics", *arguments)
+    outcome = runs.call("train_supervised", "two_quadratics", *arguments)
     assert outcome.code == 1
     last = outcome.err.splitlines()[-1]
     assert re.fullmatch(
@@ -613,7 +613,7 @@ def test_refused(
     monkeypatch.chdir(site)
     before = runs.files(site)
     new = [] if "--resume" in line else ["--log-dir", site]
-    outcome = runs.call("finite_sum", *line.split(), *new)
+    outcome = runs.call("train_supervised", *line.split(), *new)
     assert runs.files(site) == before
     assert (outcome.code, outcome.out) == (2, "")
     assert re.fullmatch(r"error: .{,600}\n", outcome.err)
@@ -630,5 +630,7 @@ def test_what_can_be_checked_is_checked_before_images_are_decoded(
 
     monkeypatch.setattr("metarl.supervised.image_folders.decode", must_not_decode)
     for bad in ("--outer mamel", "--inner-steps 0", "--inner-lr -1", "--meta-batch-size 0", "--eval-steps -1"):
-        outcome = runs.call("finite_sum", "images", "--data", pictures, *IMAGES, *bad.split(), "--log-dir", tmp_path)
+        outcome = runs.call(
+            "train_supervised", "images", "--data", pictures, *IMAGES, *bad.split(), "--log-dir", tmp_path
+        )
         assert outcome.code == 2

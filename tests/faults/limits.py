@@ -19,7 +19,7 @@ HUGE = ("4611686018427387904", "9223372036854775808", "1000000000000", "-1")
 COUNTS = ("meta_batch_size", "episodes", "horizon", "hidden", "eval_tasks", "inner_steps")
 SEEDS = ("seed", "eval_seed")
 PROBLEM_COUNTS = ("meta_batch_size", "eval_tasks", "inner_steps", "shots", "queries", "eval_steps", "final_tasks")
-SCRIPTS = {"train": (), "finite_sum": ("sinusoid",)}
+SCRIPTS = {"train": (), "train_supervised": ("sinusoid",)}
 NAMES = {
     "300 letters": "x" * 300,
     "300 letters of two bytes": "ж" * 150,
@@ -35,7 +35,7 @@ NAMES = {
 
 @faults(GROUP)
 def size(folder: Path) -> Iterator[Result]:
-    sizes = {"train": COUNTS + SEEDS, "finite_sum": PROBLEM_COUNTS + SEEDS}
+    sizes = {"train": COUNTS + SEEDS, "train_supervised": PROBLEM_COUNTS + SEEDS}
     cases = [f"{script} {name} {value}" for script, names in sizes.items() for name in names for value in HUGE]
     return cases_in_child("limits", "huge_size", folder, cases, preexec_fn=protect)
 
@@ -115,7 +115,7 @@ def limit_of(folder: Path, what: str) -> Iterator[Result]:
     run = folder / "run"
     shutil.copytree(undisturbed("rl")[0], run)
     amounts = (0, 2, 8, 24) if what == "files" else (0, 16, 100, 500)
-    scripts = ("train", "workers", "resume", "finite_sum")
+    scripts = ("train", "workers", "resume", "train_supervised")
     for case in [f"{what} {script} {amount}" for script in scripts for amount in amounts]:
         yield from cases_in_child("limits", "little", run, [case])  # a limit cannot be taken back
 
@@ -126,12 +126,12 @@ def little(whole: Path, own: Path, case: str) -> None:
     line: list[Any] = [*runs.TINY, "--iterations", "3", "--log-dir", own, "--name", "run"]
     if script == "workers":
         line += [*WORLDS, "--env-options", "workers=2"]
-    if script == "finite_sum":
+    if script == "train_supervised":
         line = ["six_logistic", "--iterations", "3", "--log-dir", own, "--name", "run"]
     if script == "resume":
         shutil.copytree(whole, own / "run")
         line = ["--resume", own / "run", "--iterations", 62]
-    name = "finite_sum" if script == "finite_sum" else "train"
+    name = "train_supervised" if script == "train_supervised" else "train"
     runs.call(name, "--help")  # what is imported when it is needed is there
     set_limit(what, int(amount))
     outcome = runs.call(name, *line)

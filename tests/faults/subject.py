@@ -37,9 +37,9 @@ CASES = 25  # in one child
 KINDS = {
     "rl": Kind("train", (*runs.TINY, "--eval-every", "5", "--save-every", "3"), 60),
     "supervised": Kind(
-        "finite_sum", ("sinusoid", "--eval-every", "40", "--save-every", "7", "--final-tasks", "50"), 200
+        "train_supervised", ("sinusoid", "--eval-every", "40", "--save-every", "7", "--final-tasks", "50"), 200
     ),
-    "logistic": Kind("finite_sum", ("six_logistic", "--eval-every", "50", "--save-every", "10"), 300),
+    "logistic": Kind("train_supervised", ("six_logistic", "--eval-every", "50", "--save-every", "10"), 300),
     "workers": Kind("train", (*runs.TINY, *WORLDS, "--env-options", "workers=2", "--eval-every", "5"), 12),
 }
 
