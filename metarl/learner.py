@@ -53,7 +53,7 @@ class MetaLearner(FixedSettings):
         outer: the name of a registered method, or a `Method` of your own.
         inner_lr: alpha, the inner step size of a named method; `None` takes the method's default.
         inner_steps: N; likewise.
-        outer_options: options of a named method, such as `{"hessian_data": "inner"}`.
+        outer_options: options of a named method, such as `{"hessian_data": "reuse"}`.
         meta_batch_size: T, tasks per iteration.
         learning_rate: beta, the outer step size.
         optimizer: a class of `torch.optim`, or any factory `(leaves, lr=...)`.

@@ -48,8 +48,8 @@ class RunConfig:
     """Inner steps N; default: the method's own (1, but 3 for multi_step_maml, moreau and reptile, 5 for imaml)."""
     inner_lr: float | None = None
     """Inner step size alpha; default: the method's own (0.1, but far less for sign_maml)."""
-    hessian_data: Literal["fresh", "inner"] | None = None
-    """D_h of maml and hf_maml: a fresh draw (default), or the inner step's again, which saves a third of the draws."""
+    hessian_data: Literal["fresh", "reuse"] | None = None
+    """D_h of maml and hf_maml: a fresh draw (default), or reuse the inner batch, which saves a third of the draws."""
     outer_options: tuple[str, ...] = ()
     """More options as name=value, as delta=published rho=0.5 (hf_maml), lam=2 (imaml), baseline=none (e_maml)."""
     anneal_iterations: int | None = None

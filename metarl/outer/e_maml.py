@@ -15,7 +15,7 @@ The score term is unbiased and noisy: its variance grows with the number of inne
 b_tau that does not depend on tau leaves the expectation as it is: the mean outcome of all *other tasks*, or the mean
 objective of the task's *other trajectories* in D_j.
 
-On data that do not depend on the parameters there is no score term, and this is MAML with D_in again.
+On data that do not depend on the parameters the score term is zero, and this is MAML with `reuse`.
 """
 
 from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
@@ -74,7 +74,7 @@ def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseli
             report(tasks, "gradients", terms)
             return add(through_step, terms)
 
-        grads = pull_back(tasks, path, inner, gradients(tasks, end, batch), multiply, "inner")
+        grads = pull_back(tasks, path, inner, gradients(tasks, end, batch), multiply, "reuse")
         return MetaGrad(grads, scores(tasks, end, batch))
 
     return Method(

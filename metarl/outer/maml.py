@@ -2,8 +2,8 @@
 
     G(w) = [ prod_{j=0}^{N-1} (I - alpha H(w_j; D_h)) ] grad f(w_N; D_o)
 
-The papers' D_h is a batch of its own, independent of D_in; `hessian_data="inner"` takes D_in again, which saves a third
-of the environment steps and costs a bias, because the step and the Hessian then share their noise.
+The papers draw D_h independently of D_in. `hessian_data="reuse"` reuses the inner batch for the Hessian: this saves a
+third of the environment steps and adds a bias, because the step and the Hessian then share their noise.
 """
 
 from metarl.derivatives import hessian_vector_products
@@ -18,7 +18,7 @@ def adapt_and_pull_back(multiply: Multiply, hessian_data: HessianData) -> OuterU
     hessian_data = check_hessian_data(hessian_data)
 
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
-        path = adaptation_path(params, tasks, inner, batches=hessian_data == "inner", grads=not has_adjoint(inner.rule))
+        path = adaptation_path(params, tasks, inner, batches=hessian_data == "reuse", grads=not has_adjoint(inner.rule))
         end = outer_gradient(tasks, path.params[-1])
         return end._replace(grads=pull_back(tasks, path, inner, end.grads, multiply, hessian_data))
 
@@ -27,6 +27,6 @@ def adapt_and_pull_back(multiply: Multiply, hessian_data: HessianData) -> OuterU
 
 @register("maml")
 def maml(inner_lr: float = 0.1, inner_steps: int = 1, *, hessian_data: HessianData = "fresh") -> Method:
-    """Exact MAML; `hessian_data` says whether D_h is a fresh draw or D_in again (`inner`)."""
+    """Exact MAML; `hessian_data` says whether the Hessian gets a fresh batch or reuses the inner one."""
     update = adapt_and_pull_back(hessian_vector_products, hessian_data)
     return Method(update, Inner(sgd(inner_lr), inner_steps), needs_hessian=True, differentiates_twice=True)

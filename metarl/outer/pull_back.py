@@ -16,8 +16,8 @@ from metarl.inner import AdaptationPath, rule_pull_back
 from metarl.tree import add
 from metarl.types import Batch, Inner, MetaGrad, Params, TaskBatch
 
-HessianData: TypeAlias = Literal["fresh", "inner"]
-"""D_h: a batch of its own, as the theory has it, or the inner step's batch again, which costs no samples."""
+HessianData: TypeAlias = Literal["fresh", "reuse"]
+"""The Hessian's data D_h: a fresh batch, as in the theory, or the inner step's batch, which costs no samples."""
 
 Multiply: TypeAlias = Callable[[TaskBatch, Params, Batch, Params], Params]
 """`(tasks, w, D_h, u) -> H(w; D_h) u` for every task."""
@@ -55,4 +55,4 @@ def pull_back(
 
 def check_hessian_data(value: str) -> HessianData:
     """`value` if it names a choice of D_h, else a `ValueError`."""
-    return "fresh" if check_choice("hessian_data", value, ("fresh", "inner")) == "fresh" else "inner"
+    return "fresh" if check_choice("hessian_data", value, ("fresh", "reuse")) == "fresh" else "reuse"

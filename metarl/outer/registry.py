@@ -82,7 +82,7 @@ def make_method(name: str, inner_lr: float | None = None, inner_steps: int | Non
         name: one of `OUTER`.
         inner_lr: the inner step size alpha; `None` takes the method's own default.
         inner_steps: N; likewise.
-        chosen: options of the method, such as `hessian_data="inner"` for `maml`.
+        chosen: options of the method, such as `hessian_data="reuse"` for `maml`.
 
     Raises:
         ValueError: for a name, a number or an option the method does not know.

@@ -97,7 +97,7 @@ CASES = [
     Bad("train", "--outer imaml --outer-options cg_steps=1.5", ("cg_steps must", "got 1.5")),
     Bad("train", "--outer hf_maml --outer-options delta=publish", ("delta must", "did you mean 'published'")),
     Bad("train", "--outer hf_maml --outer-options delta=published rho=NaN", ("rho must", "got nan")),
-    Bad("train", "--outer fo_maml --hessian-data inner", ("outer 'fo_maml'", "'hessian_data'")),
+    Bad("train", "--outer fo_maml --hessian-data reuse", ("outer 'fo_maml'", "'hessian_data'")),
     Bad("train", "--plugins no_such_module", ("plugins must", "'no_such_module'")),
     Bad("train", "--plugins .relative", ("plugins must", "'.relative'")),
     Bad("train", "--plugins broken_plugin", ("plugins must", "'broken_plugin'")),

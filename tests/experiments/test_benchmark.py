@@ -56,7 +56,7 @@ def test_all_parts(quick: dict[str, Any]) -> None:
     found = quick["devices"]["cpu"]
     assert set(found) == {"name", *benchmark.PARTS}
     names = [row["name"] for row in found["navigation"]]
-    assert names == [*(f"navigation {outer}" for outer in UPDATES), "navigation maml, D_in again"]
+    assert names == [*(f"navigation {outer}" for outer in UPDATES), "navigation maml, inner batch reused"]
     assert [row["inner_steps"] for row in found["sinusoid"]] == [1, 5]
     assert [row["name"] for row in found["conv4"]] == ["4-conv maml, all at once", "4-conv maml, as chosen"]
     rows = [row for part, rows in found.items() if part != "name" for row in rows if "ratio" in row]
@@ -72,7 +72,9 @@ def test_every_update_is_measured() -> None:
     calls = workloads.navigation(workloads.full_scale("cpu", 1))
     named = [call.args[0].about for call in calls if isinstance(call, partial)]
     assert {(about["name"], about["size"]) for about in named} == {
-        (f"navigation {name}", f"{tasks} x 20 x 100") for name in (*OUTER, "maml, D_in again") for tasks in (20, 40)
+        (f"navigation {name}", f"{tasks} x 20 x 100")
+        for name in (*OUTER, "maml, inner batch reused")
+        for tasks in (20, 40)
     }
 
 
@@ -81,13 +83,13 @@ def test_what_an_iteration_takes(quick: dict[str, Any]) -> None:
     rows = {row["name"].removeprefix("navigation "): row for row in quick["devices"]["cpu"]["navigation"]}
     assert {name: row["draws"] for name, row in rows.items() if name.startswith("maml")} == {
         "maml": 3,
-        "maml, D_in again": 2,
+        "maml, inner batch reused": 2,
     }
     forward, first = 2 * (16 + 16), 2 * 16
     gradient, product = 3 * forward - first, 8 * forward - 5 * first
     for name, needed in {
         "maml": 3 * forward + 2 * gradient + product,
-        "maml, D_in again": 2 * forward + 2 * gradient + product,
+        "maml, inner batch reused": 2 * forward + 2 * gradient + product,
         "hf_maml": 3 * forward + 4 * gradient,
         "reptile": 4 * forward + 3 * gradient,
         "imaml": 7 * forward + 6 * gradient + 5 * product,

@@ -40,7 +40,7 @@ def test_every_update_with_every_surrogate_and_choice_of_data(
     for surrogate in SURROGATES:
         rows = rows_of(results, section, update=outer, surrogate=surrogate)
         if "hessian_data" in options(outer):
-            assert [row["hessian_data"] for row in rows] == ["fresh", "inner"]
+            assert [row["hessian_data"] for row in rows] == ["fresh", "reuse"]
         else:
             assert len(rows) == (3 if outer == "e_maml" and section == "bandit" else 1)
         for row in rows:
@@ -75,10 +75,10 @@ def test_discounting_and_the_defaults_people_use(results: dict[str, Any]) -> Non
     [
         ("maml", "ratio", "fresh", -0.8640),
         ("hf_maml", "ratio", "fresh", -0.8640),
-        ("e_maml", "ratio", "inner", -1.26912),
-        ("maml", "reinforce", "inner", -1.83360),
+        ("e_maml", "ratio", "reuse", -1.26912),
+        ("maml", "reinforce", "reuse", -1.83360),
         ("maml", "reinforce", "fresh", -2.14272),
-        ("maml", "ratio", "inner", -2.19648),
+        ("maml", "ratio", "reuse", -2.19648),
         ("fo_maml", "ratio", "", -1.44),
     ],
 )
@@ -93,10 +93,10 @@ def test_closed_forms_of_the_bandit(
 @pytest.mark.parametrize(
     ("outer", "surrogate", "data", "to_objective", "to_product", "deviation"),
     [
-        ("e_maml", "ratio", "inner", 0.000, 0.019, 0.5745),
+        ("e_maml", "ratio", "reuse", 0.000, 0.019, 0.5745),
         ("fo_maml", "ratio", "", 0.018, 0.032, None),
-        ("maml", "ratio", "inner", 0.029, 0.044, None),
-        ("maml", "reinforce", "inner", 0.154, 0.170, 0.0567),
+        ("maml", "ratio", "reuse", 0.029, 0.044, None),
+        ("maml", "reinforce", "reuse", 0.154, 0.170, 0.0567),
     ],
 )
 def test_known_figures_of_the_tabular_problem(

@@ -105,9 +105,9 @@ def test_every_outer_update(tmp_path: Path, outer: str) -> None:
 
 @pytest.mark.usefixtures("no_report")
 def test_options_reach_the_update(tmp_path: Path) -> None:
-    options = ["--hessian-data", "inner", "--outer-options", "delta=published", "rho=0.5"]
+    options = ["--hessian-data", "reuse", "--outer-options", "delta=published", "rho=0.5"]
     folder = runs.train(tmp_path / "run", "--outer", "hf_maml", "--iterations", 1, *options)
-    assert runs.saved(folder)["config"]["outer_options"] == {"hessian_data": "inner", "delta": "published", "rho": 0.5}
+    assert runs.saved(folder)["config"]["outer_options"] == {"hessian_data": "reuse", "delta": "published", "rho": 0.5}
     assert runs.lines(folder)[0]["oracle/samples"] == 8  # no D_h
 
 

@@ -420,7 +420,7 @@ def test_every_outer_update(tmp_path: Path, outer: str) -> None:
 def test_e_maml_is_maml_with_the_inner_data_again(tmp_path: Path) -> None:
     """The data do not depend on the parameters, so there is no score term."""
     a = finish(tmp_path / "a", "six_logistic", "--outer", "e_maml", "--inner-batch", 5)
-    b = finish(tmp_path / "b", "six_logistic", "--outer", "maml", "--hessian-data", "inner", "--inner-batch", 5)
+    b = finish(tmp_path / "b", "six_logistic", "--outer", "maml", "--hessian-data", "reuse", "--inner-batch", 5)
     assert runs.saved(a)["params"] == runs.saved(b)["params"]
 
 
@@ -497,7 +497,7 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("sinusoid --outer mamel", ("outer must", "'mamel'", "did you mean 'maml'")),
     ("sinusoid --outer-step adma", ("--outer-step", "adma")),
     ("sinusoid --setting fresh", ("--setting", "fresh")),
-    ("sinusoid --outer fo_maml --hessian-data inner", ("outer 'fo_maml'", "'hessian_data'")),
+    ("sinusoid --outer fo_maml --hessian-data reuse", ("outer 'fo_maml'", "'hessian_data'")),
     ("sinusoid --device nonsense", ("device must", "'nonsense'")),
     ("sinusoid --plugins no_such_module", ("plugins must", "'no_such_module'")),
     ("sinusoid --name a/b", ("name must", "'a/b'")),

@@ -210,7 +210,7 @@ class OneRolloutOnly(TaskWrapper):
         return self.first
 
 
-def one_rollout_only() -> problems.Problem:
+def one_rollout_only() -> problems.ReferenceProblem:
     problem = PROBLEMS["navigation"]()
     return problem._replace(tasks=OneRolloutOnly(problem.tasks))
 
@@ -263,7 +263,7 @@ MUTANTS: dict[str, tuple[Method, Check]] = {
     "alpha squared": (method(pulled(alpha=ALPHA**2)), MAML),
     "Hessian of the query set": (method(hessian_of_the_query_set), MAML),
     "Hessian of the inner data, said to be fresh": (
-        make_method("maml", ALPHA, N, hessian_data="inner"),
+        make_method("maml", ALPHA, N, hessian_data="reuse"),
         on_its_draws(updates.product),
     ),
     "outer gradient on the support set": (method(outer_on_the_support_set), FO),
@@ -315,7 +315,7 @@ MUTANTS: dict[str, tuple[Method, Check]] = {
     "E-MAML with the surrogate's Hessian": (method(sampled(surrogate=True)), SAMPLED),
     "E-MAML with the score term of the first step only": (method(sampled(only_first=True)), SAMPLED),
     "E-MAML without MAML's term": (method(sampled(pull=False)), SAMPLED),
-    "MAML passed off as E-MAML": (make_method("maml", ALPHA, N, hessian_data="inner"), SAMPLED),
+    "MAML passed off as E-MAML": (make_method("maml", ALPHA, N, hessian_data="reuse"), SAMPLED),
     "one rollout for all inner steps": (method(one_rollout_for_all_steps), on_its_draws(updates.first_order)),
     "inner rollouts of the unadapted policy": (
         method(rollouts_of_the_unadapted),
@@ -338,8 +338,8 @@ MUTANTS: dict[str, tuple[Method, Check]] = {
         lambda m: checks.draws_are_independent(m, one_rollout_only),
     ),
     "an option that is ignored": (
-        make_method("maml", ALPHA, N, hessian_data="inner"),
-        lambda m: checks.differ(make_method("maml", ALPHA, N, hessian_data="inner"), m, PROBLEMS["navigation"]),
+        make_method("maml", ALPHA, N, hessian_data="reuse"),
+        lambda m: checks.differ(make_method("maml", ALPHA, N, hessian_data="reuse"), m, PROBLEMS["navigation"]),
     ),
     "an alias that is not": (
         make_method("moreau", ALPHA, 2),

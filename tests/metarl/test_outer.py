@@ -85,8 +85,8 @@ def test_score_is_that_of_the_adapted_parameters(row: Row) -> None:
 # What must differ, and what must coincide.
 
 CHANGES = {  # (method, option): the settings to compare
-    ("maml", "hessian_data"): ({"hessian_data": "fresh"}, {"hessian_data": "inner"}),
-    ("hf_maml", "hessian_data"): ({"hessian_data": "fresh"}, {"hessian_data": "inner"}),
+    ("maml", "hessian_data"): ({"hessian_data": "fresh"}, {"hessian_data": "reuse"}),
+    ("hf_maml", "hessian_data"): ({"hessian_data": "fresh"}, {"hessian_data": "reuse"}),
     ("hf_maml", "delta"): ({"delta": "relative"}, {"delta": "published", "rho": 1.0}),
     ("hf_maml", "rho"): ({"delta": "published", "rho": 1.0}, {"delta": "published", "rho": 0.3}),
     ("e_maml", "baseline"): ({"baseline": "tasks"}, {"baseline": "trajectories"}),
@@ -131,7 +131,7 @@ COINCIDE: dict[str, tuple[Method, Method, tuple[str, ...], float]] = {
     "multi_step_is_maml_N3": (make_method("multi_step_maml", 0.2, 3), make_method("maml", 0.2, 3), tuple(PROBLEMS), 0),
     "fresh_is_inner_on_finite_sums": (
         make_method("maml", 0.2, 3),
-        make_method("maml", 0.2, 3, hessian_data="inner"),
+        make_method("maml", 0.2, 3, hessian_data="reuse"),
         FINITE_SUMS,
         0,
     ),
@@ -185,7 +185,7 @@ RULES = {
 @pytest.mark.parametrize(("rule", "step"), RULES.values(), ids=RULES)
 @pytest.mark.parametrize("problem", ["regression", "navigation"])
 def test_pull_back_through_any_rule_is_autograd(rule: Any, step: Any, problem: str) -> None:
-    method = with_rule(make_method("maml", 1, hessian_data="inner"), Inner(rule, 3))
+    method = with_rule(make_method("maml", 1, hessian_data="reuse"), Inner(rule, 3))
     checks.equals_reference_on_its_draws(method, functools.partial(updates.unrolled, step), PROBLEMS[problem])
 
 

@@ -86,10 +86,10 @@ def test_unknown_names(name: Any, suggestion: str | None) -> None:
 @pytest.mark.parametrize(
     ("name", "chosen", "message"),
     [
-        ("maml", {"hesian_data": "inner"}, "got 'hesian_data'; did you mean 'hessian_data'"),
-        ("fo_maml", {"hessian_data": "inner"}, r"'fo_maml' has the options \[\], got 'hessian_data'"),
-        ("maml", {"hessian_data": "outer"}, r"hessian_data must be one of \['fresh', 'inner'\], got 'outer'"),
-        ("hf_maml", {"hessian_data": "inne"}, "got 'inne'; did you mean 'inner'"),
+        ("maml", {"hesian_data": "reuse"}, "got 'hesian_data'; did you mean 'hessian_data'"),
+        ("fo_maml", {"hessian_data": "reuse"}, r"'fo_maml' has the options \[\], got 'hessian_data'"),
+        ("maml", {"hessian_data": "outer"}, r"hessian_data must be one of \['fresh', 'reuse'\], got 'outer'"),
+        ("hf_maml", {"hessian_data": "reus"}, "got 'reus'; did you mean 'reuse'"),
         ("hf_maml", {"delta": "publish"}, "delta must be one of .* did you mean 'published'"),
         ("hf_maml", {"delta": "published", "rho": -1.0}, "rho must be a finite number at least 0, got -1.0"),
         ("hf_maml", {"delta": "published", "rho": float("nan")}, "rho must be .* got nan"),

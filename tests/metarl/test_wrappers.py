@@ -56,10 +56,10 @@ COSTS: dict[str, tuple[dict[str, Any], Any]] = {
     "sign_maml": ({}, lambda n: (n + 1, 0, (n, 1, 0))),
     "moreau": ({}, lambda n: (n + 1, 0, (n, 1, 0))),
     "maml": ({}, lambda n: (n + 1, n, (n, 1, n))),
-    "maml_inner": ({"hessian_data": "inner"}, lambda n: (n + 1, n, (n, 1, 0))),
+    "maml_reuse": ({"hessian_data": "reuse"}, lambda n: (n + 1, n, (n, 1, 0))),
     "multi_step_maml": ({}, lambda n: (n + 1, n, (n, 1, n))),
     "hf_maml": ({}, lambda n: (3 * n + 1, 0, (n, 1, n))),
-    "hf_maml_inner": ({"hessian_data": "inner"}, lambda n: (3 * n + 1, 0, (n, 1, 0))),
+    "hf_maml_reuse": ({"hessian_data": "reuse"}, lambda n: (3 * n + 1, 0, (n, 1, 0))),
     "e_maml": ({}, lambda n: (2 * n + 1, n, (n, 1, 0))),  # a score term is a gradient
     "reptile": ({}, lambda n: (n, 0, (n, 1, 0))),
     "imaml": ({"cg_steps": 4}, lambda n: (n + 1, 4, (n, 1, 1))),
@@ -76,7 +76,7 @@ def wanted_counts(row: str, steps: int, support: int, query: int, tasks: int) ->
 @pytest.mark.parametrize("row", COSTS)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_exact_counts(row: str, steps: int) -> None:
-    method = make_method(row.removesuffix("_inner"), 0.1, steps, **COSTS[row][0])
+    method = make_method(row.removesuffix("_reuse"), 0.1, steps, **COSTS[row][0])
     checks.counts(method, problems.regression, wanted_counts(row, steps, support=5, query=7, tasks=3))
     wanted = wanted_counts(row, steps, support=3, query=3, tasks=2)  # three episodes; five steps, none ends early
     wanted["env_steps"] = 5 * wanted["samples"]

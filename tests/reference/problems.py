@@ -18,7 +18,7 @@ from metarl.agents import make_policy
 from metarl.envs import FunctionalDistribution, FunctionalEnv, Navigation, PointVelocity
 from metarl.rl import ReinforcementLearning
 from metarl.supervised import FiniteSumTaskBatch
-from metarl.supervised import quadratics as library
+from metarl.theory import quadratics as library
 from metarl.theory.logistic import logistic_tasks, six_logistic_tasks, smoothness
 from metarl.theory.quadratics import quadratic_loss, quadratic_tasks, random_quadratics
 from metarl.types import Batch, Params, TaskBatch

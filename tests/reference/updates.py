@@ -190,11 +190,11 @@ class Row(NamedTuple):
 
 ROWS = [
     Row("maml", product),
-    Row("maml", unrolled_sgd, {"hessian_data": "inner"}),
+    Row("maml", unrolled_sgd, {"hessian_data": "reuse"}),
     Row("multi_step_maml", product),
     Row("fo_maml", first_order),
     Row("hf_maml", hessian_free),
-    Row("hf_maml", hessian_free, {"hessian_data": "inner"}, passed=("hessian_data",)),
+    Row("hf_maml", hessian_free, {"hessian_data": "reuse"}, passed=("hessian_data",)),
     Row("hf_maml", hessian_free, {"delta": "published", "rho": 0.5}, passed=("delta", "rho")),
     Row("sign_maml", sign, alpha=0.02),
     Row("moreau", moreau),

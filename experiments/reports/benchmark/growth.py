@@ -13,8 +13,8 @@ from metarl.experiments.reports.benchmark.workloads import Scale, iteration_row
 
 
 def growth(scale: Scale) -> list[Call]:
-    """Exact MAML with D_in again on navigation, one size changed at a time."""
-    base = dataclasses.replace(scale.config, outer="maml", hessian_data="inner")
+    """Exact MAML reusing the inner batch for the Hessian on navigation, one size changed at a time."""
+    base = dataclasses.replace(scale.config, outer="maml", hessian_data="reuse")
     return [
         iteration_row(scale, resized(base, size, value), changed=size, value=value)
         for size, values in scale.growth.items()

@@ -55,7 +55,15 @@ def stepping_table(rows: Rows) -> str:
 
 def growth_table(rows: Rows) -> str:
     """Seconds and memory by size."""
-    head = ["exact MAML, D_in again", "", "seconds", "limit, s", "seconds / limit", "peak MB", "peak / first peak"]
+    head = [
+        "exact MAML, inner batch reused",
+        "",
+        "seconds",
+        "limit, s",
+        "seconds / limit",
+        "peak MB",
+        "peak / first peak",
+    ]
     cells = []
     for size, of_size in series(rows).items():
         for row in of_size:
@@ -76,7 +84,7 @@ def profile_tables(rows: Rows) -> str:
         [row["operation"], str(row["calls"]), f"{1e3 * row['seconds']:.1f}", f"{row['share']:.0%}"]
         for row in found["operations"]
     ]
-    head = [f"exact MAML, D_in again, {found['size']}", "ms", "share", "limit, ms"]
+    head = [f"exact MAML, inner batch reused, {found['size']}", "ms", "share", "limit, ms"]
     return "\n\n".join([markdown_table(head, parts), markdown_table(["operation", "calls", "ms", "share"], operations)])
 
 

@@ -90,8 +90,8 @@ def watching(clock: Clock) -> Iterator[None]:
 
 
 def profile(scale: Scale) -> list[Call]:
-    """Exact MAML with D_in again on navigation."""
-    config = dataclasses.replace(scale.config, outer="maml", hessian_data="inner")
+    """Exact MAML reusing the inner batch for the Hessian on navigation."""
+    config = dataclasses.replace(scale.config, outer="maml", hessian_data="reuse")
     return [partial(profiled, config, scale.repetitions)]
 
 

@@ -46,7 +46,7 @@ class Scale:
     config: TrainConfig
     tasks: tuple[int, ...]  # of navigation
     rollout_tasks: tuple[int, ...]
-    many_tasks: tuple[int, ...]  # of exact MAML with D_in again, besides `tasks`
+    many_tasks: tuple[int, ...]  # of exact MAML reusing the inner batch for the Hessian, besides `tasks`
     growth: dict[str, tuple[int, ...]]
     cheetahs: int
     stepping: Size
@@ -104,13 +104,13 @@ def rollouts(scale: Scale) -> list[Call]:
 
 
 def navigation(scale: Scale) -> list[Call]:
-    """Every outer update with fresh draws, and exact MAML with D_in again, which needs the fewest."""
+    """Every outer update with fresh draws, and MAML reusing the inner batch for the Hessian, with the fewest draws."""
     configs = [
         dataclasses.replace(scale.config, meta_batch_size=tasks, outer=outer)
         for tasks in scale.tasks
         for outer in OUTER
     ]
-    again = dataclasses.replace(scale.config, outer="maml", hessian_data="inner")
+    again = dataclasses.replace(scale.config, outer="maml", hessian_data="reuse")
     configs += [dataclasses.replace(again, meta_batch_size=tasks) for tasks in (*scale.tasks, *scale.many_tasks)]
     return [iteration_row(scale, config) for config in configs]
 
@@ -120,7 +120,7 @@ def mujoco(scale: Scale) -> list[Call]:
     if torch.device(scale.device).type != "cpu":
         return []
     config = dataclasses.replace(scale.config, env="half_cheetah_velocity", meta_batch_size=scale.cheetahs)
-    configs = [config, dataclasses.replace(config, hessian_data="inner")]
+    configs = [config, dataclasses.replace(config, hessian_data="reuse")]
     stepping: list[Call] = [
         partial(stepping_rates, name, number, scale.stepping)
         for name in NAMES
@@ -157,7 +157,7 @@ def conv4(scale: Scale) -> list[Call]:
 
 def iteration_row(scale: Scale, config: TrainConfig, **about: Any) -> Call:
     """One meta-iteration of a reinforcement-learning run."""
-    name = f"{config.env} {config.outer}{', D_in again' if config.hessian_data == 'inner' else ''}"
+    name = f"{config.env} {config.outer}{', inner batch reused' if config.hessian_data == 'reuse' else ''}"
     steps = config.inner_steps or inner_defaults(config.outer)[1]
     return rl_row(scale, {"name": name, "inner_steps": steps, **about}, iteration, config)
 

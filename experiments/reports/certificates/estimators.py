@@ -7,7 +7,7 @@ from typing import NamedTuple
 from metarl.outer import OUTER, Method, make_method, options
 from metarl.rl import SURROGATES
 
-VARIED = {"hessian_data": ("fresh", "inner"), "baseline": ("none", "tasks", "trajectories")}
+VARIED = {"hessian_data": ("fresh", "reuse"), "baseline": ("none", "tasks", "trajectories")}
 
 PULLED, FIRST_ORDER, SAMPLED = ("maml", "multi_step_maml", "hf_maml"), ("fo_maml",), ("e_maml",)
 OTHER = {
@@ -30,7 +30,7 @@ class Setting(NamedTuple):
     @property
     def hessian_data(self) -> str:
         """Where D_h comes from; empty for updates without one."""
-        own = {"multi_step_maml": "fresh", "e_maml": "inner"}
+        own = {"multi_step_maml": "fresh", "e_maml": "reuse"}
         return self.options.get("hessian_data", own.get(self.update, ""))
 
     @property

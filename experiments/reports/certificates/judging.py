@@ -102,5 +102,5 @@ def several_steps(steps: int) -> list[dict[str, Any]]:
     targets = mdp_targets(problem.tasks, problem.task, problem.params, steps)
     chosen = [Setting("e_maml", "ratio", {"baseline": "none"}, steps), Setting("fo_maml", "ratio", {}, steps)]
     chosen += [Setting("multi_step_maml", surrogate, {}, steps) for surrogate in SURROGATES]
-    chosen += [Setting("maml", surrogate, {"hessian_data": "inner"}, steps) for surrogate in SURROGATES]
+    chosen += [Setting("maml", surrogate, {"hessian_data": "reuse"}, steps) for surrogate in SURROGATES]
     return [compared(setting, problem, targets, problem.exact(setting), None) for setting in chosen]

@@ -27,9 +27,9 @@ An estimator whose factors are independent and unbiased is unbiased for the prod
 bandit, one step). Elsewhere it is unbiased for the **sampled product**, E_D prod_j (I - alpha H(w_j)) grad f(w_N) along
 sampled inner steps: close to the other two, equal to neither.
 
-How to read the tables: all losses are -J, the papers' scale. *D_h* says which data the Hessian has: fresh, or the inner
-step's again (inner). SE is the standard error of a Monte Carlo mean; a bias is told from noise where it is several of
-them. *std* is the standard deviation of ONE task's meta-gradient, all components together: the price of an estimator
+How to read the tables: all losses are -J, the papers' scale. *D_h* says which data the Hessian has: a fresh batch, or
+the inner batch (reuse). SE is the standard error of a Monte Carlo mean; a bias is told from noise where it is several
+of them. *std* is the standard deviation of ONE task's meta-gradient, all components together: the price of an estimator
 beside its bias. A certificate fails beyond {limit} SE, an exact one beyond a relative {exact:.0e}. Estimators that are
 equal on a problem share a row. Updates that descend another objective by design are measured and not judged.
 
@@ -67,7 +67,7 @@ STEPS = """\
 ## More inner steps, exactly
 
 The same problem with N inner steps of one fresh trajectory each: relative errors of the exact expectation. Reusing D_in
-with the log-probability loss and no score term (`maml`, reinforce, inner) is what several well-known codebases do: the
+with the log-probability loss and no score term (`maml`, reinforce, reuse) is what several well-known codebases do: the
 wrong second derivative is worse than none (`fo_maml`).
 """
 
@@ -112,10 +112,10 @@ be within {limit} SE of its target, the wrong one more than {seen:g} SE away.
 QUOTED = [
     ("maml", "ratio", "fresh", -0.865),
     ("hf_maml", "ratio", "fresh", -0.873),
-    ("e_maml", "ratio", "inner", -1.271),
-    ("maml", "reinforce", "inner", -1.834),
+    ("e_maml", "ratio", "reuse", -1.271),
+    ("maml", "reinforce", "reuse", -1.834),
     ("maml", "reinforce", "fresh", -2.130),
-    ("maml", "ratio", "inner", -2.224),
+    ("maml", "ratio", "reuse", -2.224),
 ]
 
 

@@ -113,7 +113,7 @@ def bandit_expectation(setting: Setting, objective: Tensor) -> Exact | None:
         return None
     wrong = setting.surrogate == "reinforce"
     mean, covariance = (-(1 + d**2), 10 * d + 2 * d**3) if wrong else (2.0, -44 * d - 8 * d**3)
-    shared = 2 * ALPHA**2 * covariance / ACTIONS if setting.hessian_data == "inner" else 0.0
+    shared = 2 * ALPHA**2 * covariance / ACTIONS if setting.hessian_data == "reuse" else 0.0
     return Exact(torch.tensor([(1 - ALPHA * mean) * end + shared], dtype=torch.float64))
 
 

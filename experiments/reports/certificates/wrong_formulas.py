@@ -20,7 +20,7 @@ from metarl.types import Batch, Inner, MetaGrad, OuterUpdate, Params, TaskBatch
 
 
 def with_score_term(weight: Callable[[TaskBatch, Batch], Tensor] | None) -> OuterUpdate:
-    """One inner step pulled back with D_in again, plus the score of D_in times a weight `[T]` from the outer batch."""
+    """One inner step pulled back with H on D_in, plus the score of D_in times a weight `[T]` from the outer batch."""
 
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
         source, path = sampled(tasks), adaptation_path(params, tasks, inner)
@@ -76,7 +76,7 @@ def pairs() -> list[Pair]:
     maml = make_method("maml", ALPHA, 1)
     right = "score term weighted with the mean loss", logs, full
     return [
-        Pair("log-probability loss, D_in again", one, OBJECTIVE, right, ("no score term", logs, none)),
+        Pair("log-probability loss, inner batch reused", one, OBJECTIVE, right, ("no score term", logs, none)),
         Pair("log-probabilities in two dimensions", two, PRODUCT, ("sum", summed, maml), ("mean", averaged, maml)),
         Pair("weight of the score term", one, OBJECTIVE, right, ("mean of normalised advantages", logs, zero)),
     ]

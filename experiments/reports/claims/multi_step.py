@@ -61,7 +61,7 @@ def reversed_product(tasks: FiniteSumTaskBatch, inner: Inner, w: Vector) -> Vect
     path = adaptation_path({"w": w}, tasks, inner)
     end = outer_gradient(tasks, path.params[-1])
     turned = AdaptationPath([*path.params[-2::-1], path.params[-1]], path.batches[::-1], path.grads[::-1])
-    return tree.mean(pull_back(tasks, turned, inner, end.grads, hessian_vector_products, "inner"))["w"]
+    return tree.mean(pull_back(tasks, turned, inner, end.grads, hessian_vector_products, "reuse"))["w"]
 
 
 def order_matters(tasks: FiniteSumTaskBatch, L: float) -> list[Row]:
@@ -113,7 +113,7 @@ def jacobians(tasks: FiniteSumTaskBatch, inner: Inner) -> Tensor:
     """d w_N / d w of every task `[T, d, d]`, row by row with the library's pull-back."""
     path = adaptation_path({"w": torch.zeros(5, dtype=torch.float64)}, tasks, inner)
     rows = [
-        pull_back(tasks, path, inner, {"w": e.expand(tasks.num_tasks, 5)}, hessian_vector_products, "inner")["w"]
+        pull_back(tasks, path, inner, {"w": e.expand(tasks.num_tasks, 5)}, hessian_vector_products, "reuse")["w"]
         for e in torch.eye(5, dtype=torch.float64)
     ]
     return torch.stack(rows, dim=1)

@@ -39,7 +39,7 @@ ONE = {"centre": torch.tensor([C], dtype=torch.float64)}
 
 def expected(surrogate: str, hessian_data: str) -> float:
     end = 2 * (W + ALPHA * 2 * D - C)
-    shared = 2 * ALPHA**2 * COVARIANCE[surrogate] / ACTIONS if hessian_data == "inner" else 0.0
+    shared = 2 * ALPHA**2 * COVARIANCE[surrogate] / ACTIONS if hessian_data == "reuse" else 0.0
     return (1 - ALPHA * MEAN_HESSIAN[surrogate]) * end + shared
 
 
@@ -74,9 +74,9 @@ def test_closed_forms_are_the_published_ones() -> None:
     [
         ("maml", "ratio", "fresh", -0.864, True),
         ("hf_maml", "ratio", "fresh", -0.864, True),
-        ("maml", "ratio", "inner", -2.196, False),
+        ("maml", "ratio", "reuse", -2.196, False),
         ("maml", "reinforce", "fresh", -2.143, False),
-        ("maml", "reinforce", "inner", -1.834, False),
+        ("maml", "reinforce", "reuse", -1.834, False),
     ],
 )
 def test_meta_gradient(outer: str, surrogate: str, hessian_data: str, near: float, unbiased: bool) -> None:

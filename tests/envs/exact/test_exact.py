@@ -331,8 +331,8 @@ def test_multi_step_maml_with_fresh_dice_is_the_sampled_product(steps: int) -> N
     [
         ("e_maml", "ratio", {"baseline": "none"}, 0.000, 0.019),
         ("fo_maml", "ratio", {}, 0.018, 0.032),
-        ("maml", "ratio", {"hessian_data": "inner"}, 0.029, 0.044),
-        ("maml", "reinforce", {"hessian_data": "inner"}, 0.154, 0.170),
+        ("maml", "ratio", {"hessian_data": "reuse"}, 0.029, 0.044),
+        ("maml", "reinforce", {"hessian_data": "reuse"}, 0.154, 0.170),
     ],
 )
 def test_known_errors_of_one_inner_trajectory(
@@ -350,7 +350,7 @@ def test_known_errors_of_one_inner_trajectory(
 
 @pytest.mark.parametrize(
     ("outer", "options", "deviation"),
-    [("e_maml", {"baseline": "none"}, 0.5745), ("maml", {"hessian_data": "inner"}, 0.0567)],
+    [("e_maml", {"baseline": "none"}, 0.5745), ("maml", {"hessian_data": "reuse"}, 0.0567)],
 )
 def test_known_deviations_of_one_inner_trajectory(outer: str, options: dict[str, Any], deviation: float) -> None:
     tasks, task, params = two_states()

@@ -184,7 +184,7 @@ def test_settings_come_from_the_file(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
         "inner_lr": 0.03,
         "inner_steps": 2,
-        "outer_options": {"hessian_data": "inner"},
+        "outer_options": {"hessian_data": "reuse"},
         "learning_rate": 0.02,
         "optimizer": torch.optim.RMSprop,
         "max_grad_norm": 0.7,
