@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import tyro
 
 from metarl import Evaluation, MetaLearner, evaluate
@@ -24,6 +23,7 @@ from metarl.experiments.common import cli
 from metarl.experiments.common.config import TRAIN
 from metarl.experiments.common.run import load, step_sizes
 from metarl.experiments.common.tables import with_interval
+from metarl.random import Stream, stream_generator
 from metarl.rl import ReinforcementLearning
 
 MOST_STEPS = 10_000
@@ -129,7 +129,9 @@ def held_out_curves(
     rules = learner.rules(step_sizes(learner, steps, step_schedule))
 
     def curve(params: dict[str, Any]) -> Evaluation:
-        return evaluate(params, source.sample(tasks, np.random.default_rng([seed, 1])), rules, learner.processes)
+        return evaluate(
+            params, source.sample(tasks, stream_generator(seed, Stream.HELD_OUT_TASKS)), rules, learner.processes
+        )
 
     return Curves(curve(learner.params), curve(source.initial_params()))
 

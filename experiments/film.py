@@ -34,6 +34,7 @@ from metarl.experiments.common import cli
 from metarl.experiments.common.run import step_sizes
 from metarl.functional_call import call
 from metarl.inner import adapted
+from metarl.random import Stream, stream_generator
 from metarl.rl import ReinforcementLearning
 from metarl.rl.actions import clipper
 from metarl.tree import float_leaf, take
@@ -142,7 +143,7 @@ def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments)
     """An episode of every task after every number of steps; task by task."""
     tasks = source.distribution
     assert isinstance(tasks, EnvDistribution)
-    oracle = source.sample(given.tasks, np.random.default_rng([given.seed, 3]))
+    oracle = source.sample(given.tasks, stream_generator(given.seed, Stream.FILM))
     rules = learner.rules(step_sizes(learner, max(given.steps), "halved"))
     after = list(adapted(learner.params, oracle, rules))
     scenes = []

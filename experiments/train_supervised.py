@@ -41,6 +41,7 @@ from metarl.experiments.plot import plot, points
 from metarl.logging import read_metrics
 from metarl.memory import check_fits
 from metarl.processes import ALONE, Processes
+from metarl.random import Stream, stream_generator
 from metarl.step import OuterStep
 from metarl.theory import AdaptiveStep, estimate_source, fallah_rule, ji_rule
 from metarl.theory.monitors import SmoothnessMonitor, StationarityMonitor
@@ -273,7 +274,7 @@ def theory_step(config: FiniteSumConfig, learner: MetaLearner, problem: Supervis
 
 def estimated(problem: SupervisedProblem, tasks: int, seed: int) -> Known:
     """L and rho near the initial parameters."""
-    constants = estimate_source(problem.train, tasks, np.random.default_rng([seed, 6]))
+    constants = estimate_source(problem.train, tasks, stream_generator(seed, Stream.CONSTANTS))
     return Known(constants.L, constants.rho)
 
 
@@ -305,7 +306,7 @@ def final_curves(config: FiniteSumConfig, learner: MetaLearner, problem: Supervi
     rules = learner.rules([None] * config.eval_steps)
 
     def curve(params: Any) -> Evaluation:
-        tasks = problem.test.sample(number, np.random.default_rng([config.eval_seed, 1]))
+        tasks = problem.test.sample(number, stream_generator(config.eval_seed, Stream.HELD_OUT_TASKS))
         return evaluate(params, tasks, rules, learner.processes)
 
     return {"meta-trained": curve(learner.params), "random initialisation": curve(learner.source.initial_params())}

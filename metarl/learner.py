@@ -36,7 +36,7 @@ from metarl.inner import adapt
 from metarl.memory import check_fits
 from metarl.outer import Method, check_hessian, inner_defaults, make_method
 from metarl.processes import ALONE, Processes
-from metarl.random import generator_state, restore_generator
+from metarl.random import Stream, generator_state, restore_generator, stream_generator
 from metarl.settings import FixedSettings
 from metarl.signals import first_signal
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
@@ -239,7 +239,7 @@ class MetaLearner(FixedSettings):
         if len(sizes) != steps:
             raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(sizes)}")
         rules = self.rules(sizes)
-        rng = np.random.default_rng([check_int("seed", seed, minimum=0), 1])  # never a training seed's stream
+        rng = stream_generator(check_int("seed", seed, minimum=0), Stream.HELD_OUT_TASKS)
         source = self.source if source is None else source
         check_learned_the_same(source, self.source)
         tasks = source.sample(check_int("num_tasks", num_tasks), rng)

@@ -1,6 +1,7 @@
-"""Random generators: a torch one that follows from a numpy one, and their states as text for checkpoints."""
+"""Random generators: the streams of a seed, torch generators, and their states as text for checkpoints."""
 
 import json
+from enum import IntEnum, unique
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,35 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metarl.checkpoint.structure import check_like
+
+
+@unique
+class Stream(IntEnum):
+    """What is drawn from a seed beside training. A use keeps its number, so that results can be repeated.
+
+    Training draws from `default_rng(seed)`, which gives the same numbers as `default_rng([seed, 0])`: 0 is taken.
+    """
+
+    HELD_OUT_TASKS = 1
+    TRAJECTORIES = 2
+    STATIONARITY = 3
+    SMOOTHNESS = 4
+    OUTER_STEP_SIZE = 5
+    CONSTANTS = 6
+    FILM = 7
+    PROBLEM = 8
+    PROBLEM_NOISE = 9
+
+
+def stream_generator(seed: int, stream: Stream) -> np.random.Generator:
+    """The generator of one stream of `seed`; no other stream, and no training seed, gives the same numbers.
+
+    Example:
+        >>> a, b = (stream_generator(0, stream).random() for stream in (Stream.HELD_OUT_TASKS, Stream.FILM))
+        >>> a == b
+        False
+    """
+    return np.random.default_rng([seed, stream])
 
 
 class DrawingFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
-import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 
 from metarl.envs.base import EnvDistribution
 from metarl.evaluation import Evaluation, evaluate
+from metarl.random import Stream, stream_generator
 from metarl.rl import ReinforcementLearning
 from metarl.types import Params, Rule, TaskDistribution, TaskParams
 from metarl.wrappers import RecordDraws, RecordedDraw
@@ -49,7 +49,7 @@ def trajectory_figure(
     source: ReinforcementLearning, params: Params, rules: Sequence[Rule], num_tasks: int, seed: int
 ) -> Figure:
     """What the policy does before adaptation and after each step: a row per held-out task, a column per step."""
-    rng = np.random.default_rng([seed, 2])
+    rng = stream_generator(seed, Stream.TRAJECTORIES)
     oracle = source.sample(num_tasks, rng)
     recording = RecordDraws(oracle)
     curve = evaluate(params, recording, rules)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
 import torch
 
 from metarl.engine import Execution
 from metarl.errors import check_int
 from metarl.experiments.common.images import ImageSettings, build_few_shot
+from metarl.random import Stream, stream_generator
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.theory.logistic import (
@@ -144,7 +144,7 @@ def of_quadratics(
     problem: Quadratics, given: ProblemSettings, points: int, noise: float, seed: int
 ) -> SupervisedProblem:
     """Fixed quadratic tasks."""
-    rng = np.random.default_rng([seed, 1])
+    rng = stream_generator(seed, Stream.PROBLEM_NOISE)
     tasks = quadratic_tasks(
         problem,
         points=points,
@@ -167,7 +167,7 @@ def quadratics(given: ProblemSettings, device: torch.device, seed: int) -> Super
     """Twenty random quadratics in five dimensions, a hundred noisy points each; or new ones all the time."""
     if given.setting == "resampling":
         return resampled(FreshQuadratics(sizes=fresh_sizes(given)))
-    problem = random_quadratics(np.random.default_rng([seed, 0]), 20, 5)
+    problem = random_quadratics(stream_generator(seed, Stream.PROBLEM), 20, 5)
     return of_quadratics(problem, given, points=100, noise=1.0, seed=seed)
 
 
@@ -187,7 +187,7 @@ def logistic(given: ProblemSettings, device: torch.device, seed: int) -> Supervi
     """Twenty random logistic tasks; or new ones all the time."""
     if given.setting == "resampling":
         return resampled(FreshLogistic(sizes=fresh_sizes(given)))
-    return of_logistic(random_logistic(np.random.default_rng([seed, 0]), 20), given, seed)
+    return of_logistic(random_logistic(stream_generator(seed, Stream.PROBLEM), 20), given, seed)
 
 
 def real(name: str) -> Build:

@@ -9,14 +9,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch.func import vmap
 
 from metarl import tree
 from metarl.checkpoint.structure import check_like
 from metarl.derivatives import gradients
 from metarl.errors import check_int
-from metarl.random import generator_state, restore_generator
+from metarl.random import Stream, generator_state, restore_generator, stream_generator
 from metarl.step.optimizer import Stepped, Update
 from metarl.theory.step_size import StepSizeRule
 from metarl.types import Params, TaskBatch, TaskSource
@@ -50,7 +49,7 @@ class AdaptiveStep:
         self.rule = rule
         self.source = source
         self.num_tasks = check_int("num_tasks", num_tasks)
-        self._rng = np.random.default_rng([check_int("seed", seed, minimum=0), 5])  # never a training seed's stream
+        self._rng = stream_generator(check_int("seed", seed, minimum=0), Stream.OUTER_STEP_SIZE)
 
     def __call__(self, params: Params, tasks: TaskBatch, update: Update) -> Stepped:
         """Choose beta at `params`, take the meta-gradient there and step; `info` has beta and the denominator."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 
 from metarl import tree
@@ -19,15 +18,13 @@ from metarl.checkpoint.structure import check_like
 from metarl.derivatives import over_tasks
 from metarl.errors import check_choice, check_int, check_real
 from metarl.outer import OUTER, Method, make_method
-from metarl.random import torch_generator
+from metarl.random import Stream, stream_generator, torch_generator
 from metarl.theory import estimate_smoothness, warn_if_too_large
 from metarl.types import Params, TaskBatch, TaskSource
 from metarl.wrappers import CheckFinite, RecordDraws, RecordedDraw, check_finite
 
 if TYPE_CHECKING:
     from metarl.learner import MetaLearner
-
-STATIONARITY_STREAM, SMOOTHNESS_STREAM = 3, 4  # beside a seed: never a training seed's stream
 
 
 class StationarityMonitor(Callback):
@@ -96,7 +93,7 @@ class StationarityMonitor(Callback):
         if learner.iterations % self.every:
             return
         method = self._method(learner)
-        tasks = self.source.sample(self.num_tasks, np.random.default_rng([self.seed, STATIONARITY_STREAM]))
+        tasks = self.source.sample(self.num_tasks, stream_generator(self.seed, Stream.STATIONARITY))
         recording = RecordDraws(CheckFinite(tasks))
         found = method.update(learner.params, recording, method.inner)
         check_finite(found.grads, "gradient of the monitored objective")
@@ -169,7 +166,7 @@ class SmoothnessMonitor(Callback):
         self.warned = state["warned"]
 
     def _smoothness(self, learner: "MetaLearner") -> float:
-        rng = np.random.default_rng([self.seed, SMOOTHNESS_STREAM])
+        rng = stream_generator(self.seed, Stream.SMOOTHNESS)
         tasks = CheckFinite((self.source or learner.source).sample(self.num_tasks, rng))
         return float(estimate_smoothness(learner.params, tasks, torch_generator(rng), self.iterations).max())
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageSequence
 
 from metarl.experiments import film
 from metarl.experiments.film import actor
+from metarl.random import Stream, stream_generator
 from metarl.tree import take
 from tests.experiments import runs
 
@@ -52,7 +53,7 @@ def test_the_policy_on_film_is_the_adapted_one(run: Path, monkeypatch: pytest.Mo
     """What it does in a task after its steps is the mean action at the parameters that `adapt` gives."""
     given = film.Arguments(run, steps=(0, 1), tasks=2, episodes=4)
     learner, source = film.prepare(given)
-    oracle = source.sample(2, np.random.default_rng([given.seed, 3]))
+    oracle = source.sample(2, stream_generator(given.seed, Stream.FILM))
     adapted = learner.adapt(oracle, steps=1)
     observation = np.array([0.1, -0.2], np.float32)
     seen = []
