@@ -56,7 +56,7 @@ def to_sb3(
             architecture.
 
     Example:
-        >>> from agents import make_policy
+        >>> from metarl.agents import make_policy
         >>> env = gymnasium.make("CartPole-v1")
         >>> policy = make_policy(env.observation_space, env.action_space)
         >>> model = to_sb3(policy, None, env, n_steps=64, device="cpu")

@@ -2,4 +2,5 @@
 
 from importlib import import_module
 
-import_module("metarl.experiments.command").main()  # by name: the core imports none of the scripts
+if __name__ == "__main__":
+    import_module("metarl.experiments.command").main()  # by name: the core imports none of the scripts

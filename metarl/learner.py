@@ -69,8 +69,8 @@ class MetaLearner(FixedSettings):
         ValueError: for arguments that cannot work, before anything starts.
 
     Example:
-        >>> from agents import make_policy
-        >>> from envs import Navigation
+        >>> from metarl.agents import make_policy
+        >>> from metarl.envs import Navigation
         >>> from metarl.rl import ReinforcementLearning
         >>> tasks = Navigation(horizon=10)
         >>> policy = make_policy(tasks.observation_space, tasks.action_space)

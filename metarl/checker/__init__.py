@@ -1,6 +1,6 @@
 """Is a task distribution what `metarl.types.TaskDistribution` promises? One call names everything that is not.
 
-    >>> from envs import Navigation
+    >>> from metarl.envs import Navigation
     >>> check_task_distribution(Navigation(horizon=10))
 
 A check is a function of a `Probe` that yields the problems it finds; `CHECKS` lists them, each with those that must

@@ -123,8 +123,8 @@ class ReinforcementLearning(FixedSettings):
 
     Example:
         >>> import numpy as np
-        >>> from agents import make_policy
-        >>> from envs import Navigation
+        >>> from metarl.agents import make_policy
+        >>> from metarl.envs import Navigation
         >>> tasks = Navigation(horizon=10)
         >>> policy = make_policy(tasks.observation_space, tasks.action_space)
         >>> source = ReinforcementLearning(tasks, policy, episodes=2)

@@ -220,7 +220,7 @@ def test_render() -> None:
 
 def test_nothing_is_printed_or_written(tmp_path: Path) -> None:
     """MuJoCo 4 remarks on Gymnasium's half-cheetah file."""
-    command = [sys.executable, "-c", "from envs.mujoco import HalfCheetahVelocity; HalfCheetahVelocity()"]
+    command = [sys.executable, "-c", "from metarl.envs.mujoco import HalfCheetahVelocity; HalfCheetahVelocity()"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=with_root())
     assert (result.stdout, result.stderr, list(tmp_path.iterdir())) == ("", "", [])
 
