@@ -18,18 +18,18 @@ import torch
 from metarl import checkpoint, tree
 from metarl.arguments import check_at_least, check_callbacks, check_source, check_tasks
 from metarl.callbacks import Callback, Metrics
-from metarl.checkpoint.learned import check_and_load_learned, check_learned_the_same, learned, restored_at_errors
-from metarl.checkpoint.restoring import (
+from metarl.checkpoint.learner_state import (
     check_complete,
     check_config,
-    check_saved_callbacks,
-    check_saved_counts,
-    check_saved_params,
-    constructor_arguments,
-    fitting,
+    check_entries,
+    check_same_source_state,
+    load_source_state,
+    read_arguments,
     restore_callbacks,
+    restore_source_on_error,
+    source_state,
+    state_errors,
 )
-from metarl.checkpoint.structure import check_count, check_like
 from metarl.errors import MoreStepsWarning, NonFiniteError, check_has, check_int, check_step_sizes, check_type
 from metarl.evaluation import Evaluation, ScoreBefore, evaluate, note_if_worse
 from metarl.inner import adapt
@@ -39,6 +39,7 @@ from metarl.processes import ALONE, Processes
 from metarl.random import Stream, generator_state, restore_generator, stream_generator
 from metarl.settings import FixedSettings
 from metarl.signals import first_signal
+from metarl.state_dict import snapshot
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
 from metarl.summation import total
 from metarl.types import LearningSource, Params, Rule, TaskBatch, TaskSource
@@ -186,7 +187,7 @@ class MetaLearner(FixedSettings):
 
     def _check_same_everywhere(self) -> None:
         digest = hashlib.sha256(generator_state(self._rng).encode())
-        for leaf in (*self.params.values(), *learned(self.source).values()):
+        for leaf in (*self.params.values(), *source_state(self.source).values()):
             digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         found = self.processes.gather_objects(f"{self.iterations} {digest.hexdigest()}")
         if different := [rank for rank, one in enumerate(found) if one != found[0]]:
@@ -241,7 +242,7 @@ class MetaLearner(FixedSettings):
         rules = self.rules(sizes)
         rng = stream_generator(check_int("seed", seed, minimum=0), Stream.HELD_OUT_TASKS)
         source = self.source if source is None else source
-        check_learned_the_same(source, self.source)
+        check_same_source_state(source, self.source)
         tasks = source.sample(check_int("num_tasks", num_tasks), rng)
         curve = evaluate(self.params, tasks, rules, self.processes)
         if warn and self.iterations and not self._warned_of_steps:
@@ -285,7 +286,7 @@ class MetaLearner(FixedSettings):
         state = checkpoint.load(Path(path))
         try:
             check_complete(state)
-            learner = cls(source, **constructor_arguments(state["config"], arguments, _defaults()))
+            learner = cls(source, **read_arguments(state["config"], arguments, _defaults()))
             learner.load_state_dict(state)
         except FOREIGN as error:
             raise ValueError(f"checkpoint {path} does not fit: {error}{checkpoint.hint(Path(path).parent)}") from error
@@ -300,7 +301,7 @@ class MetaLearner(FixedSettings):
             "counts": dict(self.counts),
             "iterations": self.iterations,
             "rng": generator_state(self._rng),
-            "source": learned(self.source),
+            "source": source_state(self.source),
             "callbacks": self._callback_states(),
         }
 
@@ -317,9 +318,9 @@ class MetaLearner(FixedSettings):
         check_type("state", state, Mapping, "a dictionary from state_dict()")
         check_complete(state)
         check_config(state["config"], self._config(), changed)
-        with restored_at_errors(self.source):
-            with fitting("source"):
-                check_and_load_learned(self.source, state.get("source", {}))
+        with restore_source_on_error(self.source):
+            with state_errors("source"):
+                load_source_state(self.source, state.get("source", {}))
             self._check_state(state)
         self.params = {k: state["params"][k].to(leaf.device) for k, leaf in self.params.items()}
         self.counts = Counter(state["counts"])
@@ -329,14 +330,10 @@ class MetaLearner(FixedSettings):
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         """Compare everything with this learner before it is used; what checks itself, as it is read, is read here."""
-        check_saved_params(state["params"], self.params)
-        check_count(state["iterations"], ("iterations",))
-        check_saved_counts(state["counts"])
-        check_saved_callbacks(state["callbacks"])
-        check_like(state["rng"], "", ("rng",))
+        check_entries(state, self.params)
         rng = copy.deepcopy(self._rng)
         restore_generator(rng, state["rng"])
-        with fitting("outer_step"):
+        with state_errors("outer_step"):
             self.outer_step.load_state_dict(state["outer_step"])
         self._rng = rng
 
@@ -345,7 +342,7 @@ class MetaLearner(FixedSettings):
         tasks = sharded(self.source.sample(self.meta_batch_size, self._rng), self.processes)
         spent: Counter[str] = Counter()
         first = ScoreBefore(CheckFinite(CountCost(tasks, spent)))
-        good = checkpoint.snapshot(self.outer_step.state_dict())
+        good = snapshot(self.outer_step.state_dict())
         try:
             stepped = self.outer_step(self.params, first, self._update)
             for key, _ in not_finite(stepped.params):  # of no task

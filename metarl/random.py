@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metarl.checkpoint.structure import check_like
+from metarl.state_dict import check_like
 
 
 @unique

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from metarl.checkpoint.structure import check_like
 from metarl.errors import StateError, check_int, check_real
+from metarl.state_dict import check_like
 
 
 class Linear:

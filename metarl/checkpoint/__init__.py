@@ -1,137 +1,112 @@
-"""Checkpoints: one file, written so that there is always a whole one, read without executing anything in it."""
+"""Checkpoints: one file, always whole, and read without executing anything in it.
 
-import contextlib
-import json
+| file | what it does |
+| --- | --- |
+| `atomic_files` | writes files that are whole or not there, checkpoints and all others of a run |
+| `archive` | the file of a checkpoint: torch's archive with a digest; finds damage, refuses code |
+| `encoding` | Python values to plain values and tensors, and back |
+| `learner_state` | checks every entry of a learner's state before it is loaded |
+"""
+
 import logging
-import os
-import re
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
-
-import torch
+from typing import Any
 
 from metarl.checkpoint import archive
-from metarl.checkpoint.plain import decode, encode
+from metarl.checkpoint.atomic_files import is_temporary, remove_temporaries, write_atomically, write_json
+from metarl.checkpoint.encoding import decode, encode
+
+__all__ = [
+    "FORMAT",
+    "UNSEALED",
+    "check",
+    "hint",
+    "is_temporary",
+    "load",
+    "note_if_unsealed",
+    "remove_temporaries",
+    "save",
+    "write_atomically",
+    "write_json",
+]
 
 log = logging.getLogger(__name__)
 
 FORMAT = "metarl-checkpoint-2"
 UNSEALED = "metarl-checkpoint-1"
-"""The format of older versions: it had no digest, and held numbers and tensors only."""
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file through a temporary one beside it: after a crash the old file or the new one is there, whole.
-
-    Raises:
-        OSError: naming the file, when it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # nobody else's
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    _sync_folder(path.parent)
-
-
-def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one that `write_atomically` had not finished."""
-    return re.fullmatch(r"\..+\.tmp", name) is not None
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Remove what writers left in `folder` that were killed; nobody may be writing there now."""
-    for path in folder.iterdir():
-        if is_temporary(path.name):
-            path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    """`value` as indented JSON, atomically."""
-    write_atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+"""The format of older versions: without a digest, numbers and tensors only."""
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Save a nested dictionary of tensors and plain values (see `metarl.checkpoint.plain`), with a digest.
+    """Save a nested dictionary of tensors and plain values (see `metarl.checkpoint.encoding`), with a digest.
 
     Raises:
-        ValueError: when something in it cannot be saved, naming the entry; nothing is written.
+        ValueError: when an entry cannot be saved, naming it; nothing is written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(Path(folder) / "checkpoint.pt", {"iterations": 3})
+        ...     load(Path(folder) / "checkpoint.pt")
+        {'format': 'metarl-checkpoint-2', 'iterations': 3}
     """
-    content = {"format": FORMAT, **_encoded(state)}
+    content = {"format": FORMAT, **_encode(state)}
     write_atomically(path, lambda file: archive.write(file, content))
 
 
 def check(state: Mapping[str, Any]) -> None:
-    """Find out whether `state` can be saved.
+    """Check that `state` can be saved.
 
     Raises:
         ValueError: as `save` does.
     """
-    _encoded(state)
+    _encode(state)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What `save` saved. Only tensors and plain values are read: no code in the file is executed.
+def load(path: Path) -> dict[str, Any]:
+    """Load what `save` saved, on the CPU. Only tensors and plain values are read: no code in the file is executed.
 
     Raises:
-        ValueError: when there is no file; when it is truncated or damaged, naming what is; when it holds something
-            other than plain data; when another program, or a newer version, wrote it.
+        ValueError: when there is no file; when it is truncated or damaged, naming the damaged entries; when it holds
+            anything but plain data; when another program, or a newer version, wrote it.
     """
     if path.is_dir():
         raise ValueError(f"checkpoint must be a file written by metarl, but {path} is a folder{hint(path)}")
     if not path.is_file():
-        raise ValueError(f"checkpoint must be a file written by metarl, but there is none at {path}")
+        raise ValueError(f"checkpoint must be a file written by metarl, but there is no file {path}")
     try:
         with path.open("rb") as file:
             content = archive.read(file)
-        state = _decoded(content)
+        return _decode(content)
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"checkpoint {path} {error}") from error.__cause__
-    return {key: _moved(value, torch.device(device)) for key, value in state.items()}
 
 
 def note_if_unsealed(state: Mapping[str, Any]) -> None:
     """Log a warning where `state` comes from a file of an older version: damage to it would not be noticed."""
     if state.get("format") == UNSEALED:
-        log.warning("the checkpoint is of an older version, without a digest of its content; save it again to get one")
-
-
-def snapshot(state: Any) -> Any:
-    """A copy of nested containers that later changes of the original leave alone."""
-    if isinstance(state, torch.Tensor):
-        return state.clone()
-    if isinstance(state, Mapping):
-        return {key: snapshot(value) for key, value in state.items()}
-    return type(state)(map(snapshot, state)) if type(state) in (list, tuple) else state
+        log.warning(
+            "the checkpoint is from an older version, without a digest of its content; save it again to add one"
+        )
 
 
 def hint(folder: Path) -> str:
-    """The end of a sentence on what cannot be loaded, where `folder` is that of a run of the command line."""
+    """The end of an error message on a file that cannot be loaded, if `folder` is a run of the command line."""
     return f"; metarl.load({str(folder)!r}) opens the run in it" if (folder / "config.json").is_file() else ""
 
 
-def _encoded(state: Mapping[str, Any]) -> dict[str, Any]:
+def _encode(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: encode(value, (key,)) for key, value in state.items()}
 
 
-def _decoded(content: archive.Content) -> dict[str, Any]:
-    """The state in a file that was read, if its format is one that this version knows.
+def _decode(content: archive.Content) -> dict[str, Any]:
+    """The state in a file that was read, if this version knows its format.
 
     Raises:
-        ValueError: as the end of a sentence about the file.
+        ValueError: with the end of a sentence about the file.
     """
     state = content.value
     found = state.get("format", "no format") if isinstance(state, dict) else type(state).__name__
@@ -141,30 +116,11 @@ def _decoded(content: archive.Content) -> dict[str, Any]:
             raise ValueError(f"has the format {found!r:.60} of a newer version of metarl; this one reads {FORMAT!r}")
         raise ValueError(f"must have the format {FORMAT!r}, found {found!r:.60}")
     if found == FORMAT and not content.sealed:
-        raise ValueError("is damaged: its digest is missing, so it was truncated, or written again by another program")
+        raise ValueError("is damaged: its digest is missing, so it was truncated, or rewritten by another program")
     try:
-        state = decode(state, content.entries)
+        result: dict[str, Any] = decode(state, content.entries)
     except RecursionError:
         raise ValueError("is refused: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"is refused: {error}") from None
-    result: dict[str, Any] = state
     return result
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """With all tensors on `device`."""
-    if isinstance(value, torch.Tensor):
-        return value if value.device == device else value.detach().to(device).requires_grad_(value.requires_grad)
-    if type(value) is dict:
-        return {key: _moved(entry, device) for key, entry in value.items()}
-    return type(value)(_moved(entry, device) for entry in value) if type(value) in (list, tuple) else value
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # the rename itself must reach the disk
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,11 +1,12 @@
 """The file of a checkpoint: the archive that `torch.save` writes, sealed with a digest, read without trusting it.
 
-The seal is the comment at the archive's end, `metarl:sha256:<digest of all before it>`. `torch.load` reads the file,
-too. Here it is not used: it believes the sizes that a file declares. Here they are compared with the size of the file
-before memory is taken, and the pickle in it builds plain values and tensors only.
+The seal is the comment at the archive's end, `metarl:sha256:<digest of everything before it>`. `torch.load` can read
+the file, too, but it believes the sizes that a file declares. Here they are compared with the size of the file before
+memory is taken, and the pickle inside builds only plain values and tensors.
 """
 
 import hashlib
+import io
 import pickle
 import re
 import struct
@@ -18,24 +19,24 @@ from typing import IO, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from metarl.checkpoint.plain import DTYPES, tensors
-from metarl.checkpoint.structure import name_of
+from metarl.checkpoint.encoding import DTYPES, tensors
+from metarl.state_dict import name_of
 
 SEAL = re.compile(rb"metarl:sha256:[0-9a-f]{64}")
 SEALED = len("metarl:sha256:") + 64  # bytes of the seal
-END = 2  # bytes before it that give its length
+END = 2  # bytes before the seal, which give its length
 
 
 class Content(NamedTuple):
-    """What a file holds, and what is known of it."""
+    """What a file holds, and what is known about it."""
 
     value: Any
     sealed: bool
-    entries: int  # that honest content of its size has at most
+    entries: int  # at most so many entries fit honestly into a file of this size
 
 
 class Entry(NamedTuple):
-    """A storage in the archive: its bytes, and the type of its elements."""
+    """A storage in the archive: its bytes, and the dtype of its elements."""
 
     key: str
     data: Tensor  # uint8
@@ -43,13 +44,13 @@ class Entry(NamedTuple):
 
 
 class RefusedError(ValueError):
-    """The file holds something other than plain data."""
+    """The file holds anything but plain data."""
 
 
 def write(file: IO[bytes], content: Any) -> None:
     """Write `content`, plain values and tensors, and seal it."""
     hashing = _Hashing(file)
-    torch.save(content, hashing)  # type: ignore[arg-type]  # needs no more of a file than `write`
+    torch.save(content, hashing)  # type: ignore[arg-type]  # it needs no more of a file than `write` and `flush`
     file.seek(-END, 2)
     file.write(SEALED.to_bytes(END, "little") + b"metarl:sha256:" + hashing.digest.hexdigest().encode())
 
@@ -58,15 +59,16 @@ def read(file: IO[bytes]) -> Content:
     """What `write` wrote.
 
     Raises:
-        ValueError: as the end of a sentence about the file, when it is no archive, truncated, damaged (naming what is),
-            or holds something other than plain data.
+        ValueError: with the end of a sentence about the file, when it is no archive, truncated, damaged (naming the
+            damaged entries), or holds anything but plain data.
     """
     start, size = file.read(4), file.seek(0, 2)
     if not start.startswith(b"PK"[: len(start)]):
         raise ValueError(f"cannot be read: it is not a checkpoint, it begins with {start!r}")
-    seal = _seal(file, size)
-    if seal is not None and seal != _digest(file, size):
-        raise ValueError(f"is damaged: {_damage(file, size)}")
+    # the seal first: what it covers need not be read to be found damaged
+    seal = _read_seal(file, size)
+    if seal is not None and seal != _compute_digest(file, size):
+        raise ValueError(f"is damaged: {_describe_damage(file, size)}")
     try:
         reader = _Reader(file, size)
         value = reader.load()
@@ -76,12 +78,12 @@ def read(file: IO[bytes]) -> Content:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"cannot be read: it is truncated or damaged ({reason})") from error
     if reader.damaged:
-        raise ValueError(f"is damaged: {_damage(file, size)}")
+        raise ValueError(f"is damaged: {_describe_damage(file, size)}")
     return Content(value, seal is not None, reader.length)
 
 
 class _Hashing:
-    """Passes on what is written, and hashes all but the last bytes, which the seal's length takes the place of."""
+    """Passes on what is written, and hashes all but the last bytes: the seal's length replaces them."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -89,20 +91,16 @@ class _Hashing:
         self._last = b""
 
     def write(self, data: bytes) -> int:
-        data = bytes(data)
-        waiting = self._last + data if len(data) < END else data
-        if waiting is data:
-            self.digest.update(self._last)
-        self.digest.update(waiting[:-END])
+        waiting = self._last + bytes(data)
+        self.digest.update(memoryview(waiting)[:-END])
         self._last = waiting[-END:]
         return self.file.write(data)
 
     def flush(self) -> None:
-        """The writer may ask for it."""
         self.file.flush()
 
 
-def _seal(file: IO[bytes], size: int) -> str | None:
+def _read_seal(file: IO[bytes], size: int) -> str | None:
     file.seek(max(0, size - SEALED - END))
     length, seal = file.read(END), file.read()
     if length != SEALED.to_bytes(END, "little") or not SEAL.fullmatch(seal):
@@ -110,7 +108,7 @@ def _seal(file: IO[bytes], size: int) -> str | None:
     return seal.decode().rpartition(":")[2]
 
 
-def _digest(file: IO[bytes], size: int) -> str:
+def _compute_digest(file: IO[bytes], size: int) -> str:
     file.seek(0)
     digest, left = hashlib.sha256(), size - SEALED - END
     while left > 0 and (block := file.read(min(left, 1 << 20))):
@@ -119,12 +117,12 @@ def _digest(file: IO[bytes], size: int) -> str:
     return digest.hexdigest()
 
 
-def _damage(file: IO[bytes], size: int) -> str:
-    """Which entries are not what was saved, as far as the damage lets one see."""
+def _describe_damage(file: IO[bytes], size: int) -> str:
+    """Which entries are not what was saved, as far as the damage allows to tell."""
     try:
         reader = _Reader(file, size, tolerant=True)
         value = reader.load()
-    except Exception:  # it is damaged, after all
+    except Exception:  # nothing can be said about a file this damaged
         return "its plain values, or its table of contents, are not what was saved"
     bad = [name_of(where) for where, tensor in tensors(value) if id(tensor) in reader.of_damaged]
     if not bad:
@@ -133,10 +131,10 @@ def _damage(file: IO[bytes], size: int) -> str:
 
 
 class _Reader(pickle._Unpickler):
-    """Builds the content of an archive out of plain values and tensors; everything else is refused.
+    """Builds the content of an archive from plain values and tensors; refuses everything else.
 
-    Python's unpickler, not C's: that one takes memory for what a file declares. `tolerant` goes on at damaged tensors
-    and notes them.
+    This is Python's unpickler, not C's: that one allocates what a file declares. `tolerant` continues at damaged
+    tensors and notes them.
     """
 
     def __init__(self, file: IO[bytes], size: int, *, tolerant: bool = False) -> None:
@@ -144,6 +142,7 @@ class _Reader(pickle._Unpickler):
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
             self.records = {info.filename: info for info in archive.infolist()}
+        # declared sizes are bounded by the file's own before anything is read
         if any(info.compress_type or info.compress_size != info.file_size for info in self.records.values()):
             raise ValueError("a record is compressed, which is not how checkpoints are written")
         if sum(info.file_size for info in self.records.values()) > size:
@@ -151,57 +150,52 @@ class _Reader(pickle._Unpickler):
         self.prefix = next(iter(self.records)).partition("/")[0]
         self.storages: dict[str, Entry] = {}
         self.damaged: list[str] = []
-        self.of_damaged: dict[int, Tensor] = {}  # kept, so that the ids stay theirs
+        self.of_damaged: dict[int, Tensor] = {}  # kept alive, so that their ids stay unique
+        self.builders = {
+            **BUILDERS,
+            ("torch._utils", "_rebuild_tensor_v2"): self._build_tensor,
+            ("torch._utils", "_rebuild_tensor_v3"): self._build_typed_tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+        }
         order = f"{self.prefix}/byteorder"
-        if order in self.records and self._bytes("byteorder") != sys.byteorder.encode():
+        if order in self.records and self._read("byteorder") != sys.byteorder.encode():
             raise ValueError("it was written by a machine of another byte order")
-        pickled = self._bytes("data.pkl")
+        pickled = self._read("data.pkl")
         self.length = len(pickled)
-        super().__init__(_Stream(pickled), encoding="utf-8")
+        super().__init__(io.BytesIO(pickled), encoding="utf-8")
 
     def find_class(self, module: str, name: str) -> Any:
         """The few things that plain values and tensors are pickled with."""
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) == ("torch.storage", "UntypedStorage"):
-            return torch.uint8
-        builders = {
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_tensor_v3"): self._tensor_of,
-            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-            **BUILDERS,
-        }
-        if (module, name) not in builders:
+        if (module, name) not in self.builders:
             raise RefusedError(f"is refused: it holds {module}.{name}, which is not plain data; nothing was executed")
-        return builders[module, name]
+        return self.builders[module, name]
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-    """What each opcode does; those that would change what has been looked up are not among it."""
+    """What each opcode does."""
 
     def load_build(self) -> None:
-        """The attributes of an object, which no plain value has: left out, as torch's `OrderedDict` carries some."""
+        """Ignore the attributes of torch's `OrderedDict`s; no other plain value has any."""
         self.stack.pop()  # type: ignore[attr-defined]
         if not isinstance(self.stack[-1], OrderedDict):  # type: ignore[attr-defined]
             raise RefusedError("is refused: it sets attributes of an object; nothing was executed")
 
     dispatch[pickle.BUILD[0]] = load_build
+    del dispatch[pickle.BYTEARRAY8[0]]  # it allocates what the file declares; torch never writes it
 
     def persistent_load(self, pid: Any) -> Entry:
-        """A storage; its size in the archive must be the one that the pickle declares."""
+        """A storage; the archive must hold as many bytes as the pickle declares."""
         _, dtype, key, _, numel = pid
         if key not in self.storages:
-            data = self._bytes(f"data/{key}")
+            data = self._read(f"data/{key}")
             wanted = numel * dtype.itemsize
             if wanted != len(data):
                 raise ValueError(f"a tensor declares {wanted} bytes, found {len(data)}")
-            # in memory of torch's own, aligned as ever: a result may depend on that
+            # copied into torch's own aligned memory: the last bits of a result may depend on alignment
             stored = torch.frombuffer(bytearray(data), dtype=torch.uint8).clone() if data else torch.empty(0).byte()
             self.storages[key] = Entry(key, stored, dtype)
         return self.storages[key]
 
-    def _tensor(
+    def _build_tensor(
         self,
         entry: Entry,
         offset: int,
@@ -213,26 +207,28 @@ class _Reader(pickle._Unpickler):
     ) -> Tensor:
         flat = entry.data.view(entry.dtype)
         if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)) or len(size) != len(stride):
-            raise ValueError("a tensor declares a shape that cannot be")
+            raise ValueError("a tensor declares an impossible shape")
+        # the last element must lie inside the storage
         numel, last = 1, offset
         for n, step in zip(size, stride, strict=True):
             numel, last = numel * n, last + (n - 1) * step
         if numel and (last >= len(flat) or numel > len(flat)):
             raise ValueError(f"a tensor declares the shape {tuple(size)}, which its {len(flat)} numbers cannot fill")
         if flat.dtype is torch.bool and bool((entry.data > 1).any()):
-            raise ValueError("a boolean tensor holds something else than booleans")
+            raise ValueError("a boolean tensor holds other values than booleans")
         tensor = flat.as_strided(size, stride, offset) if numel else flat.new_empty(size)
         if entry.key in self.damaged:
             self.of_damaged[id(tensor)] = tensor
         return tensor
 
-    def _tensor_of(self, entry: Entry, *placed: Any) -> Tensor:
-        """A tensor of a type that has no storage of that type: it comes after the tensor's place in the storage."""
-        return self._tensor(entry._replace(dtype=placed[5]), *placed[:5])
+    def _build_typed_tensor(self, entry: Entry, *arguments: Any) -> Tensor:
+        """A tensor of a dtype that has no storage class: the sixth argument is the dtype."""
+        return self._build_tensor(entry._replace(dtype=arguments[5]), *arguments[:5])
 
-    def _bytes(self, name: str) -> bytes:
+    def _read(self, name: str) -> bytes:
+        """A record's bytes, compared with its checksum."""
         info = self.records[f"{self.prefix}/{name}"]
-        self.archive_file.seek(info.header_offset + 26)  # to the lengths of what stands before the data
+        self.archive_file.seek(info.header_offset + 26)  # where the lengths of its name and extra field are
         self.archive_file.seek(sum(struct.unpack("<HH", self.archive_file.read(4))), 1)
         data = self.archive_file.read(info.file_size)
         if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
@@ -241,29 +237,6 @@ class _Reader(pickle._Unpickler):
             self.damaged.append(name.removeprefix("data/"))
             data = data.ljust(info.file_size, b"\0")
         return data
-
-
-class _Stream:
-    """Bytes as a file that reads no more than it has."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def read(self, n: int = -1) -> bytes:
-        if n < 0 or n > len(self.data) - self.at:
-            raise EOFError("the pickle ends too early")
-        self.at += n
-        return self.data[self.at - n : self.at]
-
-    def readline(self) -> bytes:
-        end = self.data.find(b"\n", self.at) + 1
-        if end == 0:
-            raise EOFError("the pickle ends too early")
-        return self.read(end - self.at)
-
-    def readinto(self, buffer: Any) -> int:
-        buffer[:] = self.read(len(buffer))
-        return len(buffer)
 
 
 STORAGES = {
@@ -281,6 +254,8 @@ STORAGES = {
     "ComplexFloatStorage": torch.complex64,
 }
 BUILDERS: dict[tuple[str, str], Any] = {
+    **{("torch", name): dtype for name, dtype in (DTYPES | STORAGES).items()},
+    ("torch.storage", "UntypedStorage"): torch.uint8,
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "Counter"): lambda *pairs: Counter(dict(*pairs)),
     ("torch", "Size"): torch.Size,
@@ -290,4 +265,4 @@ BUILDERS: dict[tuple[str, str], Any] = {
     ("builtins", "bytearray"): lambda *parts: bytearray(*parts) if parts and isinstance(parts[0], str) else bytearray(),
     ("_codecs", "encode"): lambda text, encoding: text.encode("latin1" if encoding == "latin1" else "utf-8"),
 }
-"""What plain values are pickled with, besides tensors."""
+"""What plain values, dtypes and storages are pickled with."""

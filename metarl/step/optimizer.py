@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 
 from metarl import tree
-from metarl.checkpoint.structure import Where, check_count, check_keys, check_like, name_of, skeleton
 from metarl.errors import StateError, check_real
 from metarl.schedules import as_data
+from metarl.state_dict import Where, check_count, check_keys, check_like, name_of, skeleton
 from metarl.step.mean_grad import MeanGrad
 from metarl.types import Params, TaskBatch
 

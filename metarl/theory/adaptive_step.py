@@ -12,10 +12,10 @@ from typing import Any
 from torch.func import vmap
 
 from metarl import tree
-from metarl.checkpoint.structure import check_like
 from metarl.derivatives import gradients
 from metarl.errors import check_int
 from metarl.random import Stream, generator_state, restore_generator, stream_generator
+from metarl.state_dict import check_like
 from metarl.step.optimizer import Stepped, Update
 from metarl.theory.step_size import StepSizeRule
 from metarl.types import Params, TaskBatch, TaskSource

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from metarl import tree
 from metarl.callbacks import Callback, Metrics
-from metarl.checkpoint.structure import check_like
 from metarl.derivatives import over_tasks
 from metarl.errors import check_choice, check_int, check_real
 from metarl.outer import OUTER, Method, make_method
 from metarl.random import Stream, stream_generator, torch_generator
+from metarl.state_dict import check_like
 from metarl.theory import estimate_smoothness, warn_if_too_large
 from metarl.types import Params, TaskBatch, TaskSource
 from metarl.wrappers import CheckFinite, RecordDraws, RecordedDraw, check_finite

@@ -12,8 +12,8 @@ import torch
 
 from metarl import MetaLearner, checkpoint
 from metarl.callbacks import Callback
-from metarl.checkpoint.structure import check_like
 from metarl.errors import StateError
+from metarl.state_dict import check_like
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 from metarl.theory import AdaptiveStep, fallah_rule
 from metarl.theory.monitors import SmoothnessMonitor

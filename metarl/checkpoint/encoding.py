@@ -1,8 +1,8 @@
-"""Values as a file can hold them: Python's plain values and tensors, written so that the same types come back.
+"""Encode Python values as plain values and tensors, and decode them to the same types.
 
-What is not plain itself but follows from plain values is written as `{"__metarl__": kind, "value": ...}`: numpy's
-scalars and arrays, paths, sets, ranges, fractions and a few more. Reading it back runs no code of anybody else, so
-objects of a user's class cannot be written: they are refused, with the name of the entry.
+Types that can be built from plain values are written as `{"__metarl__": kind, "value": ...}`: numpy's scalars and
+arrays, paths, sets, ranges, fractions and a few more. Decoding runs no foreign code, so objects of a user's class
+cannot be encoded: they are refused, naming the entry.
 """
 
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -17,20 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.checkpoint.structure import Where, name_of
+from metarl.state_dict import Where, name_of
 
 TAG = "__metarl__"
 DEPTH = 100
-"""How deeply values may be nested."""
+"""How deep values may be nested."""
 
 SCALARS = (type(None), bool, int, float, str, bytes)
-ARRAY_KINDS = "biufcSUmM"  # of numpy's dtypes; not objects, not structures
+NATIVE = (torch.Size, torch.dtype, torch.device, complex, bytearray)  # which older files hold directly
+ARRAY_KINDS = "biufcSUmM"  # of numpy's dtypes; neither objects nor structures
 DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 FACTORIES = {factory.__name__: factory for factory in (list, int, float, dict, set, str, bool, tuple)}
 
 
 class Kind(NamedTuple):
-    """A type that is written by means of plainer values."""
+    """A type that is written as plainer values: `parts` takes a value apart, `build` makes it again."""
 
     type: type
     parts: Callable[[Any], Any]
@@ -53,9 +54,13 @@ KINDS: dict[str, Kind] = {
     "dtype": Kind(torch.dtype, lambda x: str(x).removeprefix("torch."), DTYPES.__getitem__),
     "device": Kind(torch.device, str, torch.device),
     "size": Kind(torch.Size, list, torch.Size),
-    # these need more than a look at the type to be recognised
+    # the type alone does not identify these
     "dict": Kind(dict, lambda x: [list(pair) for pair in x.items()], dict),
-    "default_dict": Kind(defaultdict, lambda x: [_factory(x), dict(x)], lambda parts: _default_dict(*parts)),
+    "default_dict": Kind(
+        defaultdict,
+        lambda x: [x.default_factory and x.default_factory.__name__, dict(x)],
+        lambda parts: _default_dict(*parts),
+    ),
     "array": Kind(np.ndarray, lambda x: _array_parts(x), lambda parts: _array(*parts)),
     "scalar": Kind(np.generic, lambda x: _array_parts(np.asarray(x)), lambda parts: _array(*parts)[()]),
     "parameter": Kind(torch.nn.Parameter, lambda x: [x.detach(), x.requires_grad], lambda x: torch.nn.Parameter(*x)),
@@ -64,10 +69,10 @@ KINDS: dict[str, Kind] = {
 
 
 def encode(value: Any, where: Where = ()) -> Any:
-    """`value` as plain values, and tensors on the CPU that share their memory with nothing.
+    """`value` as plain values, and tensors on the CPU that share no memory.
 
     Raises:
-        ValueError: for what cannot be written, naming the entry and its type.
+        ValueError: for a value that cannot be encoded, naming the entry and its type.
     """
     if len(where) > DEPTH:
         raise ValueError(f"{name_of(where[:2])} must be nested at most {DEPTH} deep to be saved; does it hold itself?")
@@ -75,12 +80,12 @@ def encode(value: Any, where: Where = ()) -> Any:
     if kind in SCALARS:
         return value
     if kind is Tensor and not value.requires_grad:
-        return _whole(value, where)
+        return _copy(value, where)
     if kind is list or kind is tuple:
         return kind(encode(entry, (*where, i)) for i, entry in enumerate(value))
     if kind is dict and TAG not in value and all(type(key) in SCALARS for key in value):
         return {key: encode(entry, (*where, key)) for key, entry in value.items()}
-    name = _kind_of(value, where)
+    name = _find_kind(value, where)
     return {TAG: name, "value": encode(KINDS[name].parts(value), (*where, name))}
 
 
@@ -88,11 +93,11 @@ def decode(value: Any, limit: int = 1 << 40) -> Any:
     """What `encode` was given.
 
     Raises:
-        ValueError: for what `encode` does not return, or more than `limit` entries (few bytes may claim many).
+        ValueError: for values that `encode` does not return, or more than `limit` entries (few bytes may claim many).
     """
     entries = 0
 
-    def decoded(value: Any, where: Where) -> Any:
+    def rebuild(value: Any, where: Where) -> Any:
         nonlocal entries
         entries += 1
         if entries > limit or len(where) > 3 * DEPTH:
@@ -100,23 +105,19 @@ def decode(value: Any, limit: int = 1 << 40) -> Any:
         if type(value) in (*SCALARS, *NATIVE, Tensor, torch.nn.Parameter):
             return value
         if type(value) in (list, tuple, set):
-            return type(value)(decoded(entry, (*where, i)) for i, entry in enumerate(value))
+            return type(value)(rebuild(entry, (*where, i)) for i, entry in enumerate(value))
         if type(value) is OrderedDict or (isinstance(value, dict) and TAG not in value):
-            pairs = ((key, decoded(entry, (*where, key))) for key, entry in value.items())
+            pairs = ((key, rebuild(entry, (*where, key))) for key, entry in value.items())
             return type(value)(pairs) if type(value) is not Counter else Counter(dict(pairs))
         if type(value) is dict and set(value) == {TAG, "value"}:
-            return _build(value[TAG], decoded(value["value"], (*where, TAG)), where)
+            return _build(value[TAG], rebuild(value["value"], (*where, TAG)), where)
         raise ValueError(f"{name_of(where)} must be plain data, found {type(value).__name__}")
 
-    return decoded(value, ())
-
-
-NATIVE = (torch.Size, torch.dtype, torch.device, complex, bytearray)
-"""Types that older files hold as they are."""
+    return rebuild(value, ())
 
 
 def tensors(value: Any, where: Where = ()) -> Iterator[tuple[Where, Tensor]]:
-    """Every tensor in nested containers, and where it is."""
+    """Every tensor in nested containers, with its place."""
     if isinstance(value, Tensor):
         yield where, value
     elif isinstance(value, Mapping):
@@ -127,7 +128,7 @@ def tensors(value: Any, where: Where = ()) -> Iterator[tuple[Where, Tensor]]:
             yield from tensors(entry, (*where, i))
 
 
-def _kind_of(value: Any, where: Where) -> str:
+def _find_kind(value: Any, where: Where) -> str:
     kind = type(value)
     if isinstance(value, np.generic | np.ndarray):
         if value.dtype.kind in ARRAY_KINDS and (kind is np.ndarray or isinstance(value, np.generic)):
@@ -140,11 +141,11 @@ def _kind_of(value: Any, where: Where) -> str:
                 return name
     raise ValueError(
         f"{name_of(where)} must be plain data to be saved (numbers, text, tensors, arrays, and containers of them), "
-        f"got {_described(value)}{_hint(value)}"
+        f"got {_describe_type(value)}{_hint(value)}"
     )
 
 
-def _described(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     if isinstance(value, np.generic | np.ndarray):
         return f"{type(value).__name__} of dtype {value.dtype}"
     return type(value).__name__
@@ -164,8 +165,8 @@ def _hint(value: Any) -> str:
     return ""
 
 
-def _whole(value: Tensor, where: Where) -> Tensor:
-    """A copy with memory for itself alone, so that a file has what is seen of the tensor, once."""
+def _copy(value: Tensor, where: Where) -> Tensor:
+    """A copy in memory of its own, so that a view is saved without the rest of its storage."""
     if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.is_meta:
         raise ValueError(f"{name_of(where)} must be a dense tensor to be saved, got {value.layout} on {value.device}")
     plain = value.detach().resolve_conj().resolve_neg().cpu()
@@ -177,12 +178,8 @@ def _build(name: Any, parts: Any, where: Where) -> Any:
         raise ValueError(f"{name_of(where)} must be of a kind this version knows, found {name!r:.60}")
     try:
         return KINDS[name].build(parts)
-    except Exception as error:  # whatever the types make of wrong parts
+    except Exception as error:  # wrong parts can cause any of them
         raise ValueError(f"{name_of(where)} must hold the parts of a {name}: {error}") from None
-
-
-def _factory(value: defaultdict[Any, Any]) -> str | None:
-    return None if value.default_factory is None else value.default_factory.__name__
 
 
 def _default_dict(factory: str | None, entries: dict[Any, Any]) -> defaultdict[Any, Any]:
@@ -195,9 +192,9 @@ def _array_parts(x: np.ndarray[Any, Any]) -> list[Any]:
 
 
 def _array(dtype: str, shape: list[int], data: Tensor) -> np.ndarray[Any, Any]:
-    settled = np.dtype(dtype)
-    if settled.kind not in ARRAY_KINDS:
-        raise ValueError(f"the dtype must be one of numbers or text, found {dtype!r:.60}")
-    if settled.itemsize == 0 or data.numel() == 0:
-        return np.zeros(shape, settled) if 0 in shape or settled.itemsize == 0 else np.frombuffer(b"", settled)
-    return np.frombuffer(data.numpy().tobytes(), settled).reshape(shape).copy()
+    kind = np.dtype(dtype)
+    if kind.kind not in ARRAY_KINDS:
+        raise ValueError(f"the dtype must be of numbers or text, found {dtype!r:.60}")
+    if kind.itemsize == 0 or data.numel() == 0:
+        return np.zeros(shape, kind) if 0 in shape or kind.itemsize == 0 else np.frombuffer(b"", kind)
+    return np.frombuffer(data.numpy().tobytes(), kind).reshape(shape).copy()

@@ -15,7 +15,7 @@ import torch
 
 from metarl import MetaLearner, checkpoint
 from metarl.callbacks import Callback, Checkpointing
-from metarl.checkpoint.plain import KINDS
+from metarl.checkpoint.encoding import KINDS
 from metarl.random import generator_state
 from metarl.supervised.sinusoid import Sinusoids
 
@@ -91,7 +91,7 @@ ITSELF.append(ITSELF)
         (np.array([None]), "ndarray of dtype object"),
         (np.zeros(2, dtype=[("a", int)]), "ndarray of dtype"),
         (np.ma.masked_array([1]), "MaskedArray"),
-        (np.random.default_rng(0), r"Generator; save metarl\.generators\.generator_state"),
+        (np.random.default_rng(0), r"Generator; save metarl\.random\.generator_state"),
         (torch.Generator(), r"Generator; save its get_state"),
         (torch.eye(2).to_sparse(), "must be a dense tensor"),
         (int, "type"),

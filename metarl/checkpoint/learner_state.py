@@ -1,0 +1,201 @@
+"""A learner's saved state: every entry is checked before any is used.
+
+It also holds what the task source has learned, such as statistics of observations (`metarl.types.LearningSource`).
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.errors import StateError
+from metarl.schedules import from_data
+from metarl.state_dict import check_count, check_like, check_mapping, describe, name_of
+from metarl.types import LearningSource, Params, TaskSource
+
+if TYPE_CHECKING:
+    from metarl.callbacks import Callback
+
+
+def check_complete(state: Mapping[str, Any]) -> None:
+    """Check that the state has a learner's entries, and no others.
+
+    Raises:
+        StateError: naming the missing or unexpected entries.
+    """
+    keys = {"config", "params", "outer_step", "counts", "iterations", "rng", "callbacks"}
+    if missing := keys - set(state):
+        raise StateError(f"the state must be a learner's (from a checkpoint), but {sorted(missing)} are missing")
+    if more := set(state) - keys - {"source", "format"}:
+        raise StateError(f"the state must be a learner's (from a checkpoint), found also {sorted(map(str, more))}")
+
+
+def check_config(found: object, own: Mapping[str, Any], changed: Collection[str] = ()) -> None:
+    """Check that `found` are the learner's own settings, except those that may have `changed`.
+
+    Raises:
+        StateError: naming the setting that differs.
+    """
+    saved = check_mapping(found, ("config",))
+    free = {*changed, *(["scheduled"] if "schedule" in changed else [])}
+    added = {"schedule"} - set(saved)  # older versions did not write it
+    for key, value in own.items():
+        if key not in free | added and not _equal(saved.get(key), value):
+            raise StateError(f"{key} is {value!r}, but the checkpoint was trained with {saved.get(key)!r}")
+
+
+def check_entries(state: Mapping[str, Any], params: Params) -> None:
+    """Check the entries that the learner itself reads; `params` are its own.
+
+    Raises:
+        StateError: naming the entry.
+    """
+    _check_params(state["params"], params)
+    check_count(state["iterations"], ("iterations",))
+    for key, value in check_mapping(state["counts"], ("counts",)).items():
+        check_count(value, ("counts", key))
+    _check_callbacks(state["callbacks"])
+    check_like(state["rng"], "", ("rng",))
+
+
+def _check_params(found: object, own: Params) -> None:
+    saved = check_mapping(found, ("params",))
+    for key, value in saved.items():
+        if not isinstance(value, Tensor):
+            raise StateError(f"{name_of(('params', key))} must be a tensor, found {describe(value)}")
+    shapes, others = ({k: tuple(v.shape) for k, v in p.items()} for p in (own, saved))
+    if shapes != others:
+        raise StateError(f"the checkpoint's parameters must have the shapes {shapes}, found {others}")
+    check_like(saved, own, ("params",))
+
+
+def _check_callbacks(found: object) -> None:
+    if not isinstance(found, list | tuple):
+        raise StateError(f"callbacks must be a list, found {describe(found)}")
+    for i, pair in enumerate(found):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or type(pair[0]) is not str:
+            raise StateError(f"callbacks[{i}] must be the name of a class and its state, found {describe(pair)}")
+        if not isinstance(pair[1], Mapping):
+            raise StateError(f"callbacks[{i}] must have a dictionary as its state, found {describe(pair[1])}")
+
+
+def read_arguments(found: object, given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The constructor's arguments from a checkpoint's configuration; those that are `given` take precedence.
+
+    `known` are the names of all arguments.
+
+    Raises:
+        StateError: when an argument that a file cannot hold is missing, or the file has unknown settings.
+    """
+    config = check_mapping(found, ("config",))
+    arguments = {key: value for key, value in config.items() if key not in ("scheduled", "outer_step")}
+    own_step = config.get("outer_step") is not None
+    if more := set(arguments) - set(known):
+        raise StateError(f"config must hold the settings of a learner, found also {sorted(more)}")
+    if not own_step:
+        arguments["optimizer"] = _find_optimizer(config["optimizer"])
+        arguments["schedule"] = from_data(config.get("schedule"))
+    missing = {
+        "outer": config["outer"] is None,
+        "optimizer": not own_step and arguments["optimizer"] is None,
+        "schedule": not own_step and config["scheduled"] and arguments["schedule"] is None,
+        "outer_step": own_step,
+    }
+    for argument, is_missing in missing.items():
+        if is_missing and argument not in given:
+            raise StateError(f"{argument} must be given to load this checkpoint: a file cannot hold it")
+    return {**arguments, **given}
+
+
+def _find_optimizer(name: object) -> type[torch.optim.Optimizer] | None:
+    """The optimizer of that name in `torch.optim`; nothing else from there."""
+    found = getattr(torch.optim, name, None) if isinstance(name, str) else None
+    return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two settings are equal, however nested; arrays and tensors are compared entry by entry."""
+    if isinstance(one, Tensor | np.ndarray) or isinstance(other, Tensor | np.ndarray):
+        if type(one) is not type(other) or one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        return torch.equal(one, other) if isinstance(one, Tensor) else bool((one == other).all())
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)
+
+
+@contextmanager
+def state_errors(name: str) -> Iterator[None]:
+    """Turn any error raised inside, where an object reads its state, into one `StateError` that names the object."""
+    try:
+        yield
+    except StateError:
+        raise
+    except Exception as error:  # a foreign state can cause any of them
+        reason = str(error).strip().split("\n")[0]
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise StateError(f"{name} does not fit: {kind}{reason}") from error
+
+
+def restore_callbacks(callbacks: Iterable["Callback"], saved: list[tuple[str, dict[str, Any]]]) -> None:
+    """Give each callback the first saved state of its class, and remove that from `saved`."""
+    for callback in callbacks:
+        for i, (kind, state) in enumerate(saved):
+            if kind == type(callback).__name__:
+                with state_errors(f"callbacks[{i}], the state of {kind},"):
+                    callback.load_state_dict(state)
+                del saved[i]
+                break
+
+
+def source_state(source: TaskSource) -> dict[str, Tensor]:
+    """What the source has learned; empty for most sources."""
+    return source.state_dict() if isinstance(source, LearningSource) else {}
+
+
+def load_source_state(source: TaskSource, state: object) -> None:
+    """Continue from `source_state(...)`.
+
+    Raises:
+        ValueError: when it does not fit the source.
+    """
+    found, own = check_mapping(state, ("source",)), source_state(source)
+    _load(source, found)  # first: the source knows best what is wrong
+    check_like(found, own, ("source",))
+
+
+def _load(source: TaskSource, state: Mapping[str, Any]) -> None:
+    if isinstance(source, LearningSource):
+        source.load_state_dict(state)
+    elif state:
+        raise ValueError(f"the source must be one that learns {sorted(state)}, like the checkpoint's")
+
+
+@contextmanager
+def restore_source_on_error(source: TaskSource) -> Iterator[None]:
+    """If an error is raised inside, give the source its state from before."""
+    before = {name: value.clone() for name, value in source_state(source).items()}
+    try:
+        yield
+    except BaseException:
+        _load(source, before)
+        raise
+
+
+def check_same_source_state(source: TaskSource, training: TaskSource) -> None:
+    """Check that a source of held-out tasks has learned what the training source has.
+
+    Raises:
+        ValueError: otherwise; says how to make such a source.
+    """
+    one, other = source_state(source), source_state(training)
+    if one.keys() != other.keys() or not all(torch.equal(one[name], other[name]) for name in one):
+        raise ValueError(
+            "source must normalise observations as the training source does: make it with"
+            " dataclasses.replace(learner.source, distribution=...)"
+        )
