@@ -1,22 +1,20 @@
 """Task distributions: sets of environments that differ in a few parameters.
 
-Importing this package registers with Gymnasium `metarl/Navigation-v0`, `metarl/PointVelocity-v0`,
-`metarl/GridWorld-v0`, the problems with exact answers (`metarl/GaussianBandit-v0`, `metarl/TabularMDP-v0` and
-`metarl/LinearGaussian-v0`), and those of MuJoCo (`metarl/HalfCheetahVelocity-v0` and so on). They end their episodes
-themselves (keyword `horizon`), so the registration sets no `max_episode_steps`.
+`ENVS` names them for command lines. Importing this package registers single environments with Gymnasium:
+`metarl/Navigation-v0`, `metarl/GaussianBandit-v0`, `metarl/HalfCheetahVelocity-v0` and so on (see `make_env`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
-from types import ModuleType
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
-from metarl.envs.base import EnvDistribution
+from metarl.envs.base import EnvDistribution, check_task
 from metarl.envs.cart_pole import CartPole, CartPoleGoal
 from metarl.envs.exact.gaussian_bandit import GaussianBandit
 from metarl.envs.exact.linear_gaussian import LinearGaussian
@@ -24,13 +22,13 @@ from metarl.envs.exact.tabular import TabularMDP
 from metarl.envs.functional import FunctionalEnv, FunctionalGymEnv
 from metarl.envs.functional_tasks import FunctionalDistribution
 from metarl.envs.grid_world import GridWorld
-from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.gym_distribution import GymDistribution
 from metarl.envs.gym_vector import GymVectorEnv
 from metarl.envs.navigation import Navigation, NavigationRing
 from metarl.envs.point_velocity import PointVelocity
 from metarl.envs.vector import TorchVectorEnv
 from metarl.envs.workers import WorkerError
-from metarl.errors import check_choice
+from metarl.errors import check_choice, check_int
 
 __all__ = [
     "ENVS",
@@ -54,6 +52,7 @@ __all__ = [
     "WorkerError",
     "constructor",
     "make_distribution",
+    "make_env",
 ]
 
 MUJOCO = {
@@ -69,41 +68,7 @@ MUJOCO = {
 }
 """Classes in `metarl.envs.mujoco`."""
 
-
-def make_mujoco_distribution(class_name: str, **kwargs: Any) -> EnvDistribution:
-    """A task distribution of `metarl.envs.mujoco`, which is imported only now: all else works without MuJoCo.
-
-    Raises:
-        ValueError: MuJoCo is not installed, with the command that installs it; or as the class.
-    """
-    tasks: EnvDistribution = _checked(getattr(mujoco_tasks(), class_name), kwargs)(**kwargs)
-    return tasks
-
-
-def mujoco_tasks() -> ModuleType:
-    """The package `metarl.envs.mujoco`.
-
-    Raises:
-        ValueError: MuJoCo is not installed, with the command that installs it.
-    """
-    try:
-        return import_module("metarl.envs.mujoco")
-    except (ImportError, DependencyNotInstalled) as error:
-        reason = error.__cause__ or error  # Gymnasium's own advice would be a second one
-        raise ValueError(f'this needs the extra mujoco: pip install "metarl-torch[mujoco]" ({reason})') from error
-
-
-def make_mujoco_env(**kwargs: Any) -> gymnasium.Env[Any, Any]:
-    """One MuJoCo environment, for Gymnasium's registry; `metarl.envs.mujoco.make_env` has the arguments.
-
-    Raises:
-        ValueError: as that, or MuJoCo is not installed, with the command that installs it.
-    """
-    env: gymnasium.Env[Any, Any] = mujoco_tasks().make_env(**kwargs)
-    return env
-
-
-ENVS: dict[str, Callable[..., EnvDistribution]] = {
+ENVS: dict[str, Callable[..., EnvDistribution] | str] = {
     "navigation": Navigation,
     "navigation_ring": NavigationRing,
     "point_velocity": PointVelocity,
@@ -114,49 +79,103 @@ ENVS: dict[str, Callable[..., EnvDistribution]] = {
     "grid_world_image": partial(GridWorld, image=True),
     "cart_pole": CartPole,
     "cart_pole_goal": CartPoleGoal,
+    **MUJOCO,
 }
-ENVS |= {name: partial(make_mujoco_distribution, class_name) for name, class_name in MUJOCO.items()}
-"""Names for command lines; those of MuJoCo need the extra `mujoco`."""
+"""Names for command lines. A string is a class of `metarl.envs.mujoco`, which needs the extra `mujoco`."""
 
 
-def make_distribution(name: str, **kwargs: Any) -> EnvDistribution:
-    """The task distribution called `name` in `ENVS`; `kwargs` go to its constructor.
+def make_distribution(name: str, **options: Any) -> EnvDistribution:
+    """The task distribution called `name` in `ENVS`; `options` go to its constructor.
 
     Raises:
-        ValueError: an unknown name, or an unknown or unfit argument.
+        ValueError: an unknown name, an unknown option or a value that does not fit, or MuJoCo is not installed.
 
     >>> make_distribution("navigation", horizon=50).horizon
     50
     """
-    return _checked(ENVS[check_choice("name", name, ENVS)], kwargs)(**kwargs)
+    make = constructor(name)
+    parameters = signature(make).parameters
+    if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        check_names("option", options, parameters)
+    return make(**options)
 
 
 def constructor(name: str) -> Callable[..., EnvDistribution]:
-    """What makes the task distribution called `name` in `ENVS`, with its parameters: `inspect.signature` shows them.
+    """The class or function that makes the task distribution called `name` in `ENVS`.
 
     Raises:
-        ValueError: an unknown name, or MuJoCo is needed and not installed.
+        ValueError: an unknown name, or MuJoCo is not installed, with the command that installs it.
     """
     make = ENVS[check_choice("name", name, ENVS)]
-    return getattr(mujoco_tasks(), MUJOCO[name]) if name in MUJOCO else make
+    if not isinstance(make, str):
+        return make
+    try:
+        found: Callable[..., EnvDistribution] = getattr(import_module("metarl.envs.mujoco"), make)
+    except (ImportError, DependencyNotInstalled) as error:
+        reason = error.__cause__ or error  # Gymnasium's error has installation advice that does not apply here
+        raise ValueError(f'this needs the extra mujoco: pip install "metarl-torch[mujoco]" ({reason})') from error
+    return found
 
 
-def _checked(make: Callable[..., EnvDistribution], kwargs: Mapping[str, Any]) -> Callable[..., EnvDistribution]:
-    """`make`, if it takes all of `kwargs`."""
-    parameters = signature(make).parameters
-    if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        for name in kwargs:
-            check_choice("option", name, parameters)
-    return make
+def make_env(name: str, render_mode: str | None = None, **settings: Any) -> gymnasium.Env[Any, Any]:
+    """One environment of the task distribution called `name` in `ENVS`.
+
+    Args:
+        name: a key of `ENVS`.
+        render_mode: one of the environment's, or None.
+        settings: parameters of the task (`goal`, ...), options of the distribution (`horizon`, ...), and `task_seed`.
+            Parameters that are not given are those of the distribution's `example`, or of a task drawn from the seed.
+
+    Raises:
+        ValueError: naming the argument.
+
+    >>> make_env("point_velocity", goal=1.5, horizon=20).reset(seed=0)
+    (array([0.], dtype=float32), {})
+    """
+    distribution, task = choose_task(name, settings)
+    return distribution.make(task, render_mode)
 
 
-gymnasium.register("metarl/Navigation-v0", entry_point="metarl.envs.navigation:NavigationGymEnv")
-gymnasium.register("metarl/PointVelocity-v0", entry_point="metarl.envs.point_velocity:PointVelocityGymEnv")
-gymnasium.register("metarl/GaussianBandit-v0", entry_point="metarl.envs.exact.gaussian_bandit:GaussianBanditGymEnv")
-gymnasium.register("metarl/TabularMDP-v0", entry_point="metarl.envs.exact.tabular:TabularGymEnv")
-gymnasium.register("metarl/LinearGaussian-v0", entry_point="metarl.envs.exact.linear_gaussian:LinearGaussianGymEnv")
-gymnasium.register("metarl/GridWorld-v0", entry_point="metarl.envs.grid_world:GridWorldGymEnv")
-for class_name in MUJOCO.values():
-    gymnasium.register(
-        f"metarl/{class_name}-v0", entry_point="metarl.envs:make_mujoco_env", kwargs={"distribution": class_name}
-    )
+class RegisteredEnv(FunctionalGymEnv):
+    """`make_env` for functional environments, as a class: Gymnasium reads the render modes from it."""
+
+    def __init__(self, name: str, render_mode: str | None = None, **settings: Any) -> None:
+        distribution, task = choose_task(name, settings)
+        assert isinstance(distribution, FunctionalDistribution)
+        super().__init__(distribution.env, check_task(distribution.space, task), distribution.horizon, render_mode)
+
+
+def choose_task(name: str, settings: dict[str, Any]) -> tuple[EnvDistribution, dict[str, Any]]:
+    """The distribution and the parameters of one task, as `make_env` takes them from `settings`."""
+    known = signature(constructor(name)).parameters
+    distribution = make_distribution(name, **{key: value for key, value in settings.items() if key in known})
+    given = {key: value for key, value in settings.items() if key not in known}
+    seed = given.pop("task_seed", None)
+    check_names("setting", given, [*distribution.space.spaces, *known, "task_seed"])
+    if given.keys() == distribution.space.spaces.keys():
+        return distribution, given
+    if seed is None:
+        return distribution, {**distribution.example(), **given}
+    drawn = distribution.sample(1, np.random.default_rng(check_int("task_seed", seed, minimum=0)))
+    return distribution, {**{key: values[0] for key, values in drawn.items()}, **given}
+
+
+def check_names(what: str, names: Iterable[str], choices: Iterable[str]) -> None:
+    """Raise a ValueError for the first of `names` that is not among `choices`."""
+    for name in names:
+        check_choice(what, name, list(choices))
+
+
+FUNCTIONAL_IDS = {
+    "Navigation": "navigation",
+    "PointVelocity": "point_velocity",
+    "GridWorld": "grid_world",
+    "GaussianBandit": "gaussian_bandit",
+    "TabularMDP": "tabular_mdp",
+    "LinearGaussian": "linear_gaussian",
+}
+# These environments end their episodes themselves (option `horizon`), so no `max_episode_steps` is registered.
+for id_, name in FUNCTIONAL_IDS.items():
+    gymnasium.register(f"metarl/{id_}-v0", entry_point="metarl.envs:RegisteredEnv", kwargs={"name": name})
+for name, id_ in MUJOCO.items():
+    gymnasium.register(f"metarl/{id_}-v0", entry_point="metarl.envs:make_env", kwargs={"name": name})

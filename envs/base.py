@@ -77,13 +77,17 @@ class EnvDistribution(FixedSettings, ABC):
             ValueError: as for `make`; leading sizes that differ; `episodes` is not a positive integer; a bad `device`.
         """
 
-    def shifted(self) -> EnvDistribution:
+    def example(self) -> TaskParams:
+        """The task of the environment in Gymnasium's registry where no other is given; by default one from seed 0."""
+        return {name: values[0] for name, values in self.sample(1, np.random.default_rng(0)).items()}
+
+    def out_of_distribution(self) -> EnvDistribution:
         """The out-of-distribution tasks to test on.
 
         Raises:
             ValueError: this distribution defines none.
         """
-        raise ValueError(f"{type(self).__name__} defines no shifted distribution")
+        raise ValueError(f"{type(self).__name__} defines no tasks out of its distribution")
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """Draw ONE task (arrays without the leading T) into `ax`; by default its numbers, as a label."""

@@ -28,7 +28,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 
 from metarl.envs.functional import Frame
-from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.gym_distribution import GymDistribution
 from metarl.envs.rendering import AGENT, DARK, GOAL, GREY, Canvas, Point
 from metarl.errors import check_choice
 

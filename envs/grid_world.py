@@ -10,7 +10,6 @@ is to walk to the goal and to stay there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -21,7 +20,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor
 
 from metarl.envs.base import check_rng, check_task
-from metarl.envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
 from metarl.envs.functional_tasks import FunctionalDistribution
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int
@@ -137,6 +136,10 @@ class GridWorld(FunctionalDistribution):
         cell += cell >= start  # leaves the start out
         return {"goal": np.stack([cell % self.size, cell // self.size], axis=1)}
 
+    def example(self) -> TaskParams:
+        """The upper right corner of the default grid."""
+        return {"goal": np.array([4, 4])}
+
     def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> TorchVectorEnv:
         """As `EnvDistribution.make_vec`; the environments live on `device`."""
         vec = super().make_vec(task, episodes, device)
@@ -160,29 +163,3 @@ class GridWorld(FunctionalDistribution):
             return np.stack([brightest % self.size, brightest // self.size], axis=1)
         row, column = brightest // PIXELS, brightest % PIXELS
         return np.stack([column * self.size // PIXELS, (PIXELS - 1 - row) * self.size // PIXELS], axis=1)
-
-
-class GridWorldGymEnv(FunctionalGymEnv):
-    """One grid, `metarl/GridWorld-v0`. It truncates itself at `horizon`; there is no TimeLimit.
-
-    Args:
-        goal: the cell (x, y); the default is the upper right corner of the default grid.
-        size: as for `GridWorld`.
-        image: as for `GridWorld`.
-        horizon: steps per episode.
-        render_mode: None or "rgb_array".
-
-    Raises:
-        ValueError: naming the argument.
-    """
-
-    def __init__(
-        self,
-        goal: Sequence[int] = (4, 4),
-        size: int = 5,
-        image: bool = False,
-        horizon: int = 20,
-        render_mode: str | None = None,
-    ) -> None:
-        tasks = GridWorld(size, horizon, image)
-        super().__init__(tasks.env, check_task(tasks.space, {"goal": goal}), horizon, render_mode)

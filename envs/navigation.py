@@ -12,7 +12,6 @@ The paper's text and its published code differ; the code is the default here:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -23,7 +22,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from metarl.envs.base import check_rng, check_task
-from metarl.envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
 from metarl.envs.functional_tasks import FunctionalDistribution
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int, check_real
@@ -83,6 +82,10 @@ class _NavigationDistribution(FunctionalDistribution):
         super().__init__(NavigationEnv(squared_distance), space, horizon)
         self.squared_distance = squared_distance
 
+    def example(self) -> TaskParams:
+        """A goal in the upper right of the paper's square."""
+        return {"goal": np.array([0.25, 0.25], np.float32)}
+
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal as a star; the axes in equal scale."""
         x, y = check_task(self.space, task)["goal"]
@@ -118,7 +121,7 @@ class Navigation(_NavigationDistribution):
         self.goal_high = check_real("goal_high", goal_high, self.goal_low)
         super().__init__(self.goal_low, self.goal_high, horizon, squared_distance)
 
-    def shifted(self) -> NavigationRing:
+    def out_of_distribution(self) -> NavigationRing:
         """Goals on the ring from 1.5 to 2 times the square's reach, outside it: 0.75 to 1 for the paper's square."""
         reach = max(abs(self.goal_low), abs(self.goal_high))  # a corner is sqrt(2) reach away: inside the ring
         return NavigationRing(1.5 * reach, 2.0 * reach, self.horizon, self.squared_distance)
@@ -152,33 +155,3 @@ class NavigationRing(_NavigationDistribution):
         radius = np.sqrt(rng.uniform(self.radius_low**2, self.radius_high**2, num_tasks))  # the square root: by area
         goal = radius * np.stack([np.cos(angle), np.sin(angle)])  # [2, T]
         return {"goal": goal.T.astype(np.float32)}
-
-
-class NavigationGymEnv(FunctionalGymEnv):
-    """One navigation environment, `metarl/Navigation-v0`. It truncates itself at `horizon`; there is no TimeLimit.
-
-    Args:
-        goal: (x, y); the default is in the upper right of the paper's square.
-        squared_distance: as for `Navigation`.
-        horizon: steps per episode, at most.
-        render_mode: None or "rgb_array".
-
-    Raises:
-        ValueError: naming the argument.
-
-    >>> env = gymnasium.make("metarl/Navigation-v0", goal=(0.3, -0.2))
-    >>> observation, info = env.reset(seed=0)
-    >>> observation, reward, terminated, truncated, info = env.step(np.array([1.0, 0.0], dtype=np.float32))
-    >>> observation, round(reward, 3)  # 0.1 to the right: the goal is (0.2, -0.2) away
-    (array([0.1, 0. ], dtype=float32), -0.283)
-    """
-
-    def __init__(
-        self,
-        goal: Sequence[float] = (0.25, 0.25),
-        squared_distance: bool = False,
-        horizon: int = 100,
-        render_mode: str | None = None,
-    ) -> None:
-        tasks = Navigation(horizon, squared_distance)
-        super().__init__(tasks.env, check_task(tasks.space, {"goal": goal}), horizon, render_mode)

@@ -21,7 +21,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from metarl.envs.base import check_task
-from metarl.envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
 from metarl.envs.functional_tasks import FunctionalDistribution
 from metarl.envs.rendering import AGENT, DARK, GOAL, GREY, LIGHT, Canvas, Point
 from metarl.errors import check_real
@@ -122,9 +122,13 @@ class PointVelocity(FunctionalDistribution):
         space = gymnasium.spaces.Dict({"goal": Box(self.goal_low, self.goal_high, (), np.float32)})
         super().__init__(PointVelocityEnv(), space, horizon)
 
-    def shifted(self) -> PointVelocity:
+    def out_of_distribution(self) -> PointVelocity:
         """Faster goals than any here, in a range half as wide: U(2, 3) for the default U(0, 2)."""
         return PointVelocity(self.horizon, self.goal_high, self.goal_high + (self.goal_high - self.goal_low) / 2.0)
+
+    def example(self) -> TaskParams:
+        """1 m/s."""
+        return {"goal": np.array(1.0, np.float32)}
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal velocity as a dashed line."""
@@ -133,20 +137,3 @@ class PointVelocity(FunctionalDistribution):
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
         """Velocity (m/s) over time (s)."""
         ax.plot(TIME_STEP * np.arange(len(observations)), observations[:, 0], **line_kwargs)
-
-
-class PointVelocityGymEnv(FunctionalGymEnv):
-    """One environment, `metarl/PointVelocity-v0`. It truncates itself at `horizon`; there is no TimeLimit.
-
-    Args:
-        goal: goal velocity, m/s.
-        horizon: steps per episode.
-        render_mode: None or "rgb_array".
-
-    Raises:
-        ValueError: naming the argument.
-    """
-
-    def __init__(self, goal: float = 1.0, horizon: int = 100, render_mode: str | None = None) -> None:
-        tasks = PointVelocity(horizon)
-        super().__init__(tasks.env, check_task(tasks.space, {"goal": goal}), horizon, render_mode)

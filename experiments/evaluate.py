@@ -105,7 +105,7 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
     assert isinstance(source, ReinforcementLearning)
     assert isinstance(source.distribution, EnvDistribution)
     try:
-        distribution = source.distribution.shifted() if given.ood else source.distribution
+        distribution = source.distribution.out_of_distribution() if given.ood else source.distribution
     except ValueError as error:
         raise ValueError(f"ood cannot be asked of {given.run}: {error}") from None
     source = dataclasses.replace(source, distribution=distribution, episodes=given.episodes)

@@ -11,7 +11,6 @@ In one dimension the bracket is 15 + 14 d^2 + d^4. The gradient, the Hessian and
 """
 
 import math
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -19,12 +18,11 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from metarl.envs.base import check_task
-from metarl.envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
 from metarl.envs.functional_tasks import FunctionalDistribution
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int, check_real
-from metarl.types import Params
+from metarl.types import Params, TaskParams
 
 
 class GaussianBanditEnv(FunctionalEnv):
@@ -93,6 +91,10 @@ class GaussianBandit(FunctionalDistribution):
         super().__init__(env, space, horizon)
         self.dimension = dimension
 
+    def example(self) -> TaskParams:
+        """The centre is 1 in each dimension."""
+        return {"centre": np.ones(self.dimension, np.float32)}
+
     def expected_return(self, params: Params, task: TaskTensors) -> Tensor:
         """J of ONE task: `-H (||w - c||^2 + k)`."""
         return -self.horizon * ((params["mean"] - task["centre"]).square().sum() + self.dimension)
@@ -110,20 +112,3 @@ class GaussianBandit(FunctionalDistribution):
         spread = k * (k + 2) * (k + 4) + (2 * k**2 + 8 * k + 4) * size + k * size**2
         variance = alpha**2 / check_int("pulls", pulls) * spread
         return ((1 - 2 * alpha) * d).square().sum() + variance + k
-
-
-class GaussianBanditGymEnv(FunctionalGymEnv):
-    """One bandit, `metarl/GaussianBandit-v0`.
-
-    Args:
-        centre: the best action, one number for each dimension.
-        horizon: pulls per episode.
-        render_mode: None or "rgb_array".
-
-    Raises:
-        ValueError: naming the argument.
-    """
-
-    def __init__(self, centre: Any = (1.0,), horizon: int = 1, render_mode: str | None = None) -> None:
-        tasks = GaussianBandit(max(np.size(centre), 1), horizon)
-        super().__init__(tasks.env, check_task(tasks.space, {"centre": centre}), horizon, render_mode)

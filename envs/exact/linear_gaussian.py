@@ -18,12 +18,11 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from metarl.envs.base import check_task
-from metarl.envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors, normal
+from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors, normal
 from metarl.envs.functional_tasks import FunctionalDistribution
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_real
-from metarl.types import Params
+from metarl.types import Params, TaskParams
 
 
 class LinearGaussianEnv(FunctionalEnv):
@@ -98,6 +97,10 @@ class LinearGaussian(FunctionalDistribution):
         super().__init__(env, gymnasium.spaces.Dict(space), horizon)
         self.state_cost, self.action_cost, self.noise, self.start = state_cost, action_cost, noise, start
 
+    def example(self) -> TaskParams:
+        """a = 0.9 and b = 1."""
+        return {"a": np.array(0.9, np.float32), "b": np.array(1.0, np.float32)}
+
     def expected_return(self, params: Params, task: TaskTensors) -> Tensor:
         """J of ONE task, by the moments; `params` has the scalars `gain` k, `offset` m and `log_std` log s."""
         k, m, s2 = params["gain"], params["offset"], (2 * params["log_std"]).exp()
@@ -111,21 +114,3 @@ class LinearGaussian(FunctionalDistribution):
             second = closed**2 * second + 2 * closed * push * first + push**2 + noise
             first = closed * first + push
         return total
-
-
-class LinearGaussianGymEnv(FunctionalGymEnv):
-    """One environment, `metarl/LinearGaussian-v0`.
-
-    Args:
-        a: how much of the state stays.
-        b: what an action does.
-        horizon: steps per episode.
-        render_mode: None or "rgb_array".
-
-    Raises:
-        ValueError: naming the argument.
-    """
-
-    def __init__(self, a: float = 0.9, b: float = 1.0, horizon: int = 20, render_mode: str | None = None) -> None:
-        tasks = LinearGaussian(horizon)
-        super().__init__(tasks.env, check_task(tasks.space, {"a": a, "b": b}), horizon, render_mode)

@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from metarl.envs.base import check_rng
-from metarl.envs.functional import Frame, FunctionalEnv, FunctionalGymEnv, TaskTensors
+from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
 from metarl.envs.functional_tasks import FunctionalDistribution
 from metarl.envs.rendering import AGENT, GREY, Canvas, Point
 from metarl.errors import check_int
@@ -103,6 +103,16 @@ class TabularMDP(FunctionalDistribution):
         transitions = check_rng(rng).dirichlet(np.ones(self.num_states), size=shape)
         return {"transitions": transitions, "rewards": rng.normal(size=shape)}
 
+    def example(self) -> TaskParams:
+        """The fixed two-state problem.
+
+        Raises:
+            ValueError: for another number of states or actions.
+        """
+        if (self.num_states, self.num_actions) != (2, 2):
+            raise ValueError(f"task_seed must be given with {self.num_states} states and {self.num_actions} actions")
+        return two_state_problem().task
+
     def expected_return(self, params: Params, task: TaskTensors, discount: float = 1.0) -> Tensor:
         """J of ONE task by dynamic programming, in the precision of `params["logits"]` `[S, A]`."""
         return self.values(params, task, discount)[0][0]
@@ -160,35 +170,3 @@ def two_state_problem() -> TabularProblem:
     transitions, rewards = rng.dirichlet(np.ones(2), size=(2, 2)), rng.normal(size=(2, 2))
     task: TaskParams = {"transitions": transitions, "rewards": rewards}
     return TabularProblem(TabularMDP(), task, 0.5 * rng.normal(size=4).reshape(2, 2))
-
-
-class TabularGymEnv(FunctionalGymEnv):
-    """The fixed two-state problem, or the random MDP of a seed, as `metarl/TabularMDP-v0`.
-
-    Args:
-        mdp_seed: of the MDP, `None` for the fixed one; what happens in it follows from `reset(seed=...)`.
-        num_states: of a random MDP.
-        num_actions: of a random MDP.
-        horizon: steps per episode.
-        render_mode: None or "rgb_array".
-
-    Raises:
-        ValueError: naming the argument.
-    """
-
-    def __init__(
-        self,
-        mdp_seed: int | None = None,
-        num_states: int = 2,
-        num_actions: int = 2,
-        horizon: int = 3,
-        render_mode: str | None = None,
-    ) -> None:
-        if mdp_seed is None:
-            if (num_states, num_actions) != (2, 2):
-                raise ValueError(f"mdp_seed must be given with {num_states} states and {num_actions} actions")
-            task = two_state_problem().task
-        else:
-            rng = np.random.default_rng(check_int("mdp_seed", mdp_seed, minimum=0))
-            task = {k: v[0] for k, v in TabularMDP(num_states, num_actions).sample(1, rng).items()}
-        super().__init__(TabularEnv(num_states, num_actions), task, horizon, render_mode)

@@ -22,9 +22,7 @@ from gymnasium.spaces import Box
 from mujoco import MjData, MjModel
 
 from metarl.envs.base import check_rng, check_task
-from metarl.envs.mujoco.objectives import angle, direction, goal_position, goal_velocity
-from metarl.envs.mujoco.physics import Array
-from metarl.envs.mujoco.tasks import (
+from metarl.envs.mujoco.distribution import (
     ANGLES,
     DIRECTIONS,
     Angle,
@@ -34,6 +32,8 @@ from metarl.envs.mujoco.tasks import (
     MujocoDistribution,
     goal_space,
 )
+from metarl.envs.mujoco.objectives import angle, direction, goal_position, goal_velocity
+from metarl.envs.mujoco.physics import Array
 from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv
 from metarl.errors import check_choice, check_int, check_real
 from metarl.types import TaskParams

@@ -11,9 +11,9 @@ import numpy as np
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from mujoco import MjModel
 
+from metarl.envs.mujoco.distribution import DIRECTIONS, Body, Direction, GoalVelocity, goal_space
 from metarl.envs.mujoco.objectives import direction, goal_velocity
 from metarl.envs.mujoco.physics import Array
-from metarl.envs.mujoco.tasks import DIRECTIONS, Body, Direction, GoalVelocity, goal_space
 from metarl.envs.mujoco.vector import MujocoVectorEnv
 
 
@@ -71,7 +71,7 @@ class HalfCheetahVelocity(GoalVelocity):
         weights = {"ctrl_cost_weight": ctrl_cost_weight}
         super().__init__(BODY, goal_velocity, space, horizon, weights, threads=threads)
 
-    def shifted(self) -> HalfCheetahVelocity:
+    def out_of_distribution(self) -> HalfCheetahVelocity:
         """Faster goals than any here, in a range half as wide: U(2, 3) for the default U(0, 2)."""
         high = self.goal_high + (self.goal_high - self.goal_low) / 2.0
         return HalfCheetahVelocity(self.horizon, self.goal_high, high, self.rewards.ctrl_cost_weight, self.threads)

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from gymnasium.envs.mujoco.humanoid_v5 import HumanoidEnv, mass_center
 from mujoco import MjData, MjModel
 
+from metarl.envs.mujoco.distribution import ANGLES, Angle, Body
 from metarl.envs.mujoco.objectives import Weighted, angle
 from metarl.envs.mujoco.physics import Array
-from metarl.envs.mujoco.tasks import ANGLES, Angle, Body
 from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv
 from metarl.errors import check_real
 

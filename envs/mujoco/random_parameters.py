@@ -20,9 +20,9 @@ from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from gymnasium.spaces import Box
 from mujoco import MjData, MjModel
 
+from metarl.envs.mujoco.distribution import Body, MujocoDistribution
 from metarl.envs.mujoco.objectives import forward
 from metarl.envs.mujoco.physics import Array
-from metarl.envs.mujoco.tasks import Body, MujocoDistribution
 from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv
 from metarl.errors import check_real
 from metarl.types import TaskParams

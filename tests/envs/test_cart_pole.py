@@ -9,7 +9,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 from metarl.envs.cart_pole import CartPole, CartPoleGoal
-from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.gym_distribution import GymDistribution
 from metarl.envs.rendering import DARK, GOAL
 
 DEFAULT = {"length": 0.5, "masspole": 0.1, "masscart": 1.0}

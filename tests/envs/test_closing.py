@@ -13,7 +13,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from metarl import MetaLearner
 from metarl.agents import make_policy
-from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.gym_distribution import GymDistribution
 from metarl.envs.vector import AUTORESET
 from metarl.rl import ReinforcementLearning
 from metarl.types import TaskDistribution

@@ -125,8 +125,8 @@ def test_goals_outside_the_space_are_allowed() -> None:
 
 def test_defaults_of_a_distribution_without_more() -> None:
     tasks = walks()
-    with pytest.raises(ValueError, match="FunctionalDistribution defines no shifted distribution"):
-        tasks.shifted()
+    with pytest.raises(ValueError, match="FunctionalDistribution defines no tasks out of its distribution"):
+        tasks.out_of_distribution()
     ax = Figure().subplots()
     tasks.plot_task(ax, {"slope": np.asarray(0.25)})
     tasks.plot_episode(ax, np.zeros((2, 3)))

@@ -12,8 +12,9 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from metarl import MetaLearner
 from metarl.agents import make_policy
+from metarl.envs import make_env
 from metarl.envs.functional import FunctionalGymEnv
-from metarl.envs.grid_world import DOWN, LEFT, RIGHT, STAY, UP, GridWorld, GridWorldGymEnv
+from metarl.envs.grid_world import DOWN, LEFT, RIGHT, STAY, UP, GridWorld
 from metarl.rl import ReinforcementLearning
 
 MOVES = {UP: (0, 1), DOWN: (0, -1), LEFT: (-1, 0), RIGHT: (1, 0), STAY: (0, 0)}
@@ -106,7 +107,7 @@ def test_plots_the_cells_that_were_visited(image: bool) -> None:
 
 
 def test_render_shows_goal_and_agent() -> None:
-    env = GridWorldGymEnv(goal=(0, 4), render_mode="rgb_array")
+    env = make_env("grid_world", goal=(0, 4), render_mode="rgb_array")
     env.reset(seed=0)
     frame = env.render()
     assert frame is not None
@@ -118,7 +119,7 @@ def test_render_shows_goal_and_agent() -> None:
 @pytest.mark.parametrize("image", [False, True])
 @pytest.mark.parametrize("render_mode", [None, "rgb_array"])
 def test_checkers(image: bool, render_mode: str | None) -> None:
-    env = GridWorldGymEnv(goal=(4, 0), image=image, render_mode=render_mode)
+    env = make_env("grid_world", goal=(4, 0), image=image, render_mode=render_mode)
     check_env(env, skip_render_check=True)  # the render check needs a registered environment
     sb3_check_env(env, warn=True)
 
@@ -141,7 +142,7 @@ def test_bad_arguments(kwargs: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("goal", [1, (0.5, 1.0), (1, 2, 3), "home"])
 def test_bad_goal(goal: Any) -> None:
     with pytest.raises(ValueError, match=r"task\['goal'\] must"):
-        GridWorldGymEnv(goal=goal)
+        make_env("grid_world", goal=goal)
 
 
 def test_sizes_are_equal_spaces() -> None:

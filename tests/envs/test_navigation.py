@@ -85,14 +85,14 @@ def test_ring_is_uniform_by_area() -> None:
         assert abs(quadrant.mean() - 0.5) < 4 * stderr
 
 
-def test_shifted_is_the_ring_outside_the_square() -> None:
-    ring = Navigation(horizon=20, squared_distance=True).shifted()
+def test_out_of_distribution_is_the_ring_outside_the_square() -> None:
+    ring = Navigation(horizon=20, squared_distance=True).out_of_distribution()
     assert (ring.radius_low, ring.radius_high) == (0.75, 1.0)
     assert (ring.horizon, ring.squared_distance) == (20, True)
-    wide = Navigation(goal_low=-3.0, goal_high=2.0).shifted()
+    wide = Navigation(goal_low=-3.0, goal_high=2.0).out_of_distribution()
     assert (np.linalg.norm(wide.sample(200, np.random.default_rng(0))["goal"], axis=1) > 3.0 * math.sqrt(2)).all()
-    with pytest.raises(ValueError, match="NavigationRing defines no shifted"):
-        ring.shifted()
+    with pytest.raises(ValueError, match="NavigationRing defines no tasks out of"):
+        ring.out_of_distribution()
 
 
 @pytest.mark.parametrize(

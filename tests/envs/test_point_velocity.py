@@ -77,10 +77,10 @@ def test_golden_goals() -> None:
     np.testing.assert_allclose(goal, [1.27392337, 0.53957343], atol=1e-6)
 
 
-def test_shifted_is_faster() -> None:
-    shifted = PointVelocity(horizon=20).shifted()
-    goal = shifted.sample(1000, np.random.default_rng(0))["goal"]
-    assert (shifted.goal_low, shifted.goal_high, shifted.horizon) == (2.0, 3.0, 20)
+def test_out_of_distribution_is_faster() -> None:
+    faster = PointVelocity(horizon=20).out_of_distribution()
+    goal = faster.sample(1000, np.random.default_rng(0))["goal"]
+    assert (faster.goal_low, faster.goal_high, faster.horizon) == (2.0, 3.0, 20)
     assert 2.0 <= goal.min() < 2.01
     assert 2.99 < goal.max() <= 3.0
 

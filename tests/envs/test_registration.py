@@ -19,6 +19,7 @@ from metarl.envs import (
     PointVelocity,
     TabularMDP,
     make_distribution,
+    make_env,
 )
 
 IDS = ["metarl/Navigation-v0", "metarl/PointVelocity-v0", "metarl/GridWorld-v0"]
@@ -34,6 +35,19 @@ def test_names() -> None:
     tasks = make_distribution("navigation", horizon=7, squared_distance=True)
     assert isinstance(tasks, Navigation)
     assert (tasks.horizon, tasks.squared_distance) == (7, True)
+
+
+def test_one_environment_by_name() -> None:
+    env, like = make_env("tabular_mdp", task_seed=3, num_states=3, horizon=2), TabularMDP(num_states=3, horizon=2)
+    task = {key: values[0] for key, values in like.sample(1, np.random.default_rng(3)).items()}
+    assert env.reset(seed=0)[0] == like.make(task).reset(seed=0)[0] == 0
+    assert all(np.array_equal(env.unwrapped.task[key][0], value) for key, value in task.items())  # type: ignore[attr-defined]
+    assert make_env("linear_gaussian", b=2.0).unwrapped.task == {"a": np.float32(0.9), "b": 2.0}  # type: ignore[attr-defined]
+    assert make_env("cart_pole", horizon=7).spec is None
+    with pytest.raises(ValueError, match="did you mean 'task_seed'"):
+        gymnasium.make("metarl/TabularMDP-v0", task_sead=3)
+    with pytest.raises(ValueError, match="task_seed must be an integer of at least 0, got -1"):
+        make_env("navigation_ring", task_seed=-1)
 
 
 def test_unknown_name() -> None:

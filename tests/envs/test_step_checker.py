@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.gym_distribution import GymDistribution
 from tests.envs.toy_envs import LENGTH, Answering, set_length
 
 BYTES, FLOATS, CHOICE = Box(0, 255, (2,), np.uint8), Box(-1.0, 1.0, (2,), np.float32), Discrete(4)

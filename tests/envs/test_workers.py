@@ -22,7 +22,7 @@ import torch
 from metarl import MetaLearner
 from metarl.agents import make_policy
 from metarl.envs.cart_pole import CartPole
-from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.gym_distribution import GymDistribution
 from metarl.envs.workers import WorkerError
 from metarl.rl import ReinforcementLearning
 from tests.envs.toy_envs import (

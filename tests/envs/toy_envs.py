@@ -12,7 +12,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from metarl.envs.cart_pole import CartPole
-from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.gym_distribution import GymDistribution
 
 WORK, RAISE, EXIT, HANG = range(4)
 BREAK = 2

@@ -134,7 +134,7 @@ CASES = [
     Bad("evaluate", "done --step-schedule doubled", ("--step-schedule", "doubled")),
     Bad("evaluate", "done --device cuda:9", ("device must", "'cuda:9'")),
     Bad("evaluate", "done --plugins no_such_module", ("plugins must", "'no_such_module'")),
-    Bad("evaluate", "ring --ood", ("NavigationRing", "no shifted distribution")),
+    Bad("evaluate", "ring --ood", ("NavigationRing", "no tasks out of its distribution")),
     *(
         Bad("train_supervised", f"sinusoid --name huge --{name} {2**62}", (name.replace("-", "_"), "fit into memory"))
         for name in ("meta-batch-size", "shots", "queries", "eval-tasks", "eval-steps", "final-tasks", "inner-steps")

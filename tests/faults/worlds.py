@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from metarl.envs import ENVS
-from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.gym_distribution import GymDistribution
 
 VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf")}
 

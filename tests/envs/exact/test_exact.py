@@ -121,7 +121,7 @@ def test_gymnasium_ids(name: str) -> None:
 def test_bad_arguments_of_the_ids() -> None:
     with pytest.raises(ValueError, match=r"task\['centre'\] must be finite"):
         gymnasium.make(IDS[0], centre=(0.0, math.inf))
-    with pytest.raises(ValueError, match="mdp_seed must be given with 3 states"):
+    with pytest.raises(ValueError, match="task_seed must be given with 3 states"):
         gymnasium.make(IDS[1], num_states=3)
     with pytest.raises(ValueError, match=r"task\['a'\] must"):
         gymnasium.make(IDS[2], a="steep")

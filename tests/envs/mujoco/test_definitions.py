@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from metarl.envs import MUJOCO, make_distribution
-from metarl.envs.mujoco import AntGoal, HalfCheetahDirection, HalfCheetahVelocity, HopperRandomParameters, make_env
+from metarl.envs import MUJOCO, make_distribution, make_env
+from metarl.envs.mujoco import AntGoal, HalfCheetahDirection, HalfCheetahVelocity, HopperRandomParameters
 from tests.environment import with_root
 
 ROOT = Path(__file__).parents[3]
@@ -58,9 +58,9 @@ def test_goals_in_a_disc_are_uniform_by_area() -> None:
 
 
 def test_faster_goals_out_of_the_distribution() -> None:
-    assert (HalfCheetahVelocity().shifted().goal_low, HalfCheetahVelocity().shifted().goal_high) == (2.0, 3.0)
-    shifted = HalfCheetahVelocity(horizon=7, ctrl_cost_weight=0.0).shifted()
-    assert (shifted.horizon, shifted.rewards.ctrl_cost_weight) == (7, 0.0)
+    faster = HalfCheetahVelocity(horizon=7, ctrl_cost_weight=0.0).out_of_distribution()
+    assert (faster.goal_low, faster.goal_high) == (2.0, 3.0)
+    assert (faster.horizon, faster.rewards.ctrl_cost_weight) == (7, 0.0)
 
 
 @pytest.mark.parametrize("name", ["walker2d_random_parameters", "hopper_random_parameters"])
@@ -101,8 +101,8 @@ def test_settings_in_the_registry() -> None:
     assert env.observation_space.shape == (29 + 78,)
     with pytest.raises(ValueError, match=r"setting must be one of .*'goal'.*got 'gaol'; did you mean 'goal'"):
         gymnasium.make("metarl/AntGoal-v0", gaol=(1, 2))
-    with pytest.raises(ValueError, match="did you mean 'AntGoal'"):
-        make_env("AntGaol")
+    with pytest.raises(ValueError, match="did you mean 'ant_goal'"):
+        make_env("ant_gaol")
 
 
 @pytest.mark.parametrize(

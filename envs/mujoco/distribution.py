@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -103,10 +102,6 @@ class MujocoDistribution(EnvDistribution):
 
     def change(self, model: MjModel, data: MjData, task: TaskParams) -> None:
         """Change a model into that of ONE task; by default all tasks share one."""
-
-    @abstractmethod
-    def example(self) -> TaskParams:
-        """The task of the environment in Gymnasium's registry, where it is not told one."""
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
         """The forward velocity, m/s, over time, s."""

@@ -12,7 +12,7 @@ import torch
 from gymnasium.error import ClosedEnvironmentError, DependencyNotInstalled, ResetNeeded
 from gymnasium.spaces import Box, Dict, Discrete, Text
 
-from metarl.envs.gym_tasks import GymDistribution
+from metarl.envs.gym_distribution import GymDistribution
 from metarl.types import TaskDistribution
 from tests.envs.toy_envs import (
     BREAK,
