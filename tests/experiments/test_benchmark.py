@@ -44,7 +44,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "alone", lambda call: call())
         patch.setattr(workloads, "OUTER", UPDATES)
-        outcome = runs.call("benchmark", "--quick", "--json", "--picture", picture)
+        outcome = runs.call("reports.benchmark", "--quick", "--json", "--picture", picture)
     assert (outcome.code, outcome.err) == (0, "")
     with Image.open(picture) as image:
         assert len(image.convert("RGB").getcolors(maxcolors=image.width * image.height) or []) > 50
@@ -147,7 +147,7 @@ def test_page(quick: dict[str, Any]) -> None:
 
 
 def test_some_parts_as_a_table_in_processes_of_their_own() -> None:
-    outcome = runs.call("benchmark", "--quick", "--only", "rollouts")
+    outcome = runs.call("reports.benchmark", "--quick", "--only", "rollouts")
     assert outcome.code == 0, outcome.err
     assert outcome.out.count("| navigation rollout | 3 x 2 x 5 |") == 1
     assert "maml" not in outcome.out

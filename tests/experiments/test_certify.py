@@ -11,10 +11,10 @@ from PIL import Image
 
 from metarl.envs.exact.expected_update import Estimate
 from metarl.experiments.reports import certify
-from metarl.experiments.reports.certificates import problems
-from metarl.experiments.reports.certificates.estimators import Setting, settings
-from metarl.experiments.reports.certificates.judging import certificate, judged
-from metarl.experiments.reports.certificates.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT, Exact, bandit, mdp
+from metarl.experiments.reports.certify import problems
+from metarl.experiments.reports.certify.estimators import Setting, settings
+from metarl.experiments.reports.certify.judging import certificate, judged
+from metarl.experiments.reports.certify.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT, Exact, bandit, mdp
 from metarl.outer import OUTER, options
 from metarl.rl import SURROGATES
 from tests.experiments import runs
@@ -22,7 +22,7 @@ from tests.experiments import runs
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    outcome = runs.call("certify", "--quick", "--json")
+    outcome = runs.call("reports.certify", "--quick", "--json")
     assert (outcome.code, outcome.err) == (0, "")
     found: dict[str, Any] = json.loads(outcome.out)
     return found
@@ -168,7 +168,7 @@ def test_a_new_update_shows_up_unclassified(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_page_and_its_picture(results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certify, "certify", lambda quick: results)
-    outcome = runs.call("certify", "--write", tmp_path / "docs" / "page.md")
+    outcome = runs.call("reports.certify", "--write", tmp_path / "docs" / "page.md")
     assert (outcome.code, outcome.err) == (0, "")
     text = (tmp_path / "docs" / "page.md").read_text()
     assert outcome.out == text + "\n"
@@ -188,7 +188,7 @@ def test_exit_code_1_when_a_certificate_fails(
     broken = copy.deepcopy(results)
     broken[section][0]["failed"] = True
     monkeypatch.setattr(certify, "certify", lambda quick: broken)
-    outcome = runs.call("certify", "--json")
+    outcome = runs.call("reports.certify", "--json")
     assert outcome.code == 1
     assert outcome.err.startswith(f"error: certificates that fail: {section}: ")
     assert outcome.err.count("\n") == 1
@@ -196,6 +196,6 @@ def test_exit_code_1_when_a_certificate_fails(
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
-    outcome = runs.call("certify", "--quick", "--write", tmp_path)
+    outcome = runs.call("reports.certify", "--quick", "--write", tmp_path)
     assert outcome.code == 2
     assert "write must be the path of a file" in outcome.err

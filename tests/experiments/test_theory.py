@@ -15,20 +15,21 @@ from torch import Tensor
 
 from metarl import make_method
 from metarl.experiments.reports import theory
-from metarl.experiments.reports.claims import CLAIMS, Claim, Findings, Row
-from metarl.experiments.reports.claims.common import (
+from metarl.experiments.reports.theory import CLAIMS
+from metarl.experiments.reports.theory.common import Findings, Row, panels
+from metarl.experiments.reports.theory.complexity import first_below
+from metarl.experiments.reports.theory.multi_step import jacobians
+from metarl.experiments.reports.theory.numerics import (
     Watch,
     central_differences,
     descend,
     direction,
+    find_zero,
     grad_norm,
     objective,
-    panels,
-    rest,
     slope,
 )
-from metarl.experiments.reports.claims.complexity import first_below
-from metarl.experiments.reports.claims.multi_step import jacobians
+from metarl.experiments.reports.theory.report import Claim
 from metarl.theory.logistic import logistic_source, logistic_tasks, six_logistic_tasks
 from metarl.theory.quadratics import (
     maml_matrix,
@@ -54,7 +55,7 @@ def test_cheap_claims_hold(tmp_path: Path) -> None:
         "--write",
         tmp_path / "docs" / "theory.md",
     ]
-    outcome = runs.call("theory", *options, "--json")
+    outcome = runs.call("reports.theory", *options, "--json")
     assert outcome.code == 0, outcome.out
     found = json.loads(outcome.out)["claims"]
     assert list(found) == [str(number) for number in CHEAP]
@@ -90,7 +91,7 @@ def test_exit_code_and_verdicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: tuple[Row, ...], code: int, verdicts: list[str]
 ) -> None:
     monkeypatch.setitem(CLAIMS, 1, Claim("fake", "a fake", fake(*rows)))
-    outcome = runs.call("theory", "--claims", 1, "--out", tmp_path)
+    outcome = runs.call("reports.theory", "--claims", 1, "--out", tmp_path)
     assert outcome.code == code
     lines = [line for line in outcome.out.splitlines() if line.startswith("| 1 ")]
     assert [line.split(" | ")[-1].removesuffix(" |") for line in lines] == verdicts
@@ -101,23 +102,23 @@ def test_quick_reaches_the_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(CLAIMS, 1, Claim("fake", "a fake", fake(HOLDS)))
     for options, wanted in ((["--quick"], "quick: True"), ([], "quick: False")):
         path = tmp_path / "report.md"
-        assert runs.call("theory", "--claims", 1, "--out", tmp_path, "--write", path, *options).code == 0
+        assert runs.call("reports.theory", "--claims", 1, "--out", tmp_path, "--write", path, *options).code == 0
         assert wanted in path.read_text()
         assert ("--quick" in path.read_text()) == bool(options)
 
 
 @pytest.mark.parametrize("claims", [[0], [1, 99], [3, 3]])
 def test_unknown_claims(tmp_path: Path, claims: list[int]) -> None:
-    outcome = runs.call("theory", "--claims", *claims, "--out", tmp_path / "none")
+    outcome = runs.call("reports.theory", "--claims", *claims, "--out", tmp_path / "none")
     assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.startswith("error: claims must be some of [1, 2, 3, 4, 5, 6, 7, 8, 9], none twice, got")
+    assert outcome.err.startswith("error: claims must be some of [1, 2, 3, 4, 5, 6, 7, 8, 9], without repetition, got")
     assert len(outcome.err.splitlines()) == 1
     assert not (tmp_path / "none").exists()
 
 
 def test_every_claim_has_its_file() -> None:
-    names = {path.stem for path in (Path(theory.__file__).parent / "claims").glob("*.py")}
-    assert {claim.name for claim in CLAIMS.values()} == names - {"__init__", "common"}
+    names = {path.stem for path in Path(theory.__file__).parent.glob("*.py")}
+    assert {claim.name for claim in CLAIMS.values()} == names - {"__init__", "common", "numerics", "report"}
 
 
 # Tools.
@@ -135,13 +136,13 @@ def test_central_differences_are_of_fourth_order() -> None:
     assert fine < 1e-6
 
 
-def test_rest_is_the_zero() -> None:
+def test_find_zero() -> None:
     def field(w: Tensor) -> Tensor:
         return torch.stack([w[0] ** 3 + w[1] - 2, w[1] - w[0]])
 
-    torch.testing.assert_close(rest(field, torch.zeros(2, dtype=DOUBLE)), torch.ones(2, dtype=DOUBLE))
-    with pytest.raises(ArithmeticError, match="has not found a zero"):
-        rest(lambda w: 1 + w**2, torch.full((1,), 0.8, dtype=DOUBLE))
+    torch.testing.assert_close(find_zero(field, torch.zeros(2, dtype=DOUBLE)), torch.ones(2, dtype=DOUBLE))
+    with pytest.raises(ArithmeticError, match="did not find a zero"):
+        find_zero(lambda w: 1 + w**2, torch.full((1,), 0.8, dtype=DOUBLE))
 
 
 def test_slope_is_the_power() -> None:
@@ -152,7 +153,7 @@ def test_first_below() -> None:
     watch = Watch(lambda w: 0.0)
     watch.at, watch.seen = [0, 5, 10, 15], [1.0, 0.1, 0.3, 0.01]
     assert first_below(watch, np.array([1.0, 0.2, 0.05])) == [0, 5, 15]
-    with pytest.raises(ArithmeticError, match="came to"):
+    with pytest.raises(ArithmeticError, match="must reach"):
         first_below(watch, np.array([1e-3]))
 
 

@@ -6,33 +6,22 @@ from matplotlib.axes import Axes
 
 from metarl import make_method
 from metarl.engine import Execution
-from metarl.experiments.reports.claims.common import (
-    TITLES,
-    Findings,
-    Row,
+from metarl.experiments.reports.theory.common import TITLES, Findings, Row, is_near, label, listing, panels, scientific
+from metarl.experiments.reports.theory.numerics import (
+    ORIGIN,
+    P2,
+    L,
     Vector,
     Watch,
     descend,
     direction,
+    find_zero,
+    floor,
     grad_norm,
-    grad_norm_at_rest,
-    label,
-    listing,
-    near,
-    panels,
-    rest,
-    scientific,
     slope,
 )
 from metarl.supervised import BatchSizes, FiniteSumSource
-from metarl.theory.logistic import (
-    Logistic,
-    logistic_source,
-    logistic_tasks,
-    random_logistic,
-    six_logistic_tasks,
-    smoothness,
-)
+from metarl.theory.logistic import Logistic, logistic_source, logistic_tasks, random_logistic, smoothness
 
 SOURCE = "Fallah et al. 2020"
 ALPHA_L, BETA = 0.5, 0.25
@@ -53,31 +42,19 @@ def check(quick: bool = False) -> Findings:
 
 def linear_in_alpha(ax: Axes) -> list[Row]:
     """FO-MAML's floor on P2 for small alpha L."""
-    problem = six_logistic_tasks()
-    tasks = logistic_source(problem).tasks
-    floors = {}
-    for a_l in (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8):
-        alpha = a_l / smoothness(problem)
-        floors[a_l] = grad_norm_at_rest(
-            make_method("fo_maml", alpha), tasks, alpha, torch.zeros(5, dtype=torch.float64)
-        )
-    small = [0.0125, 0.025, 0.05]
+    tasks, small = logistic_source(P2).tasks, (0.0125, 0.025, 0.05)
+    alphas = {a_l: a_l / L for a_l in (*small, 0.1, 0.2, 0.4, 0.8)}
+    floors = {a_l: floor(make_method("fo_maml", alpha), tasks, alpha, ORIGIN) for a_l, alpha in alphas.items()}
     power = slope(small, [floors[a_l] for a_l in small])
-    ax.loglog(list(floors), list(floors.values()), "o-", label="FO-MAML at rest")
+    ax.loglog(list(floors), list(floors.values()), "o-", label="FO-MAML's floor")
     ax.loglog([0.0125, 0.8], [floors[0.0125], 64 * floors[0.0125]], "k:", label="proportional to alpha")
     label(ax, "P2, full batches", "alpha L", "|grad F|")
     values = [floors[0.05], floors[0.1]]
+    claim, good = "its values at alpha L = 0.05, 0.1", is_near(values[0], 1.8e-3) and is_near(values[1], 3.5e-3)
+    linear = "FO-MAML's floor is linear in alpha, alpha L up to 0.05"
     return [
-        Row(
-            "FO-MAML's floor is linear in alpha, alpha L up to 0.05", SOURCE, "power 1", f"{power:.3f}", near(power, 1)
-        ),
-        Row(
-            "its values at alpha L = 0.05, 0.1",
-            SOURCE,
-            "0.0018, 0.0035",
-            listing(values),
-            near(values[0], 1.8e-3) and near(values[1], 3.5e-3),
-        ),
+        Row(linear, SOURCE, "power 1", f"{power:.3f}", is_near(power, 1)),
+        Row(claim, SOURCE, "0.0018, 0.0035", listing(values), good),
     ]
 
 
@@ -88,16 +65,15 @@ def vanishing(ax: Axes, quick: bool) -> list[Row]:
     everything = logistic_tasks(problem, execution=Execution(trace=True))
     alpha = ALPHA_L / smoothness(problem)
     exact = grad_norm(everything, alpha)
-    start = rest(direction(make_method("maml", alpha), everything), torch.zeros(5, dtype=torch.float64))
-    limit = grad_norm_at_rest(make_method("fo_maml", alpha), everything, alpha, start)
+    start = find_zero(direction(make_method("maml", alpha), everything), ORIGIN)
+    limit = floor(make_method("fo_maml", alpha), everything, alpha, start)
 
     rows = []
     for name, title in TITLES.items():
         levels = []
         for size in sizes:
             watch = Watch(exact, 10)
-            source = minibatches(problem, size, start)
-            descend(source, make_method(name, alpha), iterations, BETA, size, watch)
+            descend(minibatches(problem, size, start), make_method(name, alpha), iterations, BETA, size, watch)
             levels.append(float(np.mean(watch.seen[len(watch.seen) // 5 :])))
         ax.loglog(sizes, levels, "s--" if name == "hf_maml" else "o-", label=title)
         power = slope(sizes, levels)
@@ -106,10 +82,8 @@ def vanishing(ax: Axes, quick: bool) -> list[Row]:
             expected, measured = f"stays at {limit:.2g}, its floor at full batch", scientific(levels[-1])
         else:
             claim, good = f"{title}'s floor vanishes as B, D_in, D_o grow", power < -0.4 and levels[-1] < limit / 2
-            expected, measured = (
-                "power -1/2 or less in the batch size",
-                f"{power:.2f}; {scientific(levels[-1])} at the largest",
-            )
+            expected = "power -1/2 or less in the batch size"
+            measured = f"{power:.2f}; {scientific(levels[-1])} at the largest"
         rows.append(Row(claim, SOURCE, expected, measured, good))
     ax.set_xticks(sizes, labels=[str(size) for size in sizes])
     ax.axhline(limit, color="gray", linestyle=":", label="FO-MAML, full batch")
@@ -118,7 +92,7 @@ def vanishing(ax: Axes, quick: bool) -> list[Row]:
 
 
 def lopsided() -> Logistic:
-    """200 tasks of 200 points; those that lean one way have larger features, so curvature and solution go together."""
+    """200 tasks of 200 points; tasks that lean one way have larger features, so curvature and solution correlate."""
     problem = random_logistic(np.random.default_rng(1), 200, points=200)
     lean = (problem.y[..., None] * problem.x).mean(1)[:, 0]  # [T]
     return problem._replace(x=problem.x * torch.where(lean > 0, 1.5, 0.3)[:, None, None])
@@ -126,10 +100,6 @@ def lopsided() -> Logistic:
 
 def minibatches(problem: Logistic, size: int, start: Vector) -> FiniteSumSource:
     """The problem with minibatches of one size for every role, starting at `start`."""
-    tasks = logistic_tasks(
-        problem,
-        batch_sizes=BatchSizes(size, size, size),
-        generator=torch.Generator(),
-        execution=Execution(trace=True),
-    )
+    sizes, execution = BatchSizes(size, size, size), Execution(trace=True)
+    tasks = logistic_tasks(problem, batch_sizes=sizes, generator=torch.Generator(), execution=execution)
     return FiniteSumSource(tasks, {"w": start})

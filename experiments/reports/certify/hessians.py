@@ -12,8 +12,8 @@ from metarl import tree
 from metarl.envs.exact.enumeration import EnumeratedTaskBatch
 from metarl.envs.exact.policies import TabularSoftmax
 from metarl.envs.exact.tabular import two_state_problem
-from metarl.experiments.reports.certificates.judging import EXACT, relative
-from metarl.experiments.reports.certificates.problems import LAMBDA, tensors
+from metarl.experiments.reports.certify.judging import EXACT, relative
+from metarl.experiments.reports.certify.problems import LAMBDA, tensors
 from metarl.rl import SURROGATES
 from metarl.rl.surrogates import make_surrogate
 from metarl.types import Params

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from metarl.experiments.common.tables import markdown_table
-from metarl.experiments.reports.certificates.estimators import FIRST_ORDER, OTHER, SAMPLED
-from metarl.experiments.reports.certificates.judging import EXACT, LIMIT, SEEN
-from metarl.experiments.reports.certificates.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT
+from metarl.experiments.reports.certify.estimators import FIRST_ORDER, OTHER, SAMPLED
+from metarl.experiments.reports.certify.judging import EXACT, LIMIT, SEEN
+from metarl.experiments.reports.certify.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT
 from metarl.rl import SURROGATES
 
 INTRODUCTION = """\

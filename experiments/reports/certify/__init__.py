@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from metarl.checkpoint import write_atomically
 from metarl.experiments.common import cli
-from metarl.experiments.reports.certificates.credit import credit_certificates
-from metarl.experiments.reports.certificates.estimators import VARIED, settings
-from metarl.experiments.reports.certificates.hessians import hessian_errors
-from metarl.experiments.reports.certificates.judging import certificate, discounted, several_steps
-from metarl.experiments.reports.certificates.page import page
-from metarl.experiments.reports.certificates.picture import picture
-from metarl.experiments.reports.certificates.problems import bandit, mdp
-from metarl.experiments.reports.certificates.wrong_formulas import wrong_formulas
+from metarl.experiments.reports.certify.credit import credit_certificates
+from metarl.experiments.reports.certify.estimators import VARIED, settings
+from metarl.experiments.reports.certify.hessians import hessian_errors
+from metarl.experiments.reports.certify.judging import certificate, discounted, several_steps
+from metarl.experiments.reports.certify.page import page
+from metarl.experiments.reports.certify.picture import picture
+from metarl.experiments.reports.certify.problems import bandit, mdp
+from metarl.experiments.reports.certify.wrong_formulas import wrong_formulas
 
 SAMPLES, QUICK = {"bandit": 1_000_000, "mdp": 400_000}, {"bandit": 30_000, "mdp": 20_000}
 
@@ -88,7 +88,3 @@ def failures(results: Mapping[str, Any]) -> list[str]:
     failed = [(name, row) for name in sections for row in results[name] if row["failed"]]
     keys = ("label", "what", "formula", "surrogate", "hessian_data", "steps", "episodes", "verdict")
     return [f"{name}: " + ", ".join(str(row[key]) for key in keys if row.get(key)) for name, row in failed]
-
-
-if __name__ == "__main__":
-    main()

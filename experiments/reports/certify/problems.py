@@ -18,7 +18,7 @@ from metarl.envs.exact.gaussian_bandit import GaussianBandit
 from metarl.envs.exact.policies import GaussianMean, TabularSoftmax
 from metarl.envs.exact.tabular import TabularMDP, two_state_problem
 from metarl.envs.functional_tasks import FunctionalDistribution
-from metarl.experiments.reports.certificates.estimators import FIRST_ORDER, LINEAR, PULLED, SAMPLED, Setting
+from metarl.experiments.reports.certify.estimators import FIRST_ORDER, LINEAR, PULLED, SAMPLED, Setting
 from metarl.rl import SURROGATES, ReinforcementLearning
 from metarl.rl.surrogates import make_surrogate
 from metarl.types import Params, TaskParams

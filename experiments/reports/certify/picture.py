@@ -8,9 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from metarl.experiments.reports.certificates.estimators import OTHER
-from metarl.experiments.reports.certificates.page import grouped
-from metarl.experiments.reports.certificates.problems import OBJECTIVE, PRODUCT
+from metarl.experiments.reports.certify.estimators import OTHER
+from metarl.experiments.reports.certify.page import grouped
+from metarl.experiments.reports.certify.problems import OBJECTIVE, PRODUCT
 
 
 def picture(results: Mapping[str, Any]) -> Figure:

@@ -12,8 +12,8 @@ from metarl import tree
 from metarl.derivatives import gradients, scores
 from metarl.envs.exact.expected_update import Estimate, expected_update
 from metarl.envs.exact.tabular import TabularMDP
-from metarl.experiments.reports.certificates.judging import LIMIT, SEEN, relative
-from metarl.experiments.reports.certificates.problems import DISCOUNT, ExactProblem, mdp, tensors
+from metarl.experiments.reports.certify.judging import LIMIT, SEEN, relative
+from metarl.experiments.reports.certify.problems import DISCOUNT, ExactProblem, mdp, tensors
 from metarl.inner import sgd
 from metarl.outer import Method
 from metarl.rl import ReinforcementLearning

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from metarl.envs.exact.expected_update import Estimate, expected_update
 from metarl.envs.exact.tabular import TabularMDP
-from metarl.experiments.reports.certificates.estimators import FIRST_ORDER, OTHER, PULLED, SAMPLED, Setting
-from metarl.experiments.reports.certificates.problems import DISCOUNT, Exact, ExactProblem, mdp, mdp_targets
+from metarl.experiments.reports.certify.estimators import FIRST_ORDER, OTHER, PULLED, SAMPLED, Setting
+from metarl.experiments.reports.certify.problems import DISCOUNT, Exact, ExactProblem, mdp, mdp_targets
 from metarl.outer import Method
 from metarl.rl import SURROGATES, ReinforcementLearning
 

@@ -8,17 +8,16 @@ from torch import Tensor
 from metarl import Inner, make_method, tree
 from metarl.derivatives import hessian_vector_products
 from metarl.engine import Execution
-from metarl.experiments.reports.claims.common import (
-    Findings,
-    Row,
+from metarl.experiments.reports.theory.common import Findings, Row, label, listing, panels
+from metarl.experiments.reports.theory.numerics import (
+    ORIGIN,
+    P2,
+    POINT,
+    L,
     Vector,
     central_differences,
     direction,
-    label,
-    listing,
     objective,
-    panels,
-    random_point,
     relative_error,
 )
 from metarl.inner import AdaptationPath, adaptation_path
@@ -26,7 +25,7 @@ from metarl.outer import outer_gradient, pull_back
 from metarl.step import averaged
 from metarl.supervised import FiniteSumTaskBatch
 from metarl.theory import inner_lr_bound, recommended_inner_lr
-from metarl.theory.logistic import logistic_source, six_logistic_tasks, smoothness
+from metarl.theory.logistic import logistic_source
 from metarl.theory.quadratics import Quadratics, random_quadratics, resampled_quadratics
 from metarl.wrappers import CountCost
 
@@ -38,12 +37,11 @@ EXECUTION = Execution(trace=True)
 
 def check(quick: bool = False) -> Findings:
     """Exact statements on P2; variances on resampled quadratics with curvatures of both signs."""
-    problem = six_logistic_tasks()
-    tasks = logistic_source(problem).tasks
+    tasks = logistic_source(P2).tasks
     figure, (left, right) = panels(2)
     rows = [
-        *order_matters(tasks, smoothness(problem)),
-        products_stay_bounded(tasks, smoothness(problem)),
+        *order_matters(tasks),
+        products_stay_bounded(tasks),
         *variances(left, 500 if quick else 5000),
         cost_is_linear(right, tasks),
     ]
@@ -56,43 +54,32 @@ def check(quick: bool = False) -> Findings:
     )
 
 
-def reversed_product(tasks: FiniteSumTaskBatch, inner: Inner, w: Vector) -> Vector:
-    """The meta-gradient with the factors in the wrong order: the first step's acts first."""
+def reverse_product(tasks: FiniteSumTaskBatch, inner: Inner, w: Vector) -> Vector:
+    """The meta-gradient with the factors in the wrong order: that of the first step is applied first."""
     path = adaptation_path({"w": w}, tasks, inner)
     end = outer_gradient(tasks, path.params[-1])
     turned = AdaptationPath([*path.params[-2::-1], path.params[-1]], path.batches[::-1], path.grads[::-1])
     return tree.mean(pull_back(tasks, turned, inner, end.grads, hessian_vector_products, "reuse"))["w"]
 
 
-def order_matters(tasks: FiniteSumTaskBatch, L: float) -> list[Row]:
+def order_matters(tasks: FiniteSumTaskBatch) -> list[Row]:
     """Against the finite-difference gradient of F_N."""
-    w = random_point()
     right, wrong = {}, {}
     for n in (1, 3, 5):
         method = make_method("multi_step_maml", 0.9 / L, n)
-        numeric = central_differences(objective(tasks, method.inner), w)
-        right[n] = relative_error(direction(method, tasks)(w), numeric)
-        wrong[n] = relative_error(reversed_product(tasks, method.inner, w), numeric)
-    ahead = {n: wrong[n] for n in (3, 5)}
+        numeric = central_differences(objective(tasks, method.inner), POINT)
+        right[n] = relative_error(direction(method, tasks)(POINT), numeric)
+        wrong[n] = relative_error(reverse_product(tasks, method.inner, POINT), numeric)
+    errors, several = list(right.values()), [wrong[3], wrong[5]]
+    claim = "the product is the gradient of the N-step objective, N = 1, 3, 5 (P2, alpha L = 0.9)"
+    reverse, good = "in the reverse order it is not, N = 3, 5", min(several) > 1e-3 and wrong[1] == right[1]
     return [
-        Row(
-            "the product is the gradient of the N-step objective, N = 1, 3, 5 (P2, alpha L = 0.9)",
-            SOURCE,
-            "relative error < 1e-9",
-            listing(list(right.values())),
-            max(right.values()) < 1e-9,
-        ),
-        Row(
-            "in the reverse order it is not, N = 3, 5",
-            SOURCE,
-            "relative error > 1e-3",
-            listing(list(ahead.values())),
-            min(ahead.values()) > 1e-3 and wrong[1] == right[1],
-        ),
+        Row(claim, SOURCE, "relative error < 1e-9", listing(errors), max(errors) < 1e-9),
+        Row(reverse, SOURCE, "relative error > 1e-3", listing(several), good),
     ]
 
 
-def products_stay_bounded(tasks: FiniteSumTaskBatch, L: float) -> Row:
+def products_stay_bounded(tasks: FiniteSumTaskBatch) -> Row:
     """The singular values of d w_N / d w with alpha = 1/(8 N L), for all tasks."""
     good, extremes = True, [1.0, 1.0]
     for n in STEPS:
@@ -100,18 +87,14 @@ def products_stay_bounded(tasks: FiniteSumTaskBatch, L: float) -> Row:
         low, high = float(values.min()), float(values.max())
         good &= (1 - 1 / (8 * n)) ** n <= low and high <= (1 + 1 / (8 * n)) ** n
         extremes = [min(extremes[0], low), max(extremes[1], high)]
-    return Row(
-        f"with alpha = 1/(8 N L) the product of the factors stays bounded, N = {listing(STEPS)} (P2)",
-        SOURCE,
-        "singular values in [0.875, 1.134]",
-        f"[{extremes[0]:.3f}, {extremes[1]:.3f}]",
-        good,
-    )
+    claim = f"with alpha = 1/(8 N L) the product of the factors stays bounded, N = {listing(STEPS)} (P2)"
+    measured = f"[{extremes[0]:.3f}, {extremes[1]:.3f}]"
+    return Row(claim, SOURCE, "singular values in [0.875, 1.134]", measured, good)
 
 
 def jacobians(tasks: FiniteSumTaskBatch, inner: Inner) -> Tensor:
     """d w_N / d w of every task `[T, d, d]`, row by row with the library's pull-back."""
-    path = adaptation_path({"w": torch.zeros(5, dtype=torch.float64)}, tasks, inner)
+    path = adaptation_path({"w": ORIGIN}, tasks, inner)
     rows = [
         pull_back(tasks, path, inner, {"w": e.expand(tasks.num_tasks, 5)}, hessian_vector_products, "reuse")["w"]
         for e in torch.eye(5, dtype=torch.float64)
@@ -131,26 +114,23 @@ def variances(ax: Axes, replicas: int) -> list[Row]:
         ("alpha = 0.5/L, convex", "^--", convex),
     ]:
         ax.semilogy(STEPS, list(found.values()), style, label=name)
-    label(
-        ax, "quadratics, eigenvalues in [-L, L], one sample per draw", "inner steps N", "variance of the meta-gradient"
-    )
+    title = "quadratics, eigenvalues in [-L, L], one sample per draw"
+    label(ax, title, "inner steps N", "variance of the meta-gradient")
+
+    # each step multiplies the gradient by (1 + alpha |lambda_min|)^2: on the way to w_N and on the way back
     steepest = float(-torch.linalg.eigvalsh(saddle.curvatures).min())
-    rate, wanted = np.log(fixed[32] / fixed[16]) / 16, 4 * np.log1p(FIXED * steepest)
+    rate, predicted = np.log(fixed[32] / fixed[16]) / 16, 4 * np.log1p(FIXED * steepest)
+    growth, ratio = fixed[32] / fixed[1], scaled[32] / scaled[1]
+    expected = f"by {np.exp(predicted):.2f} a step, (1 + alpha |lambda_min|)^4"
+    measured = f"by {np.exp(rate):.2f} a step; {growth:.1e} times as much at N = 32"
+    geometric, good = (
+        "with a fixed alpha the variance grows geometrically in N",
+        abs(rate - predicted) < 0.1 * predicted,
+    )
+    bounded, limit = "with alpha = 1/(8 N L) it does not", "N = 32 within a factor 1.5 of N = 1"
     return [
-        Row(
-            "with a fixed alpha the variance grows geometrically in N",
-            SOURCE,
-            f"by {np.exp(wanted):.2f} a step, (1 + alpha |lambda_min|)^4",
-            f"by {np.exp(rate):.2f} a step; {fixed[32] / fixed[1]:.1e} times as much at N = 32",
-            bool(abs(rate - wanted) < 0.1 * wanted),
-        ),
-        Row(
-            "with alpha = 1/(8 N L) it does not",
-            SOURCE,
-            "N = 32 within a factor 1.5 of N = 1",
-            f"{scaled[32] / scaled[1]:.2f} times",
-            1 / 1.5 < scaled[32] / scaled[1] < 1.5,
-        ),
+        Row(geometric, SOURCE, expected, measured, bool(good)),
+        Row(bounded, SOURCE, limit, f"{ratio:.2f} times", 1 / 1.5 < ratio < 1.5),
     ]
 
 
@@ -159,7 +139,7 @@ def variance(problem: Quadratics, alpha: float, steps: int, replicas: int) -> fl
     copies = Quadratics(*(leaf.expand(replicas, *leaf.shape[1:]) for leaf in problem))
     tasks = resampled_quadratics(copies, torch.Generator().manual_seed(0), execution=EXECUTION)
     method = make_method("multi_step_maml", alpha, steps)
-    return averaged(method.update({"w": torch.zeros(5, dtype=torch.float64)}, tasks, method.inner)).spread ** 2
+    return averaged(method.update({"w": ORIGIN}, tasks, method.inner)).spread ** 2
 
 
 def cost_is_linear(ax: Axes, tasks: FiniteSumTaskBatch) -> Row:
@@ -177,6 +157,6 @@ def cost_is_linear(ax: Axes, tasks: FiniteSumTaskBatch) -> Row:
 def count(tasks: FiniteSumTaskBatch, steps: int) -> dict[str, int]:
     """Derivatives per task in one meta-gradient."""
     counting = CountCost(tasks)
-    direction(make_method("multi_step_maml", 0.01, steps), counting)(torch.zeros(5, dtype=torch.float64))
+    direction(make_method("multi_step_maml", 0.01, steps), counting)(ORIGIN)
     kinds = ("gradients", "hessian_vector_products")
     return {kind: counting.counts[kind] // tasks.num_tasks for kind in kinds}

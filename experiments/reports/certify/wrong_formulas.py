@@ -8,8 +8,8 @@ from torch.func import grad, vmap
 
 from metarl import tree
 from metarl.derivatives import gradients, hessian_vector_products
-from metarl.experiments.reports.certificates.judging import LIMIT, SEEN, measured
-from metarl.experiments.reports.certificates.problems import ALPHA, OBJECTIVE, PRODUCT, ExactProblem, bandit
+from metarl.experiments.reports.certify.judging import LIMIT, SEEN, measured
+from metarl.experiments.reports.certify.problems import ALPHA, OBJECTIVE, PRODUCT, ExactProblem, bandit
 from metarl.inner import adaptation_path, sgd
 from metarl.outer import Method, make_method
 from metarl.outer.e_maml import sampled

@@ -1,0 +1,88 @@
+"""The results of the claims as a table, as JSON and as a page."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from metarl.experiments.common.recorded import versions
+from metarl.experiments.common.tables import markdown_table
+from metarl.experiments.reports.theory.common import Findings, Row
+
+INTRODUCTION = """\
+# The papers' claims, checked
+
+This file and its pictures are written by
+
+    {command}
+
+with the library's own outer updates, in float64 on the CPU. *Expected* is the statement of the source or of a closed
+form, *measured* is the result here; *not seen* marks a published statement that these numbers do not support. P2
+consists of six logistic regressions of 40 points in five dimensions, L = 0.528
+(`metarl.theory.logistic.six_logistic_tasks`). F is MAML's objective, N the number of inner steps. Expected figures
+without a closed form come from an independent computation.
+"""
+
+
+class Claim(NamedTuple):
+    """What is claimed, in a few words, and how it is checked."""
+
+    name: str  # of its file and its picture
+    title: str
+    check: Callable[[bool], Findings]  # with `quick`
+
+
+class CheckedClaim(NamedTuple):
+    """A claim's findings, the seconds they took and the file of their picture."""
+
+    title: str
+    findings: Findings
+    seconds: float
+    picture: Path
+
+
+def table(checked: dict[int, CheckedClaim]) -> str:
+    """All rows and the seconds of each claim, as Markdown."""
+    seconds = ", ".join(f"{number}: {found.seconds:.0f}" for number, found in checked.items())
+    return f"{table_of_rows(checked)}\n\nseconds per claim: {seconds}"
+
+
+def table_of_rows(checked: dict[int, CheckedClaim]) -> str:
+    """A table with the rows of every claim."""
+    cells = [
+        [str(number), row.claim, row.source, row.expected, row.measured, verdict(row)]
+        for number, found in checked.items()
+        for row in found.findings.rows
+    ]
+    return markdown_table(["", "claim", "source", "expected", "measured", "holds"], cells)
+
+
+def verdict(row: Row) -> str:
+    """One or two words on a row."""
+    if row.holds:
+        return "yes"
+    return "**no**" if row.required else "not seen"
+
+
+def as_json(checked: dict[int, CheckedClaim]) -> dict[str, object]:
+    """Everything but the pictures."""
+    claims = {
+        number: {
+            "title": found.title,
+            "seconds": found.seconds,
+            "rows": [row._asdict() for row in found.findings.rows],
+            "remarks": found.findings.remarks,
+        }
+        for number, found in checked.items()
+    }
+    return {"versions": versions(), "claims": claims}
+
+
+def page(checked: dict[int, CheckedClaim], command: str, folder: Path) -> str:
+    """A Markdown page in `folder`, with a section for each claim, that `command` writes."""
+    parts = [INTRODUCTION.format(command=command)]
+    for number, found in checked.items():
+        path = Path(os.path.relpath(found.picture, folder)).as_posix()
+        parts += [f"## {number}. {found.title}\n", table_of_rows({number: found}) + "\n"]
+        parts += [f"![{found.title}]({path})\n", found.findings.remarks + "\n", f"({found.seconds:.0f} s)\n"]
+    return "\n".join(parts)
