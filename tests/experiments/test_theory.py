@@ -20,7 +20,7 @@ from metarl.experiments.reports.theory.common import Findings, Row, panels
 from metarl.experiments.reports.theory.complexity import first_below
 from metarl.experiments.reports.theory.multi_step import jacobians
 from metarl.experiments.reports.theory.numerics import (
-    Watch,
+    KeepValues,
     central_differences,
     descend,
     direction,
@@ -150,7 +150,7 @@ def test_slope_is_the_power() -> None:
 
 
 def test_first_below() -> None:
-    watch = Watch(lambda w: 0.0)
+    watch = KeepValues(lambda w: 0.0)
     watch.at, watch.seen = [0, 5, 10, 15], [1.0, 0.1, 0.3, 0.01]
     assert first_below(watch, np.array([1.0, 0.2, 0.05])) == [0, 5, 15]
     with pytest.raises(ArithmeticError, match="must reach"):
@@ -185,7 +185,7 @@ def test_jacobians_of_adaptation() -> None:
 
 def test_descend_is_gradient_descent() -> None:
     source = quadratic_source(quadratics_1d([1.0], [1.0]))
-    watch = Watch(lambda w: w.item(), 2)
+    watch = KeepValues(lambda w: w.item(), 2)
     end = descend(source, make_method("maml", 0.5), 4, 0.1, 1, watch)
     factor = 1 - 0.1 * 0.25  # F' = (1 - alpha)^2 (w - 1)
     assert watch.at == [0, 2, 4]
@@ -205,5 +205,5 @@ def test_a_signal_ends_the_program() -> None:
 
     source = logistic_source(six_logistic_tasks())
     with pytest.raises(SystemExit) as end:
-        descend(source, make_method("fo_maml", 0.1), 50, 0.1, 6, Watch(interrupt))
+        descend(source, make_method("fo_maml", 0.1), 50, 0.1, 6, KeepValues(interrupt))
     assert end.value.code == 128 + signal.SIGTERM

@@ -10,9 +10,9 @@ from metarl.experiments.reports.theory.common import TITLES, Findings, Row, is_n
 from metarl.experiments.reports.theory.numerics import (
     ORIGIN,
     P2,
+    KeepValues,
     L,
     Vector,
-    Watch,
     descend,
     direction,
     find_zero,
@@ -72,7 +72,7 @@ def vanishing(ax: Axes, quick: bool) -> list[Row]:
     for name, title in TITLES.items():
         levels = []
         for size in sizes:
-            watch = Watch(exact, 10)
+            watch = KeepValues(exact, 10)
             descend(minibatches(problem, size, start), make_method(name, alpha), iterations, BETA, size, watch)
             levels.append(float(np.mean(watch.seen[len(watch.seen) // 5 :])))
         ax.loglog(sizes, levels, "s--" if name == "hf_maml" else "o-", label=title)

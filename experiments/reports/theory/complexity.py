@@ -9,7 +9,7 @@ from torch import Tensor
 from metarl import make_method
 from metarl.engine import Execution
 from metarl.experiments.reports.theory.common import TITLES, Findings, Row, label, panels
-from metarl.experiments.reports.theory.numerics import P2, Watch, descend, grad_norm, slope
+from metarl.experiments.reports.theory.numerics import P2, KeepValues, descend, grad_norm, slope
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 from metarl.theory.logistic import logistic_source, smoothness
 from metarl.types import Batch, Params
@@ -38,7 +38,7 @@ def logistic(ax: Axes, iterations: int) -> list[Row]:
     source, L = logistic_source(problem), smoothness(problem)
     alpha, rows = 0.9 / L, []
     for name, title in TITLES.items():
-        watch = Watch(grad_norm(source.tasks, alpha), 2)
+        watch = KeepValues(grad_norm(source.tasks, alpha), 2)
         descend(source, make_method(name, alpha), iterations if name == "fo_maml" else iterations // 4, 1 / L, 6, watch)
         ax.loglog(np.array(watch.at[1:]), np.maximum(watch.seen[1:], 1e-17), STYLE[name], label=title)
         least = min(watch.seen)
@@ -55,7 +55,7 @@ def logistic(ax: Axes, iterations: int) -> list[Row]:
     return rows
 
 
-def first_below(watch: Watch, targets: npt.NDArray[np.float64]) -> list[int]:
+def first_below(watch: KeepValues, targets: npt.NDArray[np.float64]) -> list[int]:
     """For each target, the first iteration at which the watched value is at most the target.
 
     Raises:
@@ -79,7 +79,7 @@ def slow_tail(trajectories: Axes, power_plot: Axes, iterations: int) -> list[Row
     source = FiniteSumSource(tasks, {"w": torch.ones(1, dtype=torch.float64)})
     alpha, expected, rows = 0.5 / TAIL, (2 + TAIL) / (1 + TAIL), []
     for name in ("maml", "hf_maml"):
-        watch = Watch(grad_norm(tasks, alpha))
+        watch = KeepValues(grad_norm(tasks, alpha))
         descend(source, make_method(name, alpha), iterations, 1 / TAIL, 3, watch)
         trajectories.loglog(np.array(watch.at[1:]), watch.seen[1:], STYLE[name], label=TITLES[name])
         targets = np.geomspace(10 * watch.seen[-1], watch.seen[-1], 12)

@@ -12,8 +12,8 @@ from metarl.experiments.reports.theory.common import Findings, Row, is_near, lab
 from metarl.experiments.reports.theory.numerics import (
     ORIGIN,
     P2,
+    KeepValues,
     L,
-    Watch,
     descend,
     direction,
     find_zero,
@@ -120,7 +120,7 @@ def draw(source: FiniteSumSource, hf: dict[float, list[float]], iterations: int)
         "MAML": make_method("maml", alpha),
     }
     for name, method in runs.items():
-        watch = Watch(measure, max(1, iterations // 100))
+        watch = KeepValues(measure, max(1, iterations // 100))
         descend(source, method, iterations, 0.5, 6, watch)
         left.semilogy(watch.at, np.maximum(watch.seen, 1e-17), "--" if "delta" in name else "-", label=name)
     label(left, "P2, alpha L = 0.5, beta = 0.5, full batches", "iteration", "|grad F(w)|", legend=False)

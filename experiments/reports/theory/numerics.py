@@ -108,7 +108,7 @@ def floor(method: Method, tasks: TaskBatch, inner_lr: float, start: Vector) -> f
     return grad_norm(tasks, inner_lr)(find_zero(direction(method, tasks), start))
 
 
-class Watch(Callback):
+class KeepValues(Callback):
     """Keeps `measure(w)` before training and after every `every` iterations, in `seen`."""
 
     def __init__(self, measure: Callable[[Vector], float], every: int = 1) -> None:
@@ -129,7 +129,7 @@ class Watch(Callback):
 
 
 def descend(
-    source: TaskSource, method: Method, iterations: int, learning_rate: float, num_tasks: int, *watches: Watch
+    source: TaskSource, method: Method, iterations: int, learning_rate: float, num_tasks: int, *watches: KeepValues
 ) -> Vector:
     """The end of plain gradient descent with the real learner."""
     sgd = torch.optim.SGD

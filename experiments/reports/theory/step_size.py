@@ -13,7 +13,7 @@ from metarl.callbacks import Callback, Metrics
 from metarl.engine import Execution
 from metarl.experiments.common import cli
 from metarl.experiments.reports.theory.common import Findings, Row, label, panels
-from metarl.experiments.reports.theory.numerics import Direction, Watch, difference_quotient, direction, slope
+from metarl.experiments.reports.theory.numerics import Direction, KeepValues, difference_quotient, direction, slope
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 from metarl.theory import AdaptiveStep, StepSizeRule, fallah_rule
 from metarl.types import Batch, Params
@@ -92,7 +92,7 @@ def mean_norm(w: float) -> float:
 def descend(start: float, rule: StepSizeRule, iterations: int) -> Descent:
     """Run MAML with `AdaptiveStep`; a rule without a slope is a constant step size."""
     tasks = source(start)
-    watch, step_sizes = Watch(lambda w: w.item()), KeepStepSizes()
+    watch, step_sizes = KeepValues(lambda w: w.item()), KeepStepSizes()
     step = AdaptiveStep(rule, tasks, num_tasks=len(CENTRES))
     learner = MetaLearner(tasks, make_method("maml", ALPHA), meta_batch_size=len(CENTRES), outer_step=step)
     cli.learn(learner, iterations, [watch, step_sizes])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarl import make_method
 from metarl.experiments.reports.theory.common import Findings, Row, label, panels, scientific
-from metarl.experiments.reports.theory.numerics import Watch, descend, direction
+from metarl.experiments.reports.theory.numerics import KeepValues, descend, direction
 from metarl.theory.quadratics import (
     Quadratics,
     fixed_point,
@@ -49,7 +49,7 @@ def check(quick: bool = False) -> Findings:
     targets = {
         name: fixed_point(problem, matrix(problem.curvatures, ALPHA)).item() for name, matrix in MATRICES.items()
     }
-    watches = {name: Watch(lambda w, to=to: abs(w.item() - to), 5) for name, to in targets.items()}  # type: ignore[misc]
+    watches = {name: KeepValues(lambda w, to=to: abs(w.item() - to), 5) for name, to in targets.items()}  # type: ignore[misc]
     ends = {}
     for name, watch in watches.items():
         method = make_method(name, ALPHA, 25 if name == "moreau" else 1)
