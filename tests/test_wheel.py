@@ -13,15 +13,15 @@ import pytest
 pytestmark = pytest.mark.wheel
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("metarl", "envs", "agents", "experiments")
+PACKAGES = ("metarl", "metarl.envs", "metarl.agents", "metarl.experiments")
+FOREIGN = ("envs", "agents", "experiments")
 NOT_SOURCE = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "tests")
 
 WHERE = f"""
 from importlib import import_module
 from pathlib import Path
 for name in {PACKAGES}:
-    folder = Path(import_module(name).__file__).parent
-    print(folder, (folder / "py.typed").exists())
+    print(Path(import_module(name).__file__).parent)
 """
 
 
@@ -61,16 +61,20 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_all_packages_come_from_the_wheel_and_are_typed(installed: Path, tmp_path: Path) -> None:
-    environment = installed.parents[1]
-    for line in run(installed, "-c", WHERE, cwd=tmp_path).splitlines():
-        folder, typed = line.rsplit(maxsplit=1)
-        assert environment in Path(folder).parents
-        assert typed == "True"
+def test_one_package_is_installed_and_typed(installed: Path, tmp_path: Path) -> None:
+    site = Path(run(installed, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
+    folders = [Path(line) for line in run(installed, "-c", WHERE, cwd=tmp_path).splitlines()]
+    assert folders == [site.joinpath(*name.split(".")) for name in PACKAGES]
+    assert (site / "metarl" / "py.typed").exists()
+    assert not any((site / name).exists() for name in FOREIGN)
 
 
-def test_trains_from_another_folder(installed: Path, tmp_path: Path) -> None:
+def test_trains_beside_folders_with_the_names_of_ours(installed: Path, tmp_path: Path) -> None:
+    for name in FOREIGN:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('a folder of the user')\n", encoding="utf-8")
     sizes = ["--iterations", "2", "--meta-batch-size", "2", "--episodes", "2", "--horizon", "5"]
     arguments = ["--env", "navigation", "--outer", "maml", *sizes, "--log-dir", "logs", "--name", "wheel"]
-    run(installed, "-m", "metarl.experiments.train", *arguments, cwd=tmp_path)
-    assert any((tmp_path / "logs").rglob("*"))
+    run(installed.with_name("metarl"), "train", *arguments, cwd=tmp_path)
+    opened = "import metarl; print(metarl.load('logs/wheel').iterations)"
+    assert run(installed, "-c", opened, cwd=tmp_path) == "2\n"
