@@ -4,12 +4,13 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
+DOCS_READY := $(VENV)/.installed-docs
 PACKAGES := metarl envs agents experiments
 LINKS := build/package/metarl
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train benchmark tensorboard check lint types unit claims test test-slow test-faults wheel-test format clean
+.PHONY: help install train benchmark tensorboard check lint types unit claims test test-slow test-faults wheel-test docs links format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,10 +49,12 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 
-# mypy does not read how the packages are mapped, so it gets a folder of links that has the installed layout.
-types: $(READY)
+# mypy and mkdocstrings do not read how the packages are mapped, so they get a folder of links with the installed layout.
+links:
 	@rm -rf $(LINKS) && mkdir -p $(LINKS)
 	@for path in metarl/*.* metarl/[a-z]*/ envs agents experiments; do ln -s ../../../$$path $(LINKS)/; done
+
+types: $(READY) links
 	cd $(dir $(LINKS)) && $(CURDIR)/$(PY) -m mypy --config-file $(CURDIR)/pyproject.toml
 
 # The tests' tensors are too small to be shared by threads.
@@ -73,6 +76,14 @@ test-faults: $(READY)  ## do faults to runs (kills, damaged files, ...) and prin
 
 wheel-test: $(READY)  ## build the wheel, install it elsewhere, train with it
 	$(PY) -m pytest -q -m wheel tests/test_wheel.py
+
+$(DOCS_READY): $(READY)
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[docs]"
+	@touch $@
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS_READY) links  ## build the site of the documentation: build/site/index.html
+	$(PY) -m mkdocs build --strict --quiet
 
 format: $(READY)  ## let ruff rewrite the sources
 	$(PY) -m ruff format .

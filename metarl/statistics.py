@@ -25,7 +25,7 @@ def confidence_interval(scores: npt.ArrayLike, level: float = 0.95) -> tuple[flo
     the normal interval is widened to the t interval's width in proportion to A's share of the variance (a first-order
     Welch correction; Welch, 1947), and likewise for B.
 
-    Coverage by simulation: docs/statistics.md.
+    Coverage by simulation: docs/results.md.
 
     Args:
         scores: `[tasks]` of one run, or `[runs, tasks]`: every run on the same tasks.
@@ -70,7 +70,7 @@ def _squared_half_width(table: Array, level: float) -> float:
     z = NormalDist().inv_cdf((1 + level) / 2)
     t_runs = t_quantile((1 + level) / 2, runs - 1)
     # The runs' own part of A is A - E. With few runs A is often small by chance and then hides how uncertain it is:
-    # counting the rest of the variance by half keeps the coverage (docs/statistics.md).
+    # counting the rest of the variance by half keeps the coverage (docs/results.md).
     of_runs = a * max(a - rest, 0.0) / ((a + variance) / 2)
     of_tasks = b * b / variance
     return float(z**2 * variance + (t_runs**2 - z**2) * of_runs + (t_tasks**2 - z**2) * of_tasks)

@@ -122,7 +122,7 @@ def test_bad_levels(level: Any) -> None:
 
 @pytest.mark.slow
 def test_coverage_table() -> None:
-    """Every design of docs/statistics.md; prints the table there."""
+    """Every design of docs/results.md; prints the table there."""
     print("\n| runs | tasks | rest | seed spread 0 | 0.1 | 0.2 | 0.3 | 0.5 | 0.7 | 1 |")
     times, found = 4000, {}
     for runs, tasks, rest in itertools.product((2, 3, 5, 10), (5, 20, 40, 100), (0.3, 1.0)):

@@ -1,0 +1,118 @@
+"""The pages' Python runs, their commands exist, and their links point to something."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import metarl
+from metarl.agents import make_policy
+from metarl.envs import Navigation
+from metarl.experiments import train
+from metarl.experiments.command import SCRIPTS
+from metarl.rl import ReinforcementLearning
+from tests.pages import PAGES, ROOT, commands, headings, links, python_blocks, run_blocks
+
+DOCS = ROOT / "docs"
+RUN_HERE = {"README.md", "getting_started.md", "environments.md", "distributed.md", "troubleshooting.md"}
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def environments() -> Iterator[dict[str, Any]]:
+    """What the page of environments defines."""
+    yield from run_blocks(DOCS / "environments.md")
+
+
+def test_every_page_with_python_is_run() -> None:
+    assert {page.name for page in PAGES if python_blocks(page)} == RUN_HERE
+
+
+def test_getting_started(in_folder: Path) -> None:
+    for names in run_blocks(DOCS / "getting_started.md"):
+        assert names["learner"].iterations == 2
+        assert names["action"].shape == (2,)
+        learner = metarl.MetaLearner(
+            names["source"], "clipped_fo_maml", outer_options={"longest": 0.5}, meta_batch_size=2
+        )
+        assert learner.learn(1).iterations == 1
+
+
+def test_the_task_distribution_trains(environments: dict[str, Any]) -> None:
+    tasks = environments["carts"]
+    policy = make_policy(tasks.observation_space, tasks.action_space)
+    learner = metarl.MetaLearner(ReinforcementLearning(tasks, policy, episodes=2), meta_batch_size=2)
+    assert learner.learn(1).iterations == 1
+    env = tasks.make({"position": 0.5})
+    assert env.reset(seed=0)[0].shape == (2,)
+    assert env.step(env.action_space.sample())[1] <= 0
+    (block,) = (block for block in python_blocks(DOCS / "environments.md") if "class Cart" in block)
+    assert len([line for line in block.splitlines() if line]) < 30
+
+
+def test_processes(in_folder: Path) -> None:
+    tasks = Navigation(horizon=5)
+    source = ReinforcementLearning(tasks, make_policy(tasks.observation_space, tasks.action_space), episodes=3)
+    for names in run_blocks(DOCS / "distributed.md", source=source, folder=in_folder / "run"):
+        assert names["learner"].iterations == 2
+        assert (in_folder / "run" / "checkpoint.pt").exists()
+
+
+def test_a_run_is_opened(in_folder: Path) -> None:
+    sizes = ["--iterations", "1", "--meta-batch-size", "2", "--episodes", "2", "--horizon", "5", "--eval-tasks", "2"]
+    train.main([*sizes, "--name", "nav"])
+    for names in run_blocks(DOCS / "troubleshooting.md"):
+        assert names["learner"].iterations == 1
+
+
+@cache
+def known_options(script: str, problem: str | None) -> set[str]:
+    """The options in the help of a script, or of one problem of it."""
+    said = io.StringIO()
+    with redirect_stdout(said), pytest.raises(SystemExit) as end:
+        import_module(f"metarl.experiments.{SCRIPTS[script][0]}").main([*([problem] if problem else []), "--help"])
+    assert end.value.code == 0
+    return set(re.findall(r"--[a-z][a-z-]*", said.getvalue()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_exist(page: Path) -> None:
+    for script, *words in commands(page):
+        assert script in SCRIPTS, f"metarl {script}"
+        problem = words[0] if script == "train-supervised" and words and words[0].isidentifier() else None
+        for option in (word for word in words if word.startswith("--")):
+            assert option in known_options(script, problem), f"metarl {script} {problem or ''} {option}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    used = re.findall(r"(?:`|^ {4,})make ([a-z-]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(used) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_point_to_something(page: Path) -> None:
+    for link in links(page):
+        target, _, anchor = link.partition("#")
+        path = page.parent / target if target else page
+        assert path.exists(), link
+        assert not anchor or anchor in headings(path), link
+
+
+def test_the_commands_are_seen() -> None:
+    """The two tests above look at something."""
+    assert ["evaluate", "runs/nav", "--ood"] in commands(DOCS / "getting_started.md")
+    assert any(words[:2] == ["train", "--env"] for words in commands(DOCS / "distributed.md"))
+    assert "docs/results.md" in links(ROOT / "README.md")
