@@ -10,25 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeAlias, TypeVar
 
 import gymnasium
-import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 from metarl.envs.base import EnvDistribution, check_device, check_task, check_tasks
-from metarl.envs.gym_vector import (
-    AnyEnv,
-    Engine,
-    EnvMaker,
-    EnvStore,
-    EpisodeLimit,
-    GymVectorEnv,
-    SetTask,
-    Slice,
-    numbers,
-)
-from metarl.envs.step_checker import StepChecker, Trial
+from metarl.envs.env_store import AnyEnv, EnvMaker, EnvStore, EpisodeLimit, SetTask, numbers
+from metarl.envs.gym_vector import GymVectorEnv, LocalStepper, Stepper
+from metarl.envs.step_checker import StepChecker
 from metarl.envs.workers import Workers
 from metarl.errors import check_int, check_real, did_you_mean
 from metarl.types import TaskParams
@@ -38,33 +28,34 @@ ARRAYS: TypeAlias = Box | Discrete | MultiDiscrete | MultiBinary
 OLD_GYM = "; this is the old Gym interface: wrap it with shimmy's GymV21CompatibilityV0 or GymV26CompatibilityV0"
 RESET = "env must have reset(*, seed=None, options=None) that returns (observation, info)"
 RESERVED = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}
-"""Arguments of `gymnasium.make` that are not the user's to give here."""
+"""Arguments of `gymnasium.make` that GymDistribution sets itself."""
 
 
 class GymDistribution(EnvDistribution):
-    """Environments that Gymnasium knows, or that a function returns, with the parameters `space` describes.
+    """Registered environments, or those a function returns, with the parameters that `space` describes.
 
     A task's parameters are passed to the constructor (single numbers as Python scalars, others as arrays), or are set
-    on the environment by `set_task`. With `set_task`, environments are used again from one `make_vec` to the next,
-    which saves what making them costs.
+    on the environment by `set_task`. With `set_task`, environments are used again by the next `make_vec`, which saves
+    the cost of making them.
 
-    The environments are stepped one after the other in this process, or by `workers` processes at the same time; the
-    results are the same. Processes are worth it where a step is slow. They start with the first `make_vec`, which
-    takes seconds, and live until `close`. After a `WorkerError` the next `make_vec` starts others.
+    The environments are stepped one after the other in this process, or by `workers` processes in parallel; the
+    results are the same. Workers pay off where a step is slow. They start with the first `make_vec`, which takes
+    seconds, and live until `close`. After a `WorkerError` the next `make_vec` starts new ones.
 
     Args:
         env: an environment's id, or a function (or class) that returns an environment.
-        space: the space of ONE task's parameters; a subclass that overrides `sample` sets up what that needs first.
-        horizon: steps per episode, at most, in place of the registered `max_episode_steps`, which is the default.
-        set_task: `set_task(env, task)` sets parameters on the unwrapped environment, everything that depends on them
-            included; `reset` comes after it.
-        env_kwargs: the same for all tasks, passed to the constructor.
-        workers: processes; 0 steps in this one.
-        timeout: seconds within which workers must have answered; for starting they have two minutes at least.
+        space: the space of ONE task's parameters. The constructor calls `sample`: a subclass that overrides it sets
+            the attributes it needs before.
+        horizon: steps per episode, at most; by default the registered `max_episode_steps`, which it replaces.
+        set_task: `set_task(env, task)` sets the parameters on the unwrapped environment, and everything that depends on
+            them; `reset` is called after it.
+        env_kwargs: further arguments of the constructor, the same for all tasks.
+        workers: number of processes; 0 steps in this one.
+        timeout: seconds a worker may take to answer; to start it may take at least two minutes.
 
     Raises:
-        ValueError: naming the argument; for this one environment is made, reset and closed. Also where wrappers learn
-            (NormalizeObservation, NormalizeReward) and `set_task` uses environments again.
+        ValueError: naming the argument. To find out, one environment is made, reset and closed. Wrappers that learn
+            (NormalizeObservation, NormalizeReward) are refused if `set_task` uses environments again.
 
     >>> gravity = gymnasium.spaces.Dict({"g": Box(5.0, 15.0, (), np.float32)})
     >>> tasks = GymDistribution("Pendulum-v1", gravity)
@@ -86,26 +77,28 @@ class GymDistribution(EnvDistribution):
         workers: int = 0,
         timeout: float = 60.0,
     ) -> None:
-        self.space = _checked_space(space)
+        self.space = check_space(space)
         self.workers, self.timeout = check_int("workers", workers, 0), check_real("timeout", timeout)
-        maker = EnvMaker(_checked_env(env), _checked_kwargs(env_kwargs, space, set_task), _checked_set_task(set_task))
+        maker = EnvMaker(find_env(env), check_kwargs(env_kwargs, space, set_task), check_set_task(set_task))
         if workers:
-            _check_picklable(maker)
-        one = {name: value[0] for name, value in self.sample(1, np.random.default_rng(0)).items()}
-        with contextlib.closing(_made(maker, one)) as trial:
-            _check_made(maker, one, trial)
-            _check_wrappers(trial, reused=set_task is not None)
+            check_picklable(maker)
+        # One environment is made to learn its spaces and to find mistakes before training starts.
+        one = self.example()
+        with contextlib.closing(build_trial(maker, one)) as trial:
+            check_trial(maker, one, trial)
+            check_wrappers(trial, reused=set_task is not None)
             self._env_name = type(trial.unwrapped).__name__
-            super().__init__(space, trial.observation_space, trial.action_space, _horizon(horizon, maker.env, trial))
+            horizon = choose_horizon(horizon, maker.env, trial)
+            super().__init__(space, trial.observation_space, trial.action_space, horizon)
         self._store = EnvStore(maker, self.horizon, self.observation_space)
         self._pool: Workers | None = None
 
     def make(self, task: TaskParams, render_mode: str | None = None) -> EpisodeLimit:
-        """As `EnvDistribution.make`; `render_mode` is one of the environment's."""
+        """As `EnvDistribution.make`; `render_mode` is one that the environment has."""
         return self._store.make(check_task(self.space, task), render_mode)
 
     def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> GymVectorEnv:
-        """As `EnvDistribution.make_vec`, in numpy: environments run on the CPU, whatever `device` the policy is on.
+        """As `EnvDistribution.make_vec`, in numpy. The environments run on the CPU; `device` is where the policy is.
 
         Raises:
             ValueError: as for `EnvDistribution.make_vec`.
@@ -115,12 +108,12 @@ class GymDistribution(EnvDistribution):
         check_device(device)
         each = {name: value.repeat(episodes, axis=0) for name, value in check_tasks(self.space, task).items()}
         number = len(next(iter(each.values())))
-        return GymVectorEnv(self._engine(each), number, self.observation_space, self.action_space, self._env_name)
+        return GymVectorEnv(self._open(each), number, self.observation_space, self.action_space, self._env_name)
 
     def close(self) -> None:
         """Stop the workers and close all environments of `make_vec`; also done at exit.
 
-        The next `make_vec` makes others.
+        The next `make_vec` makes new ones.
         """
         if self._pool is not None:
             self._pool.close()
@@ -135,22 +128,27 @@ class GymDistribution(EnvDistribution):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None}
 
-    def _engine(self, task: TaskParams) -> Engine:
+    def _open(self, task: TaskParams) -> Stepper:
         if not self.workers:
-            return Slice(self._store, task)
+            return LocalStepper(self._store, task)
         if self._pool is None or self._pool.closed:
             self._pool = Workers(self._store, self.workers, self.timeout)
         return self._pool.open(task)
 
 
-def _checked_space(space: object) -> gymnasium.spaces.Dict:
+def check_space(space: object) -> gymnasium.spaces.Dict:
+    """`space` if it is a Dict that has parameters; a ValueError otherwise."""
     if not isinstance(space, gymnasium.spaces.Dict) or not space.spaces:
         raise ValueError(f"space must be a gymnasium.spaces.Dict with at least one parameter, got {space!r}")
     return space
 
 
-def _checked_env(env: object) -> EnvSpec | Callable[..., AnyEnv]:
-    """The spec of an id: workers, in whose registry it may not be, get the spec too."""
+def find_env(env: object) -> EnvSpec | Callable[..., AnyEnv]:
+    """`env` if it is a function, the spec of an id: workers may not have the id in their registry.
+
+    Raises:
+        ValueError: an unknown id, with the nearest known one, or another object.
+    """
     if callable(env):
         return env
     if not isinstance(env, str):
@@ -165,9 +163,10 @@ def _checked_env(env: object) -> EnvSpec | Callable[..., AnyEnv]:
         raise ValueError(f"env must be the id of a registered environment, got {env!r}{hint} ({error})") from error
 
 
-def _checked_kwargs(
+def check_kwargs(
     env_kwargs: Mapping[str, Any] | None, space: gymnasium.spaces.Dict, set_task: SetTask | None
 ) -> dict[str, Any]:
+    """A copy of `env_kwargs`; a ValueError if it is not a mapping or sets a parameter of `space` or a reserved one."""
     if not isinstance(env_kwargs, Mapping | None):
         raise ValueError(f"env_kwargs must be a mapping of names to values, got {env_kwargs!r}")
     kwargs, parameters = dict(env_kwargs or {}), set() if set_task else set(space.spaces)
@@ -178,22 +177,25 @@ def _checked_kwargs(
     return kwargs
 
 
-def _checked_set_task(set_task: SetTask | None) -> SetTask | None:
+def check_set_task(set_task: SetTask | None) -> SetTask | None:
+    """`set_task` if it is a function or None; a ValueError otherwise."""
     if set_task is not None and not callable(set_task):
         raise ValueError(f"set_task must be a function of an environment and a task, got {set_task!r}")
     return set_task
 
 
-def _check_picklable(maker: EnvMaker) -> None:
+def check_picklable(maker: EnvMaker) -> None:
+    """Raise a ValueError if workers cannot be sent a part of `maker`."""
     for name, part in maker._asdict().items():
         try:
             pickle.dumps(part)
-        except Exception as error:  # whatever an object's own __reduce__ raises
+        except Exception as error:  # an object's own __reduce__ may raise anything
             advice = "must be picklable to be sent to workers: use a function or class at the top level of a module"
             raise ValueError(f"{name} {advice}, got {part!r} ({error})") from error
 
 
-def _made(maker: EnvMaker, task: TaskParams) -> AnyEnv:
+def build_trial(maker: EnvMaker, task: TaskParams) -> AnyEnv:
+    """One environment for `task`; a ValueError if it cannot be made, or is not a gymnasium.Env."""
     wanted = f"env must be one that can be made with the parameters of space, here {numbers(task)}"
     env = _attempt(wanted, lambda: maker.build(task))
     if not isinstance(env, gymnasium.Env):
@@ -202,7 +204,8 @@ def _made(maker: EnvMaker, task: TaskParams) -> AnyEnv:
     return env
 
 
-def _check_made(maker: EnvMaker, task: TaskParams, env: AnyEnv) -> None:
+def check_trial(maker: EnvMaker, task: TaskParams, env: AnyEnv) -> None:
+    """Raise a ValueError if `set_task`, a space or `reset` of `env` does not work."""
     wanted = f"set_task must accept the unwrapped environment and a task, here {numbers(task)}"
     _attempt(wanted, lambda: maker.set(env, task))
     for name, space in (("observation", env.observation_space), ("action", env.action_space)):
@@ -210,33 +213,36 @@ def _check_made(maker: EnvMaker, task: TaskParams, env: AnyEnv) -> None:
             wanted = f"env must have an {name} space that is a Box, Discrete, MultiDiscrete or MultiBinary"
             raise ValueError(f"{wanted}, got {space}; gymnasium.wrappers can flatten it")
     result = _attempt(RESET, lambda: env.reset(seed=0))
-    StepChecker(env.observation_space).check_reset(result, Trial(f"{type(env.unwrapped).__name__}, step 0"))
+    StepChecker(env.observation_space).check_reset(result, lambda: f"{type(env.unwrapped).__name__}, step 0")
 
 
 def _attempt(wanted: str, action: Callable[[], T]) -> T:
     try:
         return action()
-    except DependencyNotInstalled:  # says by itself what to do
+    except DependencyNotInstalled:  # its message says what to install
         raise
-    except Exception as error:  # environments refuse arguments with whatever they like
+    except Exception as error:  # environments may refuse arguments with any error
         raise ValueError(f"{wanted}, got {type(error).__name__}: {error}") from error
 
 
-def _check_wrappers(trial: AnyEnv, *, reused: bool) -> None:
-    """Wrappers that learn make what an environment returns depend on all that it has been used for."""
-    names = learning_layers(trial)
+def check_wrappers(trial: AnyEnv, *, reused: bool) -> None:
+    """Refuse wrappers that learn where environments are `reused`, warn of them otherwise.
+
+    With such a wrapper, what an environment returns depends on everything it was used for before.
+    """
+    names = find_learning_layers(trial)
     if not names:
         return
-    found = f"{' and '.join(names)}, which learn from every episode, evaluations included"
-    advice = "use ReinforcementLearning(..., normalize_observations=True) for observations; rewards need nothing, as"
-    advice += " advantages are normalised"
+    found = f"{' and '.join(names)}, which learn from every episode, including evaluations"
+    advice = "use ReinforcementLearning(..., normalize_observations=True) for observations; rewards need no"
+    advice += " normalisation, because advantages are normalised"
     if reused:
         raise ValueError(f"env must not learn where set_task uses environments again, got {found}; {advice}")
     warnings.warn(f"env has {found}: draws of a task are not independent; {advice}", stacklevel=3)
 
 
-def learning_layers(env: AnyEnv) -> list[str]:
-    """The layers of `env`, from the outermost wrapper on, that keep running statistics and have not been frozen."""
+def find_learning_layers(env: AnyEnv) -> list[str]:
+    """Class names of the layers of `env`, outermost first, that keep running statistics and are not frozen."""
     layers = [env]
     while isinstance(layers[-1], gymnasium.Wrapper):
         layers.append(layers[-1].env)
@@ -245,11 +251,12 @@ def learning_layers(env: AnyEnv) -> list[str]:
 
 
 def _is_running(value: object) -> bool:
-    """Whether it is a RunningMeanStd, of Gymnasium, Stable-Baselines3 or another library."""
+    """Whether `value` is a RunningMeanStd of Gymnasium, Stable-Baselines3 or another library."""
     return callable(getattr(value, "update", None)) and all(hasattr(value, name) for name in ("mean", "var", "count"))
 
 
-def _horizon(horizon: int | None, env: EnvSpec | Callable[..., AnyEnv], trial: AnyEnv) -> int:
+def choose_horizon(horizon: int | None, env: EnvSpec | Callable[..., AnyEnv], trial: AnyEnv) -> int:
+    """The given horizon or the registered one; a ValueError if there is neither."""
     if horizon is not None:
         return check_int("horizon", horizon)
     spec = env if isinstance(env, EnvSpec) else trial.spec

@@ -59,7 +59,7 @@ def test_accelerations_are_those_of_the_equations(make: Any, task: dict[str, flo
     vec = tasks.make_vec({name: [value] for name, value in with_goal(tasks, task).items()}, 1)
     vec.reset(seed=0)
     angle, speed, force = 0.1, 0.5, -10.0
-    vec._engine._envs[0].unwrapped.state = np.array([0.0, 0.0, angle, speed])
+    vec._stepper._envs[0].unwrapped.state = np.array([0.0, 0.0, angle, speed])
     seen = vec.step(np.array([0]))[0][0]
     length, pole, total = task["length"], task["masspole"], task["masspole"] + task["masscart"]
     push = -force - pole * length * speed**2 * math.sin(angle)
@@ -74,7 +74,7 @@ def test_the_goal_is_rewarded_and_not_observed() -> None:
     task = {**{name: [value] * 4 for name, value in DEFAULT.items()}, "goal": [0.0, 0.5, -0.5, 3.0]}
     vec = CartPoleGoal().make_vec(task, 1)
     vec.reset(seed=0)
-    for env in vec._engine._envs:
+    for env in vec._stepper._envs:
         env.unwrapped.state = np.array([0.25, 0.0, 0.0, 0.0])  # the position changes by the old velocity: not at all
     seen, rewards, *_ = vec.step(np.ones(4, dtype=int))
     np.testing.assert_allclose(rewards, [0.75, 0.75, 0.25, 0.0], rtol=0, atol=1e-7)

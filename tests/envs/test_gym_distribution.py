@@ -174,7 +174,7 @@ def test_parameters_are_scalars_and_arrays_of_their_own() -> None:
 
 def test_tasks_reach_their_environments() -> None:
     env = pendulum().make_vec({"g": [5.0, 15.0]}, 2)
-    assert [one.unwrapped.g for one in env._engine._envs] == [5.0, 5.0, 15.0, 15.0]
+    assert [one.unwrapped.g for one in env._stepper._envs] == [5.0, 5.0, 15.0, 15.0]
 
 
 def test_ended_environments_are_frozen(instances: list[Countdown]) -> None:
