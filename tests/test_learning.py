@@ -13,9 +13,9 @@ from metarl import OUTER, MetaLearner
 from metarl.engine import Execution
 from metarl.experiments.common.config import TrainConfig, build_learner
 from metarl.experiments.common.run import step_sizes
+from metarl.supervised.digits import digits
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import mlp
-from metarl.supervised.shipped import digits
 from metarl.supervised.sinusoid import Sinusoids
 
 pytestmark = pytest.mark.slow

@@ -12,10 +12,10 @@ from torch import nn
 from metarl.engine import Execution
 from metarl.errors import check_int
 from metarl.supervised.class_sets import Splits, split
+from metarl.supervised.digits import digits, mnist1d
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.image_folders import has_split_folders, image_folders, split_folders
 from metarl.supervised.networks import conv4, mlp
-from metarl.supervised.shipped import digits, mnist1d
 
 SHIPPED: dict[str, Callable[[], Splits]] = {"digits": digits, "mnist1d": mnist1d}
 

@@ -1,14 +1,12 @@
-"""Classes with their images, and their division into training, validation and test classes.
+"""Classes with their images, and their split into training, validation and test classes.
 
-Few-shot learning generalises to *classes* it has not seen, so it is the classes that are divided, never the images of
-one. New classes are made from old ones, such as by rotation, only after the division: what comes of one class then
-always stays on the same side.
+Few-shot learning generalises to unseen *classes*, so the classes are split, never the images of one class. New classes
+are made from old ones (for example by rotation) only after the split, so they stay on the same side as the original.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Self, TypeAlias
 
 import numpy as np
@@ -18,7 +16,7 @@ from torch import Tensor
 from metarl.errors import check_int, did_you_mean
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
-"""From a class's images `[n, ...]` to as many images of a new class."""
+"""From a class's images `[n, ...]` to `[n, ...]` images of a new class."""
 
 ROTATIONS: dict[str, Transform] = {
     f"rotated by {90 * quarters}": partial(torch.rot90, k=quarters, dims=(-2, -1)) for quarters in (1, 2, 3)
@@ -32,11 +30,12 @@ class ClassSet:
 
     Args:
         names: one for each class.
-        images: for each class `[n_c, ...]`; n_c may differ, shape and dtype of one image may not. Bytes (`uint8`) stand
-            for [0, 1] and are scaled when a task is made, which keeps a data set four times smaller.
+        images: `[n_c, ...]` for each class; n_c may differ, but all images have one shape and dtype. Bytes (`uint8`)
+            are scaled to [0, 1] when a task is made, which keeps a data set four times smaller.
 
     Raises:
-        ValueError: when there is no class, a name twice, a class without images or with other ones than the first's.
+        ValueError: when there are no classes, a name appears twice, or a class has no images or images that differ in
+            shape or dtype from those of the first class.
 
     Example:
         >>> import torch
@@ -51,10 +50,10 @@ class ClassSet:
     def __post_init__(self) -> None:
         if not self.names or len(self.names) != len(self.images):
             raise ValueError(
-                f"names and images must be as many, and not none, got {len(self.names)} and {len(self.images)}"
+                f"names and images must have the same length, at least 1, got {len(self.names)} and {len(self.images)}"
             )
         if twice := [name for name in self.names if self.names.count(name) > 1]:
-            raise ValueError(f"names must all be different, but {twice[0]!r} is there twice")
+            raise ValueError(f"names must all be different, but {twice[0]!r} appears twice")
         first = self.images[0]
         for name, images in zip(self.names, self.images, strict=True):
             if images.ndim < 2 or len(images) == 0:
@@ -76,7 +75,7 @@ class ClassSet:
         """The named classes, in that order.
 
         Raises:
-            ValueError: for a name that is not there.
+            ValueError: for an unknown name.
         """
         where = {name: i for i, name in enumerate(self.names)}
         rows = []
@@ -87,7 +86,7 @@ class ClassSet:
         return ClassSet(tuple(self.names[i] for i in rows), tuple(self.images[i] for i in rows))
 
     def check_enough(self, images: int) -> None:
-        """Raise `ValueError` naming the first class that has fewer than so many images."""
+        """Raise a `ValueError` that names the first class with fewer than `images` images."""
         for name, found in zip(self.names, self.images, strict=True):
             if len(found) < images:
                 raise ValueError(f"class {name!r} must have at least {images} images, found {len(found)}")
@@ -95,7 +94,7 @@ class ClassSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """Classes to train on, to choose settings on, and to report on.
+    """Classes to train on (`train`), to choose settings on (`validation`), and to report on (`test`).
 
     Raises:
         ValueError: when two parts share a class, or their images differ in shape or dtype.
@@ -120,17 +119,17 @@ class Splits:
             raise ValueError(f"the parts must have images of one shape and dtype, got {kinds}")
 
     def with_transforms(self, transforms: Mapping[str, Transform] = ROTATIONS) -> Self:
-        """Every class joined by new ones, its images under each of `transforms`; default: rotations by quarter turns.
+        """Add a new class for every class and transform; default: rotations by quarter turns.
 
         The new images are copies, so memory grows with the number of classes.
 
         Raises:
             ValueError: when a transform changes the shape of an image.
         """
-        return type(self)(*(_transformed(part, transforms) for part in (self.train, self.validation, self.test)))
+        return type(self)(*(_transform(part, transforms) for part in (self.train, self.validation, self.test)))
 
 
-def _transformed(classes: ClassSet, transforms: Mapping[str, Transform]) -> ClassSet:
+def _transform(classes: ClassSet, transforms: Mapping[str, Transform]) -> ClassSet:
     names, images = list(classes.names), list(classes.images)
     for label, transform in transforms.items():
         names += [f"{name} {label}" for name in classes.names]
@@ -139,10 +138,10 @@ def _transformed(classes: ClassSet, transforms: Mapping[str, Transform]) -> Clas
 
 
 def split(classes: ClassSet, train: int, validation: int, test: int, seed: int = 0) -> Splits:
-    """Divide at random: so many training, validation and test classes; what is left over is not used.
+    """Split at random into `train` training, `validation` validation and `test` test classes; the rest is not used.
 
     Raises:
-        ValueError: when there are not as many classes.
+        ValueError: when there are too few classes.
 
     Example:
         >>> import torch
@@ -160,10 +159,10 @@ def split(classes: ClassSet, train: int, validation: int, test: int, seed: int =
 
 
 def split_by_names(classes: ClassSet, train: Iterable[str], validation: Iterable[str], test: Iterable[str]) -> Splits:
-    """Divide as the lists of names say; a class in none of them is not used.
+    """Split by lists of names, such as a published split; a class in none of them is not used.
 
     Raises:
-        ValueError: for a name that is not there, or that is in two lists.
+        ValueError: for an unknown name, or a name in two lists.
     """
     return Splits(classes.select(train), classes.select(validation), classes.select(test))
 
@@ -172,18 +171,3 @@ def as_floats(images: Tensor, like: Tensor) -> Tensor:
     """Images in the dtype and on the device of `like`; bytes are scaled to [0, 1]."""
     floats = images.to(like)
     return floats / 255 if images.dtype == torch.uint8 else floats
-
-
-def read_names(path: Path | str) -> list[str]:
-    """Class names from a text file, one on each line, as published divisions come; blank lines are left out.
-
-    Raises:
-        ValueError: when the file cannot be read as text or holds no name, naming it.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be a text file of class names, but cannot be read: {error}") from error
-    if names := [line.strip() for line in lines if line.strip()]:
-        return names
-    raise ValueError(f"{path} must hold class names, one on each line, but is empty")

@@ -1,7 +1,7 @@
 """Few-shot classification: N ways, K shots (Vinyals et al., 2016; as in Finn et al., 2017).
 
-A task is `ways` classes in random order, which gives them their labels, with `shots` support and `queries` query images
-of each. Its loss is the mean cross-entropy, its score the accuracy.
+A task has `ways` classes in random order, which sets their labels, with `shots` support and `queries` query images of
+each. Its loss is the mean cross-entropy, its score the accuracy.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -14,46 +14,43 @@ from torch import Tensor, nn
 from metarl.devices import pick_device
 from metarl.engine import Execution
 from metarl.errors import check_choice, check_int
-from metarl.functional_call import call
-from metarl.network_check import check_network, check_second_derivatives
 from metarl.random import torch_generator
-from metarl.settings import FixedSettings
 from metarl.supervised.class_sets import ClassSet, as_floats
+from metarl.supervised.network_source import NetworkSource
 from metarl.supervised.oracle import FiniteSumTaskBatch, ResamplingTaskBatch
-from metarl.tree import detach, float_leaf
 from metarl.types import Batch, Params, Role
 
 Setting: TypeAlias = Literal["finite_sum", "resampling"]
 
 
 @dataclass
-class FewShot(FixedSettings):
-    """Where few-shot tasks come from: classes with their images, and the network that tells them apart.
+class FewShot(NetworkSource):
+    """A source of few-shot tasks: classes with their images, and the network that classifies them.
 
-    `dataclasses.replace(source, classes=...)` gives the same tasks of other classes, such as the test classes.
+    `dataclasses.replace(source, classes=...)` makes the same kind of tasks from other classes, such as for testing.
 
     Args:
         classes: to draw from.
         network: a module from images `[n, ...]` to logits `[n, ways]` (see `metarl.supervised.networks`). Its
-            parameters are only the starting point; they are never changed.
+            parameters are the starting point of training; they are never changed.
         ways: N, classes of a task.
         shots: K, support images of each class.
         queries: query images of each class.
-        setting: `finite_sum` draws S_i and T_i once for each task and never again, which is the published protocol.
-            `resampling` draws fresh images of the task's classes every time, as the theory of resampling has it; N
-            inner steps then look at N K images of a class, so its accuracies are not K-shot ones.
+        setting: `finite_sum` draws S_i and T_i once for each task, as in the published protocol. `resampling` draws
+            fresh images of the task's classes every time, as in the theory of resampling; N inner steps then see N K
+            images of a class, so its accuracies are not K-shot accuracies.
         execution: how derivatives are computed (see `metarl.engine`): `Execution(trace=True)` is the fastest, and
             takes as many tasks at a time as fit the cache or the memory.
         device: where parameters and images of a batch live.
 
     Raises:
-        ValueError: for numbers that cannot work, more ways than classes, a class with too few images (naming it), and
-            a network that does not fit the images or the ways.
+        ValueError: for bad numbers, more ways than classes, a class with too few images (naming it), and a network
+            that does not fit the images or the ways.
 
     Example:
         >>> import numpy as np
         >>> from metarl.supervised.networks import mlp
-        >>> from metarl.supervised.shipped import digits
+        >>> from metarl.supervised.digits import digits
         >>> source = FewShot(digits().train, mlp(128, ways=5), ways=5, shots=1, queries=15)
         >>> tasks = source.sample(4, np.random.default_rng(0))
         >>> tasks.support["x"].shape, tasks.query["x"].shape
@@ -85,17 +82,14 @@ class FewShot(FixedSettings):
             raise ValueError(f"network must be a torch.nn.Module, got {self.network!r}")
         self.network.to(self.device)
         self._execution = self.execution or Execution()
-        self._check_network()
-
-    def initial_params(self) -> Params:
-        """The network's own parameters."""
-        return detach(dict(self.network.named_parameters()))
+        takes = f"images {self.classes.image_shape}"
+        self._check_network(takes, f"{self.ways} images (one logit for each of the ways)", [self.ways, self.ways])
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> FiniteSumTaskBatch | ResamplingTaskBatch:
         """`num_tasks` tasks; the classes of one are all different."""
         generator = torch_generator(rng)
         total = len(self.classes)
-        chosen = [_some(total, self.ways, generator).tolist() for _ in range(check_int("num_tasks", num_tasks))]
+        chosen = [_choose(total, self.ways, generator).tolist() for _ in range(check_int("num_tasks", num_tasks))]
         if self.setting == "finite_sum":
             images = self._draw(chosen, self.shots + self.queries, generator)
             support, query = self._batch(images[:, :, : self.shots]), self._batch(images[:, :, self.shots :])
@@ -108,55 +102,32 @@ class FewShot(FixedSettings):
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The mean cross-entropy of one task."""
-        log_probs = self._logits(params, batch).log_softmax(1)
+        log_probs = self._predict(params, batch["x"]).log_softmax(1)
         return -log_probs.gather(1, batch["y"][:, None]).mean()
 
     def score(self, params: Params, batch: Batch) -> Tensor:
         """The accuracy on one task."""
-        logits = self._logits(params, batch)
+        logits = self._predict(params, batch["x"])
         return (logits.argmax(1) == batch["y"]).to(logits.dtype).mean()
 
-    def _logits(self, params: Params, batch: Batch) -> Tensor:
-        logits: Tensor = call(self.network, params, batch["x"])
-        return logits
-
     def _draw(self, chosen: list[list[int]], number: int, generator: torch.Generator) -> Tensor:
-        """So many different images of each class of each task, `[T, ways, number, ...]`."""
+        """`number` different images of each class of each task, `[T, ways, number, ...]`."""
         images = self.classes.images
-        rows = [images[c][_some(len(images[c]), number, generator)] for task in chosen for c in task]
+        rows = [images[c][_choose(len(images[c]), number, generator)] for task in chosen for c in task]
         return torch.stack(rows).reshape(len(chosen), self.ways, number, *self.classes.image_shape)
 
     def _batch(self, images: Tensor) -> Batch:
         """Images `[T, ways, n, ...]` as data of the loss: x `[T, ways n, ...]` and their labels y `[T, ways n]`."""
-        leaf = float_leaf(self.network.parameters())
+        leaf = self._leaf()
         x = as_floats(images.flatten(1, 2), leaf)
         y = torch.arange(self.ways, device=leaf.device).repeat_interleave(images.shape[2])
         return {"x": x, "y": y.expand(len(x), -1)}
-
-    def _check_network(self) -> None:
-        """One image of each of N classes must give N rows of N logits."""
-        images = self._probe()
-        wanted = (self.ways, self.ways)
-        takes = f"images {self.classes.image_shape}"
-        found = tuple(check_network("network", self.network, images, takes).shape)
-        if found != wanted:
-            raise ValueError(
-                f"network must give {self.ways} images {wanted} logits, one for each of the ways, got {found}"
-            )
-
-    def check_second_derivatives(self) -> None:
-        """Whether the network can be differentiated twice, as exact Hessian-vector products need it.
-
-        Raises:
-            ValueError: naming the layer that cannot.
-        """
-        check_second_derivatives("network", self.network, self._probe())
 
     def _probe(self) -> Tensor:
         """One image of each of N classes."""
         return self._batch(torch.stack([x[:1] for x in self.classes.images[: self.ways]])[None])["x"][0]
 
 
-def _some(total: int, number: int, generator: torch.Generator) -> Tensor:
-    """`number` different ones of 0 ... `total` - 1, in random order."""
+def _choose(total: int, number: int, generator: torch.Generator) -> Tensor:
+    """`number` different integers out of 0 ... `total` - 1, in random order."""
     return torch.randperm(total, generator=generator)[:number]

@@ -1,13 +1,13 @@
-"""Any folder of class folders of images as classes: Omniglot, mini-ImageNet, CIFAR-FS and one's own.
+"""Read classes from folders of images: Omniglot, mini-ImageNet, CIFAR-FS and your own.
 
-A class is a folder that holds images, at whatever depth, and is named by its path from the root:
+A class is a folder that holds images, at any depth; its name is its path from the root:
 
     omniglot/images_background/Greek/character01/*.png    ->  "images_background/Greek/character01"
     cifar-fs/data/apple/*.png                             ->  "apple"                    (root: cifar-fs/data)
     mini-imagenet/{train,val,test}/n01532829/*.jpg        ->  "n01532829" of each part   (`split_folders`)
 
-Images are decoded once, into bytes in memory: classes x images x channels x height x width. That is 25 MB for Omniglot
-at 28 x 28, 184 MB for CIFAR-FS and 1.3 GB for mini-ImageNet at 84 x 84.
+Images are decoded once, into bytes in memory: classes x images x channels x height x width, for example 25 MB for
+Omniglot at 28 x 28, 184 MB for CIFAR-FS and 1.3 GB for mini-ImageNet at 84 x 84.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,10 +24,10 @@ from metarl.errors import check_choice, check_int
 from metarl.supervised.class_sets import ClassSet, Splits
 
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-"""Files that count as images, in lower or upper case. Others, and hidden ones, are left alone."""
+"""File names of images, in lower or upper case. Other files, and hidden ones, are ignored."""
 
 PARTS: dict[str, tuple[str, ...]] = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
-"""Names of the folders that divide the classes."""
+"""Names of the folders with the parts of a split."""
 
 Color: TypeAlias = Literal["grey", "rgb"]
 
@@ -52,20 +52,20 @@ def image_folders(
     """The classes in `root`, sorted by name.
 
     Args:
-        root: a folder of class folders, nested as they like.
-        image_size: images are resized to this many pixels square (Lanczos), whatever their aspect ratio; `None` leaves
-            them as they are, so they must all have one size.
+        root: a folder of class folders, at any depth.
+        image_size: images are resized to a square with this many pixels a side (Lanczos), also if they are not square.
+            `None` does not resize; all images must then have one size.
         color: `grey` or `rgb`, 1 or 3 channels; an alpha channel is dropped.
-        inverted: take the negative, as is usual for Omniglot: strokes are then 1, paper 0.
-        at_least: images a class must have; checked before any is decoded.
-        progress: show a progress bar where there is a terminal.
+        inverted: take the negative, as usual for Omniglot: strokes become 1, paper 0.
+        at_least: images that every class must have; checked before any is decoded.
+        progress: show a progress bar in a terminal.
 
     Returns:
         Classes whose images are `uint8` `[n_c, C, height, width]`.
 
     Raises:
-        ValueError: when `root` is not a folder or holds no images, a class has too few, a folder has both images and
-            classes in it, a file cannot be decoded, or sizes differ; naming the class or the file.
+        ValueError: when `root` is not a folder or holds no images, a class has too few images, a folder holds both
+            images and classes, a file cannot be decoded, or sizes differ; naming the class or the file.
 
     Example:
         >>> import tempfile
@@ -77,7 +77,7 @@ def image_folders(
         >>> classes.names, classes.image_shape
         (('Greek/alpha', 'Greek/beta'), (1, 28, 28))
     """
-    decoding = _checked(image_size, color, inverted)
+    decoding = _check(image_size, color, inverted)
     return _read(_find(Path(root), check_int("at_least", at_least)), decoding, progress)
 
 
@@ -93,25 +93,27 @@ def split_folders(
     """The classes of `root/train`, `root/val` (or `validation`) and `root/test`; arguments as of `image_folders`.
 
     Raises:
-        ValueError: when one of them is missing, two share a class, or for the reasons of `image_folders`.
+        ValueError: when one of them is missing, two share a class, or as `image_folders`.
     """
-    decoding = _checked(image_size, color, inverted)
-    folders = [_part(Path(root), names) for names in PARTS.values()]
-    found = [_find(folder, check_int("at_least", at_least)) for folder in folders]  # all, before any file is decoded
+    decoding = _check(image_size, color, inverted)
+    folders = [_find_part(Path(root), names) for names in PARTS.values()]
+    found = [
+        _find(folder, check_int("at_least", at_least)) for folder in folders
+    ]  # all of them, before any file is decoded
     return Splits(*(_read(classes, decoding, progress) for classes in found))
 
 
 def has_split_folders(root: Path | str) -> bool:
-    """Whether `split_folders` is meant: `root` holds a folder for training and one for test classes."""
+    """Whether `root` holds folders for `split_folders`: one of training and one of test classes."""
     return (Path(root) / "train").is_dir() and (Path(root) / "test").is_dir()
 
 
-def _checked(image_size: int | None, color: str, inverted: bool) -> Decoding:
+def _check(image_size: int | None, color: str, inverted: bool) -> Decoding:
     size = None if image_size is None else check_int("image_size", image_size)
     return Decoding(size, "grey" if check_choice("color", color, ("grey", "rgb")) == "grey" else "rgb", inverted)
 
 
-def _part(root: Path, names: Sequence[str]) -> Path:
+def _find_part(root: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
@@ -170,7 +172,7 @@ def decode(file: Path, image_size: int | None = None, color: Color = "rgb", inve
     """
     try:
         with Image.open(file) as image:
-            if image.mode[0] in "IF":  # converting would cut such values off at 255
+            if image.mode[0] in "IF":  # conversion would clip such values at 255
                 raise ValueError(f"it has the mode {image.mode}, not 8 bits a channel")
             pixels = image.convert("L" if color == "grey" else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # the decoders raise all of these

@@ -17,13 +17,13 @@ Downsampling: TypeAlias = Literal["pool", "stride"]
 
 
 class TransductiveBatchNorm(nn.Module):
-    """Batch normalisation by the statistics of the batch at hand, whether support or query set; none are kept.
+    """Batch normalisation with the statistics of the current batch, support or query set; it keeps none.
 
         y = (x - mean(x)) / sqrt(var(x) + 1e-5) * weight + bias,    over the batch and the positions, per channel
 
-    This is what MAML's published few-shot results use, at test time too. A prediction then depends on the other query
-    images, which share their mean and variance: the accuracies are *transductive*, and higher than those of images
-    classified one by one (Nichol et al., 2018, report about three points on mini-ImageNet). Compare like with like.
+    MAML's published few-shot results use it, at test time too. A prediction then depends on the other query images,
+    which share their mean and variance: the accuracies are *transductive*, and higher than for images classified one by
+    one (about three points on mini-ImageNet; Nichol et al., 2018). Compare like with like.
 
     Args:
         channels: of the inputs `[n, channels, ...]`, which need more than one value per channel.
@@ -50,9 +50,9 @@ def conv4(
 ) -> nn.Sequential:
     """Four blocks of 3 x 3 convolution, transductive batch normalisation, ReLU and halving, then a linear head.
 
-    Published: 64 filters and strides for Omniglot, 32 filters and pooling for mini-ImageNet (Finn et al., 2017). Under
-    `vmap` each task has weights of its own, and the convolution becomes a grouped one, which is slow on a CPU: there
-    few tasks at a time are the fastest, and take the least memory by far; `Execution(trace=True)` sees to it.
+    Published: 64 filters and strides for Omniglot, 32 filters and pooling for mini-ImageNet (Finn et al., 2017). With
+    different weights for each task the convolution becomes a grouped one, which is slow on a CPU: few tasks at a time
+    are fastest there and need the least memory. `Execution(trace=True)` chooses how many.
 
     Args:
         in_channels: 1 or 3.
@@ -60,7 +60,7 @@ def conv4(
         ways: logits.
         filters: channels of every block.
         downsampling: see `Downsampling`.
-        seed: of the initial weights; the global generator is neither read nor changed.
+        seed: of the initial weights; the global generator is not used.
 
     Returns:
         A module from `[n, in_channels, image_size, image_size]` to `[n, ways]`; its last layer is called `head`.
@@ -87,25 +87,29 @@ def conv4(
             layers[f"norm{i}"] = TransductiveBatchNorm(after)
             if pooled:
                 layers[f"pool{i}"] = nn.MaxPool2d(2)
-            layers[f"relu{i}"] = nn.ReLU()  # after pooling it is the same function, on a quarter of the numbers
+            layers[f"relu{i}"] = nn.ReLU()  # after pooling: the same function on a quarter of the numbers
         layers["flatten"] = nn.Flatten()
         layers["head"] = nn.Linear(filters * side**2, ways)
         return nn.Sequential(layers)
 
-    return _seeded(build, seed)
+    return _build(build, seed)
 
 
 def mlp(in_features: int, ways: int, *, hidden: Sequence[int] = (64, 64), seed: int = 0) -> nn.Sequential:
-    """Linear layers with ReLU between them, of images of any shape; no normalisation, so nothing transductive.
+    """Linear layers with ReLU between them, for images of any shape; without normalisation, so not transductive.
 
     Args:
         in_features: numbers in one image.
         ways: logits.
         hidden: units of the hidden layers.
-        seed: of the initial weights; the global generator is neither read nor changed.
+        seed: of the initial weights; the global generator is not used.
 
     Returns:
         A module from `[n, ...]` to `[n, ways]`; its last layer is called `head`.
+
+    Example:
+        >>> mlp(128, ways=5)(torch.rand(10, 1, 8, 16)).shape
+        torch.Size([10, 5])
     """
     check_type("hidden", hidden, Sequence, "a sequence of numbers of units")
     sizes = [check_int("in_features", in_features), *(check_int("hidden", units) for units in hidden)]
@@ -119,10 +123,10 @@ def mlp(in_features: int, ways: int, *, hidden: Sequence[int] = (64, 64), seed: 
         layers["head"] = nn.Linear(sizes[-1], ways)
         return nn.Sequential(layers)
 
-    return _seeded(build, seed)
+    return _build(build, seed)
 
 
-def _seeded(build: Callable[[], nn.Sequential], seed: int) -> nn.Sequential:
+def _build(build: Callable[[], nn.Sequential], seed: int) -> nn.Sequential:
     generator = torch.Generator().manual_seed(check_int("seed", seed, minimum=0))
     with DrawingFrom(generator), torch.device("cpu"):
         return build()

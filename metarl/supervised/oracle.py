@@ -1,7 +1,7 @@
-"""Supervised oracles: fixed data sets (the finite sum), or fresh data at every draw (resampling).
+"""Supervised task batches: fixed data sets (the finite sum), or fresh data at every draw (resampling).
 
-In the finite sum every task has a support set S_i for the inner loss and a query set T_i for the outer one. Full
-batches are the deterministic setting of the theory; minibatches make D_in, D_o and D_h independent random subsets.
+In the finite sum every task has a support set S_i for the inner loss and a query set T_i for the outer loss. Full
+batches are the deterministic setting of the theory; with minibatches D_in, D_o and D_h are independent random subsets.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from metarl.wrappers import TaskSlice
 
 
 class BatchSizes(NamedTuple):
-    """How many of its data points each task takes for a draw; `None` takes all of them."""
+    """How many data points each task uses in a draw; `None` uses all of them."""
 
     inner: int | None = None
     outer: int | None = None
@@ -33,7 +33,7 @@ class SupervisedTaskBatch:
 
     Args:
         loss: the loss of one task, `(params, batch) -> scalar`: a mean over the data points.
-        score: what people plot, for one task; `None` takes minus the loss.
+        score: what people plot, for one task; default: minus the loss.
         execution: how derivatives are computed (see `metarl.engine`).
     """
 
@@ -65,7 +65,7 @@ class SupervisedTaskBatch:
         return torch.zeros_like(self.objective(batch))
 
     def objective(self, batch: Batch) -> Tensor:
-        """Zero for each data point: how adaptation ended cannot be the doing of the sampled data (see `e_maml`)."""
+        """Zero for each data point: no parameters chose the data, so `e_maml` has nothing to credit."""
         leaves = list(batch.values())
         dtype = next((leaf.dtype for leaf in leaves if leaf.is_floating_point()), torch.get_default_dtype())
         return torch.zeros(_points(leaves, 0), dtype=dtype, device=leaves[0].device)
@@ -77,20 +77,25 @@ class SupervisedTaskBatch:
 
 
 class FiniteSumTaskBatch(SupervisedTaskBatch):
-    """Tasks whose data never changes: inner and Hessian draws come from the support set, outer ones from the query set.
+    """Tasks with fixed data: inner and Hessian draws come from the support set, outer draws from the query set.
 
     Args:
         loss: the loss of one task, `(params, batch) -> scalar`: a mean over the data points.
         support: stacked data of the inner loss, leaves `[T, n, ...]`.
-        query: stacked data of the outer loss; `None` takes the support set, as the papers' f_i.
-        score: what people plot, for one task; `None` takes minus the loss.
-        batch_sizes: how many points a draw takes, without replacement; every draw is independent of all others.
-        generator: of minibatches.
+        query: stacked data of the outer loss; `None` uses the support set, as the papers' f_i.
+        score: what people plot, for one task; default: minus the loss.
+        batch_sizes: points of a draw, without replacement; draws are independent of each other.
+        generator: draws the minibatches.
         execution: how derivatives are computed (see `metarl.engine`).
 
     Raises:
-        ValueError: for data of different numbers of tasks or points, for batch sizes larger than the sets, and for
+        ValueError: for leaves with different numbers of tasks or points, batch sizes larger than the sets, and
             minibatches without a generator.
+
+    Example:
+        >>> tasks = FiniteSumTaskBatch(lambda w, b: (w["x"] - b["c"]) ** 2, {"c": torch.tensor([0.0, 1.0])})
+        >>> tasks.num_tasks, tasks.draw({}, "inner")
+        (2, {'c': tensor([0., 1.])})
     """
 
     def __init__(
@@ -128,20 +133,13 @@ class FiniteSumTaskBatch(SupervisedTaskBatch):
         return data if size is None else self._subset(data, size)
 
     def shard(self, first: int, last: int) -> TaskSlice:
-        """The tasks `first` ... `last` - 1; minibatches are drawn for all tasks, so that they are the same ones."""
+        """The tasks `first` ... `last` - 1; minibatches are drawn for all tasks, so sharding changes none."""
         return TaskSlice(self, first, last)
 
-    def subset(self, rows: Tensor, generator: torch.Generator | None = None) -> "FiniteSumTaskBatch":
-        """Some of the tasks, by their numbers."""
-        support = _rows(self.support, rows)
-        query = support if self.query is self.support else _rows(self.query, rows)
-        return self._with(support, query, generator)
-
-    def seeded(self, generator: torch.Generator) -> "FiniteSumTaskBatch":
-        """The same tasks with another generator of minibatches."""
-        return self._with(self.support, self.query, generator)
-
-    def _with(self, support: Batch, query: Batch, generator: torch.Generator | None) -> "FiniteSumTaskBatch":
+    def subset(self, rows: Tensor | None, generator: torch.Generator | None = None) -> "FiniteSumTaskBatch":
+        """The tasks with these numbers (`None`: all), with a generator of their own for minibatches."""
+        support = _take(self.support, rows)
+        query = support if self.query is self.support else _take(self.query, rows)
         return FiniteSumTaskBatch(
             self.loss,
             support,
@@ -164,21 +162,21 @@ class FiniteSumTaskBatch(SupervisedTaskBatch):
 
 
 class Sampler(Protocol):
-    """Fresh data for all tasks."""
+    """A function that draws fresh data for all tasks."""
 
     def __call__(self, role: Role, generator: torch.Generator) -> Batch:
-        """Stacked data `[T, n, ...]` for one draw."""
+        """Stacked data of one draw, leaves `[T, n, ...]`."""
 
 
 class ResamplingTaskBatch(SupervisedTaskBatch):
-    """Tasks that are distributions of data points: every draw is new, as in reinforcement learning.
+    """Tasks that are distributions of data points: every draw is fresh, as in reinforcement learning.
 
     Args:
         loss: the loss of one task, `(params, batch) -> scalar`: a mean over the data points.
         num_tasks: T.
-        sampler: makes the data of a draw.
-        generator: of everything `sampler` draws.
-        score: what people plot, for one task; `None` takes minus the loss.
+        sampler: draws the data of all tasks.
+        generator: passed to `sampler`.
+        score: what people plot, for one task; default: minus the loss.
         execution: how derivatives are computed (see `metarl.engine`).
     """
 
@@ -201,17 +199,23 @@ class ResamplingTaskBatch(SupervisedTaskBatch):
         return self._sampler(role, self._generator)
 
     def shard(self, first: int, last: int) -> TaskSlice:
-        """The tasks `first` ... `last` - 1; data are drawn for all tasks, so that they are the same ones."""
+        """The tasks `first` ... `last` - 1; data are drawn for all tasks, so sharding changes none."""
         return TaskSlice(self, first, last)
 
 
 class FiniteSumSource:
-    """Draws tasks of a fixed set without replacement; asked for all of them, it gives them in order.
+    """Draws tasks from a fixed set without replacement; all of them come in order.
 
     Args:
-        tasks: all tasks; where they take minibatches, those drawn here have a generator seeded by `sample`'s `rng`.
+        tasks: all tasks; where they use minibatches, sampled tasks have a generator seeded by `sample`'s `rng`.
         params: where training starts.
         score_name: what the tasks' score is called in logs.
+
+    Example:
+        >>> tasks = FiniteSumTaskBatch(lambda w, b: (w["x"] - b["c"]) ** 2, {"c": torch.arange(5.0)})
+        >>> source = FiniteSumSource(tasks, {"x": torch.tensor(0.0)})
+        >>> source.sample(2, np.random.default_rng(0)).num_tasks
+        2
     """
 
     def __init__(self, tasks: FiniteSumTaskBatch, params: Params, score_name: str = "minus_loss") -> None:
@@ -229,7 +233,7 @@ class FiniteSumSource:
         """`num_tasks` of the tasks.
 
         Raises:
-            ValueError: when there are not as many.
+            ValueError: when the set has fewer tasks.
         """
         check_type("rng", rng, np.random.Generator, "a numpy.random.Generator")
         total = self.tasks.num_tasks
@@ -237,13 +241,11 @@ class FiniteSumSource:
             raise ValueError(f"num_tasks must be at most {total}, the size of the fixed set, got {num_tasks}")
         rows = None if num_tasks == total else torch.from_numpy(rng.choice(total, num_tasks, replace=False))
         generator = None if self.tasks.generator is None else torch_generator(rng, self.tasks.generator.device)
-        if rows is not None:
-            return self.tasks.subset(rows, generator)
-        return self.tasks if generator is None else self.tasks.seeded(generator)
+        return self.tasks if rows is None and generator is None else self.tasks.subset(rows, generator)
 
 
 def _points(leaves: list[Tensor], dim: int) -> int:
-    """The data points of a task, in dimension `dim`: of the first leaf that has it; others are numbers of the task."""
+    """The number of data points of a task: the size of `dim` in the first leaf that has it."""
     return next((leaf.shape[dim] for leaf in leaves if leaf.ndim > dim), 1)
 
 
@@ -257,5 +259,5 @@ def _check_batch_size(name: str, size: int, set_name: str, data: Batch) -> None:
         raise ValueError(f"{name} must be at most {min(points)}, the size of the {set_name} set, got {size}")
 
 
-def _rows(data: Batch, rows: Tensor) -> Batch:
-    return {key: leaf[rows.to(leaf.device)] for key, leaf in data.items()}
+def _take(data: Batch, rows: Tensor | None) -> Batch:
+    return data if rows is None else {key: leaf[rows.to(leaf.device)] for key, leaf in data.items()}

@@ -18,24 +18,21 @@ from torch import Tensor, nn
 from metarl.devices import pick_device
 from metarl.engine import Execution
 from metarl.errors import check_choice, check_int
-from metarl.functional_call import call
-from metarl.network_check import check_network, check_second_derivatives
 from metarl.random import torch_generator
-from metarl.settings import FixedSettings
+from metarl.supervised.network_source import NetworkSource
 from metarl.supervised.networks import mlp
 from metarl.supervised.oracle import FiniteSumTaskBatch, ResamplingTaskBatch
-from metarl.tree import detach, float_leaf
 from metarl.types import Batch, Params, Role
 
 AMPLITUDES, PHASES, INPUTS = (0.1, 5.0), (0.0, math.pi), (-5.0, 5.0)
 
 
 @dataclass
-class Sinusoids(FixedSettings):
-    """Where sinusoid tasks come from: new tasks at every `sample`.
+class Sinusoids(NetworkSource):
+    """A source of sinusoid tasks: new ones at every `sample`.
 
     Args:
-        network: from `[n, 1]` to `[n, 1]`; default: two hidden layers of 40 ReLUs. It is never changed.
+        network: from `[n, 1]` to `[n, 1]`; default: two hidden layers of 40 ReLUs. It is never trained itself.
         shots: K, points of a support set.
         queries: points of a query set.
         setting: `finite_sum` fixes each task's support and query set; `resampling` draws fresh points at every draw.
@@ -44,7 +41,7 @@ class Sinusoids(FixedSettings):
         device: where parameters and data live.
 
     Raises:
-        ValueError: for arguments that cannot work, naming them.
+        ValueError: for bad arguments, naming them.
 
     Example:
         >>> tasks = Sinusoids(shots=10).sample(3, np.random.default_rng(0))
@@ -52,7 +49,7 @@ class Sinusoids(FixedSettings):
         torch.Size([3, 10, 1])
     """
 
-    network: nn.Module | None = None
+    network: nn.Module = None  # type: ignore[assignment]  # the default network is set below
     _: KW_ONLY
     shots: int = 10
     queries: int = 10
@@ -67,17 +64,12 @@ class Sinusoids(FixedSettings):
         check_int("queries", self.queries)
         check_choice("setting", self.setting, ("finite_sum", "resampling"))
         network = mlp(1, 1, hidden=(40, 40), seed=self.seed) if self.network is None else self.network
-        shapes_only = str(self.device) == "meta"  # which computes nothing
+        shapes_only = str(self.device) == "meta"  # a device for shapes without numbers
         self._settle(device=torch.device("meta") if shapes_only else pick_device(self.device))
         self._settle(network=network.to(self.device))
-        self._check_network()
+        self._check_network("points [n, 1]", "two points", [2, 1])
 
-    def initial_params(self) -> Params:
-        """The network's own."""
-        assert self.network is not None
-        return detach(dict(self.network.named_parameters()))
-
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> "FiniteSumTaskBatch | ResamplingTaskBatch":
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> FiniteSumTaskBatch | ResamplingTaskBatch:
         """`num_tasks` new sinusoids."""
         check_int("num_tasks", num_tasks)
         amplitude, phase = (rng.uniform(*bounds, (num_tasks, 1)) for bounds in (AMPLITUDES, PHASES))
@@ -85,7 +77,7 @@ class Sinusoids(FixedSettings):
 
     def tasks(
         self, amplitude: npt.ArrayLike, phase: npt.ArrayLike, rng: np.random.Generator
-    ) -> "FiniteSumTaskBatch | ResamplingTaskBatch":
+    ) -> FiniteSumTaskBatch | ResamplingTaskBatch:
         """The sinusoids with the given amplitudes and phases, each `[T, 1]`; `rng` draws their points.
 
         Raises:
@@ -112,32 +104,8 @@ class Sinusoids(FixedSettings):
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The mean squared error of one task."""
-        assert self.network is not None
-        predicted: Tensor = call(self.network, params, batch["x"])
-        return (predicted[:, 0] - batch["y"]).square().mean()
-
-    def _leaf(self) -> Tensor:
-        """A parameter: data have its precision and live where it does."""
-        assert self.network is not None
-        return float_leaf(self.network.parameters())
-
-    def check_second_derivatives(self) -> None:
-        """Whether the network can be differentiated twice, as exact Hessian-vector products need it.
-
-        Raises:
-            ValueError: naming the layer that cannot.
-        """
-        assert self.network is not None
-        check_second_derivatives("network", self.network, self._probe())
+        return (self._predict(params, batch["x"])[:, 0] - batch["y"]).square().mean()
 
     def _probe(self) -> Tensor:
-        """Two points."""
         leaf = self._leaf()
         return torch.linspace(*INPUTS, 2, dtype=leaf.dtype, device=leaf.device)[:, None]
-
-    def _check_network(self) -> None:
-        """Two points in must give two out, each alone in its row."""
-        assert self.network is not None
-        found = list(check_network("network", self.network, self._probe(), "points [n, 1]").shape)
-        if found != [2, 1]:
-            raise ValueError(f"network must give two points [2, 1], got {found}")

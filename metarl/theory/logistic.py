@@ -19,8 +19,8 @@ from metarl.elementwise import sigmoid, softplus
 from metarl.engine import Execution
 from metarl.errors import check_choice, check_int, check_real
 from metarl.random import torch_generator
+from metarl.supervised.digits import import_optional
 from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTaskBatch, ResamplingTaskBatch
-from metarl.supervised.shipped import optional_package
 from metarl.types import Batch, Loss, Params, Role
 
 
@@ -115,7 +115,7 @@ def real_logistic(name: str, strength: float = 0.05) -> Logistic:
 
 
 def _load(name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    datasets = optional_package("sklearn.datasets", "scikit-learn")
+    datasets = import_optional("sklearn.datasets", "scikit-learn")
     features, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
     return features, labels
 

@@ -18,9 +18,9 @@ from metarl import MetaLearner
 from metarl.engine import Execution
 from metarl.outer import OUTER
 from metarl.supervised.class_sets import ClassSet, Splits, split, split_by_names
+from metarl.supervised.digits import digits, mnist1d
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import conv4, mlp
-from metarl.supervised.shipped import digits, mnist1d
 from metarl.types import Batch
 
 NAMES = tuple("abcdefgh")
@@ -50,9 +50,9 @@ def test_classes_are_selected_by_name_in_order() -> None:
 @pytest.mark.parametrize(
     ("names", "images", "message"),
     [
-        ((), (), "names and images must be as many, and not none, got 0 and 0"),
-        (("a",), (torch.zeros(2, 3), torch.zeros(2, 3)), "as many, and not none, got 1 and 2"),
-        (("a", "b", "a"), (torch.zeros(2, 3),) * 3, "'a' is there twice"),
+        ((), (), "names and images must have the same length, at least 1, got 0 and 0"),
+        (("a",), (torch.zeros(2, 3), torch.zeros(2, 3)), "the same length, at least 1, got 1 and 2"),
+        (("a", "b", "a"), (torch.zeros(2, 3),) * 3, "'a' appears twice"),
         (("a", "b"), (torch.zeros(2, 3), torch.zeros(0, 3)), "class 'b' must have images"),
         (("a",), (torch.tensor(0.0),), "class 'a' must have images"),
         (("a", "b"), (torch.zeros(2, 3), torch.zeros(2, 4)), r"class 'b' .* like those of 'a', \(3,\) .*: \(4,\)"),
@@ -384,8 +384,8 @@ class Wrong(nn.Module):
         ),
         ({"setting": "finite"}, "setting must be .* did you mean 'finite_sum'"),
         ({"network": mlp(2, 3)}, r"network must take images \(1,\)"),
-        ({"network": mlp(1, 5)}, r"network must give .* \(3, 3\) logits, .* got \(3, 5\)"),
-        ({"network": Wrong(1)}, r"got \(1, 3\)"),
+        ({"network": mlp(1, 5)}, r"network must return \[3, 3\] for 3 images .*, got \[3, 5\]"),
+        ({"network": Wrong(1)}, r"got \[1, 3\]"),
     ],
 )
 def test_bad_sources(changes: Any, message: str) -> None:

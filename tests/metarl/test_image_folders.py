@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metarl.supervised.class_sets import read_names, split_by_names
+from metarl.supervised.class_sets import split_by_names
 from metarl.supervised.image_folders import has_split_folders, image_folders, split_folders
 
 RNG = np.random.default_rng(0)
@@ -85,16 +85,9 @@ def test_division_by_folders(tmp_path: Path) -> None:
 
 def test_division_by_lists_of_names(tmp_path: Path) -> None:
     classes = image_folders(fill(tmp_path / "data", "apple", "bee", "cat", "dog"))
-    for part, names in {"train": "dog\napple\n", "val": "\ncat\n", "test": "bee"}.items():
-        (tmp_path / f"{part}.txt").write_text(names)
-    splits = split_by_names(classes, *(read_names(tmp_path / f"{part}.txt") for part in ("train", "val", "test")))
+    splits = split_by_names(classes, ["dog", "apple"], ["cat"], ["bee"])
     assert splits.train.names == ("dog", "apple")
     assert torch.equal(splits.train.images[1], classes.images[0])
-    with pytest.raises(ValueError, match=r"nothing.txt must be a text file of class names"):
-        read_names(tmp_path / "nothing.txt")
-    (tmp_path / "empty.txt").write_text(" \n")
-    with pytest.raises(ValueError, match=r"empty.txt must hold class names"):
-        read_names(tmp_path / "empty.txt")
 
 
 def test_what_is_no_image_is_left_alone(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ from metarl.derivatives import gradients, hessian_vector_products, scores
 from metarl.engine import Execution
 from metarl.envs import make_distribution
 from metarl.rl import ReinforcementLearning
+from metarl.supervised.digits import digits
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import mlp
 from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
-from metarl.supervised.shipped import digits
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.theory.logistic import (
     MARGINS,

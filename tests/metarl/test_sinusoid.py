@@ -265,8 +265,8 @@ def test_training_helps_adaptation(setting: Any, learning_rate: float, at_most: 
         *(({"queries": value}, "queries must be an integer of at least 1") for value in (0, -1, 2.5, None)),
         ({"setting": "finite"}, "setting must be one of .*, got 'finite'; did you mean 'finite_sum'"),
         ({"network": mlp(2, 1, hidden=(4,))}, r"network must take points \[n, 1\], but: "),
-        ({"network": mlp(1, 2, hidden=(4,))}, r"network must give two points \[2, 1\], got \[2, 2\]"),
-        ({"network": nn.Sequential(nn.Linear(1, 1), nn.Flatten(0))}, r"must give two points \[2, 1\], got \[2\]"),
+        ({"network": mlp(1, 2, hidden=(4,))}, r"network must return \[2, 1\] for two points, got \[2, 2\]"),
+        ({"network": nn.Sequential(nn.Linear(1, 1), nn.Flatten(0))}, r"must return \[2, 1\] for two points, got \[2\]"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -1,12 +1,10 @@
 """Two small sets of classes that need no download: scikit-learn's digits and MNIST-1D, two digits at a time.
 
-Ten digits are too few classes for few-shot learning, so two are put side by side, as in the two-digit MNIST sets made
-for it: the numbers 00 to 99 are divided into 64 training, 16 validation and 20 test classes. The parts share digits,
-but no image of one.
+Ten digits are too few classes for few-shot learning, so two are put side by side, as in two-digit MNIST: the numbers 00
+to 99 are split into 64 training, 16 validation and 20 test classes. The parts share digits, but no image of a digit.
 
-Transformed copies make worse classes here. Quarter turns leave 0, 1, 2, 5 and 8 much like themselves upside down, and
-turn 6 into 9. MNIST-1D's ten signals are drawn from templates of which 6 is the negative of 0, 7 of 1 and 8 of 3, and
-0, 3, 6 and 8 read the same backwards.
+Rotated or mirrored copies make poor classes here: upside down, 0, 1, 2, 5 and 8 look much the same and 6 becomes 9. In
+MNIST-1D's templates 6 is the negative of 0, 7 of 1 and 8 of 3, and 0, 3, 6 and 8 read the same backwards.
 """
 
 import random
@@ -19,17 +17,16 @@ import torch
 from metarl.errors import check_int
 from metarl.supervised.class_sets import ClassSet, Splits
 
-DIVISION = (64, 16, 20)
-"""How many of the hundred numbers are for training, validation and test."""
+PARTS = (64, 16, 20)  # of the hundred numbers, for training, validation and test
 
 
 def digits(seed: int = 0) -> Splits:
     """Scikit-learn's handwritten digits, `[58, 1, 8, 16]` for each two-digit number, in [0, 1].
 
-    Each of the three parts has 58 of the at least 174 images of a digit to itself.
+    Each of the three parts has its own 58 of the at least 174 images of a digit.
 
     Args:
-        seed: of the division and of which images are put side by side.
+        seed: decides the split and which images are put side by side.
 
     Raises:
         ValueError: without scikit-learn.
@@ -39,7 +36,7 @@ def digits(seed: int = 0) -> Splits:
         >>> len(sets.train), len(sets.validation), len(sets.test), sets.train.image_shape
         (64, 16, 20, (1, 8, 16))
     """
-    data = optional_package("sklearn.datasets", "scikit-learn").load_digits()
+    data = import_optional("sklearn.datasets", "scikit-learn").load_digits()
     images = [data.images[data.target == digit][: 3 * 58] for digit in range(10)]
     return _two_digits(torch.from_numpy(np.stack(images) / 16).float(), seed)
 
@@ -47,23 +44,23 @@ def digits(seed: int = 0) -> Splits:
 def mnist1d(seed: int = 0, images: int = 100) -> Splits:
     """MNIST-1D (Greydanus, Kobak, 2020), `[images, 1, 80]` for each two-digit number: one signal after the other.
 
-    The signals are generated, in a second or two, with the package's own settings; nothing is downloaded or written,
-    and the global random generators, which the package seeds, are put back.
+    The signals are generated, in a second or two, with the package's own settings; nothing is downloaded or written.
+    The package seeds the global random generators; their states are restored.
 
     Args:
-        seed: of the division and of which signals are paired; the signals are always the same.
+        seed: decides the split and which signals are paired; the signals are always the same.
         images: of each class.
 
     Raises:
         ValueError: without the package mnist1d.
     """
-    return _two_digits(_signals(3 * check_int("images", images)), seed)
+    return _two_digits(_make_signals(3 * check_int("images", images)), seed)
 
 
 def _two_digits(single: torch.Tensor, seed: int) -> Splits:
-    """Numbers from images `[10, 3 n, ..., width]` of single digits; every class pairs its part's n images anew."""
+    """Two-digit numbers from images `[10, 3 n, ..., width]` of digits; every class pairs its part's n images anew."""
     rng = np.random.default_rng(check_int("seed", seed, minimum=0))
-    numbers = np.split(rng.permutation(100), np.cumsum(DIVISION)[:-1])
+    numbers = np.split(rng.permutation(100), np.cumsum(PARTS)[:-1])
 
     def classes(pool: torch.Tensor, part: list[int]) -> ClassSet:
         pairs = [[pool[digit][rng.permutation(pool.shape[1])] for digit in divmod(number, 10)] for number in part]
@@ -73,9 +70,9 @@ def _two_digits(single: torch.Tensor, seed: int) -> Splits:
     return Splits(*(classes(pool, part.tolist()) for pool, part in zip(pools, numbers, strict=True)))
 
 
-def _signals(number: int) -> torch.Tensor:
-    """So many signals of each digit, `[10, number, 40]`."""
-    package = optional_package("mnist1d.data", "mnist1d")
+def _make_signals(number: int) -> torch.Tensor:
+    """`number` signals of each digit, `[10, number, 40]`."""
+    package = import_optional("mnist1d.data", "mnist1d")
     settings = package.get_dataset_args()
     settings.num_samples = 10 * number
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -88,8 +85,8 @@ def _signals(number: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([x[y == digit] for digit in range(10)])).float()
 
 
-def optional_package(module: str, package: str) -> ModuleType:
-    """The module of a package from the extra `data`.
+def import_optional(module: str, package: str) -> ModuleType:
+    """Import a module of a package from the extra `data`.
 
     Raises:
         ValueError: when it is not installed, with the command that installs it.
