@@ -1,6 +1,7 @@
 """The pages' Python runs, their commands exist, and their links point to something."""
 
 import io
+import pkgutil
 import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -111,8 +112,18 @@ def test_links_point_to_something(page: Path) -> None:
         assert not anchor or anchor in headings(path), link
 
 
-def test_the_commands_are_seen() -> None:
-    """The two tests above look at something."""
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_names_and_files_exist(page: Path) -> None:
+    """What the pages call `metarl.rl.NormalizedPolicy` or `tests/envs` is there."""
+    text = page.read_text(encoding="utf-8")
+    for name in set(re.findall(r"`(metarl(?:\.\w+)+)", text)):
+        pkgutil.resolve_name(name)
+    for path in set(re.findall(r"`((?:metarl|envs|agents|experiments|tests)/[\w/]*(?:\.\w+)?)[`:]", text)):
+        assert "NAME" in path or (ROOT / path).exists(), path
+
+
+def test_the_pages_are_read() -> None:
+    """The tests above look at something."""
     assert ["evaluate", "runs/nav", "--ood"] in commands(DOCS / "getting_started.md")
     assert any(words[:2] == ["train", "--env"] for words in commands(DOCS / "distributed.md"))
     assert "docs/results.md" in links(ROOT / "README.md")
