@@ -12,9 +12,9 @@ from PIL import Image
 from metarl.envs.exact.expected_update import Estimate
 from metarl.experiments.reports import certify
 from metarl.experiments.reports.certify import problems
-from metarl.experiments.reports.certify.estimators import Setting, settings
-from metarl.experiments.reports.certify.judging import certificate, judged
-from metarl.experiments.reports.certify.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT, Exact, bandit, mdp
+from metarl.experiments.reports.certify.certificates import certify_sampled, judge
+from metarl.experiments.reports.certify.estimators import Estimator, enumerate_estimators
+from metarl.experiments.reports.certify.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT, Expectation, bandit, mdp
 from metarl.outer import OUTER, options
 from metarl.rl import SURROGATES
 from tests.experiments import runs
@@ -143,26 +143,26 @@ def test_the_right_formula_passes_and_the_wrong_one_fails(results: dict[str, Any
 def test_an_estimator_that_is_not_what_it_is_said_to_be_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problems, "SAMPLED", ("e_maml", "fo_maml"))
     monkeypatch.setattr(problems, "bandit_expectation", lambda setting, objective: None)
-    row = certificate(bandit(), Setting("fo_maml", "ratio", {}), 20_000)
+    row = certify_sampled(bandit(), Estimator("fo_maml", "ratio", {}), 20_000)
     assert row["failed"]
     assert "documented as unbiased for the sampled objective" in row["verdict"]
-    row = certificate(mdp(), Setting("fo_maml", "ratio", {}), 100)  # here enumeration sees it
+    row = certify_sampled(mdp(), Estimator("fo_maml", "ratio", {}), 100)  # here enumeration sees it
     assert row["failed"]
     assert "documented as unbiased for the sampled objective" in row["verdict"]
 
 
 def test_code_that_differs_from_its_exact_expectation_fails() -> None:
-    exact = Exact(torch.tensor([0.1]))
+    exact = Expectation(torch.tensor([0.1]))
     sample = Estimate(torch.tensor([0.0]), torch.tensor([0.01]), 1.0, 10_000)
-    verdict, failed = judged("maml", None, {}, exact, sample)
+    verdict, failed = judge("maml", None, {}, exact, sample)
     assert failed
     assert "-10.0 SE from its exact expectation" in verdict
 
 
 def test_a_new_update_shows_up_unclassified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OUTER, "mine", OUTER["fo_maml"])
-    assert len([s for s in settings(("none",)) if s.update == "mine"]) == len(SURROGATES)
-    row = certificate(mdp(), Setting("mine", "ratio", {}), 1_000)
+    assert len([s for s in enumerate_estimators(("none",)) if s.update == "mine"]) == len(SURROGATES)
+    row = certify_sampled(mdp(), Estimator("mine", "ratio", {}), 1_000)
     assert (row["verdict"], row["failed"], row["exact"]) == ("not classified", False, None)
 
 

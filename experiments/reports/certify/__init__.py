@@ -2,9 +2,9 @@
 
     metarl certify [--quick] [--json] [--write docs/certificates.md]
 
-Every registered outer update, with every surrogate and every choice of Hessian data, by Monte Carlo through the real
-reinforcement-learning oracle; on the tabular problem also by enumeration, without sampling. Known wrong formulas must
-be seen to fail. Exit code 1 when an estimator is not what it is documented to be.
+Measures every registered outer update, with every surrogate and every choice of Hessian data, by Monte Carlo through
+the real reinforcement-learning oracle; on the tabular problem also by enumeration, without sampling. Known wrong
+formulas must fail. Exit code 1 if an estimator is not what it is documented to be.
 """
 
 import json
@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from metarl.checkpoint import write_atomically
 from metarl.experiments.common import cli
-from metarl.experiments.reports.certify.credit import credit_certificates
-from metarl.experiments.reports.certify.estimators import VARIED, settings
-from metarl.experiments.reports.certify.hessians import hessian_errors
-from metarl.experiments.reports.certify.judging import certificate, discounted, several_steps
-from metarl.experiments.reports.certify.page import page
-from metarl.experiments.reports.certify.picture import picture
+from metarl.experiments.reports.certify.certificates import certify_discounted, certify_exactly, certify_sampled
+from metarl.experiments.reports.certify.credit import certify_credit
+from metarl.experiments.reports.certify.estimators import VARIED, enumerate_estimators
+from metarl.experiments.reports.certify.hessians import certify_hessians
+from metarl.experiments.reports.certify.page import markdown_page
+from metarl.experiments.reports.certify.picture import draw_picture
 from metarl.experiments.reports.certify.problems import bandit, mdp
-from metarl.experiments.reports.certify.wrong_formulas import wrong_formulas
+from metarl.experiments.reports.certify.wrong_formulas import certify_formulas
 
 SAMPLES, QUICK = {"bandit": 1_000_000, "mdp": 400_000}, {"bandit": 30_000, "mdp": 20_000}
 
@@ -40,7 +40,7 @@ class Arguments:
     json: bool = False
     """Print one JSON object instead of tables."""
     write: Path | None = None
-    """Write the page here as well, and its picture into the folder pictures beside it."""
+    """Write the page to this file as well, and its picture into the folder pictures next to it."""
 
 
 @cli.one_line_errors()
@@ -49,16 +49,16 @@ def main(arguments: list[str] | None = None) -> None:
     given = cli.parse(Arguments, arguments, "metarl certify", __doc__)
     cli.prepared(lambda: check_target(given.write))
     results = certify(given.quick)
-    print(json.dumps(results) if given.json else page(results))
+    print(json.dumps(results) if given.json else markdown_page(results))
     if given.write is not None:
-        write_atomically(given.write, lambda file: file.write(page(results).encode()))
-        write_atomically(given.write.parent / "pictures" / "certificates.png", picture(results).savefig)
+        write_atomically(given.write, lambda file: file.write(markdown_page(results).encode()))
+        write_atomically(given.write.parent / "pictures" / "certificates.png", draw_picture(results).savefig)
     if failed := failures(results):
         cli.fail(f"certificates that fail: {'; '.join(failed)}", cli.FAILED)
 
 
 def check_target(path: Path | None) -> None:
-    """Raise a `ValueError` where no page can be written, before the minutes that come first."""
+    """Raise a `ValueError` if the page cannot be written, before minutes are spent."""
     if path is not None:
         cli.check_output("write", path, "the path of a file to write, such as docs/certificates.md")
         cli.check_output_folder("write", path.parent / "pictures")
@@ -67,18 +67,20 @@ def check_target(path: Path | None) -> None:
 def certify(quick: bool) -> dict[str, Any]:
     """Every certificate, as plain numbers."""
     number = QUICK if quick else SAMPLES
-    work = [(bandit(), setting) for setting in settings(VARIED["baseline"])]
-    work += [(mdp(), setting) for setting in settings(("none",))]  # a single trajectory has no other ones
+    baselines = {"bandit": VARIED["baseline"], "mdp": ("none",)}  # a single trajectory has no others as a baseline
+    work = [(p, estimator) for p in (bandit(), mdp()) for estimator in enumerate_estimators(baselines[p.name])]
     progress = tqdm(work, desc="estimators", disable=None)
-    rows = [(problem.name, certificate(problem, setting, number[problem.name])) for problem, setting in progress]
+    rows = [
+        (problem.name, certify_sampled(problem, estimator, number[problem.name])) for problem, estimator in progress
+    ]
     return {
         "samples": number,
         **{name: [row for problem, row in rows if problem == name] for name in number},
-        "several_steps": [row for steps in ((1, 2) if quick else (1, 2, 3)) for row in several_steps(steps)],
-        "discounted": discounted(number["mdp"]),
-        "credit": credit_certificates(CREDIT_QUICK if quick else CREDIT),
-        "hessians": hessian_errors(),
-        "wrong_formulas": wrong_formulas(number["bandit"]),
+        "several_steps": [row for steps in ((1, 2) if quick else (1, 2, 3)) for row in certify_exactly(steps)],
+        "discounted": certify_discounted(number["mdp"]),
+        "credit": certify_credit(CREDIT_QUICK if quick else CREDIT),
+        "hessians": certify_hessians(),
+        "wrong_formulas": certify_formulas(number["bandit"]),
     }
 
 

@@ -4,19 +4,19 @@ On the tabular problem with the discount 0.9, through the real oracle. The targe
 gradient of the discounted return where the weights gamma^t are used, and what common practice estimates without them.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 from torch import Tensor
 
 from metarl import tree
 from metarl.derivatives import gradients, scores
-from metarl.envs.exact.expected_update import Estimate, expected_update
+from metarl.envs.exact.expected_update import Estimate
 from metarl.envs.exact.tabular import TabularMDP
-from metarl.experiments.reports.certify.judging import LIMIT, SEEN, relative
+from metarl.experiments.reports.certify.certificates import LIMIT, SEEN, Certificate, relative_error
 from metarl.experiments.reports.certify.problems import DISCOUNT, ExactProblem, mdp, tensors
 from metarl.inner import sgd
 from metarl.outer import Method
-from metarl.rl import ReinforcementLearning
 from metarl.types import Inner, MetaGrad, Params, TaskBatch
 
 EPISODES = (2, 5, 20)
@@ -29,22 +29,22 @@ class Credit(NamedTuple):
     episodes: int
     baseline: str = "none"
     cross_fit: bool = False
-    normalize: bool = False
+    normalize_advantages: bool = False
     discount_weights: bool = False
 
     @property
     def label(self) -> str:
         """In words."""
         fitted = "" if self.baseline == "none" else ", cross-fitted" if self.cross_fit else ", on its own episodes"
-        return f"baseline {self.baseline}{fitted}{', normalised' if self.normalize else ''}"
+        return f"baseline {self.baseline}{fitted}{', normalised' if self.normalize_advantages else ''}"
 
     @property
     def is_unbiased(self) -> bool:
-        """Whether it is documented to be, in length and direction."""
-        return not self.normalize and (self.baseline == "none" or self.cross_fit)
+        """Whether it is documented as unbiased, in length and direction."""
+        return not self.normalize_advantages and (self.baseline == "none" or self.cross_fit)
 
 
-def chosen() -> list[Credit]:
+def enumerate_credits() -> list[Credit]:
     """All rows: the discount weights without a baseline, then the baselines."""
     rows = [Credit(5, discount_weights=weights) for weights in (True, False)]
     for normalize in (False, True):
@@ -60,25 +60,27 @@ def policy_gradient(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     return MetaGrad(gradients(tasks, stacked, batch), scores(tasks, stacked, batch))
 
 
-def credit_certificates(samples: int) -> list[dict[str, Any]]:
+def certify_credit(samples: int) -> list[Certificate]:
     """Every row; `samples` are episodes."""
     problem = mdp(DISCOUNT)
     targets = credit_targets(problem)
-    return [row(problem, credit, targets, samples // credit.episodes) for credit in chosen()]
+    return [row(problem, credit, targets, samples // credit.episodes) for credit in enumerate_credits()]
 
 
 def credit_targets(problem: ExactProblem) -> dict[str, Tensor]:
-    """What the gradient may be compared with, `[P]`, of the loss -J."""
+    """The targets of the gradient, `[P]`, of the loss -J."""
     assert isinstance(problem.tasks, TabularMDP)
-    task = tensors(problem.task)
-    both = ((RETURN, True), (PRACTICE, False))
-    found = {name: problem.tasks.policy_gradient(problem.params, task, DISCOUNT, weights) for name, weights in both}
+    found = {
+        name: problem.tasks.policy_gradient(problem.params, tensors(problem.task), DISCOUNT, weights)
+        for name, weights in ((RETURN, True), (PRACTICE, False))
+    }
     return {name: -gradient["logits"].flatten() for name, gradient in found.items()}
 
 
-def row(problem: ExactProblem, credit: Credit, targets: dict[str, Tensor], samples: int) -> dict[str, Any]:
-    """One way to give credit, measured and judged."""
-    found = estimate(problem, credit, samples)
+def row(problem: ExactProblem, credit: Credit, targets: dict[str, Tensor], samples: int) -> Certificate:
+    """Measure and judge one way to give credit."""
+    source = dataclasses.replace(problem.source("ratio"), **credit._asdict())
+    found = problem.measure(source, Method(policy_gradient, Inner(sgd(0.1), 0)), samples, chunk=20_000)
     name = RETURN if credit.discount_weights else PRACTICE
     target = targets[name]
     along = float(found.mean @ target / target.square().sum())
@@ -87,12 +89,12 @@ def row(problem: ExactProblem, credit: Credit, targets: dict[str, Tensor], sampl
         "what": credit.label,
         "episodes": credit.episodes,
         "discount_weights": credit.discount_weights,
-        "normalized": credit.normalize,
+        "normalized": credit.normalize_advantages,
         "target": name,
         "expectation": found.mean.tolist(),
         "stderr": found.stderr.tolist(),
         "relative_std": found.std / abs(along) / float(target.norm()),
-        "relative_error": {key: relative(found.mean, value) for key, value in targets.items()},
+        "relative_error": {key: relative_error(found.mean, value) for key, value in targets.items()},
         "direction_error": float((found.mean / along - target).norm() / target.norm()),
         "direction_stderr": float((found.stderr / along).norm() / target.norm()),
         "projection": along,
@@ -102,30 +104,13 @@ def row(problem: ExactProblem, credit: Credit, targets: dict[str, Tensor], sampl
     }
 
 
-def estimate(problem: ExactProblem, credit: Credit, samples: int) -> Estimate:
-    """The expected gradient, in the papers' scale."""
-    source = ReinforcementLearning(
-        problem.tasks,
-        problem.policy,
-        episodes=credit.episodes,
-        discount=DISCOUNT,
-        discount_weights=credit.discount_weights,
-        baseline=credit.baseline,
-        cross_fit=credit.cross_fit,
-        normalize_advantages=credit.normalize,
-    )
-    method, horizon = Method(policy_gradient, Inner(sgd(0.1), 0)), problem.tasks.horizon
-    found = expected_update(source, problem.task, problem.params, method, samples, chunk=20_000)
-    return Estimate(horizon * found.mean, horizon * found.stderr, horizon * found.std, samples)
-
-
 def judge(credit: Credit, found: Estimate, target: Tensor) -> tuple[str, bool]:
-    """The verdict, and whether the row fails: one documented as unbiased is not, or a known bias is not seen."""
+    """The verdict, and whether the row fails: a documented unbiased one is biased, or a known bias is not seen."""
     off = found.off(target)
     if credit.is_unbiased:
         failed = abs(off) > LIMIT
         return (f"**FAILS**: {off:+.1f} SE" if failed else "unbiased"), failed
-    if credit.normalize:
+    if credit.normalize_advantages:
         return "in other units", False
     failed = credit.episodes == min(EPISODES) and abs(off) < SEEN
     return (f"**FAILS**: its bias is not seen, {off:+.1f} SE" if failed else "biased"), failed

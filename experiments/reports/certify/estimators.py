@@ -19,8 +19,8 @@ OTHER = {
 LINEAR = (*PULLED, *FIRST_ORDER, *SAMPLED, "sign_maml", "moreau", "reptile")  # in D_o and in D_h: may be enumerated
 
 
-class Setting(NamedTuple):
-    """One estimator."""
+class Estimator(NamedTuple):
+    """An outer update with its surrogate, options and number of inner steps."""
 
     update: str
     surrogate: str
@@ -29,13 +29,13 @@ class Setting(NamedTuple):
 
     @property
     def hessian_data(self) -> str:
-        """Where D_h comes from; empty for updates without one."""
-        own = {"multi_step_maml": "fresh", "e_maml": "reuse"}
-        return self.options.get("hessian_data", own.get(self.update, ""))
+        """The source of D_h; empty for updates without D_h."""
+        default = {"multi_step_maml": "fresh", "e_maml": "reuse"}
+        return self.options.get("hessian_data", default.get(self.update, ""))
 
     @property
     def label(self) -> str:
-        """The update's name with its baseline, where it has a choice."""
+        """The update's name and, unless it is "none", its baseline."""
         baseline = self.options.get("baseline", "none")
         return f"`{self.update}`" + (f", baseline {baseline}" if baseline != "none" else "")
 
@@ -44,10 +44,10 @@ class Setting(NamedTuple):
         return make_method(self.update, alpha, self.steps, **self.options)
 
 
-def settings(baselines: tuple[str, ...]) -> Iterator[Setting]:
+def enumerate_estimators(baselines: tuple[str, ...]) -> Iterator[Estimator]:
     """Every registered update with every surrogate and every choice of D_h and of these baselines."""
     varied = {**VARIED, "baseline": baselines}
     for update, surrogate in itertools.product(OUTER, SURROGATES):
         names = [name for name in varied if name in options(update)]
-        for chosen in itertools.product(*(varied[name] for name in names)):
-            yield Setting(update, surrogate, dict(zip(names, chosen, strict=True)))
+        for values in itertools.product(*(varied[name] for name in names)):
+            yield Estimator(update, surrogate, dict(zip(names, values, strict=True)))

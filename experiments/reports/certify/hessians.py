@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,30 +11,30 @@ from metarl import tree
 from metarl.envs.exact.enumeration import EnumeratedTaskBatch
 from metarl.envs.exact.policies import TabularSoftmax
 from metarl.envs.exact.tabular import two_state_problem
-from metarl.experiments.reports.certify.judging import EXACT, relative
+from metarl.experiments.reports.certify.certificates import EXACT, Certificate, relative_error
 from metarl.experiments.reports.certify.problems import LAMBDA, tensors
 from metarl.rl import SURROGATES
 from metarl.rl.surrogates import make_surrogate
 from metarl.types import Params
 
 
-def hessian_errors() -> list[dict[str, Any]]:
+def certify_hessians() -> list[Certificate]:
     """The relative error of every surrogate's expected Hessian on the tabular problem."""
     tasks, task, logits = two_state_problem()
     one, point = tensors(task), torch.as_tensor(logits)
-    exact = dense(lambda w: -tasks.expected_return(w, one) / tasks.horizon, point)
+    exact = dense_hessian(lambda w: -tasks.expected_return(w, one) / tasks.horizon, point)
     rows = []
     for name in SURROGATES:
         surrogate = make_surrogate(name, LAMBDA.get(name))
         oracle = EnumeratedTaskBatch(tasks, one, TabularSoftmax(2, 2).double(), surrogate, steps=0)
         batch = tree.take(oracle.draw({"logits": point[None]}, "hessian"), 0)
-        got = dense(functools.partial(oracle.loss, batch=batch), point)
-        error = relative(got, exact)
+        got = dense_hessian(functools.partial(oracle.loss, batch=batch), point)
+        error = relative_error(got, exact)
         rows.append({"surrogate": name, "relative_error": error, "failed": name == "dice" and error > EXACT})
     return rows
 
 
-def dense(loss: Callable[[Params], Tensor], logits: Tensor) -> Tensor:
+def dense_hessian(loss: Callable[[Params], Tensor], logits: Tensor) -> Tensor:
     """The Hessian `[P, P]` in the flattened logits."""
 
     def of_flat(flat: Tensor) -> Tensor:

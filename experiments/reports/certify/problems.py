@@ -1,4 +1,4 @@
-"""Two problems whose exact answers are known, with what every estimator is compared with: targets and expectations."""
+"""Two problems with exact answers: the targets of every estimator, and its expectation where it is known."""
 
 import functools
 from collections.abc import Callable
@@ -13,12 +13,13 @@ from torch.func import grad
 from metarl import tree
 from metarl.engine import Execution
 from metarl.envs.exact.enumeration import EnumeratedTaskBatch, sampled_objective, sampled_product
-from metarl.envs.exact.expected_update import product_form
+from metarl.envs.exact.expected_update import Estimate, expected_update, product_form
 from metarl.envs.exact.gaussian_bandit import GaussianBandit
 from metarl.envs.exact.policies import GaussianMean, TabularSoftmax
-from metarl.envs.exact.tabular import TabularMDP, two_state_problem
+from metarl.envs.exact.tabular import two_state_problem
 from metarl.envs.functional_tasks import FunctionalDistribution
-from metarl.experiments.reports.certify.estimators import FIRST_ORDER, LINEAR, PULLED, SAMPLED, Setting
+from metarl.experiments.reports.certify.estimators import FIRST_ORDER, LINEAR, PULLED, SAMPLED, Estimator
+from metarl.outer import Method
 from metarl.rl import SURROGATES, ReinforcementLearning
 from metarl.rl.surrogates import make_surrogate
 from metarl.types import Params, TaskParams
@@ -30,7 +31,7 @@ LAMBDA = {"loaded_dice": 0.5}
 PRODUCT, OBJECTIVE, PATH_PRODUCT = "product form", "sampled objective", "sampled product"
 
 
-class Exact(NamedTuple):
+class Expectation(NamedTuple):
     """An expectation without sampling error, and the standard deviation over inner data where it is known."""
 
     mean: Tensor  # [P]
@@ -39,7 +40,7 @@ class Exact(NamedTuple):
 
 @dataclass(frozen=True)
 class ExactProblem:
-    """What a row is computed on. Targets are in the papers' scale, the loss -J: ours, per step, times the horizon."""
+    """A task with exact answers. Targets are in the papers' scale, the loss -J: ours, per step, times the horizon."""
 
     name: str
     tasks: FunctionalDistribution
@@ -51,7 +52,7 @@ class ExactProblem:
     targets: dict[str, Tensor]  # [P]
     good_hessian: tuple[str, ...]  # surrogates whose expected Hessian is exact here
     product: str  # what independent factors with exact Hessians estimate
-    exact: Callable[[Setting], Exact | None]
+    expectation: Callable[[Estimator], Expectation | None]
     discount: float = 1.0
     discount_weights: bool = True  # without, nothing is unbiased for a discounted target
 
@@ -69,18 +70,29 @@ class ExactProblem:
             normalize_advantages=False,
         )
 
-    def claim(self, setting: Setting) -> str | None:
+    @functools.cached_property
+    def sources(self) -> dict[str, ReinforcementLearning]:
+        """The oracle of each surrogate, made once: its recorded functions serve every estimator."""
+        return {surrogate: self.source(surrogate) for surrogate in SURROGATES}
+
+    def measure(self, source: ReinforcementLearning, method: Method, samples: int, chunk: int = 100_000) -> Estimate:
+        """The expectation of a meta-gradient by Monte Carlo, in the papers' scale."""
+        found = expected_update(source, self.task, self.params, method, samples, chunk=chunk)
+        horizon = self.tasks.horizon
+        return Estimate(horizon * found.mean, horizon * found.stderr, horizon * found.std, samples)
+
+    def claim(self, estimator: Estimator) -> str | None:
         """The target the estimator is documented to be unbiased for."""
         if self.discount < 1 and not self.discount_weights:
             return None
-        if setting.update in SAMPLED:
+        if estimator.update in SAMPLED:
             return OBJECTIVE
-        unbiased = setting.update in PULLED and setting.hessian_data == "fresh"
-        return self.product if unbiased and setting.surrogate in self.good_hessian else None
+        unbiased = estimator.update in PULLED and estimator.hessian_data == "fresh"
+        return self.product if unbiased and estimator.surrogate in self.good_hessian else None
 
 
 def bandit(dimension: int = 1) -> ExactProblem:
-    """Actions a ~ N(w, I), reward -|a - c|^2, four of them in every batch; in each dimension c = 1.5, w = 0.3."""
+    """Actions a ~ N(w, I), reward -|a - c|^2, four actions in every batch; in each dimension c = 1.5, w = 0.3."""
     tasks, policy = GaussianBandit(dimension), GaussianMean(dimension).double()
     task = {"centre": np.full(dimension, CENTRE, np.float32)}
     params = {"mean": torch.full((dimension,), MEAN, dtype=torch.float64)}
@@ -94,86 +106,71 @@ def bandit(dimension: int = 1) -> ExactProblem:
     return ExactProblem("bandit", tasks, task, policy, params, ALPHA, ACTIONS, targets, good, PRODUCT, exact)
 
 
-def bandit_expectation(setting: Setting, objective: Tensor) -> Exact | None:
-    """E[G] on the one-dimensional bandit in closed form, where it has one.
+def bandit_expectation(estimator: Estimator, objective: Tensor) -> Expectation | None:
+    """E[G] on the one-dimensional bandit, for estimators with a closed form.
 
     With e ~ N(0, 1) and d = c - w, one action has the gradient g = e (e - d)^2 and the second derivative
     h = (e^2 - 1) (e - d)^2 for likelihood ratios, h = -(e - d)^2 for log-probabilities. Then
-    E[G] = (1 - alpha E[h]) 2 (E[w_1] - c) + 2 alpha^2 cov(h, g) / n, the covariance only where both have the same data.
+    E[G] = (1 - alpha E[h]) 2 (E[w_1] - c) + 2 alpha^2 cov(h, g) / n, the covariance only if both use the same data.
     """
     d = CENTRE - MEAN
-    if setting.update in SAMPLED:
-        return Exact(objective)
-    if setting.update == "reptile":
-        return Exact(torch.tensor([-2.0 * d * ALPHA], dtype=torch.float64))
+    if estimator.update in SAMPLED:
+        return Expectation(objective)
+    if estimator.update == "reptile":
+        return Expectation(torch.tensor([-2.0 * d * ALPHA], dtype=torch.float64))
     end = 2 * (MEAN + 2 * ALPHA * d - CENTRE)
-    if setting.update in (*FIRST_ORDER, "moreau"):  # one fixed-point step is FO-MAML
-        return Exact(torch.tensor([end], dtype=torch.float64))
-    if setting.update not in PULLED:
+    if estimator.update in (*FIRST_ORDER, "moreau"):  # one fixed-point step is FO-MAML
+        return Expectation(torch.tensor([end], dtype=torch.float64))
+    if estimator.update not in PULLED:
         return None
-    wrong = setting.surrogate == "reinforce"
+    wrong = estimator.surrogate == "reinforce"
     mean, covariance = (-(1 + d**2), 10 * d + 2 * d**3) if wrong else (2.0, -44 * d - 8 * d**3)
-    shared = 2 * ALPHA**2 * covariance / ACTIONS if setting.hessian_data == "reuse" else 0.0
-    return Exact(torch.tensor([(1 - ALPHA * mean) * end + shared], dtype=torch.float64))
+    shared = 2 * ALPHA**2 * covariance / ACTIONS if estimator.hessian_data == "reuse" else 0.0
+    return Expectation(torch.tensor([(1 - ALPHA * mean) * end + shared], dtype=torch.float64))
 
 
-def mdp(discount: float = 1.0, discount_weights: bool = True) -> ExactProblem:
+def mdp(discount: float = 1.0, discount_weights: bool = True, steps: int = 1) -> ExactProblem:
     """Two states, two actions, three steps (P3), one trajectory in every batch, tabular softmax, return to go.
 
-    The targets are those of the discounted return, whether its weights are used or not.
+    The targets, for `steps` inner steps, are those of the discounted return with or without `discount_weights`.
     """
     tasks, task, logits = two_state_problem()
     policy, params = TabularSoftmax(2, 2).double(), {"logits": torch.as_tensor(logits)}
-
-    def exact(setting: Setting) -> Exact | None:
-        return enumerated(setting, tasks, task, policy, params, discount, discount_weights)
-
-    alpha, targets = MDP_ALPHA * tasks.horizon, mdp_targets(tasks, task, params, 1, discount)
-    name = "mdp" if discount == 1 else "discounted"
-    return ExactProblem(
-        name, tasks, task, policy, params, alpha, 1, targets, ("dice",), PATH_PRODUCT, exact, discount, discount_weights
-    )
-
-
-def mdp_targets(
-    tasks: TabularMDP, task: TaskParams, params: Params, steps: int, discount: float = 1.0
-) -> dict[str, Tensor]:
-    """The three things an estimator may be compared with, exactly."""
     one, alpha = tensors(task), MDP_ALPHA * tasks.horizon
 
     def loss(w: Params) -> Tensor:
         return -tasks.expected_return(w, one, discount) / tasks.horizon
 
-    found = {
+    def expectation(estimator: Estimator) -> Expectation | None:
+        """E[G] through the update's own code: all inner trajectories, expected outer and Hessian data.
+
+        For an update that is not linear in these data (conjugate gradients are not), this is not the expectation.
+        """
+        if estimator.update not in LINEAR:
+            return None
+        surrogate = make_surrogate(estimator.surrogate, LAMBDA.get(estimator.surrogate))
+        execution = Execution(chunk_size=4096)
+        batch = EnumeratedTaskBatch(
+            tasks, one, policy, surrogate, estimator.steps, execution, discount, discount_weights
+        )
+        method = estimator.method(alpha)
+        grads = method.update(params, batch, method.inner).grads
+        mean = tasks.horizon * tree.flatten({k: v[None] for k, v in batch.expectation(grads).items()})[0]
+        return Expectation(mean, tasks.horizon * float(batch.deviation(grads)))
+
+    targets = {
         PRODUCT: product_form(loss, params, alpha, steps),
         OBJECTIVE: grad(lambda w: sampled_objective(tasks, one, w, alpha, steps, discount))(params),
         PATH_PRODUCT: sampled_product(tasks, one, params, alpha, steps, discount),
     }
-    return {name: tasks.horizon * w["logits"].flatten() for name, w in found.items()}
-
-
-def enumerated(
-    setting: Setting,
-    tasks: TabularMDP,
-    task: TaskParams,
-    policy: nn.Module,
-    params: Params,
-    discount: float = 1.0,
-    discount_weights: bool = True,
-) -> Exact | None:
-    """E[G] through the update's own code: all inner trajectories, expected outer and Hessian data.
-
-    Where an update is not known to be linear in these (conjugate gradients are not), this need not be its expectation.
-    """
-    if setting.update not in LINEAR:
-        return None
-    surrogate, execution = make_surrogate(setting.surrogate, LAMBDA.get(setting.surrogate)), Execution(chunk_size=4096)
-    one, steps = tensors(task), setting.steps
-    ways = EnumeratedTaskBatch(tasks, one, policy, surrogate, steps, execution, discount, discount_weights)
-    method = setting.method(MDP_ALPHA * tasks.horizon)
-    grads = method.update(params, ways, method.inner).grads
-    mean = tasks.horizon * tree.flatten({k: v[None] for k, v in ways.expectation(grads).items()})[0]
-    return Exact(mean, tasks.horizon * float(ways.deviation(grads)))
+    flat, name = (
+        {key: tasks.horizon * w["logits"].flatten() for key, w in targets.items()},
+        "mdp" if discount == 1 else "discounted",
+    )
+    weights = (discount, discount_weights)
+    return ExactProblem(
+        name, tasks, task, policy, params, alpha, 1, flat, ("dice",), PATH_PRODUCT, expectation, *weights
+    )
 
 
 def tensors(task: TaskParams) -> dict[str, Tensor]:

@@ -1,14 +1,14 @@
-"""Wrong formulas that published code has, each beside the right one. Both are measured by the same code."""
+"""Wrong formulas from published code, each next to the right one. Both are measured by the same code."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.func import grad, vmap
 
 from metarl import tree
 from metarl.derivatives import gradients, hessian_vector_products
-from metarl.experiments.reports.certify.judging import LIMIT, SEEN, measured
+from metarl.experiments.reports.certify.certificates import LIMIT, SEEN, Certificate
 from metarl.experiments.reports.certify.problems import ALPHA, OBJECTIVE, PRODUCT, ExactProblem, bandit
 from metarl.inner import adaptation_path, sgd
 from metarl.outer import Method, make_method
@@ -43,66 +43,71 @@ def mean_loss(tasks: TaskBatch, batch: Batch) -> Tensor:
 
 
 def mean_normalized_advantage(tasks: TaskBatch, batch: Batch) -> Tensor:
-    """Minus the mean of advantages that were made to have the mean zero."""
+    """Minus the mean of advantages that were normalised to mean zero."""
     return -normalized(batch["advantages"], batch["mask"])[0].mean((1, 2))
 
 
 class MeanOverDimensions(DiagonalGaussian):
-    """Log-probabilities averaged over action dimensions instead of summed: no log-probabilities any more."""
+    """Log-probabilities averaged over action dimensions instead of summed: not log-probabilities any more."""
 
     def log_prob(self, params: DistParams, actions: Tensor) -> Tensor:
         """Too small by the number of dimensions."""
         return super().log_prob(params, actions) / self.action_shape[0]
 
 
-class Pair(NamedTuple):
-    """A formula and a wrong version of it."""
+class Formula(NamedTuple):
+    """A right or a wrong formula for a target."""
 
     what: str
+    formula: str
+    right: bool
     problem: ExactProblem
     target: str
-    right: tuple[str, ReinforcementLearning, Method]
-    wrong: tuple[str, ReinforcementLearning, Method]
+    source: ReinforcementLearning
+    method: Method
 
 
-def pairs() -> list[Pair]:
-    """The wrong formulas that published code has."""
+def enumerate_formulas() -> list[Formula]:
+    """The wrong formulas, each after the right one."""
     one, two = bandit(), bandit(dimension=2)
     logs, summed, averaged = one.source("reinforce"), two.source("ratio"), two.source("ratio")
     averaged.actor.distribution = MeanOverDimensions(2)
     full, none, zero = (
         Method(with_score_term(weight), Inner(sgd(ALPHA))) for weight in (mean_loss, None, mean_normalized_advantage)
     )
-    maml = make_method("maml", ALPHA, 1)
-    right = "score term weighted with the mean loss", logs, full
+    maml, right = make_method("maml", ALPHA, 1), "score term weighted with the mean loss"
+    reuse, dimensions = "log-probability loss, inner batch reused", "log-probabilities in two dimensions"
+    weight = "weight of the score term"
     return [
-        Pair("log-probability loss, inner batch reused", one, OBJECTIVE, right, ("no score term", logs, none)),
-        Pair("log-probabilities in two dimensions", two, PRODUCT, ("sum", summed, maml), ("mean", averaged, maml)),
-        Pair("weight of the score term", one, OBJECTIVE, right, ("mean of normalised advantages", logs, zero)),
+        Formula(reuse, right, True, one, OBJECTIVE, logs, full),
+        Formula(reuse, "no score term", False, one, OBJECTIVE, logs, none),
+        Formula(dimensions, "sum", True, two, PRODUCT, summed, maml),
+        Formula(dimensions, "mean", False, two, PRODUCT, averaged, maml),
+        Formula(weight, right, True, one, OBJECTIVE, logs, full),
+        Formula(weight, "mean of normalised advantages", False, one, OBJECTIVE, logs, zero),
     ]
 
 
-def wrong_formulas(samples: int) -> list[dict[str, Any]]:
-    """Each pair measured: the right formula must pass, the wrong one must be seen to fail."""
-    rows = []
-    for pair in pairs():
-        for right, (formula, source, method) in ((True, pair.right), (False, pair.wrong)):
-            sample = measured(pair.problem, source, method, samples)
-            off = sample.off(pair.problem.targets[pair.target])
-            failed = abs(off) > LIMIT if right else abs(off) < SEEN
-            rows.append(
-                {
-                    "what": pair.what,
-                    "formula": formula,
-                    "right": right,
-                    "target": pair.target,
-                    "target_value": pair.problem.targets[pair.target].tolist(),
-                    "expectation": sample.mean.tolist(),
-                    "stderr": sample.stderr.tolist(),
-                    "std": sample.std,
-                    "samples": samples,
-                    "bias_in_se": off,
-                    "failed": failed,
-                }
-            )
-    return rows
+def certify_formulas(samples: int) -> list[Certificate]:
+    """Each formula measured: a right one must pass, a wrong one must be seen to fail."""
+    return [row(formula, samples) for formula in enumerate_formulas()]
+
+
+def row(formula: Formula, samples: int) -> Certificate:
+    """Measure and judge one formula."""
+    sample = formula.problem.measure(formula.source, formula.method, samples)
+    target = formula.problem.targets[formula.target]
+    off = sample.off(target)
+    return {
+        "what": formula.what,
+        "formula": formula.formula,
+        "right": formula.right,
+        "target": formula.target,
+        "target_value": target.tolist(),
+        "expectation": sample.mean.tolist(),
+        "stderr": sample.stderr.tolist(),
+        "std": sample.std,
+        "samples": samples,
+        "bias_in_se": off,
+        "failed": abs(off) > LIMIT if formula.right else abs(off) < SEEN,
+    }
