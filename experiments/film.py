@@ -33,7 +33,7 @@ from metarl.experiments import evaluate
 from metarl.experiments.common import cli
 from metarl.experiments.common.run import step_sizes
 from metarl.functional_call import call
-from metarl.inner import adapted
+from metarl.inner import adapt_stepwise
 from metarl.random import Stream, stream_generator
 from metarl.rl import ReinforcementLearning
 from metarl.rl.actions import clipper
@@ -145,7 +145,7 @@ def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments)
     assert isinstance(tasks, EnvDistribution)
     oracle = source.sample(given.tasks, stream_generator(given.seed, Stream.FILM))
     rules = learner.rules(step_sizes(learner, max(given.steps), "halved"))
-    after = list(adapted(learner.params, oracle, rules))
+    after = list(adapt_stepwise(learner.params, oracle, rules))
     scenes = []
     for t in range(given.tasks):
         task = {name: value[t] for name, value in oracle.task.items()}

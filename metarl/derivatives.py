@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
 from metarl.engine import Execution, Stacked
-from metarl.types import Batch, Loss, Params, TaskBatch
-from metarl.wrappers import report, unwrap
+from metarl.types import Batch, Loss, Params, SampledTaskBatch, TaskBatch
+from metarl.wrappers import first_task, gather, report, unwrap
 
 PLAIN = Execution()
 
@@ -58,6 +58,25 @@ def hessian_vector_products(
     return products
 
 
+def score_terms(tasks: TaskBatch, params: Params, batch: Batch, weights: Tensor) -> Params:
+    """`sum_tau weight_tau grad log p(tau; w_i)` for every task, over the trajectories tau of its sampled batch.
+
+    Args:
+        tasks: a task batch that says how it samples; see `as_sampled` for the error otherwise.
+        params: stacked `[T, ...]`.
+        batch: stacked.
+        weights: `[T, n]`, or `[T, 1]` for the same weight for all trajectories of a task.
+    """
+    log_likelihood = as_sampled(tasks).log_likelihood
+
+    def weighted(w: Params, data: Batch, weight: Tensor) -> Tensor:
+        return (weight * log_likelihood(w, data)).sum()
+
+    terms: Params = over_tasks(tasks, "score terms", grad(weighted), params, batch, weights)
+    report(tasks, "gradients", terms)
+    return terms
+
+
 def one_number(name: str, function: Loss) -> Loss:
     """`function` of one task, which must return a tensor of one number.
 
@@ -79,3 +98,25 @@ def scores(tasks: TaskBatch, params: Params, batch: Batch) -> Tensor:
     """The score of every task, `[T]`."""
     result: Tensor = over_tasks(tasks, "scores", one_number("score", tasks.score), params, batch)
     return result.detach()
+
+
+def as_sampled(tasks: TaskBatch) -> SampledTaskBatch:
+    """The task batch inside all wrappers, as one that says how it samples.
+
+    Raises:
+        ValueError: when it lacks the methods for that.
+    """
+    source = unwrap(tasks)
+    if not isinstance(source, SampledTaskBatch):
+        methods = ("frozen_loss", "log_likelihood", "objective")
+        missing = [name for name in methods if not hasattr(source, name)]
+        raise ValueError(
+            f"e_maml needs tasks with the methods {list(methods)}; {type(source).__name__} lacks {missing}"
+        )
+    return source
+
+
+def gather_tasks(tasks: TaskBatch, own: Tensor) -> tuple[Tensor, slice]:
+    """From the values of these tasks, `[t, ...]`, to those of the whole batch, `[T, ...]`, and where these are."""
+    first = first_task(tasks)
+    return gather(tasks, own), slice(first, first + len(own))

@@ -1,23 +1,25 @@
-"""Devices by name, the same for the library and the scripts."""
+"""Devices by name, for the library and the scripts."""
+
+import os
 
 import torch
 
-from metarl.processes import local_rank
+from metarl.errors import check_int
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """The device called `device`; `auto` is an accelerator where there is one, else the CPU.
+    """The device called `device`; `auto` is a GPU if one is available, else the CPU.
 
-    `cuda` without a number is the GPU that belongs to this process: its LOCAL_RANK.
+    `cuda` without a number is the GPU of this process, numbered LOCAL_RANK.
 
     Raises:
-        ValueError: for a device that torch does not know, or that is not there, with the ones that are.
+        ValueError: for a device that is unknown or not available; lists the available ones.
 
     >>> pick_device("cpu")
     device(type='cpu')
     """
     if not isinstance(device, str | torch.device):
-        raise _unknown(device, "a name or a torch.device is wanted")
+        raise _unknown(device, "it must be a name or a torch.device")
     name = str(device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,8 +33,23 @@ def pick_device(device: str | torch.device) -> torch.device:
     return picked
 
 
+def local_rank() -> int:
+    """The number of this process among the processes on its machine."""
+    return environment_number("LOCAL_RANK")
+
+
+def environment_number(name: str) -> int:
+    """The environment variable `name` as a number; 0 where it is not set.
+
+    Raises:
+        ValueError: when it is not a whole number.
+    """
+    text = os.environ.get(name, "0")
+    return check_int(name, int(text) if text.isdecimal() else text, minimum=0)
+
+
 def available() -> list[str]:
-    """Names of the devices that are there."""
+    """Names of the available devices."""
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *mps]
 

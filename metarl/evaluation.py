@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from metarl.derivatives import scores
-from metarl.inner import adapted
-from metarl.processes import ALONE, Processes
+from metarl.inner import adapt_stepwise
+from metarl.processes import ALONE, Processes, shard, share_of
 from metarl.statistics import confidence_interval
-from metarl.summation import total
-from metarl.tree import tree_map
+from metarl.tree import total, tree_map
 from metarl.types import Batch, Params, Role, Rule, TaskBatch
-from metarl.wrappers import CheckFinite, CountCost, TaskWrapper, sharded, share_of
+from metarl.wrappers import CheckFinite, CountCost, TaskWrapper
 
 
 class Evaluation(NamedTuple):
@@ -78,10 +77,10 @@ def evaluate(params: Params, tasks: TaskBatch, rules: Sequence[Rule], processes:
         rules: the inner rule of each step, so that step sizes may change.
         processes: who share the tasks; each gets the evaluation of all. Fewer tasks than processes are not shared.
     """
-    own = sharded(tasks, processes) if processes.size <= tasks.num_tasks else tasks
+    own = shard(tasks, processes) if processes.size <= tasks.num_tasks else tasks
     scoring, counting = CheckFinite(own), CountCost(CheckFinite(own))
     curve, costs = [], []
-    for w in adapted(tree_map(Tensor.detach, params), counting, rules):
+    for w in adapt_stepwise(tree_map(Tensor.detach, params), counting, rules):
         batch = scoring.draw(w, "outer")
         curve.append(scores(own, w, batch))
         costs.append(Counter({**dict.fromkeys([*own.cost(batch), "gradients"], 0), **counting.counts}))

@@ -119,46 +119,37 @@ def has_adjoint(rule: Rule) -> bool:
     return isinstance(rule, Elementwise) and rule.adjoint is not None
 
 
-class InnerStep(NamedTuple):
-    """One inner step of every task."""
+def adapt_stepwise(params: Params, tasks: TaskBatch, rules: Iterable[Rule]) -> Iterator[Params]:
+    """Adapt `params` (not stacked) to every task with one rule per step.
 
-    batch: Batch
-    grads: Params
-    params: Params  # after it, stacked
-
-
-def take_step(rule: Rule, tasks: TaskBatch, params: Params, anchor: Params) -> InnerStep:
-    """Draw data for all tasks at their *current* parameters `params`, and step."""
-    batch = tasks.draw(params, "inner")
-    grads = gradients(tasks, params, batch)
-    return InnerStep(batch, grads, inner_step(rule, params, grads, anchor))
-
-
-def adapted(params: Params, tasks: TaskBatch, rules: Iterable[Rule]) -> Iterator[Params]:
-    """`params` (not stacked) adapted to every task, stacked: before the first step and after each, a rule per step."""
+    Yields the stacked parameters before the first step and after each.
+    """
     w = anchor = broadcast(params, tasks.num_tasks)
     yield w
     for rule in rules:
-        w = take_step(rule, tasks, w, anchor).params
+        grads = gradients(tasks, w, tasks.draw(w, "inner"))
+        w = inner_step(rule, w, grads, anchor)
+        del grads  # free the memory before the next step
         yield w
 
 
 def adapt(params: Params, tasks: TaskBatch, inner: Inner) -> Params:
-    """`params` (not stacked: all tasks begin at the same point) adapted to every task, stacked `[T, ...]`."""
-    return deque(adapted(params, tasks, [inner.rule] * inner.steps), maxlen=1).pop()
+    """`params` (not stacked: all tasks start at the same point) adapted to every task, stacked `[T, ...]`."""
+    return deque(adapt_stepwise(params, tasks, [inner.rule] * inner.steps), maxlen=1).pop()
 
 
 def adaptation_path(
     params: Params, tasks: TaskBatch, inner: Inner, *, batches: bool = True, grads: bool = True
 ) -> AdaptationPath:
-    """The whole way to what `adapt` returns; `batches` and `grads`, the largest part of it, are kept where wanted."""
+    """All steps to the result of `adapt`. `batches` and `grads`, which take the most memory, are optional."""
     w = anchor = broadcast(params, tasks.num_tasks)
     path = AdaptationPath([w], [], [])
     for _ in range(inner.steps):
-        step = take_step(inner.rule, tasks, w, anchor)
-        w = step.params
+        batch = tasks.draw(w, "inner")  # at the current parameters of every task
+        step = gradients(tasks, w, batch)
+        w = inner_step(inner.rule, w, step, anchor)
         path.params.append(w)
-        path.batches.extend([step.batch] if batches else [])
-        path.grads.extend([step.grads] if grads else [])
-        del step  # what is not kept should not be there beside the next step
+        path.batches.extend([batch] if batches else [])
+        path.grads.extend([step] if grads else [])
+        del batch, step  # free the memory before the next step
     return path

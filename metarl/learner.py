@@ -35,15 +35,14 @@ from metarl.evaluation import Evaluation, ScoreBefore, evaluate, note_if_worse
 from metarl.inner import adapt
 from metarl.memory import check_fits
 from metarl.outer import Method, check_hessian, inner_defaults, make_method
-from metarl.processes import ALONE, Processes
+from metarl.processes import ALONE, Processes, shard, share_of
 from metarl.random import Stream, generator_state, restore_generator, stream_generator
 from metarl.settings import FixedSettings
 from metarl.signals import first_signal
 from metarl.state_dict import snapshot
-from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, averaged
-from metarl.summation import total
+from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, average
 from metarl.types import LearningSource, Params, Rule, TaskBatch, TaskSource
-from metarl.wrappers import CheckFinite, CountCost, check_finite, not_finite, sharded, share_of
+from metarl.wrappers import CheckFinite, CountCost, check_finite, find_non_finite
 
 
 class MetaLearner(FixedSettings):
@@ -339,20 +338,20 @@ class MetaLearner(FixedSettings):
 
     def _iterate(self) -> Metrics:
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
-        tasks = sharded(self.source.sample(self.meta_batch_size, self._rng), self.processes)
+        tasks = shard(self.source.sample(self.meta_batch_size, self._rng), self.processes)
         spent: Counter[str] = Counter()
         first = ScoreBefore(CheckFinite(CountCost(tasks, spent)))
         good = snapshot(self.outer_step.state_dict())
         try:
             stepped = self.outer_step(self.params, first, self._update)
-            for key, _ in not_finite(stepped.params):  # of no task
+            for key, _ in find_non_finite(stepped.params):  # of no task
                 raise NonFiniteError(f"parameters after the outer step {key}")
         except NonFiniteError as error:
             self.outer_step.load_state_dict(good)
             raise error.seen(iteration=self.iterations + 1) from error
         self.params = stepped.params
         if isinstance(self.source, LearningSource):
-            self.source.learn_from(tasks, lambda rows: self.processes.sum(total(rows)))
+            self.source.learn_from(tasks, lambda rows: self.processes.sum(tree.total(rows)))
         self.iterations += 1
         score_before, *counts = self.processes.sum(
             torch.tensor([first.total_score, *spent.values()], dtype=torch.float64)
@@ -364,7 +363,7 @@ class MetaLearner(FixedSettings):
         meta_grad = self.method.update(params, tasks, self.method.inner)
         share = share_of(tasks)
         check_finite(meta_grad.grads, "meta-gradient", share.first)
-        return averaged(meta_grad, share)
+        return average(meta_grad, share.mean)
 
     def _metrics(self, stepped: Stepped, score_before: float, start: float, steps_before: int) -> Metrics:
         name, meta_grad = self.source.score_name, stepped.meta_grad

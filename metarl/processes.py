@@ -1,8 +1,8 @@
-"""Training in several processes: each works on some of the tasks, and all know what came of all of them.
+"""Training in several processes: each computes a share of the tasks, and all get the results of all tasks.
 
-Every process runs the same program and samples the same tasks. It computes its own share of them, sums what it got, and
-everyone adds up everyone's sums in the same order (`metarl.summation`). So all processes hold the same parameters, bit
-for bit, and nothing else travels but a few numbers for the log.
+Every process runs the same program and samples the same tasks. It computes its own share of them and sums its results.
+All processes then add the sums of all in the same order (`metarl.tree.total`), so they hold the same parameters, bit
+for bit. Apart from these sums, they exchange only a few numbers for the log.
 """
 
 import os
@@ -20,24 +20,26 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from metarl.errors import check_int
-from metarl.summation import total
+from metarl.devices import environment_number, local_rank
+from metarl.tree import total
+from metarl.types import HasEqualLengths, Shardable, TaskBatch
+from metarl.wrappers import TaskWrapper
 
 T = TypeVar("T")
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells a process in its environment."""
+"""Environment variables that torchrun sets for each process."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together, seen from one of them; by default one alone, which needs no communication.
+    """The processes that train together, seen from one of them. The default is a single process.
 
-    Whatever is called here must be called by all of them, in the same order.
+    All processes must call the same methods in the same order.
 
     Args:
-        rank: the number of this process; the first one, 0, is the one that logs and saves.
-        size: how many there are.
+        rank: the number of this process; the first one, 0, logs and saves.
+        size: the number of processes.
 
     Raises:
         ConnectionError: by every method, when another process has ended.
@@ -52,7 +54,7 @@ class Processes:
         return self.rank == 0
 
     def gather(self, x: Tensor) -> Tensor:
-        """Everyone's `x`, in the order of the processes, `[size, *x.shape]`; the shape must be the same everywhere."""
+        """The `x` of every process, in their order, `[size, *x.shape]`; all must have the same shape."""
         if self.size == 1:
             return x[None]
         every = x.new_empty(self.size, *x.shape)
@@ -61,11 +63,12 @@ class Processes:
         return every
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of everyone's `x`: the upper part of the tree whose lower parts are `total` of everyone's rows."""
+        """The sum of `x` over the processes."""
+        # Each x is the root of a subtree (`total` of the process's own rows); this adds the levels above them.
         return x if self.size == 1 else total(self.gather(x))
 
     def gather_objects(self, value: T) -> list[T]:
-        """Everyone's `value`, in the order of the processes; for what is small and seldom."""
+        """The `value` of every process, in their order; for small values and rare calls."""
         if self.size == 1:
             return [value]
         every: list[T] = [value] * self.size
@@ -74,18 +77,18 @@ class Processes:
         return every
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true somewhere."""
+        """Whether `flag` is true in any process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))))
 
     def max(self, number: int) -> int:
-        """The greatest of everyone's numbers."""
+        """The largest `number` of all processes."""
         return number if self.size == 1 else int(self.gather(torch.tensor([number])).max())
 
     def together(self, function: Callable[[], T]) -> T:
-        """What `function` returns here.
+        """Call `function` and return its result in this process.
 
         Raises:
-            ValueError: in every process, when `function` raised one in any of them, or could not use a file or memory.
+            ValueError: in every process, when `function` failed in any of them: a bad value, a file, too little memory.
         """
         try:
             result, error = function(), None
@@ -95,13 +98,13 @@ class Processes:
             if self.size == 1:
                 raise
             error = str(found) or type(found).__name__
-        for found_by_one in self.gather_objects(error):
-            if found_by_one is not None:
-                raise ValueError(found_by_one)
+        for message in self.gather_objects(error):
+            if message is not None:
+                raise ValueError(message)
         return result
 
     def from_first(self, function: Callable[[], T]) -> T:
-        """What `function` returns in the first process, which alone calls it; on the CPU, and able to be pickled.
+        """Call `function` in the first process only and return its result in all; it must be picklable, on the CPU.
 
         Raises:
             ValueError: in every process, when `function` raised one.
@@ -114,17 +117,17 @@ class Processes:
 
 
 ALONE = Processes()
-"""One process."""
+"""A single process, which needs no communication."""
 
 
 class Share(NamedTuple):
-    """The part of T tasks that one process works on: those from `first` to before `last`.
+    """The tasks `first` ... `last` - 1 of T, which one process computes.
 
-    The shares are neighbours in the order of the processes, and differ by one task at most.
+    The shares follow each other in the order of the processes. Their sizes differ by at most one task.
     """
 
     processes: Processes
-    num_tasks: int  # T, of all processes
+    num_tasks: int  # T, in all processes
 
     @property
     def first(self) -> int:
@@ -133,34 +136,79 @@ class Share(NamedTuple):
 
     @property
     def last(self) -> int:
-        """The number after this share's last task."""
+        """The number after that of this share's last task."""
         return self._start(self.processes.rank + 1)
 
     def gather(self, own: Tensor) -> Tensor:
-        """One row for each own task, `[t, ...]`, to the rows of all tasks, `[T, ...]`."""
+        """From one row for each own task, `[t, ...]`, to the rows of all tasks, `[T, ...]`."""
         size = self.processes.size
-        missing = -(-self.num_tasks // size) - len(own)  # up to the largest share: what travels must be of one shape
+        missing = -(-self.num_tasks // size) - len(own)  # pad to the largest share: all processes send the same shape
         padded = torch.cat([own, own.new_zeros(missing, *own.shape[1:])])
         every = self.processes.gather(padded)  # [size, t, ...]
         return torch.cat([every[k, : self._start(k + 1) - self._start(k)] for k in range(size)])
 
     def mean(self, own: Tensor) -> Tensor:
-        """The mean over all T tasks of one row for each own task, `[t, ...]` to `[...]`."""
+        """The mean over all T tasks, `[...]`, from one row for each own task, `[t, ...]`."""
         return self.processes.sum(total(own)) / self.num_tasks
 
     def _start(self, rank: int) -> int:
         return rank * self.num_tasks // self.processes.size
 
 
-@contextmanager
-def joined() -> Iterator[Processes]:
-    """The processes that were started together, as torchrun says in the environment; without it, this one alone.
-
-    They talk over gloo about what is on the CPU and over NCCL about what is on GPUs; `cuda` means the GPU numbered
-    LOCAL_RANK from here on. The group is left at the end, however it comes.
+class ShardTasks(TaskWrapper):
+    """The share of `tasks` that one of several processes computes.
 
     Raises:
-        ValueError: when the environment says only half of it.
+        ValueError: when there are fewer tasks than processes, or the tasks cannot be sharded.
+    """
+
+    def __init__(self, tasks: TaskBatch, processes: Processes) -> None:
+        self.share = Share(processes, tasks.num_tasks)
+        if tasks.num_tasks < processes.size:
+            raise ValueError(f"{processes.size} processes need at least as many tasks, got {tasks.num_tasks}")
+        if not isinstance(tasks, Shardable):
+            raise ValueError(
+                f"tasks must have a method shard(first, last) -> TaskBatch to be trained in several processes "
+                f"(see metarl.types.Shardable), which {type(tasks).__name__} lacks"
+            )
+        super().__init__(tasks.shard(self.share.first, self.share.last))
+        if isinstance(self.tasks, HasEqualLengths):
+            self.tasks.agree = processes.max
+
+    @property
+    def first_task(self) -> int:
+        return self.share.first
+
+    def gather(self, own: Tensor) -> Tensor:
+        return self.share.gather(own)
+
+    def wrap(self, tasks: TaskBatch) -> TaskBatch:
+        return ShardTasks(tasks, self.share.processes)
+
+
+def shard(tasks: TaskBatch, processes: Processes) -> TaskBatch:
+    """This process's share of `tasks`; all of them for a single process."""
+    return tasks if processes.size == 1 else ShardTasks(tasks, processes)
+
+
+def share_of(tasks: TaskBatch) -> Share:
+    """Which tasks of the whole batch `tasks` are, and the processes that have the others."""
+    while isinstance(tasks, TaskWrapper):
+        if isinstance(tasks, ShardTasks):
+            return tasks.share
+        tasks = tasks.tasks
+    return Share(ALONE, tasks.num_tasks)
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes that torchrun started together, from the environment; without torchrun, this one alone.
+
+    Tensors on the CPU travel over gloo, tensors on GPUs over NCCL. Inside, `cuda` means the GPU numbered LOCAL_RANK.
+    The process leaves the group at the end, also after an error.
+
+    Raises:
+        ValueError: when some of torchrun's environment variables are missing or wrong.
         ConnectionError: when the others cannot be reached.
     """
     if not is_launched():
@@ -168,7 +216,7 @@ def joined() -> Iterator[Processes]:
         return
     if missing := [name for name in LAUNCHED if name not in os.environ]:
         raise ValueError(f"the environment must have all of {LAUNCHED}, as torchrun sets them, but lacks {missing}")
-    if _number("RANK") >= _number("WORLD_SIZE"):
+    if environment_number("RANK") >= environment_number("WORLD_SIZE"):
         found = f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']}"
         raise ValueError(f"RANK must be less than WORLD_SIZE in the environment, got {found}")
     if local_rank() < torch.cuda.device_count():
@@ -186,10 +234,9 @@ def joined() -> Iterator[Processes]:
 
 @cache
 def _nccl() -> dist.ProcessGroup:
-    """The group that talks about what is on GPUs, made when it is first needed.
+    """The group for tensors on GPUs, created at first use.
 
-    It is not part of the default group: with one that had both, a process was once seen to wait for another that had
-    left.
+    It is separate from the default group: with one group for both, a process once waited for another that had left.
 
     Raises:
         ValueError: where torch was built without NCCL.
@@ -200,11 +247,11 @@ def _nccl() -> dist.ProcessGroup:
 
 
 def _new_name(store: Store, rank: int, size: int) -> str:
-    """A name for this group that no earlier one in `store` has had, the same in all of its processes.
+    """A new name for this group, the same in all its processes and unlike all earlier ones in `store`.
 
-    torchrun may keep its store when it starts processes again, with the addresses of those that were killed, and its
-    count of restarts is not the same on all nodes (pytorch issue 135712). So each process says a word that is new, and
-    the first one answers to it with the name; it goes on until all those have thanked it that are alive.
+    After a restart torchrun may keep its store, with the addresses of killed processes, and its count of restarts can
+    differ between nodes (pytorch issue 135712). So each process writes a new word, and the first process answers each
+    word with the name. It repeats this until every live process has thanked it.
     """
     word = uuid.uuid4().hex
     if rank > 0:
@@ -222,35 +269,25 @@ def _new_name(store: Store, rank: int, size: int) -> str:
 
 
 def is_launched() -> bool:
-    """Whether this process was started by torchrun or the like."""
+    """Whether torchrun or a similar launcher started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def local_rank() -> int:
-    """The number of this process among those of its machine."""
-    return _number("LOCAL_RANK")
-
-
 def restarts() -> int:
-    """How often torchrun has started the processes of this machine again, after one of them had failed."""
-    return _number("TORCHELASTIC_RESTART_COUNT")
+    """How often torchrun has restarted the processes of this machine after a failure."""
+    return environment_number("TORCHELASTIC_RESTART_COUNT")
 
 
 def launch() -> str | None:
-    """The name of the call of torchrun that started this process; the same on all machines and after restarts."""
+    """The name of the torchrun call that started this process; the same on all machines and after restarts."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return None if name == "none" else name
-
-
-def _number(name: str) -> int:
-    text = os.environ.get(name, "0")
-    return check_int(name, int(text) if text.isdecimal() else text, minimum=0)
 
 
 @contextmanager
 def _as_connection_errors() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # what the back ends raise when the other side is gone
+    except RuntimeError as error:  # the back ends raise it when the other side is gone
         reason = str(error).strip().split("\n")[0]
         raise ConnectionError(f"another process has ended or cannot be reached ({reason})") from error

@@ -1,12 +1,13 @@
 """Arithmetic on parameters as values, and on stacked batches of them."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from metarl.processes import ALONE, Share
-from metarl.types import Params
+Params: TypeAlias = dict[str, Tensor]
+"""Parameters as a value: never changed in place."""
 
 
 def tree_map(function: Callable[..., Tensor], *trees: Mapping[str, Tensor]) -> Params:
@@ -49,17 +50,43 @@ def take(stacked: Mapping[str, Tensor], index: int) -> Params:
     return tree_map(lambda leaf: leaf[index], stacked)
 
 
-def mean(stacked: Params, share: Share | None = None) -> Params:
-    """The mean over tasks; where they are the `share` of a process, over those of all processes.
+def total(rows: Tensor) -> Tensor:
+    """The sum of `rows` `[n, ...]` over the first dimension, in an order that several processes can share.
 
-    Leaves of the same dtype travel together.
+    The order is a binary tree. With n = 2^m q and q odd, 2^m blocks of q neighbours are summed first, then pairs of
+    neighbouring blocks, m times. Any 2^k neighbouring blocks are a whole subtree: if 2^j processes with equal shares
+    each sum their own rows, the total of their sums is the total of all rows, bit for bit.
+
+    Example:
+        >>> rows = torch.rand(12, 5)
+        >>> bool((total(torch.stack([total(rows[:6]), total(rows[6:])])) == total(rows)).all())
+        True
     """
-    share = share or Share(ALONE, len(next(iter(stacked.values()))))
+    blocks = len(rows) & -len(rows)  # the largest power of two that divides n
+    return _add_pairs(_add_pairs(rows.reshape(blocks, len(rows) // blocks, *rows.shape[1:]).movedim(1, 0)))
+
+
+def _add_pairs(rows: Tensor) -> Tensor:
+    """Add neighbours until one row is left. These are additions of whole tensors: shapes do not change the rounding."""
+    while len(rows) > 1:
+        even = len(rows) // 2 * 2
+        pairs = rows[0:even:2] + rows[1:even:2]
+        rows = pairs if even == len(rows) else torch.cat([pairs, rows[even:]])
+    return rows[0]
+
+
+def mean_rows(rows: Tensor) -> Tensor:
+    """The mean of `rows` `[n, ...]` over the first dimension, summed as `total` does."""
+    return total(rows) / len(rows)
+
+
+def mean(stacked: Params, mean_rows: Callable[[Tensor], Tensor] = mean_rows) -> Params:
+    """The mean over tasks. `mean_rows` takes `[T, P]` to `[P]`; leaves of the same dtype go through it together."""
     means: Params = {}
     for dtype in {leaf.dtype: None for leaf in stacked.values()}:  # in the same order everywhere
         part = {key: leaf for key, leaf in stacked.items() if leaf.dtype == dtype}
-        row = share.mean(flatten(part))[None]  # [1, P]
-        means |= tree_map(lambda leaf: leaf[0], unflatten(row, {key: leaf[:1] for key, leaf in part.items()}))
+        row = mean_rows(flatten(part))[None]  # [1, P]
+        means |= take(unflatten(row, {key: leaf[:1] for key, leaf in part.items()}), 0)
     return {key: means[key] for key in stacked}
 
 

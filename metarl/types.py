@@ -16,8 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Params: TypeAlias = dict[str, Tensor]
-"""Parameters as a value: never changed in place."""
+from metarl.tree import Params as Params
 
 Batch: TypeAlias = dict[str, Tensor]
 """The data of one draw. What an oracle puts in, only its own `loss` and `score` look at."""
@@ -41,33 +40,47 @@ class TaskBatch(Protocol):
     def draw(self, params: Params, role: Role) -> Batch:
         """Fresh data for every task at its own parameters; stacked in, stacked out, no gradient."""
 
-    def loss(self, params: Params, batch: Batch) -> Tensor:
+    def loss(self, params: Params, batch: Batch, /) -> Tensor:
         """The loss of ONE task, a scalar; pure and twice differentiable."""
 
-    def score(self, params: Params, batch: Batch) -> Tensor:
-        """What people plot, for ONE task: mean return, accuracy, minus the squared error."""
+    def score(self, params: Params, batch: Batch, /) -> Tensor:
+        """The score of ONE task that people plot: mean return, accuracy, minus the squared error."""
 
     def cost(self, batch: Batch) -> Mapping[str, int]:
-        """What a drawn batch cost, in the units convergence is plotted against (`samples`, `env_steps`)."""
+        """The cost of a batch, in the units of convergence plots (`samples`, `env_steps`)."""
 
 
 @runtime_checkable
 class Shardable(Protocol):
-    """What tasks must offer besides to be trained in several processes."""
+    """What a task batch also needs for training in several processes."""
 
     def shard(self, first: int, last: int) -> TaskBatch:
         """The tasks `first` ... `last` - 1, which draw bit for bit what they draw as part of the whole batch.
 
-        The whole is not drawn from afterwards.
+        The whole batch is not drawn from afterwards.
         """
 
 
 @runtime_checkable
 class HasEqualLengths(Protocol):
-    """Tasks whose arrays have a length that follows from the data, and is to be the same in all processes."""
+    """A task batch with arrays whose length follows from the data and must be the same in all processes."""
 
     agree: Callable[[int], int]
-    """From the length needed here to the greatest that is needed anywhere."""
+    """From the length needed here to the largest needed in any process."""
+
+
+@runtime_checkable
+class SampledTaskBatch(Protocol):
+    """What a task batch also needs for E-MAML: how it samples. All three methods are of ONE task, as `loss` is."""
+
+    def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
+        """The loss whose gradient is the inner step's, as a function of `params` with the batch held fixed."""
+
+    def log_likelihood(self, params: Params, batch: Batch) -> Tensor:
+        """The log-probability of each sampled trajectory, `[n]`; zero where it does not depend on `params`."""
+
+    def objective(self, batch: Batch) -> Tensor:
+        """The objective that the loss's gradient descends, as each trajectory samples it, `[n]`."""
 
 
 class TaskSource(Protocol):

@@ -1,7 +1,7 @@
-"""Oracles that wrap another one.
+"""Wrappers around a batch of tasks.
 
-`draw` is the only impure door to a batch of tasks, so recording, replaying, counting and checking are each a few lines,
-and no outer update knows about them.
+Only `draw` has side effects, so a wrapper that records, replays, counts or checks needs a few lines, and no outer
+update knows about it.
 """
 
 import math
@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from metarl.errors import LOOK_AT_DATA, SMALLER_STEPS, NonFiniteError
-from metarl.processes import ALONE, Processes, Share
-from metarl.types import Batch, HasEqualLengths, Params, Role, Shardable, TaskBatch
+from metarl.types import Batch, Loss, Params, Role, TaskBatch
 
 Derivative: TypeAlias = Literal["gradients", "hessian_vector_products"]
 
 
 class TaskWrapper:
-    """An oracle that passes everything on to `tasks`; the base of the ones below."""
+    """Passes everything on to `tasks`; the base class of all wrappers."""
 
     def __init__(self, tasks: TaskBatch) -> None:
         self.tasks = tasks
@@ -34,20 +33,35 @@ class TaskWrapper:
         """What the losses and scores read (see `metarl.engine.frozen`)."""
         return self.tasks
 
+    @property
+    def loss(self) -> Loss:
+        return self.tasks.loss
+
+    @property
+    def score(self) -> Loss:
+        return self.tasks.score
+
     def draw(self, params: Params, role: Role) -> Batch:
         return self.tasks.draw(params, role)
-
-    def loss(self, params: Params, batch: Batch) -> Tensor:
-        return self.tasks.loss(params, batch)
-
-    def score(self, params: Params, batch: Batch) -> Tensor:
-        return self.tasks.score(params, batch)
 
     def cost(self, batch: Batch) -> Mapping[str, int]:
         return self.tasks.cost(batch)
 
     def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
-        """Called once for every derivative that was taken of all tasks."""
+        """Called once for every derivative of all tasks."""
+
+    def wrap(self, tasks: TaskBatch) -> TaskBatch:
+        """Other `tasks` in a wrapper like this one, for `wrap_like`; by default they are returned as they are."""
+        return tasks
+
+    @property
+    def first_task(self) -> int:
+        """The number of the first task in the whole batch: other processes may have the tasks before it."""
+        return first_task(self.tasks)
+
+    def gather(self, own: Tensor) -> Tensor:
+        """From one row for each of these tasks, `[t, ...]`, to the rows of the whole batch, `[T, ...]`."""
+        return gather(self.tasks, own)
 
 
 def report(tasks: TaskBatch, kind: Derivative, result: Params, losses: Tensor | None = None) -> None:
@@ -58,49 +72,29 @@ def report(tasks: TaskBatch, kind: Derivative, result: Params, losses: Tensor | 
 
 
 def unwrap(tasks: TaskBatch) -> TaskBatch:
-    """The oracle behind all wrappers."""
+    """The task batch inside all wrappers."""
     while isinstance(tasks, TaskWrapper):
         tasks = tasks.tasks
     return tasks
 
 
-class Sharded(TaskWrapper):
-    """The share that one of several processes has of `tasks`.
-
-    Raises:
-        ValueError: when there are fewer tasks than processes, or the tasks cannot be shared.
-    """
-
-    def __init__(self, tasks: TaskBatch, processes: Processes) -> None:
-        self.share = Share(processes, tasks.num_tasks)
-        if tasks.num_tasks < processes.size:
-            raise ValueError(f"{processes.size} processes need at least as many tasks, got {tasks.num_tasks}")
-        if not isinstance(tasks, Shardable):
-            raise ValueError(
-                f"tasks must have a method shard(first, last) -> Tasks to be trained in several processes "
-                f"(see metarl.types.Shardable), which {type(tasks).__name__} lacks"
-            )
-        super().__init__(tasks.shard(self.share.first, self.share.last))
-        if isinstance(self.tasks, HasEqualLengths):
-            self.tasks.agree = processes.max
+def first_task(tasks: TaskBatch) -> int:
+    """The number of the first of `tasks` in the whole batch; 0 unless several processes share the batch."""
+    return tasks.first_task if isinstance(tasks, TaskWrapper) else 0
 
 
-def sharded(tasks: TaskBatch, processes: Processes) -> TaskBatch:
-    """This process's share of `tasks`; where it is alone, all of them."""
-    return tasks if processes.size == 1 else Sharded(tasks, processes)
+def gather(tasks: TaskBatch, own: Tensor) -> Tensor:
+    """From one row for each of `tasks`, `[t, ...]`, to the rows of the whole batch, `[T, ...]`."""
+    return tasks.gather(own) if isinstance(tasks, TaskWrapper) else own
 
 
-def share_of(tasks: TaskBatch) -> Share:
-    """Which of all tasks `tasks` are, and how to reach the others."""
-    while isinstance(tasks, TaskWrapper):
-        if isinstance(tasks, Sharded):
-            return tasks.share
-        tasks = tasks.tasks
-    return Share(ALONE, tasks.num_tasks)
+def wrap_like(new: TaskBatch, tasks: TaskBatch) -> TaskBatch:
+    """`new` tasks, sharded, counted in the same counts and checked where `tasks` are, and not wrapped otherwise."""
+    return tasks.wrap(wrap_like(new, tasks.tasks)) if isinstance(tasks, TaskWrapper) else new
 
 
 class TaskSlice(TaskWrapper):
-    """The tasks `first` ... `last` - 1, cut out of what is drawn for all: data may not depend on parameters."""
+    """The tasks `first` ... `last` - 1, cut out of a draw for all tasks: data must not depend on the parameters."""
 
     def __init__(self, tasks: TaskBatch, first: int, last: int) -> None:
         super().__init__(tasks)
@@ -115,7 +109,7 @@ class TaskSlice(TaskWrapper):
 
 
 class RecordedDraw(NamedTuple):
-    """One draw as it was recorded."""
+    """The role, parameters and batch of one draw."""
 
     role: Role
     params: Params
@@ -123,7 +117,7 @@ class RecordedDraw(NamedTuple):
 
 
 class RecordDraws(TaskWrapper):
-    """Keeps what was drawn, in order, in `draws`."""
+    """Keeps all draws, in order, in `draws`."""
 
     def __init__(self, tasks: TaskBatch) -> None:
         super().__init__(tasks)
@@ -136,10 +130,10 @@ class RecordDraws(TaskWrapper):
 
 
 class ReplayDraws(TaskWrapper):
-    """Gives recorded batches back in the same order, at whatever parameters it is asked.
+    """Returns recorded batches in the same order, whatever the parameters.
 
     Raises:
-        LookupError: when a draw is asked for that was not recorded at this place.
+        LookupError: when the next draw was not recorded, or had another role.
     """
 
     def __init__(self, tasks: TaskBatch, draws: Iterable[RecordedDraw]) -> None:
@@ -148,16 +142,16 @@ class ReplayDraws(TaskWrapper):
 
     def draw(self, params: Params, role: Role) -> Batch:
         if not self._draws:
-            raise LookupError(f"the recording has ended, but another {role!r} batch was asked for")
+            raise LookupError(f"the recording has ended, but another {role!r} batch was requested")
         if self._draws[0].role != role:
-            raise LookupError(f"the next recorded batch is {self._draws[0].role!r}, but {role!r} was asked for")
+            raise LookupError(f"the next recorded batch is {self._draws[0].role!r}, but {role!r} was requested")
         return self._draws.popleft().batch
 
 
 class CountCost(TaskWrapper):
-    """Counts gradients, Hessian-vector products and what draws cost: the x-axes of the convergence theorems.
+    """Counts gradients, Hessian-vector products and the cost of draws: the x-axes of the convergence theorems.
 
-    A gradient of T tasks counts T. `counts` may be shared by many oracles, so that a run adds up.
+    A gradient of T tasks counts T. Several task batches may share `counts`, so that a run adds up.
     """
 
     def __init__(self, tasks: TaskBatch, counts: Counter[str] | None = None) -> None:
@@ -172,17 +166,20 @@ class CountCost(TaskWrapper):
     def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
         self.counts[kind] += self.num_tasks
 
+    def wrap(self, tasks: TaskBatch) -> TaskBatch:
+        return CountCost(tasks, self.counts)
+
 
 class CheckFinite(TaskWrapper):
     """Stops at the first NaN or infinity in parameters, data, losses or derivatives.
 
     Raises:
-        NonFiniteError: naming the quantity and the first task it was seen in.
+        NonFiniteError: naming the quantity and the first task with it.
     """
 
     def __init__(self, tasks: TaskBatch) -> None:
         super().__init__(tasks)
-        self._first = share_of(tasks).first
+        self._first = first_task(tasks)
 
     def draw(self, params: Params, role: Role) -> Batch:
         check_finite(params, f"parameters the {role!r} batch is drawn at", self._first)
@@ -195,32 +192,23 @@ class CheckFinite(TaskWrapper):
             check_finite({"": losses}, "loss", self._first)
         check_finite(result, kind.replace("_", " ").removesuffix("s"), self._first)
 
-
-def wrap_like(new: TaskBatch, tasks: TaskBatch) -> TaskBatch:
-    """`new` tasks, shared, counted in the same counts and checked where `tasks` are; no other wrapper is taken over."""
-    if not isinstance(tasks, TaskWrapper):
-        return new
-    within = wrap_like(new, tasks.tasks)
-    if isinstance(tasks, Sharded):
-        return sharded(within, tasks.share.processes)
-    if isinstance(tasks, CountCost):
-        return CountCost(within, tasks.counts)
-    return CheckFinite(within) if isinstance(tasks, CheckFinite) else within
+    def wrap(self, tasks: TaskBatch) -> TaskBatch:
+        return CheckFinite(tasks)
 
 
 def check_finite(stacked: Mapping[str, Tensor], quantity: str, first: int = 0, advice: str = SMALLER_STEPS) -> None:
-    """Raise `NonFiniteError` naming the first leaf and task of `stacked` that is not finite; tasks begin at `first`."""
-    for key, leaf in not_finite(stacked):
+    """Raise a `NonFiniteError` that names the first non-finite leaf and task of `stacked`; `first` is added to it."""
+    for key, leaf in find_non_finite(stacked):
         bad = ~torch.isfinite(leaf).flatten(1).all(1) if leaf.ndim > 1 else ~torch.isfinite(leaf)
         raise NonFiniteError(f"{quantity} {key}".rstrip(), task=first + int(bad.nonzero()[0]), advice=advice)
 
 
-def not_finite(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The leaves with a NaN or an infinity, and their names."""
+def find_non_finite(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The names and leaves that have a NaN or an infinity."""
     leaves = {key: leaf for key, leaf in stacked.items() if leaf.is_floating_point() and leaf.numel()}
     if not leaves:
         return
-    # A sum is finite only if all its terms are, and takes no time; one that overflows is looked at again.
+    # A sum is fast, and finite only if all its terms are. It may overflow, so a leaf is checked again below.
     sums = [leaf.sum() for leaf in leaves.values()]
     if sums[0].device.type != "cpu":
         sums = [torch.stack([x.float() for x in sums]).sum()]  # one synchronisation

@@ -18,35 +18,20 @@ objective of the task's *other trajectories* in D_j.
 On data that do not depend on the parameters the score term is zero, and this is MAML with `reuse`.
 """
 
-from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Literal, TypeAlias
 
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
-from metarl.derivatives import gradients, hessian_vector_products, over_tasks, scores
+from metarl.derivatives import as_sampled, gather_tasks, gradients, hessian_vector_products, score_terms, scores
 from metarl.errors import check_choice
 from metarl.inner import adaptation_path, has_adjoint, sgd
 from metarl.outer.pull_back import pull_back
 from metarl.outer.registry import Method, register
 from metarl.tree import add
 from metarl.types import Batch, Inner, MetaGrad, Params, TaskBatch
-from metarl.wrappers import report, share_of, unwrap
 
 ScoreBaseline: TypeAlias = Literal["none", "tasks", "trajectories"]
-
-
-@runtime_checkable
-class SampledTaskBatch(Protocol):
-    """What an oracle must say about how it samples. All three are of ONE task, as `loss` is."""
-
-    def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
-        """The loss whose gradient is the inner step's, as a function of `params` with the batch held fixed."""
-
-    def log_likelihood(self, params: Params, batch: Batch) -> Tensor:
-        """The log-probability of each sampled trajectory, `[n]`; zero where it does not depend on `params`."""
-
-    def objective(self, batch: Batch) -> Tensor:
-        """What the loss's gradient descends, as each trajectory samples it, `[n]`."""
 
 
 @register("e_maml")
@@ -55,24 +40,23 @@ def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseli
     check_choice("baseline", baseline, ("none", "tasks", "trajectories"))
 
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
-        source = sampled(tasks)
+        sampled = as_sampled(tasks)
         path = adaptation_path(params, tasks, inner, grads=not has_adjoint(inner.rule))
         end = path.params[-1]
         batch = tasks.draw(end, "outer")
-        outcome = vmap(source.objective)(batch).mean(1)  # [T]
-        if baseline == "tasks":
-            share = share_of(tasks)  # other processes may have the other tasks
-            outcome = outcome - mean_of_others(share.gather(outcome))[share.first : share.last]
 
-        def score_term(w: Params, data: Batch, value: Tensor) -> Params:
-            weights = value - (mean_of_others(source.objective(data)) if baseline == "trajectories" else 0.0)
-            return cast(Params, grad(lambda v: (weights * source.log_likelihood(v, data)).sum())(w))
+        # how adaptation ended, as the weight of all inner trajectories of a task
+        outcome = vmap(sampled.objective)(batch).mean(1)  # [T]
+        if baseline == "tasks":
+            everyone, own = gather_tasks(tasks, outcome)
+            outcome = outcome - mean_of_others(everyone)[own]
 
         def multiply(tasks: TaskBatch, w: Params, data: Batch, u: Params) -> Params:
-            through_step = hessian_vector_products(tasks, w, data, u, source.frozen_loss)
-            terms: Params = over_tasks(tasks, f"score terms ({baseline})", score_term, w, data, outcome)
-            report(tasks, "gradients", terms)
-            return add(through_step, terms)
+            through_step = hessian_vector_products(tasks, w, data, u, sampled.frozen_loss)
+            weights = outcome[:, None]  # [T, 1]
+            if baseline == "trajectories":
+                weights = weights - vmap(mean_of_others)(vmap(sampled.objective)(data))  # [T, n]
+            return add(through_step, score_terms(tasks, w, data, weights))
 
         grads = pull_back(tasks, path, inner, gradients(tasks, end, batch), multiply, "reuse")
         return MetaGrad(grads, scores(tasks, end, batch))
@@ -84,22 +68,6 @@ def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseli
         min_episodes=2 if baseline == "trajectories" else 1,
         differentiates_twice=True,
     )
-
-
-def sampled(tasks: TaskBatch) -> SampledTaskBatch:
-    """The oracle behind all wrappers, which says how it samples.
-
-    Raises:
-        ValueError: when it does not.
-    """
-    source = unwrap(tasks)
-    if not isinstance(source, SampledTaskBatch):
-        methods = ("frozen_loss", "log_likelihood", "objective")
-        missing = [name for name in methods if not hasattr(source, name)]
-        raise ValueError(
-            f"e_maml needs tasks with the methods {list(methods)}; {type(source).__name__} lacks {missing}"
-        )
-    return source
 
 
 def mean_of_others(x: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Reinforcement learning as an oracle: task-batched rollouts, advantages, surrogate losses."""
 
-from metarl.checker import TaskDistributionError, check_task_distribution
 from metarl.engine.actor import Actor
 from metarl.rl.distributions import ActionDistribution, Categorical, DiagonalGaussian, SquashedGaussian
 from metarl.rl.normalization import NormalizedPolicy
@@ -18,7 +17,5 @@ __all__ = [
     "RLTaskBatch",
     "ReinforcementLearning",
     "SquashedGaussian",
-    "TaskDistributionError",
-    "check_task_distribution",
     "policy_params",
 ]

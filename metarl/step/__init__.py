@@ -1,6 +1,6 @@
 """Outer steps: how a meta-gradient moves the parameters."""
 
-from metarl.step.mean_grad import MeanGrad, averaged
+from metarl.step.mean_grad import MeanGrad, average
 from metarl.step.optimizer import OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, Update
 
 __all__ = [
@@ -11,5 +11,5 @@ __all__ = [
     "Schedule",
     "Stepped",
     "Update",
-    "averaged",
+    "average",
 ]

@@ -32,14 +32,14 @@ class Stepped(NamedTuple):
 
 
 Update: TypeAlias = Callable[[Params, TaskBatch], MeanGrad]
-"""From parameters and tasks to the meta-gradient there: an `OuterUpdate` averaged over all tasks."""
+"""From parameters and tasks to the meta-gradient there: an `OuterUpdate`, averaged over all tasks."""
 
 
 class OuterStep(Protocol):
     """How a meta-gradient moves w. `update` may be called at several points, on the same or on replayed draws.
 
     With several processes, `tasks` are this one's and what `update` returns is everyone's. A step must be the same in
-    all of them: whatever else it looks at, it gathers from all (`metarl.wrappers.share_of`).
+    all of them: whatever else it looks at, it gathers from all (`metarl.processes.share_of`).
     """
 
     def __call__(self, params: Params, tasks: TaskBatch, update: Update) -> Stepped:

@@ -14,12 +14,13 @@ from torch.func import vmap
 from metarl import tree
 from metarl.derivatives import gradients
 from metarl.errors import check_int
+from metarl.processes import share_of
 from metarl.random import Stream, generator_state, restore_generator, stream_generator
 from metarl.state_dict import check_like
 from metarl.step.optimizer import Stepped, Update
 from metarl.theory.step_size import StepSizeRule
 from metarl.types import Params, TaskBatch, TaskSource
-from metarl.wrappers import share_of, wrap_like
+from metarl.wrappers import wrap_like
 
 
 class AdaptiveStep:

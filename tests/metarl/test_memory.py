@@ -20,7 +20,7 @@ from metarl.callbacks import Callback, Metrics
 from metarl.envs import Navigation
 from metarl.evaluation import evaluate
 from metarl.experiments.reports.benchmark.measure import alone
-from metarl.inner import adapted, sgd
+from metarl.inner import adapt_stepwise, sgd
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.networks import mlp
 from metarl.supervised.sinusoid import Sinusoids
@@ -125,7 +125,7 @@ def test_evaluation_builds_no_graph(name: str) -> None:
     params = source.initial_params()
     tasks = Graphless(source.sample(2, np.random.default_rng(0)))
     tasks.refuse_graphs(evaluate(params, tasks, rules).scores)
-    for w in adapted(params, tasks, rules):
+    for w in adapt_stepwise(params, tasks, rules):
         tasks.refuse_graphs(*w.values())
     assert tasks.looked_at > 7 * len(params)
 

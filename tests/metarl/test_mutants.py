@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metarl import Inner, MetaGrad, Method, adapt, make_method
-from metarl.derivatives import gradients, hessian_vector_products
+from metarl.derivatives import as_sampled, gradients, hessian_vector_products
 from metarl.inner import adaptation_path, sgd
 from metarl.outer import outer_gradient
-from metarl.outer.e_maml import sampled as sampled_tasks
 from metarl.outer.hf_maml import central_difference, relative_length
 from metarl.outer.imaml import conjugate_gradients
 from metarl.tree import add_scaled, broadcast, flatten, mean, subtract, tree_map, unflatten
@@ -227,7 +226,7 @@ def sampled(
     pull: bool = True,
 ) -> OuterUpdate:
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
-        source = sampled_tasks(tasks)
+        source = as_sampled(tasks)
         path = adaptation_path(params, tasks, inner)
         batch = tasks.draw(path.params[-1], "outer")
         v = gradients(tasks, path.params[-1], batch)

@@ -22,12 +22,12 @@ from metarl.outer import outer_gradient
 from metarl.processes import ALONE, Processes, Share, joined
 from metarl.random import torch_generator
 from metarl.rl import ReinforcementLearning
-from metarl.summation import total
 from metarl.supervised.oracle import BatchSizes, FiniteSumSource
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.theory import AdaptiveStep, fallah_rule
 from metarl.theory.logistic import FreshLogistic, logistic_source, logistic_tasks, random_logistic
 from metarl.theory.quadratics import FreshQuadratics
+from metarl.tree import total
 from metarl.types import Batch, MetaGrad, Params, Role, TaskBatch, TaskSource
 from metarl.wrappers import TaskWrapper
 from tests.metarl.rl.test_normalization import train_normalized

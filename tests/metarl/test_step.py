@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from metarl.step import OptimizerStep, averaged
+from metarl.step import OptimizerStep, average
 from metarl.types import MetaGrad, Params
 
 START = {"w": torch.tensor([1.0, 2.0], dtype=torch.float64), "b": torch.tensor(3.0, dtype=torch.float64)}
@@ -20,7 +20,7 @@ GRADS = {  # two tasks; the mean is w: (2, 0), b: 1.5, of norm 2.5
 
 def take(step: OptimizerStep, params: Params, number: int = 1, grads: Params = GRADS) -> Params:
     for _ in range(number):
-        params = step(params, None, lambda w, tasks: averaged(MetaGrad(grads, torch.zeros(2)))).params  # type: ignore[arg-type]
+        params = step(params, None, lambda w, tasks: average(MetaGrad(grads, torch.zeros(2)))).params  # type: ignore[arg-type]
     return params
 
 
@@ -89,7 +89,7 @@ def test_state_goes_on(optimizer: Callable[..., torch.optim.Optimizer]) -> None:
 
 
 def test_averages_by_hand() -> None:
-    found = averaged(MetaGrad(GRADS, torch.tensor([1.0, 4.0]), {"residual": torch.tensor([3.0, 4.0])}))
+    found = average(MetaGrad(GRADS, torch.tensor([1.0, 4.0]), {"residual": torch.tensor([3.0, 4.0])}))
     assert flat(found.grads) == [2.0, 0.0, 1.5]
     # the rows are (-1, 4, -0.5) and (1, -4, 0.5) from their mean, both of squared length 17.25
     assert found.spread == pytest.approx(math.sqrt(17.25))
@@ -97,7 +97,7 @@ def test_averages_by_hand() -> None:
 
 
 def test_clipping_leaves_the_gradient_alone() -> None:
-    found = averaged(MetaGrad(GRADS, torch.zeros(2)))
+    found = average(MetaGrad(GRADS, torch.zeros(2)))
     OptimizerStep(START, max_grad_norm=0.5)(START, None, lambda w, tasks: found)  # type: ignore[arg-type]
     assert flat(found.grads) == [2.0, 0.0, 1.5]  # it is logged as it was
 

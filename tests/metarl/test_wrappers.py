@@ -43,7 +43,7 @@ def test_replaying_returns_the_same_batches_at_other_points() -> None:
     replaying = ReplayDraws(problem.tasks, draws)
     elsewhere = {k: v + 1 for k, v in stacked(problem).items()}
     assert replaying.draw(elsewhere, "inner") is draws[0].batch
-    with pytest.raises(LookupError, match="'outer', but 'inner' was asked"):
+    with pytest.raises(LookupError, match="'outer', but 'inner' was requested"):
         replaying.draw(elsewhere, "inner")
     assert replaying.draw(elsewhere, "outer") is draws[1].batch  # the failed call took nothing
     with pytest.raises(LookupError, match="ended, but another 'hessian'"):

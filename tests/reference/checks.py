@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from metarl import Method
-from metarl.outer.e_maml import SampledTaskBatch
 from metarl.supervised import FiniteSumTaskBatch
-from metarl.types import Batch, MetaGrad, Params, TaskBatch
+from metarl.types import Batch, MetaGrad, Params, SampledTaskBatch, TaskBatch
 from metarl.wrappers import CountCost, RecordDraws, RecordedDraw, ReplayDraws, TaskWrapper
 from tests.reference.problems import ReferenceProblem
 from tests.reference.updates import Answer, Data, Function, Sampled

@@ -7,12 +7,11 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metarl import tree
-from metarl.derivatives import gradients, hessian_vector_products
+from metarl.derivatives import as_sampled, gradients, hessian_vector_products
 from metarl.experiments.reports.certify.certificates import LIMIT, SEEN, Certificate
 from metarl.experiments.reports.certify.problems import ALPHA, OBJECTIVE, PRODUCT, ExactProblem, bandit
 from metarl.inner import adaptation_path, sgd
 from metarl.outer import Method, make_method
-from metarl.outer.e_maml import sampled
 from metarl.rl import ReinforcementLearning
 from metarl.rl.advantages import normalized
 from metarl.rl.distributions import DiagonalGaussian, DistParams
@@ -23,7 +22,7 @@ def with_score_term(weight: Callable[[TaskBatch, Batch], Tensor] | None) -> Oute
     """One inner step pulled back with H on D_in, plus the score of D_in times a weight `[T]` from the outer batch."""
 
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
-        source, path = sampled(tasks), adaptation_path(params, tasks, inner)
+        source, path = as_sampled(tasks), adaptation_path(params, tasks, inner)
         (w, end), (data,) = path.params, path.batches
         batch = tasks.draw(end, "outer")
         v = gradients(tasks, end, batch)
@@ -39,7 +38,7 @@ def with_score_term(weight: Callable[[TaskBatch, Batch], Tensor] | None) -> Oute
 
 def mean_loss(tasks: TaskBatch, batch: Batch) -> Tensor:
     """Minus the mean return after adaptation."""
-    return vmap(sampled(tasks).objective)(batch).mean(1)
+    return vmap(as_sampled(tasks).objective)(batch).mean(1)
 
 
 def mean_normalized_advantage(tasks: TaskBatch, batch: Batch) -> Tensor:

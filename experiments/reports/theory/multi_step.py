@@ -22,7 +22,7 @@ from metarl.experiments.reports.theory.numerics import (
 )
 from metarl.inner import AdaptationPath, adaptation_path
 from metarl.outer import outer_gradient, pull_back
-from metarl.step import averaged
+from metarl.step import average
 from metarl.supervised import FiniteSumTaskBatch
 from metarl.theory import inner_lr_bound, recommended_inner_lr
 from metarl.theory.logistic import logistic_source
@@ -139,7 +139,7 @@ def variance(problem: Quadratics, alpha: float, steps: int, replicas: int) -> fl
     copies = Quadratics(*(leaf.expand(replicas, *leaf.shape[1:]) for leaf in problem))
     tasks = resampled_quadratics(copies, torch.Generator().manual_seed(0), execution=EXECUTION)
     method = make_method("multi_step_maml", alpha, steps)
-    return averaged(method.update({"w": ORIGIN}, tasks, method.inner)).spread ** 2
+    return average(method.update({"w": ORIGIN}, tasks, method.inner)).spread ** 2
 
 
 def cost_is_linear(ax: Axes, tasks: FiniteSumTaskBatch) -> Row:

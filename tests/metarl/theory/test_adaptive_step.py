@@ -9,7 +9,7 @@ import torch
 
 from metarl import MetaLearner, NonFiniteError
 from metarl.callbacks import Callback, Metrics
-from metarl.step import MeanGrad, averaged
+from metarl.step import MeanGrad, average
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
 from metarl.theory import AdaptiveStep, StepSizeRule, fallah_rule, ji_rule
 from metarl.theory.logistic import (
@@ -33,11 +33,11 @@ def at(w: float) -> Params:
 
 def constant_update(params: Params, tasks: TaskBatch) -> MeanGrad:
     """Two tasks' meta-gradients 1 and 5, of mean 3."""
-    return averaged(MetaGrad({"w": torch.tensor([[1.0], [5.0]], dtype=torch.float64)}, torch.zeros(2)))
+    return average(MetaGrad({"w": torch.tensor([[1.0], [5.0]], dtype=torch.float64)}, torch.zeros(2)))
 
 
 def no_update() -> MeanGrad:
-    return averaged(MetaGrad({"w": torch.zeros(6, 5, dtype=torch.float64)}, torch.zeros(6)))
+    return average(MetaGrad({"w": torch.zeros(6, 5, dtype=torch.float64)}, torch.zeros(6)))
 
 
 def test_by_hand() -> None:
