@@ -45,7 +45,7 @@ from metarl.random import Stream, stream_generator
 from metarl.step import OuterStep
 from metarl.theory import AdaptiveStep, estimate_source, fallah_rule, ji_rule
 from metarl.theory.monitors import SmoothnessMonitor, StationarityMonitor
-from metarl.theory.step_size import NUMERATOR
+from metarl.theory.step_sizes import FALLAH
 from metarl.tree import broadcast
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -236,10 +236,8 @@ def check_outer_step(config: FiniteSumConfig) -> None:
         if getattr(config, name) != default:
             raise ValueError(f"{name} means nothing to the outer step {config.outer_step!r}; leave it alone")
     if config.outer_step == "fallah":
-        if config.outer not in NUMERATOR:
-            raise ValueError(
-                f"outer must be one of {sorted(NUMERATOR)} for the outer step 'fallah', got {config.outer!r}"
-            )
+        if config.outer not in FALLAH:
+            raise ValueError(f"outer must be one of {sorted(FALLAH)} for the outer step 'fallah', got {config.outer!r}")
         if config.inner_steps not in (None, 1):
             raise ValueError(f"inner_steps must be 1 for the outer step 'fallah', or 'ji', got {config.inner_steps}")
 

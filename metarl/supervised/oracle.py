@@ -27,6 +27,11 @@ class BatchSizes(NamedTuple):
     outer: int | None = None
     hessian: int | None = None
 
+    def check_all_given(self, name: str) -> None:
+        """Raise a `ValueError` where a size is `None`: resampling has no set to take all of."""
+        for role, size in self._asdict().items():
+            check_int(f"{name}.{role}", size)
+
 
 class SupervisedTaskBatch:
     """What both settings share: a loss, a score, and data that do not depend on the parameters.

@@ -1,9 +1,29 @@
-"""What the convergence theorems ask for: constants of a problem, step sizes, batch sizes."""
+"""The theory of meta-gradient methods: problems with exact answers, the theorems' constants and step sizes, monitors.
+
+| file | what | source |
+| --- | --- | --- |
+| `quadratics` | quadratic tasks; closed forms of every method's meta-gradient and fixed point | Fallah et al. (2020) |
+| `logistic` | logistic regressions with exact L and rho, random and on real data | |
+| `constants` | estimates of L, rho and the variances, from any source of tasks | Fallah et al. (2020) |
+| `step_sizes` | bounds of the inner step size, rules for the outer one | Fallah et al. (2020), Ji et al. (2022) |
+| `adaptive_step` | the outer step that follows such a rule | Fallah et al. (2020), Ji et al. (2022) |
+| `monitors` | callbacks: `|grad F(w)|`, distances to stationary points, alpha L | |
+
+`metarl theory` compares what the papers claim with what these tools measure (docs/theory.md).
+"""
 
 from metarl.theory.adaptive_step import AdaptiveStep
 from metarl.theory.constants import Constants, Estimation, estimate, estimate_smoothness, estimate_source
-from metarl.theory.inner_lr import TheoryWarning, inner_lr_bound, recommended_inner_lr, warn_if_too_large
-from metarl.theory.step_size import StepSizeRule, fallah_rule, ji_rule, ji_slope
+from metarl.theory.step_sizes import (
+    StepSizeRule,
+    TheoryWarning,
+    fallah_rule,
+    inner_lr_bound,
+    ji_rule,
+    ji_slope,
+    recommended_inner_lr,
+    warn_if_too_large,
+)
 
 __all__ = [
     "AdaptiveStep",

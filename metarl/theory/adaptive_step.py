@@ -1,8 +1,8 @@
-"""Outer step sizes from theory: plain descent, beta_k chosen anew at every w (Fallah et al., 2020; Ji et al., 2022).
+"""The outer step of the theory: plain descent with a new beta_k at every w (Fallah et al., 2020; Ji et al., 2022).
 
     w_{k+1} = w_k - beta_k mean_i G_i(w_k),    beta_k = c / (constant + slope mean_{j in B'} |g_j(w_k; D_beta^j)|)
 
-B' and D_beta are independent of the tasks and the batches of the direction, as the theorems want.
+B' and D_beta are independent of the tasks and the batches of the direction, as the theorems require.
 """
 
 import math
@@ -18,19 +18,19 @@ from metarl.processes import share_of
 from metarl.random import Stream, generator_state, restore_generator, stream_generator
 from metarl.state_dict import check_like
 from metarl.step.optimizer import Stepped, Update
-from metarl.theory.step_size import StepSizeRule
+from metarl.theory.step_sizes import StepSizeRule
 from metarl.types import Params, TaskBatch, TaskSource
 from metarl.wrappers import wrap_like
 
 
 class AdaptiveStep:
-    """A step `w - beta G` with beta from a rule and from the gradients of tasks of its own.
+    """A step `w - beta G` with beta from a rule and the gradients of its own tasks.
 
-    What it draws and the gradients it takes count in the run's counts; several processes share its tasks, too.
+    Its draws and gradients are counted in the run's counts; several processes share its tasks, too.
 
     Args:
         rule: `metarl.theory.fallah_rule(...)` or `ji_rule(...)`.
-        source: where B' comes from. D_beta is what an inner draw of its tasks holds.
+        source: where B' comes from. D_beta is an inner draw of its tasks.
         num_tasks: |B'|.
         seed: of B' and D_beta.
 
@@ -61,14 +61,14 @@ class AdaptiveStep:
         return Stepped(stepped, meta_grad, {"outer_lr": beta, "smoothness": self.rule.smoothness(mean_norm)})
 
     def state_dict(self) -> dict[str, Any]:
-        """The rule, |B'|, and where its random stream is."""
+        """The rule, |B'|, and the state of its random generator."""
         return {**self.rule._asdict(), "num_tasks": self.num_tasks, "rng": generator_state(self._rng)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`.
 
         Raises:
-            ValueError: when that was another rule's, or took another number of tasks.
+            ValueError: when the rule or the number of tasks was another.
         """
         constants = {name: float(value) for name, value in self.rule._asdict().items()}
         check_like(state, {**constants, "num_tasks": self.num_tasks, "rng": ""}, ("outer_step",))

@@ -1,15 +1,15 @@
-"""Estimates of the constants in the convergence theorems, at given parameters, from any oracle.
+"""Estimates of the constants in the convergence theorems, at given parameters, for any batch of tasks.
 
 | | what | how |
 | --- | --- | --- |
-| L | Lipschitz constant of the tasks' gradients | greatest eigenvalue of the Hessians, by power iteration |
+| L | Lipschitz constant of the tasks' gradients | largest eigenvalue of the Hessians, by power iteration |
 | rho | Lipschitz constant of their Hessians | power iteration on `(H(u) - H(v)) / |u - v|` for points near w |
-| sigma | spread of the tasks' gradients, `sqrt(mean_i |grad f_i - grad f|^2)` | variance over tasks, less noise |
+| sigma | spread of the tasks' gradients, `sqrt(mean_i |grad f_i - grad f|^2)` | variance over tasks, minus the noise |
 | sigma~ | standard deviation of one sample's gradient | variance between draws, times samples per draw |
 | sigma_H | the same of one sample's Hessian, in Frobenius norm | as sigma~, on products with random vectors |
 
-L and rho are local, and power iteration approaches them from below: they are **lower bounds** of the constants the
-theorems mean, over the points that were looked at. Sampling noise in a small batch raises both.
+L and rho are local, and power iteration approaches them from below: they are **lower bounds** of the theorems'
+constants, at the points that were tried. Sampling noise in a small batch raises both.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from metarl.types import Batch, Params, TaskBatch, TaskSource
 
 
 class Constants(NamedTuple):
-    """Constants of a problem, as the theorems call them."""
+    """Constants of a problem, named as in the theorems."""
 
     L: float
     rho: float
@@ -39,13 +39,13 @@ class Constants(NamedTuple):
 
 
 class Estimation(NamedTuple):
-    """How much is spent on an estimate."""
+    """How much work goes into an estimate."""
 
     iterations: int = 20  # of each power iteration
-    pairs: int = 4  # pairs of points for rho; every task has its own
-    radius: float = 0.1  # how far from w they are at most
+    pairs: int = 4  # pairs of points for rho, different for every task
+    radius: float = 0.1  # their largest distance from w
     draws: int = 8  # for the variances
-    population: int | None = None  # where draws are without replacement: out of how many points
+    population: int | None = None  # for draws without replacement: the number of points to draw from
 
 
 def estimate(
@@ -54,15 +54,16 @@ def estimate(
     generator: torch.Generator,
     estimation: Estimation = Estimation(),  # noqa: B008 (an immutable value)
 ) -> Constants:
-    """The constants of `tasks` at `params` (not stacked): L and rho the greatest over tasks, the variances their mean.
+    """The constants of `tasks` at `params` (not stacked): the largest L and rho, the mean of the variances.
 
-    sigma is that of these very tasks. Draws that are not noisy have sigma~ = sigma_H = 0.
+    sigma is that of exactly these tasks. Draws without noise have sigma~ = sigma_H = 0.
 
     Raises:
-        ValueError: for settings that cannot work; naming them.
+        ValueError: for bad settings, naming them.
     """
     _check(estimation)
     w = tree.broadcast(params, tasks.num_tasks)
+    # L and rho use the first draw; the variances compare all of them
     batches = [tasks.draw(w, "hessian") for _ in range(estimation.draws)]
     samples = per_sample(tasks, batches[0], estimation.population)
     noise, sigma = _gradient_deviations(tasks, w, batches)
@@ -98,7 +99,7 @@ def estimate_source(
 
 
 def estimate_smoothness(params: Params, tasks: TaskBatch, generator: torch.Generator, iterations: int = 20) -> Tensor:
-    """Every task's greatest absolute eigenvalue of the Hessian at `params` (not stacked), `[T]`; L is the greatest."""
+    """Every task's largest absolute eigenvalue of the Hessian at `params` (not stacked), `[T]`; L is their maximum."""
     w = tree.broadcast(params, tasks.num_tasks)
     return _smoothness(tasks, w, tasks.draw(w, "hessian"), generator, check_int("iterations", iterations))
 
@@ -106,13 +107,13 @@ def estimate_smoothness(params: Params, tasks: TaskBatch, generator: torch.Gener
 def operator_norms(
     product: Callable[[Params], Params], like: Params, generator: torch.Generator, iterations: int
 ) -> Tensor:
-    """`[T]` norms of symmetric operators by power iteration: `|H v|` for a unit v, which grows towards `|H|`.
+    """Norms of symmetric operators by power iteration, `[T]`: `|H v|` for a unit v, which grows towards `|H|`.
 
     Args:
         product: multiplies stacked vectors by every task's operator.
-        like: stacked vectors of the shapes it takes.
-        generator: of the directions to begin with.
-        iterations: products to take.
+        like: stacked vectors of the right shapes.
+        generator: draws the initial directions.
+        iterations: number of products.
     """
     v = _random_directions(like, generator)
     for _ in range(iterations):
@@ -121,13 +122,13 @@ def operator_norms(
 
 
 def per_sample(tasks: TaskBatch, batch: Batch, population: int | None = None) -> float:
-    """By what the variance between draws like `batch` is to be multiplied to give the variance of one sample.
+    """The factor from the variance between draws like `batch` to the variance of one sample.
 
-    That is n, the samples per task and draw. Without replacement from M points draws vary less, and it is
+    It is n, the samples per task and draw. Draws without replacement from M points vary less, and the factor is
     `n (M - 1) / (M - n)`.
 
     Raises:
-        ValueError: when a draw has all M points, so that draws say nothing of their variance.
+        ValueError: when a draw has all M points, so draws say nothing about their variance.
     """
     n = tasks.cost(batch)["samples"] / tasks.num_tasks
     if population is None:
@@ -144,9 +145,9 @@ def _smoothness(tasks: TaskBatch, w: Params, batch: Batch, generator: torch.Gene
 def _hessian_lipschitz(
     tasks: TaskBatch, w: Params, batch: Batch, generator: torch.Generator, estimation: Estimation
 ) -> Tensor:
-    """`[T]`: the greatest `|H(a) - H(b)| / |a - b|` of the pairs, both Hessians on the same batch."""
+    """The largest `|H(a) - H(b)| / |a - b|` over pairs, `[T]`; both Hessians use the same batch."""
 
-    def of_a_pair() -> Tensor:
+    def try_pair() -> Tensor:
         a, b = (_nearby(w, estimation.radius, generator) for _ in range(2))
 
         def difference(v: Params) -> Params:
@@ -155,16 +156,16 @@ def _hessian_lipschitz(
         distance = vmap(tree.norm)(tree.subtract(a, b))
         return operator_norms(difference, w, generator, estimation.iterations) / distance
 
-    return torch.stack([of_a_pair() for _ in range(estimation.pairs)]).amax(0)
+    return torch.stack([try_pair() for _ in range(estimation.pairs)]).amax(0)
 
 
 def _gradient_deviations(tasks: TaskBatch, w: Params, batches: list[Batch]) -> tuple[float, float]:
-    """The standard deviation of one draw's gradient, and that of the tasks' gradients around their mean.
+    """The standard deviations of one draw's gradient, and of the tasks' gradients around their mean.
 
-    The tasks' mean gradients over R draws are noisy themselves, which adds `(1 - 1/T) noise^2 / R` to their variance.
+    The tasks' mean gradients over R draws are noisy, too, which adds `(1 - 1/T) noise^2 / R` to their variance.
     """
     grads = torch.stack([tree.flatten(gradients(tasks, w, batch)) for batch in batches])  # [R, T, P]
-    shifted = grads - grads[0]  # exactly zero without noise
+    shifted = grads - grads[0]  # exactly zero where draws have no noise
     noise = shifted.var(0).sum(-1).mean()
     means = grads[0] + shifted.mean(0)
     between = (means - means.mean(0)).square().sum(-1).mean()

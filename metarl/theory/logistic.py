@@ -1,4 +1,4 @@
-"""Logistic regression tasks: smooth, not quadratic, with exact constants; random ones and real data.
+"""Logistic regression tasks with exact constants: smooth but not quadratic; random and on real data.
 
     f_t(w) = mean_j margin(y_j x_j^T w) + regulariser(w)
 
@@ -8,10 +8,10 @@ regulariser is s/2 |w|^2 or the bounded s/2 sum_k w_k^2 / (1 + w_k^2), which is 
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from metarl.types import Batch, Loss, Params, Role
 
 
 class Term(NamedTuple):
-    """A term of the loss, and the largest absolute values of its second and third derivatives."""
+    """A term of the loss, with the largest absolute values of its second and third derivatives."""
 
     function: Callable[[Tensor], Tensor]  # elementwise
     second: float
@@ -58,7 +58,7 @@ class Logistic(NamedTuple):
 
 
 def six_logistic_tasks() -> Logistic:
-    """Six fixed tasks of 40 points in five dimensions, L = 0.52758: where the tests' floors were measured."""
+    """Six fixed tasks of 40 points in five dimensions, L = 0.52758: P2 in docs/theory.md."""
     return random_logistic(np.random.default_rng(0), 6)
 
 
@@ -71,7 +71,7 @@ def random_logistic(
     label_noise: float = 0.3,
     strength: float = 0.05,
 ) -> Logistic:
-    """Random tasks: a teacher `spread` normal(d), x normal(d), y the sign of the teacher's margin with noise."""
+    """Random tasks: teacher `spread` * normal(d), x normal(d), y the sign of the teacher's margin plus noise."""
     for name, value in (("num_tasks", num_tasks), ("points", points), ("dimension", dimension)):
         check_int(name, value)
     for name, number in (("spread", spread), ("label_noise", label_noise), ("strength", strength)):
@@ -89,19 +89,19 @@ REAL_DATA = ("breast_cancer", "digits", "iris", "wine")
 
 
 def real_logistic(name: str, strength: float = 0.05) -> Logistic:
-    """Tasks from a data set that comes with scikit-learn; standardised features and a constant one.
+    """Tasks from a data set of scikit-learn, with standardised features and a constant one.
 
-    `iris`, `wine` and `digits`: a task for each class, this class against the rest, on the same points.
-    `breast_cancer`: malignant or benign, a task for each quarter of the patients ordered by mean texture.
+    `iris`, `wine` and `digits`: one task for each class, this class against the rest, on the same points.
+    `breast_cancer`: malignant or benign, one task for each quarter of the patients in order of mean texture.
 
     Raises:
-        ValueError: for another name.
-        ValueError: without scikit-learn.
+        ValueError: for another name, or without scikit-learn.
     """
     check_choice("name", name, REAL_DATA)
-    features, labels = _load(name)
+    datasets = import_optional("sklearn.datasets", "scikit-learn")
+    features, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
     scale = features.std(0)
-    x = (features - features.mean(0)) / np.where(scale > 0, scale, 1.0)  # some pixels are always dark
+    x = (features - features.mean(0)) / np.where(scale > 0, scale, 1.0)  # some pixels are constant
     x = np.concatenate([x, np.ones((len(x), 1))], 1)
     if name == "breast_cancer":
         n = len(x) // 4
@@ -112,12 +112,6 @@ def real_logistic(name: str, strength: float = 0.05) -> Logistic:
         xs = np.broadcast_to(x, (len(classes), *x.shape)).copy()
         ys = np.where(labels == classes[:, None], 1.0, -1.0)
     return Logistic(torch.as_tensor(xs), torch.as_tensor(ys), check_real("strength", strength, open_low=False))
-
-
-def _load(name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    datasets = import_optional("sklearn.datasets", "scikit-learn")
-    features, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
-    return features, labels
 
 
 def logistic_loss(strength: float = 0.05, margin: str = "logistic", regulariser: str = "ridge") -> Loss:
@@ -133,7 +127,7 @@ def logistic_loss(strength: float = 0.05, margin: str = "logistic", regulariser:
 
 
 def accuracy(params: Params, batch: Batch) -> Tensor:
-    """The fraction of points on the right side; on the border, where w = 0 has all of them, a point counts half."""
+    """The fraction of correctly classified points; a point on the border counts half (at w = 0 all are there)."""
     return (batch["y"] * (batch["X"] @ params["w"])).sign().mean() / 2 + 0.5
 
 
@@ -146,7 +140,7 @@ def smoothness(problem: Logistic) -> float:
 def hessian_smoothness(problem: Logistic) -> float:
     """rho, an upper bound on the Hessians' Lipschitz constant.
 
-    `margin''' lambda_max(mean |x| x x^T) + s regulariser'''`, the derivatives being the largest there are.
+    `margin''' lambda_max(mean |x| x x^T) + s regulariser'''`, with the largest values of the derivatives.
     """
     weighted = problem.x.mT @ (problem.x.norm(dim=2, keepdim=True) * problem.x) / problem.x.shape[1]
     third = problem.strength * REGULARISERS[problem.regulariser].third
@@ -170,13 +164,13 @@ def logistic_tasks(
 
     Args:
         problem: the tasks.
-        support: how many random points of each task are its support set, the others being its query set; `None`
-            takes all points for both.
+        support: number of random points of each task in its support set; the others are its query set. `None` uses all
+            points for both.
         rng: chooses them.
-        batch_sizes: see `FiniteSumTaskBatch`, as are `generator` and `execution`.
+        batch_sizes: see `FiniteSumTaskBatch`, also for `generator` and `execution`.
 
     Raises:
-        ValueError: for a support set that leaves no query, or a `support` without `rng` (or the other way round).
+        ValueError: for a support set that leaves no query points, or only one of `support` and `rng`.
     """
     if (support is None) != (rng is None):
         raise ValueError(f"support and rng go together, got support={support!r} and rng={rng!r}")
@@ -205,39 +199,40 @@ def _split(data: Batch, support: int, rng: np.random.Generator) -> tuple[Batch, 
 
 
 def logistic_source(problem: Logistic, tasks: FiniteSumTaskBatch | None = None) -> FiniteSumSource:
-    """A source of these tasks for training from zero; `tasks` as `logistic_tasks` made them, default: traced."""
+    """A source of these tasks for training from zero; `tasks` from `logistic_tasks(problem, ...)`, default: traced."""
     tasks = logistic_tasks(problem, execution=Execution(trace=True)) if tasks is None else tasks
     return FiniteSumSource(tasks, {"w": torch.zeros_like(problem.x[0, 0])}, "accuracy")
 
 
+@dataclass(eq=False)
 class FreshLogistic:
     """A distribution over logistic tasks, resampled: new teachers at every `sample`, new points at every draw.
 
     Args:
         dimension: d.
         spread: standard deviation of the teachers' weights.
-        label_noise: standard deviation of what is added to the teacher's margin before its sign is taken.
+        label_noise: standard deviation of the noise on the teacher's margin, whose sign is the label.
         strength: of the ridge.
         sizes: points for each draw.
+
+    Example:
+        >>> FreshLogistic(dimension=3).sample(2, np.random.default_rng(0)).draw({}, "inner")["X"].shape
+        torch.Size([2, 10, 3])
     """
 
-    score_name = "accuracy"
+    dimension: int = 5
+    spread: float = 3.0
+    label_noise: float = 0.3
+    strength: float = 0.05
+    sizes: BatchSizes = BatchSizes(10, 10, 10)  # noqa: RUF009 (an immutable value)
+    score_name: ClassVar[str] = "accuracy"
 
-    def __init__(
-        self,
-        dimension: int = 5,
-        spread: float = 3.0,
-        label_noise: float = 0.3,
-        strength: float = 0.05,
-        sizes: BatchSizes = BatchSizes(10, 10, 10),  # noqa: B008 (an immutable value)
-    ) -> None:
-        self.dimension = check_int("dimension", dimension)
-        self.spread = check_real("spread", spread, open_low=False)
-        self.label_noise = check_real("label_noise", label_noise, open_low=False)
-        for role, size in sizes._asdict().items():
-            check_int(f"sizes.{role}", size)
-        self.sizes = sizes
-        self._loss = logistic_loss(check_real("strength", strength, open_low=False))
+    def __post_init__(self) -> None:
+        check_int("dimension", self.dimension)
+        for name in ("spread", "label_noise", "strength"):
+            check_real(name, getattr(self, name), open_low=False)
+        self.sizes.check_all_given("sizes")
+        self._loss = logistic_loss(self.strength)
         self._execution = Execution(trace=True)
 
     def initial_params(self) -> Params:

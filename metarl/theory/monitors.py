@@ -1,9 +1,9 @@
-"""Callbacks that watch a run with the eyes of the convergence theorems.
+"""Callbacks that log what the convergence theorems are about: `|grad F(w)|`, stationary points, alpha L.
 
 They add `theory/...` to the metrics, so a `RunLog` placed after them writes it to `metrics.jsonl` and to TensorBoard,
-beside the cumulative counts `oracle/...`. What they draw is theirs: always the same tasks with the same random numbers,
-made anew from a seed at every look, neither counted nor taken from the streams of training. A resumed run goes on
-bit for bit.
+beside the cumulative counts `oracle/...`. They have their own draws: every time the same tasks with the same random
+numbers, made again from a seed. These are not counted and do not use the streams of training, and a resumed run is
+equal bit for bit.
 """
 
 from collections.abc import Mapping
@@ -28,29 +28,37 @@ if TYPE_CHECKING:
 
 
 class StationarityMonitor(Callback):
-    """How stationary w is: `|grad F(w)|` of an objective, and how far away known stationary points are.
+    """How stationary w is: `|grad F(w)|` of an objective, and the distances to known stationary points.
 
-    On a finite sum, with a source of all tasks and all data, the gradient is exact. Where data is sampled it is that of
-    one large batch with the same random numbers at every look: smooth in time, but its own noise, which falls with the
-    size of the batch (`dataclasses.replace(source, episodes=200)`), is the least it can show.
+    On a finite sum, with a source of all tasks and all data, the gradient is exact. On sampled data it is that of one
+    large batch with the same random numbers every time: smooth in time, but never below its own noise, which falls with
+    the size of the batch (`dataclasses.replace(source, episodes=200)`).
 
     It logs, below `theory/` or `theory/<label>/`,
     - `grad_norm`;
-    - `loss_after` and `<score>_after`, the means after adaptation: for MAML on a finite sum the loss is F itself, in
-      reinforcement learning it is a surrogate's, which says nothing;
+    - `loss_after` and `<score>_after`, the means after adaptation: for MAML on a finite sum the loss is F itself; in
+      reinforcement learning it is the surrogate's, which means nothing;
     - `distance_<name>` to each of `points`.
 
     Args:
-        source: of the tasks looked at.
-        num_tasks: how many of them; for a finite sum, all.
-        every: look after every so many iterations.
-        objective: the method whose update is the objective's gradient: `maml`, or `moreau` with so many inner steps
-            that it has converged to the envelope's; or a `Method`.
-        inner_lr: of a named objective; `None` takes the learner's.
-        inner_steps: of a named objective; likewise.
+        source: of the monitored tasks.
+        num_tasks: their number; for a finite sum, all.
+        every: iterations between two evaluations.
+        objective: the method whose update is the objective's gradient: `maml`, or `moreau` with enough inner steps to
+            converge to the envelope's gradient; or a `Method`.
+        inner_lr: of a named objective; default: the learner's.
+        inner_steps: of a named objective; default: the learner's.
         points: stationary points by name.
-        label: tells several monitors of one run apart.
+        label: distinguishes several monitors of one run.
         seed: of the tasks and their data.
+
+    Example:
+        >>> from metarl import MetaLearner
+        >>> from metarl.theory.quadratics import quadratic_source, quadratics_1d
+        >>> source = quadratic_source(quadratics_1d())
+        >>> monitor = StationarityMonitor(source, num_tasks=2, every=1)
+        >>> MetaLearner(source, "maml", meta_batch_size=2).learn(1, [monitor]).iterations
+        1
     """
 
     def __init__(
@@ -82,7 +90,7 @@ class StationarityMonitor(Callback):
         self.seed = check_int("seed", seed, minimum=0)
 
     def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
-        """Whatever cannot work is found before the first iteration."""
+        """Find bad settings before the first iteration."""
         self._method(learner)
         shapes = _shapes(learner.params)
         for name, point in self.points.items():
@@ -99,33 +107,37 @@ class StationarityMonitor(Callback):
         check_finite(found.grads, "gradient of the monitored objective")
         metrics[f"{self.prefix}grad_norm"] = float(tree.norm(tree.mean(found.grads)))
         drawn = next((draw for draw in recording.draws if draw.role == "outer"), None)
-        if drawn is not None:  # a method of one's own may have drawn none
+        if drawn is not None:  # a user's method may draw none
             metrics[f"{self.prefix}loss_after"] = _loss(recording, drawn)
         metrics[f"{self.prefix}{self.source.score_name}_after"] = float(found.score.mean())
         for name, point in self.points.items():
-            gap = {key: leaf - point[key].to(leaf) for key, leaf in learner.params.items()}
-            metrics[f"{self.prefix}distance_{name}"] = float(tree.norm(gap))
+            offset = {key: leaf - point[key].to(leaf) for key, leaf in learner.params.items()}
+            metrics[f"{self.prefix}distance_{name}"] = float(tree.norm(offset))
 
     def _method(self, learner: "MetaLearner") -> Method:
         if isinstance(self.objective, Method):
             return self.objective
         steps = learner.method.inner.steps if self.inner_steps is None else self.inner_steps
-        return make_method(self.objective, _inner_lr(self.inner_lr, learner), steps)
+        return make_method(self.objective, _find_inner_lr(self.inner_lr, learner), steps)
 
 
 class SmoothnessMonitor(Callback):
-    """Estimates L and warns, once in a run, when alpha L is too large for the N inner steps that are taken.
+    """Estimates L and warns, once in a run, when alpha L is too large for the number of inner steps.
 
-    It looks before the first iteration, after it and after every `every`, and logs `theory/L` and `theory/alpha_L`.
-    The bound is that of steps `w - alpha g`: use it with MAML, FO-MAML, HF-MAML and their multi-step forms.
+    It estimates before and after the first iteration, then every `every` iterations; logs `theory/L` and
+    `theory/alpha_L`. The bound is that of steps `w - alpha g`: use it with MAML, FO-MAML, HF-MAML and multi-step MAML.
 
     Args:
-        every: look after every so many iterations.
-        source: of the tasks looked at; `None` takes the learner's. The larger their batches, the less noise inflates L.
-        num_tasks: how many of them.
-        inner_lr: alpha; `None` takes the learner's.
-        iterations: Hessian-vector products per look; more come closer to L, from below.
+        every: iterations between two estimates.
+        source: of the tasks; default: the learner's. With larger batches, noise inflates L less.
+        num_tasks: their number.
+        inner_lr: alpha; default: the learner's.
+        iterations: Hessian-vector products per estimate; more come closer to L, from below.
         seed: of the tasks, their data and the power iteration.
+
+    Example:
+        >>> SmoothnessMonitor(every=5, num_tasks=4).every
+        5
     """
 
     def __init__(
@@ -147,14 +159,14 @@ class SmoothnessMonitor(Callback):
         self.warned = False
 
     def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
-        alpha = _inner_lr(self.inner_lr, learner)
-        if learner.iterations == 0:  # a resumed run has been looked at
+        alpha = _find_inner_lr(self.inner_lr, learner)
+        if learner.iterations == 0:  # a resumed run was checked before
             self._warn_once(alpha, self._smoothness(learner), learner)
 
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
         if learner.iterations > 1 and learner.iterations % self.every:
             return
-        alpha, smoothness = _inner_lr(self.inner_lr, learner), self._smoothness(learner)
+        alpha, smoothness = _find_inner_lr(self.inner_lr, learner), self._smoothness(learner)
         metrics.update({"theory/L": smoothness, "theory/alpha_L": alpha * smoothness})
         self._warn_once(alpha, smoothness, learner)
 
@@ -176,15 +188,15 @@ class SmoothnessMonitor(Callback):
 
 
 def _loss(tasks: TaskBatch, drawn: RecordedDraw) -> float:
-    """The tasks' mean loss on a recorded draw, where it was drawn."""
+    """The tasks' mean loss on a recorded draw, at the parameters of the draw."""
     losses: Tensor = over_tasks(tasks, "losses", tasks.loss, drawn.params, drawn.batch)
     return float(losses.mean())
 
 
-def _inner_lr(given: float | None, learner: "MetaLearner") -> float:
+def _find_inner_lr(given: float | None, learner: "MetaLearner") -> float:
     alpha = learner.inner_lr if given is None else given
     if alpha is None:
-        raise ValueError("inner_lr must be given where the learner's outer is a Method, which does not tell it")
+        raise ValueError("inner_lr must be given if the learner's outer is a Method, which does not tell its own")
     return alpha
 
 

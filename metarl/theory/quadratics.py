@@ -8,12 +8,13 @@ with a matrix M_i that is the method's (N inner steps of size alpha):
     FO-MAML                A (I - alpha A)^N
     FO-MuML, S steps       A sum_{k=0..S} (-alpha A)^k, which tends to (I + alpha A)^{-1} A, the Moreau envelope's
 
-They differ as soon as the curvatures A_i do: three objectives, three points. In the stochastic settings a data point is
-a centre with noise, c_i + noise xi.
+If the curvatures A_i differ, so do the three objectives and their fixed points. In the stochastic settings a data point
+is a noisy centre, c_i + noise xi.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -34,13 +35,15 @@ class Quadratics(NamedTuple):
 
 
 def quadratics_1d(curvatures: Sequence[float] = (1.0, 2.0), centres: Sequence[float] = (1.0, -1.0)) -> Quadratics:
-    """One-dimensional tasks `a_i (w - c_i)^2 / 2`; the defaults are the pair on which FO-MAML stops at -1/7.
+    """One-dimensional tasks `a_i (w - c_i)^2 / 2`; on the default pair FO-MAML (alpha = 1/4) stops at -1/7.
 
     Raises:
-        ValueError: unless there are as many centres as curvatures, and at least one.
+        ValueError: when curvatures and centres differ in number, or there are none.
     """
     if len(curvatures) != len(centres) or not len(curvatures):
-        raise ValueError(f"centres must be as many as curvatures, at least one, got {len(centres)}, {len(curvatures)}")
+        raise ValueError(
+            f"centres and curvatures must be equally many, at least 1, got {len(centres)}, {len(curvatures)}"
+        )
     a, c = (torch.tensor([float(x) for x in values], dtype=torch.float64) for values in (curvatures, centres))
     return Quadratics(a[:, None, None], c[:, None])
 
@@ -52,9 +55,13 @@ def random_quadratics(
     eigenvalues: tuple[float, float] = (0.1, 1.0),
     spread: float = 1.0,
 ) -> Quadratics:
-    """Random tasks: eigenvalues uniform between the two given, random eigenvectors, centres normal(0, `spread`).
+    """Random tasks: uniform `eigenvalues` between (lowest, highest), random eigenvectors, centres normal(0, `spread`).
 
-    A negative lower end makes saddles: fine for the variance of an estimator, without minima for descent.
+    A negative lowest eigenvalue makes saddles: fine for the variance of an estimator, but descent has no minimum.
+
+    Example:
+        >>> random_quadratics(np.random.default_rng(0), num_tasks=3, dimension=2).curvatures.shape
+        torch.Size([3, 2, 2])
     """
     check_int("num_tasks", num_tasks)
     check_int("dimension", dimension)
@@ -69,8 +76,8 @@ def random_quadratics(
 
 def quadratic_loss(params: Params, batch: Batch) -> Tensor:
     """The mean over points of `(w - c)^T A (w - c) / 2`, for `A [n, d, d]` and `c [n, d]`."""
-    gap = params["w"] - batch["c"]
-    return 0.5 * torch.einsum("ni,nij,nj->n", gap, batch["A"], gap).mean()
+    offset = params["w"] - batch["c"]
+    return 0.5 * torch.einsum("ni,nij,nj->n", offset, batch["A"], offset).mean()
 
 
 def quadratic_tasks(
@@ -83,17 +90,17 @@ def quadratic_tasks(
     generator: torch.Generator | None = None,
     execution: Execution | None = None,
 ) -> FiniteSumTaskBatch:
-    """The finite sum: `points` data points for each task, whose mean is exactly the task's centre.
+    """The finite sum: `points` data points for each task; their mean is exactly the task's centre.
 
     Args:
         problem: the tasks.
         points: n, data points for each task.
         noise: standard deviation of the points around their centre.
-        rng: of the noise.
-        batch_sizes: see `FiniteSumTaskBatch`, as are `generator` and `execution`.
+        rng: draws the noise.
+        batch_sizes: see `FiniteSumTaskBatch`, also for `generator` and `execution`.
 
     Raises:
-        ValueError: for noise without `rng`, or without at least two points.
+        ValueError: for noise without `rng`, or with fewer than two points.
     """
     check_int("points", points)
     c = problem.centres[:, None].expand(-1, points, -1)  # [T, n, d]
@@ -116,10 +123,9 @@ def resampled_quadratics(
     *,
     execution: Execution | None = None,
 ) -> ResamplingTaskBatch:
-    """The resampling version: every draw has fresh points normal(c_i, `noise`), `sizes` says how many."""
+    """The resampling version: every draw has fresh points normal(c_i, `noise`), as many as `sizes` says."""
     noise = check_real("noise", noise, open_low=False)
-    for role, size in sizes._asdict().items():
-        check_int(f"sizes.{role}", size)
+    sizes.check_all_given("sizes")
 
     def sampler(role: Role, generator: torch.Generator) -> Batch:
         n = getattr(sizes, role)
@@ -138,38 +144,39 @@ def quadratic_source(
     Args:
         problem: the tasks.
         start: the parameters before training, `[d]`.
-        tasks: the problem as `quadratic_tasks` made it; default: without noise, traced.
+        tasks: from `quadratic_tasks(problem, ...)`; default: without noise, traced.
     """
     tasks = quadratic_tasks(problem, execution=Execution(trace=True)) if tasks is None else tasks
     start = torch.zeros_like(problem.centres[0]) if start is None else start
     return FiniteSumSource(tasks, {"w": start})
 
 
+@dataclass(eq=False)
 class FreshQuadratics:
     """A distribution over quadratic tasks, resampled: new tasks at every `sample`, new points at every draw.
 
     Args:
         dimension: d.
-        eigenvalues: of the curvatures, see `random_quadratics`.
-        spread: of the centres.
-        noise: of the points around them.
+        eigenvalues: lowest and highest of the curvatures, see `random_quadratics`.
+        spread: standard deviation of the centres.
+        noise: standard deviation of the points around them.
         sizes: points for each draw.
+
+    Example:
+        >>> FreshQuadratics(dimension=3).sample(2, np.random.default_rng(0)).draw({}, "inner")["c"].shape
+        torch.Size([2, 10, 3])
     """
 
-    score_name = "minus_loss"
+    dimension: int = 5
+    eigenvalues: tuple[float, float] = (0.1, 1.0)
+    spread: float = 1.0
+    noise: float = 1.0
+    sizes: BatchSizes = BatchSizes(10, 10, 10)  # noqa: RUF009 (an immutable value)
+    score_name: ClassVar[str] = "minus_loss"
 
-    def __init__(
-        self,
-        dimension: int = 5,
-        eigenvalues: tuple[float, float] = (0.1, 1.0),
-        spread: float = 1.0,
-        noise: float = 1.0,
-        sizes: BatchSizes = BatchSizes(10, 10, 10),  # noqa: B008 (an immutable value)
-    ) -> None:
-        self.dimension, self.eigenvalues, self.spread = dimension, eigenvalues, spread
-        self.noise, self.sizes = noise, sizes
+    def __post_init__(self) -> None:
         self._execution = Execution(trace=True)
-        self.sample(1, np.random.default_rng(0))  # bad arguments show here
+        self.sample(1, np.random.default_rng(0))  # finds bad arguments early
 
     def initial_params(self) -> Params:
         """Zero."""
@@ -186,7 +193,7 @@ class FreshQuadratics:
 
 
 def maml_matrix(curvatures: Tensor, inner_lr: float, steps: int = 1) -> Tensor:
-    """A (I - alpha A)^{2N}: every step shrinks the gap once on the way there and once on the way back."""
+    """A (I - alpha A)^{2N}: every step contributes a factor in the adaptation and another in the pull-back."""
     return curvatures @ _power(curvatures, inner_lr, 2 * steps)
 
 
@@ -196,15 +203,15 @@ def fo_maml_matrix(curvatures: Tensor, inner_lr: float, steps: int = 1) -> Tenso
 
 
 def moreau_matrix(curvatures: Tensor, inner_lr: float, steps: int | None = None) -> Tensor:
-    """A (I + alpha A)^{-1}, the gradient of the Moreau envelope; with `steps`, what FO-MuML makes of it."""
+    """A (I + alpha A)^{-1}, the gradient of the Moreau envelope; with `steps`, FO-MuML's approximation of it."""
     eye = torch.eye(curvatures.shape[-1], dtype=curvatures.dtype)
     if steps is None:
         limit: Tensor = torch.linalg.solve(eye + inner_lr * curvatures, curvatures)
         return limit
-    gap = eye.expand_as(curvatures)  # of z_s, as a matrix times w - c
+    offset = eye.expand_as(curvatures)  # z_s - c, as a matrix times w - c
     for _ in range(steps):
-        gap = eye - inner_lr * curvatures @ gap
-    return curvatures @ gap
+        offset = eye - inner_lr * curvatures @ offset
+    return curvatures @ offset
 
 
 def fixed_point(problem: Quadratics, matrices: Tensor) -> Tensor:

@@ -1,0 +1,148 @@
+"""Step sizes from theory: how large the inner step alpha may be, and how large the outer step beta is.
+
+N inner steps `w - alpha g` (Ji, Yang, Liang, 2022):
+
+    alpha L < 2^{1/(2N)} - 1,    the same as    (1 + alpha L)^{2N} < 2
+
+Then the product of N factors `I - alpha H` cannot grow or shrink geometrically, and the cost of a solution grows
+linearly in N, not exponentially. The corollaries use alpha = 1 / (8 N L). This does not apply to steps by the sign, or
+to steps that restart from `w`.
+
+The outer step follows the smoothness of the meta-objective, which is not bounded but grows with the gradients:
+
+    beta = c / (constant + slope * mean_j |grad f_j(w)|)
+
+Fallah et al. (2020, eq. 1.12): constant 4 L, slope 2 rho alpha, one inner step. Ji et al. (2022): constant
+(1 + alpha L)^{2N} L and slope C_L for N steps. `metarl.theory.AdaptiveStep` estimates the mean from its own draws.
+"""
+
+import math
+import warnings
+from typing import NamedTuple
+
+from metarl.errors import check_choice, check_int, check_real
+
+
+class TheoryWarning(UserWarning):
+    """The settings of a run are outside of what the convergence theorems cover."""
+
+
+def inner_lr_bound(inner_steps: int) -> float:
+    """What alpha L must stay below for N = `inner_steps`: `2^{1/(2N)} - 1`.
+
+    Example:
+        >>> [round(inner_lr_bound(n), 5) for n in (1, 2, 5)]
+        [0.41421, 0.18921, 0.07177]
+    """
+    return math.expm1(math.log(2) / (2 * check_int("inner_steps", inner_steps)))
+
+
+def recommended_inner_lr(L: float, inner_steps: int) -> float:
+    """The inner step size of the N-step theory: `1 / (8 N L)`."""
+    return 1 / (8 * check_int("inner_steps", inner_steps) * check_real("L", L))
+
+
+def warn_if_too_large(inner_lr: float, L: float, inner_steps: int, *, stacklevel: int = 2) -> bool:
+    """Give a `TheoryWarning` when alpha L is not below the bound; returns whether it did.
+
+    `stacklevel` is that of `warnings.warn`.
+    """
+    alpha_l = check_real("inner_lr", inner_lr) * check_real("L", L, open_low=False)
+    bound = inner_lr_bound(inner_steps)
+    if alpha_l < bound:
+        return False
+    needed = (
+        f"for {inner_steps} inner steps theory needs less than {bound:.4g} and would choose inner_lr ="
+        f" {recommended_inner_lr(L, inner_steps):.4g}"
+    )
+    _warn(inner_lr, L, needed, stacklevel + 1)
+    return True
+
+
+class StepSizeRule(NamedTuple):
+    """`beta = c / (constant + slope * mean_norm)`."""
+
+    c: float
+    constant: float
+    slope: float
+
+    def smoothness(self, mean_norm: float) -> float:
+        """The denominator: the smoothness of the meta-objective where the tasks' gradients have this mean norm."""
+        return self.constant + self.slope * mean_norm
+
+    def step_size(self, mean_norm: float) -> float:
+        """beta."""
+        return self.c / self.smoothness(mean_norm)
+
+
+class FallahConstants(NamedTuple):
+    """What Fallah et al.'s theorem for a method says."""
+
+    c: float  # beta = c / L~(w)
+    largest_alpha_l: float  # the theorem holds up to this alpha L
+
+
+FALLAH = {
+    "maml": FallahConstants(1 / 12, 1.0),
+    "fo_maml": FallahConstants(1 / 18, 1 / 10),
+    "hf_maml": FallahConstants(1 / 25, 1 / 6),
+}
+
+
+def fallah_rule(method: str, L: float, rho: float, inner_lr: float) -> StepSizeRule:
+    """`L~ = 4 L + 2 rho alpha mean |g|` with c = 1/12 (`maml`), 1/18 (`fo_maml`) or 1/25 (`hf_maml`).
+
+    Args:
+        method: the outer update that the step is for.
+        L: Lipschitz constant of the tasks' gradients.
+        rho: Lipschitz constant of their Hessians; 0 for quadratics.
+        inner_lr: alpha; the theorems need at most 1/L, 1/(10 L) and 1/(6 L). Beyond that the rule is only a heuristic,
+            and there is a `TheoryWarning`.
+
+    Example:
+        >>> rule = fallah_rule("maml", L=0.5, rho=1.0, inner_lr=0.25)
+        >>> rule.smoothness(4.0), rule.step_size(4.0) * 12
+        (4.0, 0.25)
+    """
+    c, largest = FALLAH[check_choice("method", method, FALLAH)]
+    _check(L, rho, inner_lr)
+    if inner_lr * L > largest * (1 + 1e-6):  # L and alpha = 1 / L may be rounded
+        needed = f"the theorem for {method} needs at most {largest:.4g}: inner_lr = {largest / L:.4g}"
+        _warn(inner_lr, L, needed, stacklevel=3)
+    return StepSizeRule(c, 4 * L, 2 * rho * inner_lr)
+
+
+def ji_rule(L: float, rho: float, inner_lr: float, inner_steps: int, c_beta: float = 80.0) -> StepSizeRule:
+    """`L^ = (1 + alpha L)^{2N} L + C_L mean |g|` and `beta = 1 / (C_beta L^)`, for N = `inner_steps`.
+
+    The theorem needs alpha L < 2^{1/(2N)} - 1; beyond that there is a `TheoryWarning`.
+
+    This form, and 80 for C_beta, are taken from secondary sources; at N = 1 and alpha L = 1 it gives Fallah et al.'s
+    L(w).
+    """
+    slope = ji_slope(L, rho, inner_lr, inner_steps)
+    warn_if_too_large(inner_lr, L, inner_steps, stacklevel=3)
+    return StepSizeRule(1 / check_real("c_beta", c_beta), (1 + inner_lr * L) ** (2 * inner_steps) * L, slope)
+
+
+def ji_slope(L: float, rho: float, inner_lr: float, inner_steps: int) -> float:
+    """C_L: how much the smoothness of N-step MAML grows with the tasks' gradients.
+
+    `C_L = [(1 + aL)^{N-1} a rho + (rho / L) (1 + aL)^N ((1 + aL)^{N-1} - 1)] (1 + aL)^N` with a = alpha, from secondary
+    sources like the rest of `ji_rule`.
+    """
+    _check(L, rho, inner_lr)
+    n, growth = check_int("inner_steps", inner_steps), 1 + inner_lr * L
+    first = growth ** (n - 1) * inner_lr * rho
+    return (first + rho / L * growth**n * (growth ** (n - 1) - 1)) * growth**n
+
+
+def _check(L: float, rho: float, inner_lr: float) -> None:
+    check_real("L", L)
+    check_real("rho", rho, open_low=False)
+    check_real("inner_lr", inner_lr)
+
+
+def _warn(inner_lr: float, L: float, needed: str, stacklevel: int) -> None:
+    message = f"inner_lr = {inner_lr:.4g} with L = {L:.4g} makes alpha L = {inner_lr * L:.4g}, but {needed}"
+    warnings.warn(message, TheoryWarning, stacklevel=stacklevel)
