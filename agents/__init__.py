@@ -1,7 +1,7 @@
 """Policies for metarl, built from Stable-Baselines3's networks, and the bridge to and from its algorithms.
 
-`make_policy` builds a network that `torch.func` can batch and differentiate; `to_sb3` turns it, with meta-trained or
-adapted parameters, into a PPO model; `from_sb3` goes the other way.
+`make_policy` builds a network that `torch.func` can batch and differentiate. `to_sb3` turns it, with meta-trained or
+adapted parameters, into a PPO model; `from_sb3` does the reverse.
 """
 
 from metarl.agents.policy import PolicyModule, make_policy

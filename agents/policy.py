@@ -1,6 +1,6 @@
 """Stable-Baselines3's actor as a pure function of its parameters.
 
-The network *is* SB3's: the same `policy_kwargs`, the same initialisation, the same parameter names. Only the way out
+The network *is* SB3's: the same `policy_kwargs`, the same initialisation, the same parameter names. Only the output
 differs: `forward` returns the parameters of the action distribution instead of sampling, so that it can be batched over
 tasks, differentiated twice and traced.
 """
@@ -26,10 +26,10 @@ from metarl.errors import check_int, check_real, check_type, did_you_mean
 from metarl.random import DrawingFrom
 
 CRITIC = [32, 32]
-"""The critic's hidden layers where `net_arch` says nothing about them: it is not meta-trained, so it is kept small."""
+"""The critic's hidden layers unless `net_arch` has some: the critic is not meta-trained, so it is small."""
 
 NET_ARCH = "policy_kwargs['net_arch'] must be a list of layers such as [64, 64], or {'pi': [64, 64], 'vf': [64, 64]}"
-TOO_SMALL = "; SB3's CNN wants at least 36 x 36 pixels, pass a features_extractor_class for smaller ones"
+TOO_SMALL = "; SB3's CNN needs at least 36 x 36 pixels, pass a features_extractor_class for smaller images"
 
 GSDE = {"use_sde", "full_std", "use_expln", "squash_output"}
 OWN = {"self", "observation_space", "action_space", "lr_schedule"}
@@ -37,12 +37,12 @@ POLICY_KWARGS = set(inspect.signature(ActorCriticPolicy.__init__).parameters) - 
 
 
 class PolicyModule(nn.Module):
-    """The actor of an SB3 `ActorCriticPolicy`, fit for `torch.func`.
+    """The actor of an SB3 `ActorCriticPolicy`, in a form that `torch.func` can transform.
 
-    `forward` is a function of the observations and the parameters alone: it keeps no state and builds no distribution,
-    and it computes in the dtype of the parameters. So `vmap(functional_call)`, `vmap(vjp(grad))`, `make_fx` and
-    `.double()` work on it. The critic comes along for the day the policy is fine-tuned with SB3 (`to_sb3`); `forward`
-    does not use it, hence it is not meta-trained.
+    `forward` depends on the observations and the parameters only: it keeps no state, builds no distribution and
+    computes in the dtype of the parameters. So `vmap(functional_call)`, `vmap(vjp(grad))`, `make_fx` and `.double()`
+    work on it. The critic is there for fine-tuning with SB3 (`to_sb3`); `forward` does not use it, so it is not
+    meta-trained.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PolicyModule(nn.Module):
     ) -> None:
         """Wrap `policy`, which was built with `policy_kwargs`; prefer `make_policy` and `from_sb3`.
 
-        `channels_last` says that observations come as `[B, H, W, C]`; SB3's networks want the channels first.
+        `channels_last` means that observations are `[B, H, W, C]`; SB3's networks take the channels first.
         """
         super().__init__()
         self.policy = policy
@@ -81,7 +81,7 @@ class PolicyModule(nn.Module):
         """SB3's `preprocess_obs`, but in the dtype of the parameters instead of always float32."""
         dtype = next(self.policy.action_net.parameters()).dtype
         if self._classes is not None:
-            # nn.functional.one_hot looks at its values, which vmap over grad forbids
+            # nn.functional.one_hot reads the values, which vmap over grad forbids
             return (obs.unsqueeze(-1) == torch.arange(self._classes, device=obs.device)).to(dtype)
         if obs.ndim == 1:  # of a scalar Box
             obs = obs[:, None]
@@ -103,12 +103,12 @@ def make_policy(
         observation_space: Box or Discrete. A `uint8` image in [0, 255] gets SB3's CNN, channels first or last.
         action_space: a one-dimensional Box or a Discrete.
         policy_kwargs: as in `PPO(..., policy_kwargs=...)`: `net_arch`, `activation_fn`, `log_std_init`, `ortho_init`,
-            `features_extractor_class`, `features_extractor_kwargs`, `normalize_images` and so on. Where `net_arch` does
-            not say otherwise the critic has two layers of 32 units: it is not meta-trained.
+            `features_extractor_class`, `features_extractor_kwargs`, `normalize_images` and so on. Unless `net_arch` has
+            a critic, it gets two layers of 32 units, because it is not meta-trained.
         seed: of the initial weights.
 
     Raises:
-        ValueError: for other spaces, for gSDE or squashed outputs, and for unknown `policy_kwargs`.
+        ValueError: other spaces, gSDE or squashed outputs, or unknown `policy_kwargs`.
 
     Example:
         >>> import gymnasium, torch
@@ -119,12 +119,12 @@ def make_policy(
         (torch.Size([5, 1]), torch.Size([5, 1]))
     """
     check_spaces(observation_space, action_space)
-    kwargs = _with_small_critic(check_policy_kwargs(policy_kwargs or {}))
+    kwargs = _add_small_critic(check_policy_kwargs(policy_kwargs or {}))
     is_image = is_image_space(observation_space)
     channels_last = is_image and not is_image_space_channels_first(observation_space)  # type: ignore[arg-type]
     if channels_last:
         observation_space = VecTransposeImage.transpose_space(observation_space)  # type: ignore[arg-type]
-    if observation_space.shape == () and isinstance(observation_space, Box):  # SB3's networks want a vector
+    if observation_space.shape == () and isinstance(observation_space, Box):  # SB3's networks take a vector
         low, high = (np.asarray(bound).reshape(1) for bound in (observation_space.low, observation_space.high))
         observation_space = Box(low, high, dtype=np.float32)
     policy_class = ActorCriticCnnPolicy if is_image else ActorCriticPolicy
@@ -139,7 +139,7 @@ def build(
     policy_kwargs: Mapping[str, Any],
     seed: int,
 ) -> ActorCriticPolicy:
-    """SB3's policy, its weights drawn from `seed` and nothing else."""
+    """SB3's policy, with weights that depend on `seed` only."""
     # copies: SB3 writes into these dictionaries, and its CNN draws a sample from the space
     spaces = copy.deepcopy((observation_space, action_space))
     kwargs = copy.deepcopy(dict(policy_kwargs))
@@ -147,7 +147,7 @@ def build(
     with DrawingFrom(generator), torch.device("cpu"):
         try:
             return policy_class(*spaces, lambda _: 0.0, **kwargs)
-        except Exception as error:  # whatever a features extractor of the user's may raise
+        except Exception as error:  # a features extractor may raise anything
             extractor = kwargs.get("features_extractor_class")
             own_cnn = issubclass(policy_class, ActorCriticCnnPolicy) and extractor in (None, NatureCNN)
             hint = TOO_SMALL if own_cnn and isinstance(error, RuntimeError) else ""
@@ -159,28 +159,24 @@ def build(
 
 
 def check_spaces(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
-    """Only spaces that `PolicyModule` handles.
-
-    Raises:
-        ValueError: for any other, naming it.
-    """
+    """Raise a ValueError that names the space unless `PolicyModule` handles both spaces."""
     for name, space in [("observation_space", observation_space), ("action_space", action_space)]:
         if not isinstance(space, Box | Discrete):
             raise ValueError(f"{name} must be a Box or a Discrete, got {space}")
         if isinstance(space, Discrete) and space.start != 0:
             raise ValueError(f"{name} must be a Discrete that starts at 0, got {space}")
     if isinstance(action_space, Box) and len(action_space.shape) != 1:
-        way_out = "wrap it: gymnasium.wrappers.TransformAction(env, lambda a: a.reshape(shape), Box(low, high, (n,)))"
-        raise ValueError(f"action_space must be a Box of one dimension, got shape {action_space.shape}; {way_out}")
+        fix = "wrap it: gymnasium.wrappers.TransformAction(env, lambda a: a.reshape(shape), Box(low, high, (n,)))"
+        raise ValueError(f"action_space must be a Box of one dimension, got shape {action_space.shape}; {fix}")
     if isinstance(observation_space, Box) and 0 in observation_space.shape:
         raise ValueError(f"observation_space must have observations of at least one number, got {observation_space}")
 
 
 def check_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `policy_kwargs` without gSDE's switches, and with `net_arch` in today's form.
+    """A copy of `policy_kwargs` without gSDE's options, and with `net_arch` in the current form.
 
     Raises:
-        ValueError: if one of these is on, a name is unknown, or a value cannot be.
+        ValueError: gSDE is on, a name is unknown, or a value does not fit.
     """
     check_type("policy_kwargs", policy_kwargs, Mapping, "a mapping, as PPO takes it")
     for name in policy_kwargs:
@@ -191,7 +187,7 @@ def check_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"policy_kwargs must have names among {sorted(POLICY_KWARGS)}, got {name!r}{hint}")
     kwargs = {name: value for name, value in policy_kwargs.items() if name not in GSDE}
     if kwargs.get("net_arch") is not None:
-        kwargs["net_arch"] = _net_arch(kwargs["net_arch"])
+        kwargs["net_arch"] = _parse_net_arch(kwargs["net_arch"])
     if "log_std_init" in kwargs:
         check_real("policy_kwargs['log_std_init']", kwargs["log_std_init"], -torch.inf)
     _check_class("activation_fn", kwargs, nn.Module, nn)
@@ -200,17 +196,17 @@ def check_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-def _net_arch(net_arch: Any) -> Any:
-    """`net_arch` in the form SB3 documents: a list of layers, or a mapping of pi and vf to lists.
+def _parse_net_arch(net_arch: Any) -> Any:
+    """`net_arch` in the form that SB3 documents: a list of layers, or a mapping of pi and vf to lists.
 
     Raises:
-        ValueError: for another form, and for layers that are not positive integers.
+        ValueError: another form, or layers that are not positive integers.
     """
     if isinstance(net_arch, list | tuple) and any(isinstance(part, Mapping) for part in net_arch):
         if len(net_arch) > 1:
-            raise ValueError(f"{NET_ARCH}, got {net_arch!r}: shared layers are no more")
+            raise ValueError(f"{NET_ARCH}, got {net_arch!r}: SB3 no longer has shared layers")
         warnings.warn(
-            f"net_arch in a list is the form of old versions of Stable-Baselines3; write net_arch={net_arch[0]!r}",
+            f"net_arch as a list of a dict is from old versions of Stable-Baselines3; write net_arch={net_arch[0]!r}",
             stacklevel=4,
         )
         net_arch = net_arch[0]
@@ -233,7 +229,7 @@ def _check_class(argument: str, kwargs: Mapping[str, Any], base: type, module: A
     raise ValueError(f"policy_kwargs[{argument!r}] must be a class derived from {base.__name__}, got {found!r}{hint}")
 
 
-def _with_small_critic(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _add_small_critic(kwargs: dict[str, Any]) -> dict[str, Any]:
     net_arch = kwargs.get("net_arch")
     if isinstance(net_arch, Mapping):
         return kwargs | {"net_arch": {"vf": CRITIC, **net_arch}}

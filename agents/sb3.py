@@ -23,7 +23,7 @@ from metarl.random import DrawingFrom
 from metarl.rl.actions import check_actions
 from metarl.rl.normalization import CLIP, EPSILON, Moments, NormalizedPolicy
 
-PREFIX = "policy."  # of a PolicyModule's parameters, which SB3's own names lack
+PREFIX = "policy."  # a PolicyModule's parameter names have it, SB3's own do not
 
 
 def to_sb3(
@@ -37,23 +37,22 @@ def to_sb3(
     """A PPO model on `env` with the architecture of `policy`.
 
     Its deterministic `predict` is the mode of `policy` at `params`, clipped to the bounds of a Box; it can `learn`,
-    `save` and `load`. The critic is the one in `policy`: it was not meta-trained.
+    `save` and `load`. The critic is that of `policy` and was not meta-trained.
 
     Args:
-        policy: the architecture, and the values of all parameters that `params` does not have. The environment of a
-            `NormalizedPolicy` is wrapped in SB3's `VecNormalize` with its statistics, which stay as they are:
-            `model.get_vec_normalize_env().normalize_obs(obs)` is what `predict` takes then.
-        params: the parameters of ONE task, keys as in `policy.named_parameters()`, the actor's only if one likes.
+        policy: the architecture, and the values of all parameters that `params` does not have. For a
+            `NormalizedPolicy`, `env` is wrapped in SB3's `VecNormalize` with fixed statistics, and `predict` takes
+            `model.get_vec_normalize_env().normalize_obs(obs)`.
+        params: the parameters of ONE task, keys as in `policy.named_parameters()`; the actor's are enough.
         env: one environment or SB3's vector environment, with the spaces of `policy`.
-        actions: how the policy's actions were sent in training: `clip`, or `rescale`, for which one environment is
-            wrapped in Gymnasium's `RescaleAction`, so that `predict` gives actions in [-1, 1].
-        **ppo_kwargs: what else `PPO` takes: `learning_rate`, `n_steps`, `seed`, `device` (default: that of `policy`)
-            and so on.
+        actions: how the policy's actions were sent in training: `clip`, or `rescale`, for which a single environment
+            is wrapped in Gymnasium's `RescaleAction`, so that `predict` gives actions in [-1, 1].
+        **ppo_kwargs: further arguments of `PPO`: `learning_rate`, `n_steps`, `seed`, `device` (default: that of
+            `policy`) and so on.
 
     Raises:
-        ValueError: for unknown keys or other shapes in `params`, for spaces other than the policy's, for action bounds
-            that are not finite, for `actions` that PPO cannot have, and for `ppo_kwargs` that would change the
-            architecture.
+        ValueError: unknown keys or other shapes in `params`, spaces other than the policy's, action bounds that are not
+            finite, `actions` that PPO does not support, or `ppo_kwargs` that would change the architecture.
 
     Example:
         >>> from metarl.agents import make_policy
@@ -65,17 +64,17 @@ def to_sb3(
     """
     params, moments = params or {}, None
     if isinstance(policy, NormalizedPolicy):
-        moments, params, policy = policy.moments, policy.own(dict(params)), _network(policy)
-    check_type("policy", policy, PolicyModule, "a PolicyModule, as make_policy gives")
+        moments, params, policy = policy.moments, policy.own(dict(params)), _get_network(policy)
+    check_type("policy", policy, PolicyModule, "a PolicyModule, as make_policy returns")
     _check_params(policy, params)
     _check_env(policy, env)
-    env = _with_actions(env, actions)
-    env = env if moments is None else _normalized(env, moments)
+    env = _wrap_actions(env, actions)
+    env = env if moments is None else _normalize(env, moments)
     for name in ("policy_kwargs", "use_sde"):
         if name in ppo_kwargs:
-            raise ValueError(f"ppo_kwargs must not have {name!r}: the policy decides it")
+            raise ValueError(f"ppo_kwargs must not have {name!r}: it follows from the policy")
     ppo_kwargs = {"device": next(policy.parameters()).device} | ppo_kwargs
-    with DrawingFrom(torch.Generator()):  # SB3's initial weights are overwritten at once
+    with DrawingFrom(torch.Generator()):  # SB3's initial weights are overwritten below
         model = PPO(type(policy.policy), env, policy_kwargs=copy.deepcopy(policy.policy_kwargs), **ppo_kwargs)
     model.policy.load_state_dict(policy.policy.state_dict())
     weights = dict(model.policy.named_parameters())
@@ -89,8 +88,8 @@ def from_sb3(model: OnPolicyAlgorithm) -> PolicyModule:
     """The policy of a PPO or A2C model as a `PolicyModule`; the parameters are copies.
 
     Raises:
-        ValueError: for a policy that is not an `ActorCriticPolicy` with plain normal or categorical actions over a Box
-            or Discrete observation space, or one that computes its distribution in its own way.
+        ValueError: the policy is not an `ActorCriticPolicy` with plain normal or categorical actions and a Box or
+            Discrete observation space, or overrides how its distribution is computed.
     """
     check_type("model", model, OnPolicyAlgorithm, "a PPO or A2C model of Stable-Baselines3")
     source = model.policy
@@ -103,8 +102,8 @@ def from_sb3(model: OnPolicyAlgorithm) -> PolicyModule:
             raise ValueError(f"model's policy must not override {name}, {type(source).__name__} does")
     if model.env is not None and is_vecenv_wrapped(model.env, VecNormalize):
         raise ValueError(
-            "model must see observations as they are, but its environment is wrapped in VecNormalize; train without"
-            " it, or normalise in metarl: ReinforcementLearning(..., normalize_observations=True)"
+            "model must use raw observations, but its environment is wrapped in VecNormalize; train without it, or"
+            " normalise in metarl: ReinforcementLearning(..., normalize_observations=True)"
         )
     check_spaces(source.observation_space, source.action_space)
     kwargs = check_policy_kwargs(model.policy_kwargs)
@@ -114,25 +113,25 @@ def from_sb3(model: OnPolicyAlgorithm) -> PolicyModule:
     return PolicyModule(policy, kwargs, channels_last)
 
 
-def _network(policy: NormalizedPolicy) -> PolicyModule:
+def _get_network(policy: NormalizedPolicy) -> PolicyModule:
     if not isinstance(policy.network, PolicyModule):
         raise ValueError(f"policy must be made by make_policy, got {type(policy.network).__name__}")
     return policy.network
 
 
-def _with_actions(env: gymnasium.Env[Any, Any] | VecEnv, actions: str) -> gymnasium.Env[Any, Any] | VecEnv:
+def _wrap_actions(env: gymnasium.Env[Any, Any] | VecEnv, actions: str) -> gymnasium.Env[Any, Any] | VecEnv:
     check_actions(actions, env.action_space)
     if actions == "clip":
         return env
     if actions == "squash" or isinstance(env, VecEnv):
         raise ValueError(
             f"actions must be 'clip', or 'rescale' with one environment, got {actions!r} with {type(env).__name__}:"
-            " PPO does not squash actions; wrap the parts of a VecEnv in gymnasium.wrappers.RescaleAction(env, -1, 1)"
+            " PPO does not squash actions; wrap a VecEnv's environments: gymnasium.wrappers.RescaleAction(env, -1, 1)"
         )
     return gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
 
 
-def _normalized(env: gymnasium.Env[Any, Any] | VecEnv, moments: Moments) -> VecNormalize:
+def _normalize(env: gymnasium.Env[Any, Any] | VecEnv, moments: Moments) -> VecNormalize:
     vec = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env)])
     wrapped = VecNormalize(vec, training=False, norm_reward=False, clip_obs=CLIP, epsilon=EPSILON)
     assert isinstance(wrapped.obs_rms, RunningMeanStd)  # one Box

@@ -1,4 +1,4 @@
-"""Task distributions: what is drawn, and the environments made from it."""
+"""Task distributions: they sample the parameters of tasks and make environments from them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class EnvDistribution(FixedSettings, ABC):
-    """What the task distributions of this package share: a `metarl.types.TaskDistribution` that can draw itself.
+    """The base class of this package's task distributions: a `metarl.types.TaskDistribution` with plots.
 
-    The default `sample` draws every entry uniformly. Parameters outside the space are accepted by `make`
-    and `make_vec`: tests out of the distribution need them.
+    The default `sample` draws every entry uniformly. `make` and `make_vec` also accept parameters outside the space,
+    for tests out of the distribution.
 
     Args:
         space: the space of ONE task's parameters.
@@ -57,11 +57,11 @@ class EnvDistribution(FixedSettings, ABC):
         """
         check_int("num_tasks", num_tasks)
         check_rng(rng)
-        return {name: _uniform(name, entry, num_tasks, rng) for name, entry in self.space.items()}
+        return {name: _sample_entry(name, entry, num_tasks, rng) for name, entry in self.space.items()}
 
     @abstractmethod
     def make(self, task: TaskParams, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-        """One ordinary environment; the arrays of `task` are without the leading T.
+        """One ordinary environment; the arrays of `task` have no leading T.
 
         Raises:
             ValueError: keys or shapes of `task` differ from `space`, or a value is not finite.
@@ -78,11 +78,11 @@ class EnvDistribution(FixedSettings, ABC):
         """
 
     def example(self) -> TaskParams:
-        """The task of the environment in Gymnasium's registry where no other is given; by default one from seed 0."""
+        """The task of the registered environment if no other is given; by default one drawn from seed 0."""
         return {name: values[0] for name, values in self.sample(1, np.random.default_rng(0)).items()}
 
     def out_of_distribution(self) -> EnvDistribution:
-        """The out-of-distribution tasks to test on.
+        """A distribution of tasks outside this one, to test on.
 
         Raises:
             ValueError: this distribution defines none.
@@ -90,7 +90,7 @@ class EnvDistribution(FixedSettings, ABC):
         raise ValueError(f"{type(self).__name__} defines no tasks out of its distribution")
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
-        """Draw ONE task (arrays without the leading T) into `ax`; by default its numbers, as a label."""
+        """Draw ONE task (arrays without the leading T) into `ax`; by default its numbers as a label."""
         ax.set_xlabel(", ".join(f"{name} {np.round(value, 2).tolist()}" for name, value in task.items()), fontsize=8)
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
@@ -104,7 +104,7 @@ def check_task(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskPar
     Raises:
         ValueError: other keys, other shapes, or a value that is not a finite number.
     """
-    arrays = _finite_arrays(space, task)
+    arrays = _check_finite(space, task)
     for name, array in arrays.items():
         if array.shape != space[name].shape:
             raise ValueError(f"task[{name!r}] must have shape {space[name].shape}, got {array.shape}")
@@ -117,7 +117,7 @@ def check_tasks(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskPa
     Raises:
         ValueError: as for `check_task`; no tasks, or leading sizes that differ.
     """
-    arrays = _finite_arrays(space, task)
+    arrays = _check_finite(space, task)
     for name, array in arrays.items():
         if array.shape[1:] != space[name].shape or array.shape[:1] in ((), (0,)):
             wanted = ", ".join(map(str, ("T", *(space[name].shape or ()))))
@@ -136,24 +136,24 @@ def check_rng(rng: object) -> np.random.Generator:
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """`device` as torch knows it; a ValueError if torch does not."""
+    """`device` as a torch.device; a ValueError if torch does not know it."""
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
 
 
-def _finite_arrays(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskParams:
+def _check_finite(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskParams:
     if not isinstance(task, Mapping) or set(task) != set(space.spaces):
         found = list(task) if isinstance(task, Mapping) else repr(task)
         raise ValueError(f"task must have the keys {sorted(space.spaces)}, got {found}")
-    return {name: _finite_array(name, task[name], entry) for name, entry in space.items()}
+    return {name: _to_finite_array(name, task[name], entry) for name, entry in space.items()}
 
 
-def _finite_array(name: str, value: Any, entry: gymnasium.Space[Any]) -> npt.NDArray[Any]:
+def _to_finite_array(name: str, value: Any, entry: gymnasium.Space[Any]) -> npt.NDArray[Any]:
     try:
-        with np.errstate(over="ignore"):  # too large for float32 is infinite: refused below
-            # same_kind: a fraction is no integer, a word no number
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is refused below
+            # same_kind refuses fractions for integers and words for numbers
             array = np.asarray(value).astype(entry.dtype, casting="same_kind")
     except (TypeError, ValueError) as error:
         raise ValueError(f"task[{name!r}] must be numbers of type {entry.dtype}, got {value!r}") from error
@@ -162,7 +162,8 @@ def _finite_array(name: str, value: Any, entry: gymnasium.Space[Any]) -> npt.NDA
     return array
 
 
-def _uniform(name: str, entry: gymnasium.Space[Any], num_tasks: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+def _sample_entry(name: str, entry: gymnasium.Space[Any], num_tasks: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+    """`num_tasks` values of one entry, uniform over its space."""
     if isinstance(entry, Discrete | MultiDiscrete):
         number = entry.n if isinstance(entry, Discrete) else entry.nvec
         return rng.integers(entry.start, entry.start + number, (num_tasks, *(entry.shape or ())), entry.dtype)

@@ -1,4 +1,4 @@
-"""Gymnasium's CartPole with poles and carts that differ, and with a hidden place where the cart should be.
+"""Gymnasium's CartPole with varying poles and carts, and optionally a hidden goal position of the cart.
 
 | parameter  | drawn from   | Gymnasium's |                                             |
 |------------|--------------|-------------|---------------------------------------------|
@@ -7,13 +7,13 @@
 | `masscart` | [0.5, 2]     | 1           | kg                                          |
 | `goal`     | [-1, 1]      | none        | metres from the centre; `CartPoleGoal` only |
 
-In `CartPole` the dynamics vary and every step gives 1, so one robust policy can be good at all tasks: expect
-little from adaptation. In `CartPoleGoal` a step gives
+In `CartPole` the dynamics vary and every step gives 1. One robust policy can be good at all tasks, so expect little
+from adaptation. In `CartPoleGoal` a step gives
 
-    reward = 1 - min(1, |x' - goal|)        x': where the cart is after the step
+    reward = 1 - min(1, |x' - goal|)        x': the cart's position after the step
 
-and the goal cannot be observed. The best that can be done without knowing it, to balance in the centre, earns half a
-point a step on average; next to the goal it is one.
+and the goal is not observed. Without knowing it, the best policy balances in the centre and earns 0.5 a step on
+average; at the goal a step earns 1.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from metarl.envs.rendering import AGENT, DARK, GOAL, GREY, Canvas, Point
 from metarl.errors import check_choice
 
 DYNAMICS = {"length": (0.25, 1.5), "masspole": (0.05, 0.5), "masscart": (0.5, 2.0)}
-PLACES = {"goal": (-1.0, 1.0)}
+GOALS = {"goal": (-1.0, 1.0)}
 TRACK = -1.5  # height in the picture
 
 
 class PlainCartPoleEnv(CartPoleEnv):
-    """Gymnasium's CartPole, drawn without pygame.
+    """Gymnasium's CartPole, rendered without pygame.
 
     Args:
         render_mode: None or "rgb_array".
@@ -53,7 +53,7 @@ class PlainCartPoleEnv(CartPoleEnv):
         super().__init__(render_mode=render_mode)
 
     def render(self) -> Frame | None:
-        """The frame `[256, 256, 3]`, or None if `render_mode` is None; a goal is in green."""
+        """The frame `[256, 256, 3]`, or None if `render_mode` is None; the goal is green."""
         if self.render_mode is None:
             return None
         if self.state is None:
@@ -69,7 +69,7 @@ class PlainCartPoleEnv(CartPoleEnv):
 
 
 class CartPoleGoalEnv(PlainCartPoleEnv):
-    """CartPole rewarded for being near `goal`, in metres from the centre, which is not observed; see `CartPole`."""
+    """CartPole with a reward for being near `goal`, in metres from the centre; the goal is not observed."""
 
     goal: float = 0.0
 
@@ -81,7 +81,7 @@ class CartPoleGoalEnv(PlainCartPoleEnv):
 
 
 def set_cart_pole(env: PlainCartPoleEnv, task: dict[str, float]) -> None:
-    """Set the parameters in `task`, and the two that CartPole derives from them."""
+    """Set the parameters in `task`, and the two values that CartPole derives from them."""
     for name, value in task.items():
         setattr(env, name, value)
     env.total_mass = env.masspole + env.masscart
@@ -93,7 +93,7 @@ class CartPole(GymDistribution):
 
     Args:
         horizon: steps per episode, at most.
-        workers: processes that step the environments; 0 steps them in this one, which is faster for one so light.
+        workers: processes that step the environments; 0 steps them in this process, which is faster here.
 
     Raises:
         ValueError: naming the argument.
@@ -108,7 +108,7 @@ class CartPole(GymDistribution):
 
 
 class CartPoleGoal(GymDistribution):
-    """CartPole with uniformly drawn dynamics and a hidden, uniformly drawn place for the cart.
+    """CartPole with uniformly drawn dynamics and a hidden, uniformly drawn goal position.
 
     Args:
         horizon: steps per episode, at most.
@@ -119,7 +119,7 @@ class CartPoleGoal(GymDistribution):
     """
 
     def __init__(self, horizon: int = 200, workers: int = 0) -> None:
-        space = _box({**DYNAMICS, **PLACES})
+        space = _box({**DYNAMICS, **GOALS})
         super().__init__(CartPoleGoalEnv, space, horizon=horizon, set_task=set_cart_pole, workers=workers)
 
 

@@ -1,11 +1,11 @@
-"""A small grid with a hidden goal: discrete actions, one number or a picture to look at.
+"""A small grid with a hidden goal: discrete actions, one-hot or image observations.
 
     cell' = cell + (up, down, left, right or nothing), kept inside the grid        reward = -||cell' - goal||_1 / M
 
-M = 2 (size - 1) is the distance of opposite corners, so rewards are in [-1, 0]. The goal is not observed: it must be
-found by adapting. The reward is dense because one policy-gradient step on 20 episodes has to see in which direction the
-goal lies; being paid at the goal only, most tasks' first episodes would say nothing. No state is terminal: to be good
-is to walk to the goal and to stay there.
+M = 2 (size - 1) is the distance between opposite corners, so rewards are in [-1, 0]. The goal is not observed: the
+agent must find it by adapting. The reward is dense so that one policy-gradient step on 20 episodes shows the direction
+of the goal; with a reward at the goal only, the first episodes of most tasks would carry no information. No state is
+terminal: a good policy walks to the goal and stays there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from metarl.envs.base import check_rng, check_task
 from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
 from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.plots import plot_goal_place
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int
 from metarl.types import TaskParams
@@ -32,20 +33,20 @@ if TYPE_CHECKING:
     from metarl.envs.vector import TorchVectorEnv
 
 UP, DOWN, LEFT, RIGHT, STAY = range(5)
-PIXELS = 40  # Stable-Baselines3's CNN wants at least 36
+PIXELS = 40  # Stable-Baselines3's CNN needs at least 36
 AGENT_VALUE, LINE_VALUE = 255, 64
 
 
 class GridWorldEnv(FunctionalEnv):
     """The functions; the state is the cell (x, y) `[n, 2]`, (0, 0) at the bottom left, `task["goal"]` is `[n, 2]`.
 
-    Observed is one of `size^2` numbers that is 1, the one at `size * y + x`, or with `image` a grey picture
-    `[1, 40, 40]` of the grid and the agent in it.
+    The observation is the one-hot vector of the cell `size * y + x`, or with `image` a grey picture `[1, 40, 40]` of
+    the grid and the agent.
     """
 
     def __init__(self, size: int = 5, image: bool = False) -> None:
         if check_int("size", size, minimum=2) > PIXELS // 2:
-            raise ValueError(f"size must be at most {PIXELS // 2}, two pixels of the picture a cell, got {size}")
+            raise ValueError(f"size must be at most {PIXELS // 2}, two pixels of the picture for each cell, got {size}")
         if not isinstance(image, bool):
             raise ValueError(f"image must be True or False, got {image!r}")
         self.size, self.image = int(size), image
@@ -53,12 +54,12 @@ class GridWorldEnv(FunctionalEnv):
             Box(0, 255, (1, PIXELS, PIXELS), np.uint8) if image else Box(0.0, 1.0, (self.size**2,), np.float32)
         )
         self.action_space = Discrete(5)
-        # of every cell, by device: to look up is ten times as fast as to draw
+        # The observation of every cell, by device: looking it up is ten times faster than drawing it.
         self._views = {torch.device("cpu"): _pictures(self.size) if image else torch.eye(self.size**2)}
 
     def show_on(self, device: torch.device | str) -> None:
-        """Have the observations on `device`, before environments are stepped there."""
-        there = torch.empty(0, device=device).device  # with the number of the GPU
+        """Copy the observations to `device`; must be called before environments are stepped there."""
+        there = torch.empty(0, device=device).device  # includes the number of the GPU
         self._views.setdefault(there, self._views[torch.device("cpu")].to(there))
 
     def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
@@ -66,13 +67,13 @@ class GridWorldEnv(FunctionalEnv):
         return torch.full(task["goal"].shape, float(self.size // 2), device=task["goal"].device)
 
     def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
-        """One cell up (0), down (1), left (2) or right (3), or none (4); walls hold the agent where it is."""
+        """One cell up (0), down (1), left (2) or right (3), or stay (4); walls block the move."""
         along_x = (action == RIGHT).to(state.dtype) - (action == LEFT).to(state.dtype)
         along_y = (action == UP).to(state.dtype) - (action == DOWN).to(state.dtype)
         return (state + torch.stack([along_x, along_y], dim=-1)).clamp(0, self.size - 1)
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
-        """Minus the steps from the *new* cell to the goal, over those between opposite corners."""
+        """Minus the steps from the *new* cell to the goal, divided by those between opposite corners."""
         return -(next_state - task["goal"]).abs().sum(-1) / (2 * (self.size - 1))
 
     def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
@@ -96,8 +97,8 @@ class GridWorldEnv(FunctionalEnv):
 
 
 def _pictures(size: int) -> Tensor:
-    """With the agent in each cell, uint8 `[size^2, 1, 40, 40]`: its cell white, the cells' edges grey, y upwards."""
-    cell = torch.arange(PIXELS) * size // PIXELS  # of each pixel, to the right; upwards it is turned round
+    """The grid with the agent in each cell, uint8 `[size^2, 1, 40, 40]`: its cell white, edges grey, y upwards."""
+    cell = torch.arange(PIXELS) * size // PIXELS  # column of each pixel; flipped, the row from the bottom
     edge = cell != cell.roll(1)
     lines = LINE_VALUE * (edge.flip(0)[:, None] | edge)  # [40, 40]
     cells = torch.arange(size**2)[:, None]
@@ -111,7 +112,7 @@ class GridWorld(FunctionalDistribution):
     Args:
         size: cells along each side, 2 to 20.
         horizon: steps per episode; every episode has this many.
-        image: observe a picture `[1, 40, 40]` instead of the cell's place in a list.
+        image: observe a picture `[1, 40, 40]` instead of a one-hot vector.
 
     Raises:
         ValueError: naming the argument.
@@ -133,7 +134,7 @@ class GridWorld(FunctionalDistribution):
         check_int("num_tasks", num_tasks)
         start = (self.size + 1) * (self.size // 2)
         cell = check_rng(rng).integers(self.size**2 - 1, size=num_tasks)
-        cell += cell >= start  # leaves the start out
+        cell += cell >= start  # skips the start
         return {"goal": np.stack([cell % self.size, cell // self.size], axis=1)}
 
     def example(self) -> TaskParams:
@@ -148,9 +149,8 @@ class GridWorld(FunctionalDistribution):
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal as a star, in the whole grid."""
-        x, y = check_task(self.space, task)["goal"]
-        ax.plot([x], [y], marker="*", markersize=12, color="tab:green", linestyle="none")
-        ax.set(xlim=(-0.5, self.size - 0.5), ylim=(-0.5, self.size - 0.5), aspect="equal")
+        plot_goal_place(ax, check_task(self.space, task)["goal"])
+        ax.set(xlim=(-0.5, self.size - 0.5), ylim=(-0.5, self.size - 0.5))
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
         """The path through the cells."""
@@ -158,7 +158,7 @@ class GridWorld(FunctionalDistribution):
 
     def _cells(self, observations: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """(x, y) of each of `observations`, `[n, 2]`."""
-        brightest = observations.reshape(len(observations), -1).argmax(1)  # of the agent's pixels, the first
+        brightest = observations.reshape(len(observations), -1).argmax(1)  # the first of the agent's pixels
         if not self.image:
             return np.stack([brightest % self.size, brightest // self.size], axis=1)
         row, column = brightest // PIXELS, brightest % PIXELS

@@ -57,6 +57,7 @@ class GymDistribution(EnvDistribution):
         ValueError: naming the argument. To find out, one environment is made, reset and closed. Wrappers that learn
             (NormalizeObservation, NormalizeReward) are refused if `set_task` uses environments again.
 
+    >>> import numpy as np
     >>> gravity = gymnasium.spaces.Dict({"g": Box(5.0, 15.0, (), np.float32)})
     >>> tasks = GymDistribution("Pendulum-v1", gravity)
     >>> tasks.horizon, tasks.sample(2, np.random.default_rng(0))["g"].round(2)

@@ -1,12 +1,12 @@
-"""2-D navigation (Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning", section 5.3): walk to an unseen goal.
+"""2-D navigation (Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning", section 5.3): walk to an unknown goal.
 
     position' = position + 0.1 clip(action, -1, 1)        reward = -||position' - goal||
 
 The paper's text and its published code differ; the code is the default here:
 
-- reward: the text says minus the *squared* distance (`squared_distance=True`), the code gives minus the distance;
-- end: the text says within 0.01 of the goal, the code asks it of each axis on its own;
-- actions: both limit a step to 0.1 an axis; the code's policy acts in [-1, 1] and is scaled by 0.1.
+- reward: minus the *squared* distance in the text (`squared_distance=True`), minus the distance in the code;
+- end: within 0.01 of the goal in the text, within 0.01 in each axis in the code;
+- actions: both limit a step to 0.1 in each axis; in the code actions are in [-1, 1] and scaled by 0.1.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from metarl.envs.base import check_rng, check_task
 from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
 from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.plots import plot_goal_place
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int, check_real
 from metarl.types import TaskParams
@@ -75,7 +76,7 @@ class NavigationEnv(FunctionalEnv):
 
 
 class _NavigationDistribution(FunctionalDistribution):
-    """What the square and the ring share: the environment, and pictures of paths in the plane."""
+    """What the square and the ring share: the environment and the plots."""
 
     def __init__(self, low: float, high: float, horizon: int, squared_distance: bool) -> None:
         space = gymnasium.spaces.Dict({"goal": Box(low, high, (2,), np.float32)})
@@ -87,10 +88,8 @@ class _NavigationDistribution(FunctionalDistribution):
         return {"goal": np.array([0.25, 0.25], np.float32)}
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
-        """The goal as a star; the axes in equal scale."""
-        x, y = check_task(self.space, task)["goal"]
-        ax.plot([x], [y], marker="*", markersize=12, color="tab:green", linestyle="none")
-        ax.set_aspect("equal")
+        """The goal as a star, on axes of equal scale."""
+        plot_goal_place(ax, check_task(self.space, task)["goal"])
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
         """The path in the plane."""
@@ -98,11 +97,11 @@ class _NavigationDistribution(FunctionalDistribution):
 
 
 class Navigation(_NavigationDistribution):
-    """Goals uniform in the square [`goal_low`, `goal_high`]^2 (the paper's: half a unit around the start).
+    """Goals uniform in the square [`goal_low`, `goal_high`]^2 (in the paper: half a unit around the start).
 
     Args:
         horizon: steps per episode, at most.
-        squared_distance: reward minus the squared distance (the paper's text) instead of minus the distance (its code).
+        squared_distance: reward minus the squared distance (as in the paper's text) instead of the distance (its code).
         goal_low: lower edge of the square, in both coordinates.
         goal_high: upper edge.
 
@@ -122,13 +121,14 @@ class Navigation(_NavigationDistribution):
         super().__init__(self.goal_low, self.goal_high, horizon, squared_distance)
 
     def out_of_distribution(self) -> NavigationRing:
-        """Goals on the ring from 1.5 to 2 times the square's reach, outside it: 0.75 to 1 for the paper's square."""
-        reach = max(abs(self.goal_low), abs(self.goal_high))  # a corner is sqrt(2) reach away: inside the ring
+        """Goals on a ring outside the square, from 1.5 to 2 times its reach: 0.75 to 1 for the paper's square."""
+        # The corners are at sqrt(2) times the reach, so the ring begins outside them.
+        reach = max(abs(self.goal_low), abs(self.goal_high))
         return NavigationRing(1.5 * reach, 2.0 * reach, self.horizon, self.squared_distance)
 
 
 class NavigationRing(_NavigationDistribution):
-    """Goals uniform by *area* on the ring `radius_low <= ||goal|| <= radius_high`: outside the paper's square.
+    """Goals uniform by *area* on the ring `radius_low <= ||goal|| <= radius_high`, outside the paper's square.
 
     Args:
         radius_low: inner radius.
@@ -152,6 +152,7 @@ class NavigationRing(_NavigationDistribution):
         check_int("num_tasks", num_tasks)
         check_rng(rng)
         angle = rng.uniform(0.0, 2.0 * math.pi, num_tasks)
-        radius = np.sqrt(rng.uniform(self.radius_low**2, self.radius_high**2, num_tasks))  # the square root: by area
+        # The square root makes the goals uniform by area.
+        radius = np.sqrt(rng.uniform(self.radius_low**2, self.radius_high**2, num_tasks))
         goal = radius * np.stack([np.cos(angle), np.sin(angle)])  # [2, T]
         return {"goal": goal.T.astype(np.float32)}

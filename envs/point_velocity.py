@@ -1,11 +1,12 @@
-"""1-D goal velocity: a point mass with drag must hold a speed it is not told.
+"""1-D goal velocity: a point mass with drag must hold an unknown speed.
 
 The reward has the form of half-cheetah goal velocity (Finn, Abbeel, Levine 2017): minus the distance to the goal
-velocity, minus 0.05 ||a||^2. So it is a small stand-in for it, with exact dynamics and goals in the same range.
+velocity, minus 0.05 ||a||^2. It is a small substitute, with exact dynamics and goals in the same range.
 
     m dv/dt = F a - c v        m = 1 kg, c = 1 kg/s, F = 4 N: top speed 4 m/s, time constant 1 s
 
-From rest at full force 2 m/s takes 0.69 s and 3 m/s 1.39 s. One step is 0.05 s, integrated exactly, the force held.
+From rest at full force it reaches 2 m/s after 0.69 s and 3 m/s after 1.39 s. One step is 0.05 s at constant force,
+integrated exactly.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from metarl.envs.base import check_task
 from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
 from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.plots import plot_goal_speed
 from metarl.envs.rendering import AGENT, DARK, GOAL, GREY, LIGHT, Canvas, Point
 from metarl.errors import check_real
 from metarl.types import TaskParams
@@ -60,7 +62,7 @@ class PointVelocityEnv(FunctionalEnv):
         position, velocity = state.unbind(-1)
         push = action[:, 0].clamp(-1.0, 1.0)  # [n]
         faster = (DECAY * velocity).add(push, alpha=(1.0 - DECAY) * TOP_SPEED)
-        # m dv = F a dt - c dx over the step gives the way from the change of velocity.
+        # The displacement follows from the change of velocity: m dv = F a dt - c dx over the step.
         moved = position.add(push, alpha=TIME_STEP * TOP_SPEED).sub(faster - velocity, alpha=TIME_CONSTANT)
         return torch.stack([moved, faster], dim=-1)
 
@@ -94,7 +96,7 @@ def _draw_road(canvas: Canvas, position: float) -> Canvas:
 
 
 def _draw_speed(canvas: Canvas, velocity: float, goal: float) -> Canvas:
-    """A bar from zero to the velocity, and the goal as a line; the picture is as wide as the top speed both ways."""
+    """A bar from zero to the velocity, and the goal as a line; the width is the top speed in both directions."""
     canvas.box(Point(-TOP_SPEED, 1.0), Point(TOP_SPEED, 2.0), LIGHT)
     canvas.box(Point(min(velocity, 0.0), 1.0), Point(max(velocity, 0.0), 2.0), AGENT)
     canvas.line(Point(0.0, 0.8), Point(0.0, 2.2), DARK)
@@ -123,7 +125,7 @@ class PointVelocity(FunctionalDistribution):
         super().__init__(PointVelocityEnv(), space, horizon)
 
     def out_of_distribution(self) -> PointVelocity:
-        """Faster goals than any here, in a range half as wide: U(2, 3) for the default U(0, 2)."""
+        """Faster goals, in a range half as wide: U(2, 3) for the default U(0, 2)."""
         return PointVelocity(self.horizon, self.goal_high, self.goal_high + (self.goal_high - self.goal_low) / 2.0)
 
     def example(self) -> TaskParams:
@@ -132,7 +134,7 @@ class PointVelocity(FunctionalDistribution):
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal velocity as a dashed line."""
-        ax.axhline(float(check_task(self.space, task)["goal"]), color="tab:green", linestyle="--")
+        plot_goal_speed(ax, float(check_task(self.space, task)["goal"]))
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
         """Velocity (m/s) over time (s)."""

@@ -7,14 +7,14 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 SIZE = 256
-_OVERSAMPLING = 2  # drawn twice as large and shrunk: Pillow's lines and discs have no smooth edges of their own
+_OVERSAMPLING = 2  # drawn twice as large, then shrunk, because Pillow does not smooth edges
 
 WHITE, LIGHT, GREY, DARK = (255, 255, 255), (225, 228, 232), (150, 155, 165), (60, 65, 75)
 AGENT, GOAL = (31, 119, 180), (44, 160, 44)
 
 
 class Point(NamedTuple):
-    """A place in world coordinates, y upwards."""
+    """A point in world coordinates, y upwards."""
 
     x: float
     y: float
@@ -34,7 +34,7 @@ class Canvas:
         self._draw = ImageDraw.Draw(self._image)
 
     def disc(self, centre: Point, radius: float, colour: tuple[int, int, int]) -> "Canvas":
-        """A filled disc; a centre outside the picture is moved to its edge, so that it is always seen."""
+        """A filled disc; a centre outside the picture is moved to its edge, so that it is always visible."""
         x, y = self._pixel(Point(*(min(max(c, self.low), self.high) for c in centre)))
         r = radius * self._scale
         self._draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)

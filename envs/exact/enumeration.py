@@ -1,12 +1,11 @@
 """A tabular MDP without sampling: all trajectories with their probabilities, and what follows from them exactly.
 
-There are M = A^H S^(H - 1) trajectories: the actions, and the states after the first (the one after the last step earns
-nothing). Two uses:
+There are M = A^H S^(H - 1) trajectories: the actions, and the states after the first one (the state after the last
+step earns nothing). N inner steps on one sampled trajectory each have M^N outcomes. Two uses:
 
-- the *sampled objective*, the mean loss after N inner steps on one sampled trajectory each, as a differentiable
-  function, summed over all M^N ways the steps can go;
-- `EnumeratedTaskBatch`, an oracle whose "tasks" are these M^N ways. An outer update that runs on it returns what it
-  would for each of them, so the probability-weighted mean is its expectation, through the update's own code.
+- the *sampled objective*, the mean loss after the N inner steps, as a differentiable sum over all outcomes;
+- `EnumeratedTaskBatch`, an oracle with one "task" for each outcome. An outer update returns its result for each of
+  them, so the probability-weighted mean is its expectation, computed by the update's own code.
 
 Losses are per step of the horizon, f = -J / H, as everywhere in `metarl.rl`.
 """
@@ -32,24 +31,24 @@ LARGEST = 1_000_000
 
 
 class Trajectories(NamedTuple):
-    """All that can happen in ONE MDP."""
+    """All trajectories of ONE MDP."""
 
     states: Tensor  # [M, H]
     actions: Tensor  # [M, H]
     rewards: Tensor  # [M, H]
-    moves: Tensor  # [M], the probability of the states given the actions
+    moves: Tensor  # [M], the probability of the states, given the actions
     discount: float = 1.0
     discount_weights: bool = True  # whether the credit of step t has the weight discount^t
 
     @property
     def credit(self) -> Tensor:
-        """The discounted return to go of every action, `[M, H]`, weighted where that is asked for."""
+        """The discounted return to go of every action, `[M, H]`, weighted if `discount_weights`."""
         to_go = discounted_sums(self.rewards, self.discount)
         return to_go * self._powers if self.discount_weights else to_go
 
     @property
     def returns(self) -> Tensor:
-        """Discounted, `[M]`."""
+        """The discounted returns, `[M]`."""
         return (self.rewards * self._powers).sum(-1)
 
     @property
@@ -60,31 +59,32 @@ class Trajectories(NamedTuple):
 def trajectories(
     tasks: TabularMDP, task: TaskTensors, discount: float = 1.0, discount_weights: bool = True
 ) -> Trajectories:
-    """All trajectories of ONE task, with credit for their actions as `ReinforcementLearning` gives it.
+    """All trajectories of ONE task, with the credit that `ReinforcementLearning` gives their actions.
 
     Raises:
-        ValueError: when there are more than a million.
+        ValueError: there are more than a million.
     """
     horizon, states, actions = tasks.horizon, tasks.num_states, tasks.num_actions
     number = actions**horizon * states ** (horizon - 1)
     if number > LARGEST:
         raise ValueError(f"horizon, states and actions must make at most {LARGEST} trajectories, they make {number}")
+    # Count through all combinations: one digit for each action and for each state after the first.
     sizes = [actions] * horizon + [states] * (horizon - 1)
     columns = torch.unravel_index(torch.arange(number), sizes)
-    acted = torch.stack(columns[:horizon], dim=1)
-    been = torch.stack([torch.zeros(number, dtype=torch.int64), *columns[horizon:]], dim=1)
-    moves = task["transitions"][been[:, :-1], acted[:, :-1], been[:, 1:]].prod(-1)
-    return Trajectories(been, acted, task["rewards"][been, acted], moves, discount, discount_weights)
+    chosen = torch.stack(columns[:horizon], dim=1)
+    visited = torch.stack([torch.zeros(number, dtype=torch.int64), *columns[horizon:]], dim=1)
+    moves = task["transitions"][visited[:, :-1], chosen[:, :-1], visited[:, 1:]].prod(-1)
+    return Trajectories(visited, chosen, task["rewards"][visited, chosen], moves, discount, discount_weights)
 
 
 def probabilities(params: Params, known: Trajectories) -> Tensor:
-    """Of all trajectories under the softmax policy with `params["logits"]`, `[M]`."""
+    """The probabilities `[M]` of all trajectories under the softmax policy with `params["logits"]`."""
     log_probs = params["logits"].log_softmax(-1)[known.states, known.actions]  # [M, H]
     return log_probs.sum(-1).exp() * known.moves
 
 
 def sampled_gradients(params: Params, known: Trajectories) -> Params:
-    """The policy gradient of the loss that each trajectory alone gives, leaf `[M, S, A]`; written out by hand.
+    """The policy gradient of the loss on each single trajectory, leaf `[M, S, A]`, written by hand.
 
     g(tau)[s, a] = -1/H sum_t [s_t = s] ([a_t = a] - pi(a | s)) G_t, with the credit G_t.
     """
@@ -96,9 +96,9 @@ def sampled_gradients(params: Params, known: Trajectories) -> Params:
 
 
 def paths(params: Params, known: Trajectories, alpha: float, steps: int) -> list[tuple[Params, Tensor]]:
-    """w_0 ... w_N along every way N inner steps of one trajectory each can go.
+    """w_0 ... w_N for all outcomes of N inner steps on one trajectory each.
 
-    Entry j has the parameters, leaf `[M^j, S, A]`, and the probabilities `[M^j]` of the ways there.
+    Entry j has the parameters, leaf `[M^j, S, A]`, and the probabilities `[M^j]` of these outcomes.
     """
     found = [({"logits": params["logits"][None]}, params["logits"].new_ones(1))]
     for _ in range(check_int("steps", steps, minimum=0)):
@@ -112,7 +112,7 @@ def paths(params: Params, known: Trajectories, alpha: float, steps: int) -> list
 def sampled_objective(
     tasks: TabularMDP, task: TaskTensors, params: Params, alpha: float, steps: int = 1, discount: float = 1.0
 ) -> Tensor:
-    """`E f(w_N)` over one sampled trajectory per inner step: what E-MAML's meta-gradient is the gradient of."""
+    """`E f(w_N)` over one sampled trajectory per inner step: the objective whose gradient E-MAML estimates."""
     ends, weights = paths(params, trajectories(tasks, task, discount), alpha, steps)[-1]
     losses: Tensor = vmap(lambda w: -tasks.expected_return(w, task, discount) / tasks.horizon)(ends)
     return weights @ losses
@@ -131,36 +131,37 @@ def sampled_product(
     def loss(flat: Tensor) -> Tensor:
         return -tasks.expected_return({"logits": flat.view(shape)}, task, discount) / tasks.horizon
 
+    # Backwards through the tree of outcomes: multiply by I - alpha H(w_j), after summing over what can follow w_j.
     *before, (ends, weights) = paths(params, trajectories(tasks, task, discount), alpha, steps)
     vector = weights[:, None] * vmap(grad(loss))(ends["logits"].flatten(1))  # [M^N, P]
     for w, _ in reversed(before):
         curvature = vmap(jacrev(grad(loss)))(w["logits"].flatten(1))  # [M^j, P, P]
-        vector = vector.view(len(curvature), -1, vector.shape[-1]).sum(1)  # over what can happen after w_j
+        vector = vector.view(len(curvature), -1, vector.shape[-1]).sum(1)
         vector = vector - alpha * (curvature @ vector[:, :, None])[:, :, 0]
     return {"logits": vector[0].view(shape)}
 
 
 class EnumeratedTaskBatch:
-    """An oracle for ONE update on ONE tabular MDP: its M^N tasks are all ways that N inner draws can turn out.
+    """An oracle for ONE update on ONE tabular MDP: its M^N tasks are all outcomes of N inner draws.
 
-    An `inner` draw gives each of them its trajectory; an `outer` or `hessian` draw gives each of them every trajectory,
-    weighted by its probability: with the real surrogates, which are linear in the advantages, the loss is then its own
-    expectation. After an update, `weights` `[M^N]` are the probabilities of the ways at the parameters every step
-    actually had; `expectation` and `deviation` use them. What an update does to D_o and D_h must be linear for the
-    weighted mean to be its expectation; conjugate gradients, for one, are not.
+    An `inner` draw gives each task its own trajectory. An `outer` or `hessian` draw gives each task all trajectories,
+    weighted by their probabilities; the surrogates are linear in the advantages, so the loss is its own expectation.
+    After an update, `weights` `[M^N]` are the probabilities of the outcomes at the parameters each step actually had;
+    `expectation` and `deviation` use them. The weighted mean is the update's expectation only if the update is linear
+    in D_o and D_h. Conjugate gradients, for example, are not.
 
     Args:
         tasks: the MDP's distribution.
         task: its tables, without a leading T.
         policy: a module from states `[B]` to `(logits [B, A],)`.
         surrogate: the loss, such as `metarl.rl.surrogates.dice`.
-        steps: N, how many inner draws will come.
+        steps: N, the number of inner draws.
         execution: how derivatives are computed: in chunks, where M^N is large.
         discount: gamma.
         discount_weights: whether the credit of step t has the weight gamma^t.
 
     Raises:
-        ValueError: when there are more than a million ways.
+        ValueError: there are more than a million outcomes.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class EnumeratedTaskBatch:
         number = len(self.known.states)
         self.num_tasks = number ** check_int("steps", steps, minimum=0)
         if self.num_tasks > LARGEST:
-            raise ValueError(f"steps must leave at most {LARGEST} ways, {number} ** {steps} are more")
+            raise ValueError(f"steps must leave at most {LARGEST} outcomes, {number} ** {steps} are more")
         self.weights = torch.ones(self.num_tasks, dtype=self.known.rewards.dtype)
         self._ahead = list(torch.unravel_index(torch.arange(self.num_tasks), [number] * steps)) if steps else []
         self._distribution = Categorical(tasks.num_actions)
@@ -194,15 +195,16 @@ class EnumeratedTaskBatch:
         """Leaves `[M^N, 1, H]` for an inner draw, `[M^N, M, H]` for the others.
 
         Raises:
-            LookupError: at more inner draws than `steps`.
+            LookupError: there were more inner draws than `steps`.
         """
         known, everyone = self.known, self.num_tasks
         if role == "inner":
             if not self._ahead:
-                raise LookupError("more inner draws were asked for than there are steps; make new tasks per update")
+                raise LookupError("there were more inner draws than steps; make a new task batch for each update")
             rows = self._ahead.pop(0)[:, None]  # [M^N, 1]
         else:
             rows = torch.arange(len(known.states)).expand(everyone, -1)
+        # Exact expectations: every trajectory counts with its probability at the present parameters.
         batch = {"obs": known.states[rows], "actions": known.actions[rows]}
         log_probs = vmap(self._log_probs)(params, batch)
         chance = log_probs.sum(-1).exp() * known.moves[rows]
@@ -225,15 +227,15 @@ class EnumeratedTaskBatch:
         return self._surrogate_loss(reinforce, params, batch)
 
     def score(self, params: Params, batch: Batch) -> Tensor:
-        """The mean return; of an outer batch its expectation."""
+        """The mean return; for an outer batch its expectation."""
         return batch["rewards"].sum(-1).mean()
 
     def cost(self, batch: Batch) -> Mapping[str, int]:
-        """Samples: trajectories."""
+        """The number of trajectories, as samples."""
         return {"samples": batch["actions"].shape[0] * batch["actions"].shape[1]}
 
     def log_likelihood(self, params: Params, batch: Batch) -> Tensor:
-        """Of each trajectory `[n]`, up to what does not depend on `params`."""
+        """The log-likelihood of each trajectory `[n]`, up to a constant in `params`."""
         return self._log_probs(params, batch).sum(-1)
 
     def objective(self, batch: Batch) -> Tensor:
@@ -241,11 +243,11 @@ class EnumeratedTaskBatch:
         return batch["objective"]
 
     def expectation(self, stacked: Params) -> Params:
-        """The mean of an update's result over all ways."""
+        """The mean of an update's result over all outcomes."""
         return {key: torch.tensordot(self.weights, leaf, dims=1) for key, leaf in stacked.items()}
 
     def deviation(self, stacked: Params) -> Tensor:
-        """The standard deviation of an update's result, all components together: root of the mean squared distance."""
+        """The standard deviation of an update's result: the root of the mean squared distance from its expectation."""
         mean = self.expectation(stacked)
         squares = sum((leaf - mean[key]).square().flatten(1).sum(1) for key, leaf in stacked.items())
         return torch.sqrt(self.weights @ torch.as_tensor(squares))
@@ -255,7 +257,7 @@ class EnumeratedTaskBatch:
         return surrogate(log_probs, batch["log_probs"], batch["advantages"], torch.ones_like(log_probs))
 
     def _log_probs(self, params: Params, batch: Batch) -> Tensor:
-        """Of the actions of one task, `[n, H]`."""
+        """The log-probabilities of the actions of one task, `[n, H]`."""
         shape = batch["actions"].shape
         logits: tuple[Tensor] = call(self.policy, params, batch["obs"].flatten())
         return self._distribution.log_prob((logits[0].view(*shape, -1),), batch["actions"])

@@ -1,4 +1,4 @@
-"""What meta-gradient estimators are held against where the expected loss is known, and what they are on average."""
+"""The product form of the meta-gradient, where the expected loss is known, and the mean of an update by Monte Carlo."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,13 +19,13 @@ def product_form(expected_loss: Callable[[Params], Tensor], params: Params, alph
     """The gradient of `w -> f(w_N)` with exact inner gradients: `prod_j (I - alpha H(w_j)) grad f(w_N)`.
 
     Args:
-        expected_loss: f of ONE task, twice differentiable by `torch.func`, in the units `alpha` is meant in.
+        expected_loss: f of ONE task, twice differentiable by `torch.func`, in the units of `alpha`.
         params: w.
         alpha: the inner step size.
         steps: N.
 
     Raises:
-        ValueError: for a negative `alpha`, or `steps` that are no number of steps.
+        ValueError: `alpha` is negative, or `steps` is not an integer of at least 0.
 
     Example:
         >>> product_form(lambda w: (w["x"] - 1) ** 2, {"x": torch.tensor(0.0)}, alpha=0.25)
@@ -34,13 +34,13 @@ def product_form(expected_loss: Callable[[Params], Tensor], params: Params, alph
     check_real("alpha", alpha, open_low=False)
     check_int("steps", steps, minimum=0)
 
-    def at_the_end(w: Params) -> Tensor:
+    def adapted_loss(w: Params) -> Tensor:
         for _ in range(steps):
             g = grad(expected_loss)(w)
             w = {key: w[key] - alpha * g[key] for key in w}
         return expected_loss(w)
 
-    result: Params = grad(at_the_end)(params)
+    result: Params = grad(adapted_loss)(params)
     return result
 
 
@@ -49,11 +49,11 @@ class Estimate(NamedTuple):
 
     mean: Tensor  # [P]
     stderr: Tensor  # [P]
-    std: float  # of one task's meta-gradient: the root of the summed variances
+    std: float  # of one task's meta-gradient: the root of the sum of the variances
     samples: int
 
     def off(self, target: Tensor) -> float:
-        """How far the mean is from `target` `[P]`, in standard errors; of the worst component, with its sign."""
+        """The distance of the mean from `target` `[P]` in standard errors, of the worst component, with its sign."""
         scores = (self.mean - target) / self.stderr
         return float(scores[scores.abs().argmax()])
 
@@ -70,16 +70,16 @@ def expected_update(
     """The expectation of a meta-gradient on ONE task, by Monte Carlo through the real oracle.
 
     Args:
-        source: the oracle's source.
+        source: draws the data.
         task: arrays without a leading T.
         params: w.
         method: the update and its inner loop.
-        samples: copies of the task, every one of which samples its own data.
-        seed: of everything random.
-        chunk: copies at a time.
+        samples: number of copies of the task; each samples its own data.
+        seed: of all random numbers.
+        chunk: number of copies computed at a time.
 
     Raises:
-        ValueError: for fewer than two samples, or an empty chunk.
+        ValueError: `samples` is below 2, or `chunk` below 1.
     """
     check_int("samples", samples, minimum=2)
     check_int("chunk", chunk)

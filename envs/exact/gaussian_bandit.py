@@ -1,4 +1,4 @@
-"""A Gaussian bandit: every expectation a meta-gradient estimator can have here is a polynomial in normal moments.
+"""A Gaussian bandit: the expectations of meta-gradient estimators are polynomials in the moments of a normal variable.
 
     reward = -||a - c||^2,    a ~ N(w, I) in k dimensions,    d = c - w,    J(w) = -(||d||^2 + k) for one pull
 
@@ -34,7 +34,7 @@ class GaussianBanditEnv(FunctionalEnv):
         self.action_space = Box(-np.inf, np.inf, (dimension,), np.float32)
 
     def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
-        """Zeros: nothing was done yet."""
+        """Zeros: no action was taken yet."""
         return torch.zeros_like(task["centre"])
 
     def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _point(x: Tensor) -> Point:
 
 
 class GaussianBandit(FunctionalDistribution):
-    """Centres uniform in a cube. The exact answers are for `policies.GaussianMean`, whose only parameter is `mean`.
+    """Centres uniform in a cube. The exact answers hold for `policies.GaussianMean`, whose only parameter is `mean`.
 
     Args:
         dimension: k.
@@ -103,7 +103,7 @@ class GaussianBandit(FunctionalDistribution):
         """`E_D[-J(w - alpha g(D; w))]` of ONE task: the mean loss after one inner step on `pulls` sampled pulls.
 
         Raises:
-            ValueError: for a horizon other than 1, for which this form does not hold, or no pulls.
+            ValueError: the horizon is not 1, for which this form holds, or `pulls` is below 1.
         """
         if self.horizon != 1:
             raise ValueError(f"horizon must be 1 for the closed form of the sampled objective, got {self.horizon}")

@@ -47,7 +47,7 @@ class LinearGaussianEnv(FunctionalEnv):
         return task["a"][:, None] * state + task["b"][:, None] * action + self.noise * normal(noise)
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
-        """`-(q x^2 + r u^2)`, of the state the action was taken in."""
+        """`-(q x^2 + r u^2)`, of the state in which the action was taken."""
         return -(self.state_cost * state.square() + self.action_cost * action.square())[:, 0]
 
     def observation(self, state: Tensor, task: TaskTensors) -> Tensor:

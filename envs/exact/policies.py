@@ -1,4 +1,4 @@
-"""Policies with few parameters, under which the problems of `envs` with exact answers have them.
+"""Policies with few parameters, for which the problems of this folder have exact answers.
 
 Each is a module like any other policy: `forward` returns the parameters of the action distribution.
 """

@@ -1,4 +1,4 @@
-"""Tabular MDPs, small enough to enumerate every trajectory (see `enumeration`): nothing about them needs sampling.
+"""Tabular MDPs, small enough to enumerate all trajectories (see `enumeration`), so that no answer needs sampling.
 
     J(logits) = V_0(0),    V_t(s) = sum_a pi(a | s) [R(s, a) + gamma sum_s' P(s' | s, a) V_{t+1}(s')],    V_H = 0
 
@@ -42,7 +42,7 @@ class TabularEnv(FunctionalEnv):
         return torch.zeros(len(task["rewards"]), 1, device=task["rewards"].device)
 
     def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
-        """A next state with the probabilities `P[s, a]`, by inverting their cumulative sum."""
+        """A next state drawn with the probabilities `P[s, a]`, by inverting their cumulative sum."""
         steps = _row(task["transitions"], state, action).cumsum(-1)[:, :-1]  # [n, S - 1]
         return (noise >= steps).sum(-1, keepdim=True).to(state.dtype)
 
@@ -59,7 +59,7 @@ class TabularEnv(FunctionalEnv):
         return torch.zeros(len(state), dtype=torch.bool, device=state.device)
 
     def render(self, state: Tensor, task: TaskTensors) -> Frame:
-        """The states on a circle, the present one in blue."""
+        """The states on a circle, the current one in blue."""
         canvas = Canvas(-1.5, 1.5)
         for s in range(self.num_states):
             angle = 2 * math.pi * s / self.num_states
@@ -118,7 +118,7 @@ class TabularMDP(FunctionalDistribution):
         return self.values(params, task, discount)[0][0]
 
     def values(self, params: Params, task: TaskTensors, discount: float = 1.0) -> list[Tensor]:
-        """The values V_t(s) `[S]` of t = 0 ... H, the last of them zero."""
+        """The values V_t(s) `[S]` for t = 0 ... H; the last ones are zero."""
         policy = params["logits"].softmax(-1)
         rewards, transitions = (task[key].to(policy.dtype) for key in ("rewards", "transitions"))
         found = [policy.new_zeros(self.num_states)]
@@ -132,7 +132,7 @@ class TabularMDP(FunctionalDistribution):
         """`sum_t c_t sum_s P(s_t = s) sum_a Q_t(s, a) grad pi(a | s)` of ONE task, with discounted Q_t.
 
         With the weights c_t = discount^t this is the gradient of the discounted return (the policy gradient theorem).
-        Without them, c_t = 1, it is what common practice estimates.
+        Without them, c_t = 1, it is what most implementations estimate.
         """
         policy = params["logits"].softmax(-1)
         rewards, transitions = (task[key].to(policy.dtype) for key in ("rewards", "transitions"))
@@ -148,7 +148,7 @@ class TabularMDP(FunctionalDistribution):
         return {"logits": total}
 
     def plot_task(self, ax: Any, task: TaskParams) -> None:
-        """The rewards, a row for each state, as a label: there are too many probabilities."""
+        """The rewards as a label, a row for each state; there are too many probabilities to show."""
         ax.set_xlabel(f"rewards {np.round(task['rewards'], 2).tolist()}", fontsize=8)
 
 
@@ -161,10 +161,10 @@ class TabularProblem(NamedTuple):
 
 
 def two_state_problem() -> TabularProblem:
-    """The fixed problem P3 of the certificates: two states, two actions, three steps, a policy away from the uniform.
+    """The fixed problem P3 of the certificates: two states, two actions, three steps, a non-uniform policy.
 
-    It is drawn from seed 1: all transitions first, then the rewards, then half of normal logits. The Hessian of its
-    return has the norm 0.096645.
+    It is drawn from seed 1: all transitions first, then the rewards, then the logits, half of normal numbers. The
+    Hessian of its return has the norm 0.096645.
     """
     rng = np.random.default_rng(1)
     transitions, rewards = rng.dirichlet(np.ones(2), size=(2, 2)), rng.normal(size=(2, 2))

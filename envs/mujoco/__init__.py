@@ -1,6 +1,6 @@
-"""MuJoCo task distributions, all environments of which advance together in threads.
+"""MuJoCo task distributions; their vector environments step in threads.
 
-Needs the extra `mujoco`; without it, importing this package says how to install it.
+Needs the extra `mujoco`: `pip install "metarl-torch[mujoco]"`.
 """
 
 from metarl.envs.mujoco.ant import AntDirection, AntDirection2D, AntGoal, AntVelocity

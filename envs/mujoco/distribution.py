@@ -1,10 +1,11 @@
-"""What the MuJoCo task distributions share: one environment of a body, or many."""
+"""What the MuJoCo task distributions share: one environment of a body or many, and three kinds of tasks."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
@@ -18,8 +19,9 @@ from gymnasium.spaces import Box
 from mujoco import MjData, MjModel
 
 from metarl.envs.base import EnvDistribution, check_device, check_rng, check_task, check_tasks
-from metarl.envs.mujoco.objectives import Motion, Objective
+from metarl.envs.mujoco.objectives import Motion, Objective, angle, direction, goal_velocity
 from metarl.envs.mujoco.vector import MujocoVectorEnv, Rewards
+from metarl.envs.plots import plot_goal_speed
 from metarl.errors import check_choice, check_int, check_real
 from metarl.types import TaskParams
 
@@ -31,16 +33,16 @@ log = logging.getLogger(__name__)
 
 
 class Body(NamedTuple):
-    """A walker: Gymnasium's environment of one, ours of many."""
+    """A walker: Gymnasium's environment of one, and ours of many."""
 
     env: Callable[..., MujocoEnv]
     vector: type[MujocoVectorEnv]
-    hidden: int  # its first positions, which are not observed
+    hidden: int  # number of its first positions that are not observed
 
     def make(self, settings: Mapping[str, Any], render_mode: str | None) -> MujocoEnv:
         """Gymnasium's environment."""
-        camera = {} if render_mode is None else {"camera_name": "track"}  # the default one lets the body run away
-        with _remarks_logged():
+        camera = {} if render_mode is None else {"camera_name": "track"}  # the default camera does not follow the body
+        with log_mujoco_warnings():
             return self.env(**settings, **camera, render_mode=render_mode)
 
 
@@ -49,12 +51,12 @@ class MujocoDistribution(EnvDistribution):
 
     Args:
         body: the walker.
-        objective: what the tasks differ in.
+        objective: the part of the reward that differs between tasks.
         space: the space of ONE task's parameters.
         horizon: control steps per episode, at most.
-        weights: of the reward, as keywords of Gymnasium's environment (`ctrl_cost_weight`, ...).
-        observation: what is seen, as keywords of Gymnasium's environment (`include_cfrc_ext_in_observation`, ...).
-        threads: that step the physics; default: as many as there are CPUs. Results do not depend on it.
+        rewards: the weights of the other parts.
+        observation: what is observed, as keywords of Gymnasium's environment.
+        threads: number of threads that step the physics; by default one for each CPU. Results do not depend on it.
 
     Raises:
         ValueError: naming the argument.
@@ -66,19 +68,21 @@ class MujocoDistribution(EnvDistribution):
         objective: Objective,
         space: gymnasium.spaces.Dict,
         horizon: int,
-        weights: Mapping[str, Any],
+        rewards: Rewards,
         observation: Mapping[str, bool] | None = None,
         threads: int | None = None,
     ) -> None:
-        self.rewards = _checked(Rewards(**weights))
+        self.rewards = check_rewards(rewards)
         self.threads = None if threads is None else check_int("threads", threads)
         self.body, self.objective, self._observation = body, objective, observation or {}
+        known = signature(body.env).parameters
+        weights = {name: value for name, value in rewards._asdict().items() if name in known}
         self._settings = {**weights, **self._observation}
         self.template = body.make(self._settings, None)
         super().__init__(space, self.template.observation_space, self.template.action_space, horizon)
 
     def make(self, task: TaskParams, render_mode: str | None = None) -> TaskEnv:
-        """Gymnasium's own environment with this task's reward; truncates itself at the horizon."""
+        """Gymnasium's own environment with this task's reward; it truncates itself at the horizon."""
         one = check_task(self.space, task)
         if render_mode is not None:
             check_choice("render_mode", render_mode, self.template.metadata["render_modes"])
@@ -87,7 +91,7 @@ class MujocoDistribution(EnvDistribution):
         return TaskEnv(env, self.objective, one, self.horizon)
 
     def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> MujocoVectorEnv:
-        """As `EnvDistribution.make_vec`; MuJoCo steps on the CPU and numpy is spoken, whatever the `device`."""
+        """As `EnvDistribution.make_vec`, in numpy: MuJoCo runs on the CPU, whatever the `device`."""
         check_int("episodes", episodes)
         check_device(device)
         tasks = check_tasks(self.space, task)
@@ -101,7 +105,7 @@ class MujocoDistribution(EnvDistribution):
         return [self.template.model] * len(next(iter(tasks.values())))
 
     def change(self, model: MjModel, data: MjData, task: TaskParams) -> None:
-        """Change a model into that of ONE task; by default all tasks share one."""
+        """Change the model into that of ONE task; by default all tasks share one model."""
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
         """The forward velocity, m/s, over time, s."""
@@ -110,9 +114,9 @@ class MujocoDistribution(EnvDistribution):
 
 
 class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A Gymnasium environment of version 5 with the objective in place of the reward for going forward.
+    """A Gymnasium environment of version 5 with an objective in place of its reward for moving forward.
 
-    What the body costs and earns besides (`reward_ctrl`, `reward_contact`, `reward_survive` of its info) stays.
+    The other parts of its reward (`reward_ctrl`, `reward_contact`, `reward_survive` in its info) stay.
     """
 
     def __init__(self, env: MujocoEnv, objective: Objective, task: TaskParams, horizon: int) -> None:
@@ -144,7 +148,22 @@ _MOTION = ("velocity", "position")
 
 
 class GoalVelocity(MujocoDistribution):
-    """Tasks whose parameter is a goal velocity: their space and pictures."""
+    """Tasks whose parameter is a goal velocity, uniform in [`goal_low`, `goal_high`] m/s."""
+
+    def __init__(
+        self,
+        body: Body,
+        goal_low: float,
+        goal_high: float,
+        horizon: int,
+        rewards: Rewards,
+        observation: Mapping[str, bool] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.goal_low = check_real("goal_low", goal_low, -np.inf)
+        self.goal_high = check_real("goal_high", goal_high, self.goal_low)
+        space = gymnasium.spaces.Dict({"goal": Box(self.goal_low, self.goal_high, (), np.float32)})
+        super().__init__(body, goal_velocity, space, horizon, rewards, observation, threads)
 
     def example(self) -> TaskParams:
         """1 m/s."""
@@ -152,12 +171,23 @@ class GoalVelocity(MujocoDistribution):
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal velocity as a dashed line."""
-        ax.axhline(float(check_task(self.space, task)["goal"]), color="tab:green", linestyle="--")
+        plot_goal_speed(ax, float(check_task(self.space, task)["goal"]))
         ax.set_ylabel("speed, m/s", fontsize=8)
 
 
 class Direction(MujocoDistribution):
     """Tasks whose parameter is forward (1) or backward (-1), with equal probability."""
+
+    def __init__(
+        self,
+        body: Body,
+        horizon: int,
+        rewards: Rewards,
+        observation: Mapping[str, bool] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        space = gymnasium.spaces.Dict({"direction": Box(-1.0, 1.0, (), np.float32)})
+        super().__init__(body, direction, space, horizon, rewards, observation, threads)
 
     def example(self) -> TaskParams:
         """Forward."""
@@ -169,7 +199,7 @@ class Direction(MujocoDistribution):
         return {"direction": (2 * check_rng(rng).integers(2, size=num_tasks) - 1).astype(np.float32)}
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
-        """A dashed line at rest, and which side of it is wanted."""
+        """A dashed line at rest, and the direction as a label."""
         forwards = float(check_task(self.space, task)["direction"]) > 0
         ax.axhline(0.0, color="tab:green", linestyle="--")
         ax.set_xlabel("wanted: forward (up)" if forwards else "wanted: backward (down)", fontsize=8)
@@ -177,20 +207,32 @@ class Direction(MujocoDistribution):
 
 
 class Angle(MujocoDistribution):
-    """Tasks whose parameter is a direction in the plane, rad."""
+    """Tasks whose parameter is a direction in the plane, uniform in [0, 2 pi] rad."""
+
+    def __init__(
+        self,
+        body: Body,
+        horizon: int,
+        rewards: Rewards,
+        observation: Mapping[str, bool] | None = None,
+        threads: int | None = None,
+        objective: Objective = angle,
+    ) -> None:
+        space = gymnasium.spaces.Dict({"angle": Box(0.0, 2.0 * np.pi, (), np.float32)})
+        super().__init__(body, objective, space, horizon, rewards, observation, threads)
 
     def example(self) -> TaskParams:
         """Straight ahead."""
         return {"angle": np.array(0.0, np.float32)}
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
-        """The direction as a dashed ray; the axes in equal scale."""
+        """The direction as a dashed ray, on axes of equal scale."""
         turn = float(check_task(self.space, task)["angle"])
         ax.plot([0.0, np.cos(turn)], [0.0, np.sin(turn)], color="tab:green", linestyle="--")
         ax.set_aspect("equal")
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
-        """The way made in the plane, m, from the velocities seen."""
+        """The path in the plane, m, from the observed velocities."""
         first = self.template.model.nq - self.body.hidden
         velocities = observations[:, first : first + 2]
         x, y = self.template.dt * velocities.cumsum(0).T
@@ -198,8 +240,8 @@ class Angle(MujocoDistribution):
 
 
 @contextmanager
-def _remarks_logged() -> Iterator[None]:
-    """MuJoCo 4 remarks on Gymnasium's half-cheetah file, and would write so into a file in the working directory."""
+def log_mujoco_warnings() -> Iterator[None]:
+    """MuJoCo 4 warns of Gymnasium's half-cheetah file; by default it writes a file in the working directory."""
     handler = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda text: log.info("%s", text))
     try:
@@ -208,21 +250,8 @@ def _remarks_logged() -> Iterator[None]:
         mujoco.set_mju_user_warning(handler)
 
 
-def goal_space(low: float, high: float) -> gymnasium.spaces.Dict:
-    """Goal velocities in [low, high], m/s.
-
-    Raises:
-        ValueError: no numbers, or `high` not above `low`.
-    """
-    low = check_real("goal_low", low, -np.inf)
-    return gymnasium.spaces.Dict({"goal": Box(low, check_real("goal_high", high, low), (), np.float32)})
-
-
-ANGLES = gymnasium.spaces.Dict({"angle": Box(0.0, 2.0 * np.pi, (), np.float32)})
-DIRECTIONS = gymnasium.spaces.Dict({"direction": Box(-1.0, 1.0, (), np.float32)})
-
-
-def _checked(rewards: Rewards) -> Rewards:
+def check_rewards(rewards: Rewards) -> Rewards:
+    """`rewards` if the weights are at least zero; a ValueError that names the first bad one otherwise."""
     for name, value in rewards._asdict().items():
         if name != "terminate_when_unhealthy":
             check_real(name, value, open_low=False)

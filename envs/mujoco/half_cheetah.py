@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
-from mujoco import MjModel
 
-from metarl.envs.mujoco.distribution import DIRECTIONS, Body, Direction, GoalVelocity, goal_space
-from metarl.envs.mujoco.objectives import direction, goal_velocity
+from metarl.envs.mujoco.distribution import Body, Direction, GoalVelocity
 from metarl.envs.mujoco.physics import Array
-from metarl.envs.mujoco.vector import MujocoVectorEnv
+from metarl.envs.mujoco.vector import MujocoVectorEnv, Rewards
 
 
 class HalfCheetahVectorEnv(MujocoVectorEnv):
@@ -23,33 +21,26 @@ class HalfCheetahVectorEnv(MujocoVectorEnv):
     normal_velocities = True
     reset_noise = 0.1
 
-    def allocate(self, model: MjModel) -> None:
-        """Nothing: all is in the state."""
-
     def observe(self) -> Array:
-        """Positions but x, velocities: `[N, 17]`."""
+        """Positions except x, velocities: `[N, 17]`."""
         return np.concatenate((self.physics.qpos[:, 1:], self.physics.qvel), axis=1)
-
-    def place(self) -> Array:
-        """x, m."""
-        return self.physics.qpos[:, :1].copy()
 
 
 BODY = Body(HalfCheetahEnv, HalfCheetahVectorEnv, hidden=1)
 
 
 class HalfCheetahVelocity(GoalVelocity):
-    """Run at a speed that is not told: reward `-|v - goal| - 0.05 |a|^2`; `task["goal"]` is a number, m/s.
+    """Run at an unknown speed: reward `-|v - goal| - 0.05 |a|^2`; `task["goal"]` is a number, m/s.
 
-    That is the reward of the paper's code; its text has no control cost (`ctrl_cost_weight=0`). Goals are uniform in
-    [0, 2] m/s as in the paper and in CAVIA; ProMP, PEARL and VariBAD have [0, 3] (`goal_high=3`).
+    This is the reward of the paper's code; the paper's text has no control cost (`ctrl_cost_weight=0`). Goals are
+    uniform in [0, 2] m/s as in the paper and in CAVIA; ProMP, PEARL and VariBAD have [0, 3] (`goal_high=3`).
 
     Args:
         horizon: control steps per episode, 0.05 s each.
         goal_low: slowest goal, m/s.
         goal_high: fastest goal, m/s.
         ctrl_cost_weight: of |a|^2.
-        threads: that step the physics.
+        threads: number of threads that step the physics.
 
     Raises:
         ValueError: naming the argument.
@@ -66,13 +57,10 @@ class HalfCheetahVelocity(GoalVelocity):
         ctrl_cost_weight: float = 0.05,
         threads: int | None = None,
     ) -> None:
-        space = goal_space(goal_low, goal_high)
-        self.goal_low, self.goal_high = float(goal_low), float(goal_high)
-        weights = {"ctrl_cost_weight": ctrl_cost_weight}
-        super().__init__(BODY, goal_velocity, space, horizon, weights, threads=threads)
+        super().__init__(BODY, goal_low, goal_high, horizon, Rewards(ctrl_cost_weight), threads=threads)
 
     def out_of_distribution(self) -> HalfCheetahVelocity:
-        """Faster goals than any here, in a range half as wide: U(2, 3) for the default U(0, 2)."""
+        """Faster goals, in a range half as wide: U(2, 3) for the default U(0, 2)."""
         high = self.goal_high + (self.goal_high - self.goal_low) / 2.0
         return HalfCheetahVelocity(self.horizon, self.goal_high, high, self.rewards.ctrl_cost_weight, self.threads)
 
@@ -80,16 +68,16 @@ class HalfCheetahVelocity(GoalVelocity):
 class HalfCheetahDirection(Direction):
     """Run forward (1) or backward (-1): reward `direction v - 0.05 |a|^2`; `task["direction"]` is a number.
 
-    That is the reward of the paper's code; its text has no control cost (`ctrl_cost_weight=0`).
+    This is the reward of the paper's code; the paper's text has no control cost (`ctrl_cost_weight=0`).
 
     Args:
         horizon: control steps per episode, 0.05 s each.
         ctrl_cost_weight: of |a|^2.
-        threads: that step the physics.
+        threads: number of threads that step the physics.
 
     Raises:
         ValueError: naming the argument.
     """
 
     def __init__(self, horizon: int = 200, ctrl_cost_weight: float = 0.05, threads: int | None = None) -> None:
-        super().__init__(BODY, direction, DIRECTIONS, horizon, {"ctrl_cost_weight": ctrl_cost_weight}, threads=threads)
+        super().__init__(BODY, horizon, Rewards(ctrl_cost_weight), threads=threads)

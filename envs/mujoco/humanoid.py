@@ -1,6 +1,6 @@
 """Humanoid: direction in the plane.
 
-The body, its 348 observations, its costs and when it is over (unless 1 m < z < 2 m) are those of Gymnasium's
+The body, its 348 observations, its costs and its termination (unless 1 m < z < 2 m) are those of Gymnasium's
 `Humanoid-v5`; a control step is 0.015 s.
 """
 
@@ -13,10 +13,10 @@ import numpy.typing as npt
 from gymnasium.envs.mujoco.humanoid_v5 import HumanoidEnv, mass_center
 from mujoco import MjData, MjModel
 
-from metarl.envs.mujoco.distribution import ANGLES, Angle, Body
+from metarl.envs.mujoco.distribution import Angle, Body
 from metarl.envs.mujoco.objectives import Weighted, angle
 from metarl.envs.mujoco.physics import Array
-from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv
+from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv, Rewards
 from metarl.errors import check_real
 
 ROOT = 6  # degrees of freedom that no actuator moves
@@ -37,13 +37,13 @@ class HumanoidVectorEnv(MujocoVectorEnv):
         self._actuators, self._forces = np.empty((n, model.nv)), np.zeros((n, bodies, 6))
 
     def read(self, model: MjModel, data: MjData, i: int) -> None:
-        """What Gymnasium's environment observes beside the state."""
+        """What Gymnasium's environment observes in addition to the state."""
         self._centre[i] = mass_center(model, data)  # type: ignore[no-untyped-call]
         self._inertias[i], self._velocities[i] = data.cinert, data.cvel
         self._actuators[i], self._forces[i] = data.qfrc_actuator, data.cfrc_ext
 
     def observe(self) -> Array:
-        """Positions but x and y, velocities, inertias, bodies' velocities, actuator and contact forces: `[N, 348]`."""
+        """Positions except x and y, velocities, inertias, body velocities, actuator and contact forces: `[N, 348]`."""
         n, physics = self.num_envs, self.physics
         bodies = [part[:, 1:].reshape(n, -1) for part in (self._inertias, self._velocities, self._forces)]
         parts = (physics.qpos[:, 2:], physics.qvel, *bodies[:2], self._actuators[:, ROOT:], bodies[2])
@@ -60,11 +60,11 @@ class HumanoidVectorEnv(MujocoVectorEnv):
         return upright
 
     def control_cost(self, actions: npt.NDArray[Any]) -> Array:
-        """Of the controls, which are the actions in double precision."""
+        """The cost of the controls, which are the actions in double precision."""
         return super().control_cost(self.physics.ctrl)
 
     def contact_cost(self, weight: float) -> Array | float:
-        """Of the contact forces' squares, at most 10."""
+        """`weight` times the sum of the squared contact forces, at most 10."""
         cost: Array = weight * np.sum(np.square(self._forces.reshape(self.num_envs, -1)), axis=1)
         return np.minimum(cost, LARGEST_CONTACT_COST)
 
@@ -79,9 +79,9 @@ class HumanoidDirection(Angle):
         forward_reward_weight: of the speed in the direction.
         healthy_reward: for each step that does not end the episode by a fall.
         ctrl_cost_weight: of |a|^2.
-        contact_cost_weight: of the contact forces' squares; this cost is at most 10.
+        contact_cost_weight: of the squared contact forces; this cost is at most 10.
         terminate_when_unhealthy: end the episode at a fall.
-        threads: that step the physics.
+        threads: number of threads that step the physics.
 
     Raises:
         ValueError: naming the argument.
@@ -97,14 +97,9 @@ class HumanoidDirection(Angle):
         terminate_when_unhealthy: bool = True,
         threads: int | None = None,
     ) -> None:
-        weights = {
-            "healthy_reward": healthy_reward,
-            "ctrl_cost_weight": ctrl_cost_weight,
-            "contact_cost_weight": contact_cost_weight,
-            "terminate_when_unhealthy": terminate_when_unhealthy,
-        }
         objective = Weighted(angle, check_real("forward_reward_weight", forward_reward_weight, open_low=False))
-        super().__init__(BODY, objective, ANGLES, horizon, weights, threads=threads)
+        rewards = Rewards(ctrl_cost_weight, contact_cost_weight, healthy_reward, terminate_when_unhealthy)
+        super().__init__(BODY, horizon, rewards, threads=threads, objective=objective)
 
 
 BODY = Body(HumanoidEnv, HumanoidVectorEnv, hidden=2)

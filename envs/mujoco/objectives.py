@@ -1,4 +1,4 @@
-"""What the tasks reward: functions of how and where a body moves, for one environment or for N at once."""
+"""The parts of the reward that differ between tasks: functions of a body's motion, for one environment or N at once."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -8,7 +8,7 @@ from metarl.types import TaskParams
 
 
 class Motion(NamedTuple):
-    """Of one environment (numbers) or of N (arrays `[N]`)."""
+    """The motion of one environment (numbers) or of N (arrays `[N]`)."""
 
     velocity: Any  # x, and y where the body has one; m/s, over the last control step
     position: Any  # x, y, ...; m
@@ -42,7 +42,7 @@ def goal_position(motion: Motion, task: TaskParams) -> Any:
 
 
 def forward(motion: Motion, task: TaskParams) -> Any:
-    """The speed forward; such tasks differ in the body."""
+    """The forward velocity; these tasks differ in the body."""
     return motion.velocity[0]
 
 

@@ -1,7 +1,7 @@
-"""Walker2d and hopper whose bodies differ: masses, inertias, joint damping and friction, each scaled by chance.
+"""Walker2d and hopper with random masses, inertias, joint damping and friction.
 
 Every entry of `body_mass`, `body_inertia`, `dof_damping` and `geom_friction` is multiplied by 1.5^u, u uniform in
-[-3, 3]; a task is the exponents u. This is the family of `rand_param_envs`, on which ProMP and PEARL are tested; the
+[-3, 3]; a task consists of the exponents u. This is the family of `rand_param_envs`, used by ProMP and PEARL. The
 bodies, their observations, rewards `v + 1 - 0.001 |a|^2` and terminations are those of Gymnasium's `Walker2d-v5` and
 `Hopper-v5`. A control step is 0.008 s.
 """
@@ -23,7 +23,7 @@ from mujoco import MjData, MjModel
 from metarl.envs.mujoco.distribution import Body, MujocoDistribution
 from metarl.envs.mujoco.objectives import forward
 from metarl.envs.mujoco.physics import Array
-from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv
+from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv, Rewards
 from metarl.errors import check_real
 from metarl.types import TaskParams
 
@@ -38,16 +38,9 @@ class PlanarVectorEnv(MujocoVectorEnv):
 
     reset_noise = 5e-3
 
-    def allocate(self, model: MjModel) -> None:
-        """Nothing: all is in the state."""
-
     def observe(self) -> Array:
-        """Positions but x, velocities within [-10, 10]: `[N, obs]`."""
+        """Positions except x, velocities clipped to [-10, 10]: `[N, obs]`."""
         return np.concatenate((self.physics.qpos[:, 1:], np.clip(self.physics.qvel, -10.0, 10.0)), axis=1)
-
-    def place(self) -> Array:
-        """x, m."""
-        return self.physics.qpos[:, :1].copy()
 
 
 class Walker2dVectorEnv(PlanarVectorEnv):
@@ -64,7 +57,7 @@ class HopperVectorEnv(PlanarVectorEnv):
     """Many hoppers."""
 
     def healthy(self) -> Flags:
-        """Upright: z > 0.7 m, the torso within 0.2 rad, and nothing in the state beyond 100."""
+        """Upright: z > 0.7 m, the torso within 0.2 rad, and no entry of the state beyond 100."""
         z, turn = self.physics.qpos[:, 1], self.physics.qpos[:, 2]
         state = np.concatenate((self.physics.qpos[:, 2:], self.physics.qvel), axis=1)
         upright: Flags = (z > 0.7) & (z < np.inf) & (turn > -0.2) & (turn < 0.2) & (np.abs(state) < 100.0).all(1)
@@ -72,16 +65,16 @@ class HopperVectorEnv(PlanarVectorEnv):
 
 
 class RandomParameters(MujocoDistribution):
-    """Tasks with bodies scaled by chance, a model each.
+    """Tasks with randomly scaled bodies: each has its own model.
 
     Args:
         horizon: control steps per episode, at most, 0.008 s each.
         log_scale: largest exponent.
-        base: what is raised to the exponents.
+        base: the number raised to the exponents.
         healthy_reward: for each step that does not end the episode by a fall.
         ctrl_cost_weight: of |a|^2.
         terminate_when_unhealthy: end the episode at a fall.
-        threads: that step the physics.
+        threads: number of threads that step the physics.
 
     Raises:
         ValueError: naming the argument.
@@ -100,19 +93,15 @@ class RandomParameters(MujocoDistribution):
         threads: int | None = None,
     ) -> None:
         self.log_scale, self.base = check_real("log_scale", log_scale), check_real("base", base, 1.0)
-        weights = {
-            "healthy_reward": healthy_reward,
-            "ctrl_cost_weight": ctrl_cost_weight,
-            "terminate_when_unhealthy": terminate_when_unhealthy,
-        }
+        rewards = Rewards(ctrl_cost_weight, 0.0, healthy_reward, terminate_when_unhealthy)
         model = self.walker.make({}, None).model
         boxes: dict[str, gymnasium.Space[Any]] = {
             name: Box(-self.log_scale, self.log_scale, getattr(model, name).shape, np.float32) for name in SCALED
         }
-        super().__init__(self.walker, forward, gymnasium.spaces.Dict(boxes), horizon, weights, threads=threads)
+        super().__init__(self.walker, forward, gymnasium.spaces.Dict(boxes), horizon, rewards, threads=threads)
 
     def models(self, tasks: TaskParams) -> Sequence[MjModel]:
-        """Copies of the body's model, changed."""
+        """Changed copies of the body's model."""
         models = []
         for t in range(len(tasks["body_mass"])):
             model = copy.copy(self.template.model)
@@ -121,29 +110,29 @@ class RandomParameters(MujocoDistribution):
         return models
 
     def example(self) -> TaskParams:
-        """The body as it is."""
+        """The unchanged body."""
         return {name: np.zeros(entry.shape or (), np.float32) for name, entry in self.space.items()}
 
     def change(self, model: MjModel, data: MjData, task: TaskParams) -> None:
-        """Scale, and let MuJoCo compute anew what follows from masses and inertias."""
+        """Scale the parameters, and let MuJoCo recompute what depends on masses and inertias."""
         for name, exponents in task.items():
             getattr(model, name)[:] *= self.base ** exponents.astype(np.float64)
         mujoco.mj_setConst(model, data)
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
-        """How heavy the body is, compared with the unchanged one."""
+        """The mass of the body relative to the unchanged one, as a label."""
         mass = self.template.model.body_mass
         heavier = (mass * self.base ** task["body_mass"].astype(np.float64)).sum() / mass.sum()
         ax.set_xlabel(f"{heavier:.2f} times the mass", fontsize=8)
 
 
 class Walker2dRandomParameters(RandomParameters):
-    """`Walker2d-v5` with a body scaled by chance."""
+    """`Walker2d-v5` with a randomly scaled body."""
 
     walker = Body(Walker2dEnv, Walker2dVectorEnv, hidden=1)
 
 
 class HopperRandomParameters(RandomParameters):
-    """`Hopper-v5` with a body scaled by chance."""
+    """`Hopper-v5` with a randomly scaled body."""
 
     walker = Body(HopperEnv, HopperVectorEnv, hidden=1)

@@ -25,7 +25,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 class Rewards(NamedTuple):
-    """The weights in a body's reward and when it is over, as Gymnasium's environments call them."""
+    """The weights of a body's reward, and whether a fall ends the episode; named as in Gymnasium's environments."""
 
     ctrl_cost_weight: float
     contact_cost_weight: float = 0.0
@@ -34,26 +34,26 @@ class Rewards(NamedTuple):
 
 
 class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.NDArray[Any]], ABC):
-    """N = T x E environments, task-major, speaking numpy; a body says what is seen, what it costs, when it has fallen.
+    """N = T x E environments, task-major, in numpy. A subclass defines a body: its observations, costs and falls.
 
     Autoreset is disabled: an environment that has ended is not stepped. Its state and flags stay as they are and its
-    reward is 0 until `reset`. An episode is truncated at its step `horizon`, unless it terminates on that very step.
-    As in Gymnasium's vector environments, environment i of `reset(seed=s)` starts as one alone does from `seed=s + i`.
+    reward is 0 until `reset`. An episode is truncated at its step `horizon`, unless it terminates on that step. As in
+    Gymnasium's vector environments, environment i of `reset(seed=s)` starts as a single one does with `seed=s + i`.
 
     Args:
-        env: one environment of this body, for its spaces, its time step and where it starts.
+        env: one environment of this body, for its spaces, time step and initial state.
         models: N models, or the same one N times.
-        objective: what the tasks differ in.
+        objective: the part of the reward that differs between tasks.
         task: arrays `[T, ...]`.
-        rewards: weights.
-        observation: what is seen, as keywords of Gymnasium's environment.
+        rewards: the weights of the other parts.
+        observation: what is observed, as keywords of Gymnasium's environment.
         horizon: steps per episode, at most.
-        threads: that step the physics; default: as many as there are CPUs.
+        threads: number of threads that step the physics; by default one for each CPU.
     """
 
     metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
     contact_forces = False  # whether they are needed after a step
-    normal_velocities: ClassVar[bool] = False  # initial ones; else they are uniform
+    normal_velocities: ClassVar[bool] = False  # whether initial velocities are normal; otherwise uniform
     reset_noise: ClassVar[float]
 
     def __init__(
@@ -85,45 +85,44 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
 
     @property
     def threads(self) -> int:
-        """That step the physics; the results do not depend on it."""
+        """Number of threads that step the physics; the results do not depend on it."""
         return self.physics.threads
 
     @threads.setter
     def threads(self, number: int) -> None:
         self.physics.threads = check_int("threads", number)
 
-    @abstractmethod
     def allocate(self, model: MjModel) -> None:
-        """Make arrays for what `read` reads."""
+        """Make the arrays that `read` fills; none by default."""
 
     def read(self, model: MjModel, data: MjData, i: int) -> None:
-        """Take what is not in the state out of `data`, for environment i; in a thread."""
+        """Copy from `data` what is not in the state of environment i; called in a thread."""
 
     @abstractmethod
     def observe(self) -> Array:
-        """What the agents see, a new array `[N, obs]`."""
+        """The observations, a new array `[N, obs]`."""
 
-    @abstractmethod
     def place(self) -> Array:
-        """Where the bodies are, for their velocities: `[N, 1]` or `[N, 2]`, a new array."""
+        """Places from which velocities are computed, a new array `[N, 1]` or `[N, 2]`; x by default, m."""
+        return self.physics.qpos[:, :1].copy()
 
     def healthy(self) -> Flags:
         """Which bodies have not fallen, `[N]`."""
         return np.ones(self.num_envs, dtype=bool)
 
     def contact_cost(self, weight: float) -> Array | float:
-        """What contacts cost, `[N]`."""
+        """The cost of contacts, `[N]`."""
         return 0.0
 
     def control_cost(self, actions: npt.NDArray[Any]) -> Array:
-        """What the actions cost, `[N]`."""
+        """The cost of the actions, `[N]`."""
         cost: Array = self.rewards.ctrl_cost_weight * np.sum(np.square(actions), axis=1)
         return cost
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin new episodes everywhere, or where `options={"reset_mask": mask}` (bool `[N]`) says so.
 
-        Returns the observations of all environments `[N, ...]`, also of those that were left as they are.
+        Returns the observations of all environments `[N, ...]`, also of those that are not reset.
 
         Raises:
             ValueError: an unknown option, or a mask of another shape or type.
@@ -177,7 +176,7 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
         return reward
 
     def _noise(self, rng: np.random.Generator) -> tuple[Array, Array]:
-        """What Gymnasium's environment of this body adds to its first positions and velocities."""
+        """The noise that Gymnasium's environment of this body adds to its initial positions and velocities."""
         scale = self.reset_noise
         qpos = rng.uniform(-scale, scale, len(self._init_qpos))
         size = len(self._init_qvel)

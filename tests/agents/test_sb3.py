@@ -155,7 +155,7 @@ def test_params_that_are_refused(pendulum: Any) -> None:
 @pytest.mark.parametrize("name", ["policy_kwargs", "use_sde"])
 def test_ppo_kwargs_that_are_refused(pendulum: Any, name: str) -> None:
     policy = make_policy(pendulum.observation_space, pendulum.action_space)
-    with pytest.raises(ValueError, match="the policy decides it"):
+    with pytest.raises(ValueError, match="it follows from the policy"):
         to_sb3(policy, None, pendulum, **{name: None})
 
 
