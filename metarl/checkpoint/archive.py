@@ -65,21 +65,21 @@ def read(file: IO[bytes]) -> Content:
     start, size = file.read(4), file.seek(0, 2)
     if not start.startswith(b"PK"[: len(start)]):
         raise ValueError(f"cannot be read: it is not a checkpoint, it begins with {start!r}")
-    # the seal first: what it covers need not be read to be found damaged
-    seal = _read_seal(file, size)
-    if seal is not None and seal != _compute_digest(file, size):
-        raise ValueError(f"is damaged: {_describe_damage(file, size)}")
+    intact = _check_seal(file, size)
+    # a damaged file is read all the same, to name the damaged entries
     try:
         reader = _Reader(file, size)
         value = reader.load()
-    except RefusedError:
-        raise
     except Exception as error:  # the unpickler and the archive reader raise all kinds
+        if intact is False:
+            raise ValueError("is damaged: its plain values, or its table of contents, are not what was saved") from None
+        if isinstance(error, RefusedError):
+            raise
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"cannot be read: it is truncated or damaged ({reason})") from error
-    if reader.damaged:
-        raise ValueError(f"is damaged: {_describe_damage(file, size)}")
-    return Content(value, seal is not None, reader.length)
+    if intact is False or reader.damaged:
+        raise ValueError(f"is damaged: {_name_damaged(value, reader.of_damaged)} not what was saved")
+    return Content(value, intact is not None, reader.length)
 
 
 class _Hashing:
@@ -100,45 +100,36 @@ class _Hashing:
         self.file.flush()
 
 
-def _read_seal(file: IO[bytes], size: int) -> str | None:
+def _check_seal(file: IO[bytes], size: int) -> bool | None:
+    """Whether the content is what was sealed; `None` without a seal."""
     file.seek(max(0, size - SEALED - END))
     length, seal = file.read(END), file.read()
     if length != SEALED.to_bytes(END, "little") or not SEAL.fullmatch(seal):
         return None
-    return seal.decode().rpartition(":")[2]
-
-
-def _compute_digest(file: IO[bytes], size: int) -> str:
     file.seek(0)
     digest, left = hashlib.sha256(), size - SEALED - END
     while left > 0 and (block := file.read(min(left, 1 << 20))):
         digest.update(block)
         left -= len(block)
-    return digest.hexdigest()
+    return seal == b"metarl:sha256:" + digest.hexdigest().encode()
 
 
-def _describe_damage(file: IO[bytes], size: int) -> str:
-    """Which entries are not what was saved, as far as the damage allows to tell."""
-    try:
-        reader = _Reader(file, size, tolerant=True)
-        value = reader.load()
-    except Exception:  # nothing can be said about a file this damaged
-        return "its plain values, or its table of contents, are not what was saved"
-    bad = [name_of(where) for where, tensor in tensors(value) if id(tensor) in reader.of_damaged]
-    if not bad:
-        return "something around its entries is not what was saved"
-    return f"{', '.join(bad[:5])}{' and more' * (len(bad) > 5)} {'are' if len(bad) > 1 else 'is'} not what was saved"
+def _name_damaged(value: Any, damaged: dict[int, Tensor]) -> str:
+    names = [name_of(where) for where, tensor in tensors(value) if id(tensor) in damaged]
+    if not names:
+        return "something around its entries is"
+    return f"{', '.join(names[:5])}{' and more' * (len(names) > 5)} {'are' if len(names) > 1 else 'is'}"
 
 
 class _Reader(pickle._Unpickler):
     """Builds the content of an archive from plain values and tensors; refuses everything else.
 
-    This is Python's unpickler, not C's: that one allocates what a file declares. `tolerant` continues at damaged
-    tensors and notes them.
+    This is Python's unpickler, not C's: that one allocates what a file declares. It continues at damaged tensors and
+    notes them.
     """
 
-    def __init__(self, file: IO[bytes], size: int, *, tolerant: bool = False) -> None:
-        self.archive_file, self.tolerant = file, tolerant
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self.archive_file = file
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
             self.records = {info.filename: info for info in archive.infolist()}

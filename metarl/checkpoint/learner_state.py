@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarl.errors import StateError
 from metarl.schedules import from_data
-from metarl.state_dict import check_count, check_like, check_mapping, describe, name_of
+from metarl.state_dict import check_count, check_keys, check_like, check_mapping, describe, name_of
 from metarl.types import LearningSource, Params, TaskSource
 
 if TYPE_CHECKING:
@@ -21,16 +21,13 @@ if TYPE_CHECKING:
 
 
 def check_complete(state: Mapping[str, Any]) -> None:
-    """Check that the state has a learner's entries, and no others.
+    """Check that the state has the entries of a learner, and no others.
 
     Raises:
         StateError: naming the missing or unexpected entries.
     """
-    keys = {"config", "params", "outer_step", "counts", "iterations", "rng", "callbacks"}
-    if missing := keys - set(state):
-        raise StateError(f"the state must be a learner's (from a checkpoint), but {sorted(missing)} are missing")
-    if more := set(state) - keys - {"source", "format"}:
-        raise StateError(f"the state must be a learner's (from a checkpoint), found also {sorted(map(str, more))}")
+    wanted = dict.fromkeys(("config", "params", "outer_step", "counts", "iterations", "rng", "callbacks"))
+    check_keys({key: value for key, value in state.items() if key not in ("source", "format")}, wanted)
 
 
 def check_config(found: object, own: Mapping[str, Any], changed: Collection[str] = ()) -> None:

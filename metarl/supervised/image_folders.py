@@ -10,9 +10,10 @@ Images are decoded once, into bytes in memory: classes x images x channels x hei
 Omniglot at 28 x 28, 184 MB for CIFAR-FS and 1.3 GB for mini-ImageNet at 84 x 84.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -30,14 +31,7 @@ PARTS: dict[str, tuple[str, ...]] = {"train": ("train",), "validation": ("val", 
 """Names of the folders with the parts of a split."""
 
 Color: TypeAlias = Literal["grey", "rgb"]
-
-
-class Decoding(NamedTuple):
-    """How a file becomes an image."""
-
-    image_size: int | None
-    color: Color
-    inverted: bool
+Decoder: TypeAlias = Callable[[Path], Tensor]
 
 
 def image_folders(
@@ -77,8 +71,8 @@ def image_folders(
         >>> classes.names, classes.image_shape
         (('Greek/alpha', 'Greek/beta'), (1, 28, 28))
     """
-    decoding = _check(image_size, color, inverted)
-    return _read(_find(Path(root), check_int("at_least", at_least)), decoding, progress)
+    decoder = _make_decoder(image_size, color, inverted)
+    return _read(_find(Path(root), check_int("at_least", at_least)), decoder, progress)
 
 
 def split_folders(
@@ -95,12 +89,12 @@ def split_folders(
     Raises:
         ValueError: when one of them is missing, two share a class, or as `image_folders`.
     """
-    decoding = _check(image_size, color, inverted)
+    decoder = _make_decoder(image_size, color, inverted)
     folders = [_find_part(Path(root), names) for names in PARTS.values()]
     found = [
         _find(folder, check_int("at_least", at_least)) for folder in folders
     ]  # all of them, before any file is decoded
-    return Splits(*(_read(classes, decoding, progress) for classes in found))
+    return Splits(*(_read(classes, decoder, progress) for classes in found))
 
 
 def has_split_folders(root: Path | str) -> bool:
@@ -108,9 +102,11 @@ def has_split_folders(root: Path | str) -> bool:
     return (Path(root) / "train").is_dir() and (Path(root) / "test").is_dir()
 
 
-def _check(image_size: int | None, color: str, inverted: bool) -> Decoding:
-    size = None if image_size is None else check_int("image_size", image_size)
-    return Decoding(size, "grey" if check_choice("color", color, ("grey", "rgb")) == "grey" else "rgb", inverted)
+def _make_decoder(image_size: int | None, color: Color, inverted: bool) -> Decoder:
+    if image_size is not None:
+        check_int("image_size", image_size)
+    check_choice("color", color, ("grey", "rgb"))
+    return partial(decode, image_size=image_size, color=color, inverted=inverted)
 
 
 def _find_part(root: Path, names: Sequence[str]) -> Path:
@@ -145,16 +141,16 @@ def _walk(root: Path, folder: Path) -> Iterator[tuple[str, list[Path]]]:
     yield from deeper
 
 
-def _read(classes: dict[str, list[Path]], decoding: Decoding, progress: bool) -> ClassSet:
+def _read(classes: dict[str, list[Path]], decoder: Decoder, progress: bool) -> ClassSet:
     first, images = next(iter(classes.values()))[0], []
     with tqdm(
         total=sum(map(len, classes.values())), unit="image", disable=None if progress else True, dynamic_ncols=True
     ) as bar:
-        shape = decode(first, *decoding).shape
+        shape = decoder(first).shape
         for files in classes.values():
             of_class = torch.empty(len(files), *shape, dtype=torch.uint8)
             for row, file in enumerate(files):
-                image = decode(file, *decoding)
+                image = decoder(file)
                 if image.shape != shape:
                     sizes = [f"{s[2]} x {s[1]}" for s in (image.shape, shape)]
                     raise ValueError(f"{file} is {sizes[0]}, but {first} is {sizes[1]}: image_size must be given")

@@ -34,13 +34,7 @@ class BatchSizes(NamedTuple):
 
 
 class SupervisedTaskBatch:
-    """What both settings share: a loss, a score, and data that do not depend on the parameters.
-
-    Args:
-        loss: the loss of one task, `(params, batch) -> scalar`: a mean over the data points.
-        score: what people plot, for one task; default: minus the loss.
-        execution: how derivatives are computed (see `metarl.engine`).
-    """
+    """What both settings share: a loss, a score, and data that do not depend on the parameters."""
 
     def __init__(self, loss: Loss, score: Loss | None = None, execution: Execution | None = None) -> None:
         check_callable("loss", loss, "a function (params, batch) -> scalar")
@@ -177,12 +171,10 @@ class ResamplingTaskBatch(SupervisedTaskBatch):
     """Tasks that are distributions of data points: every draw is fresh, as in reinforcement learning.
 
     Args:
-        loss: the loss of one task, `(params, batch) -> scalar`: a mean over the data points.
+        loss: as of `FiniteSumTaskBatch`, like `score` and `execution`.
         num_tasks: T.
         sampler: draws the data of all tasks.
         generator: passed to `sampler`.
-        score: what people plot, for one task; default: minus the loss.
-        execution: how derivatives are computed (see `metarl.engine`).
     """
 
     def __init__(

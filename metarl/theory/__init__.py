@@ -20,7 +20,6 @@ from metarl.theory.step_sizes import (
     fallah_rule,
     inner_lr_bound,
     ji_rule,
-    ji_slope,
     recommended_inner_lr,
     warn_if_too_large,
 )
@@ -37,7 +36,6 @@ __all__ = [
     "fallah_rule",
     "inner_lr_bound",
     "ji_rule",
-    "ji_slope",
     "recommended_inner_lr",
     "warn_if_too_large",
 ]

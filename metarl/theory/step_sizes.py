@@ -113,28 +113,23 @@ def fallah_rule(method: str, L: float, rho: float, inner_lr: float) -> StepSizeR
 
 
 def ji_rule(L: float, rho: float, inner_lr: float, inner_steps: int, c_beta: float = 80.0) -> StepSizeRule:
-    """`L^ = (1 + alpha L)^{2N} L + C_L mean |g|` and `beta = 1 / (C_beta L^)`, for N = `inner_steps`.
+    """`L^ = (1 + aL)^{2N} L + C_L mean |g|` and `beta = 1 / (C_beta L^)`, for N = `inner_steps` and a = `inner_lr`.
 
-    The theorem needs alpha L < 2^{1/(2N)} - 1; beyond that there is a `TheoryWarning`.
+    `C_L = [(1 + aL)^{N-1} a rho + (rho / L) (1 + aL)^N ((1 + aL)^{N-1} - 1)] (1 + aL)^N`
 
-    This form, and 80 for C_beta, are taken from secondary sources; at N = 1 and alpha L = 1 it gives Fallah et al.'s
-    L(w).
-    """
-    slope = ji_slope(L, rho, inner_lr, inner_steps)
-    warn_if_too_large(inner_lr, L, inner_steps, stacklevel=3)
-    return StepSizeRule(1 / check_real("c_beta", c_beta), (1 + inner_lr * L) ** (2 * inner_steps) * L, slope)
+    The theorem needs a L < 2^{1/(2N)} - 1; beyond that there is a `TheoryWarning`. These formulas, and 80 for C_beta,
+    are taken from secondary sources; at N = 1 and a L = 1 they give Fallah et al.'s L(w).
 
-
-def ji_slope(L: float, rho: float, inner_lr: float, inner_steps: int) -> float:
-    """C_L: how much the smoothness of N-step MAML grows with the tasks' gradients.
-
-    `C_L = [(1 + aL)^{N-1} a rho + (rho / L) (1 + aL)^N ((1 + aL)^{N-1} - 1)] (1 + aL)^N` with a = alpha, from secondary
-    sources like the rest of `ji_rule`.
+    Example:
+        >>> ji_rule(L=1.0, rho=1.0, inner_lr=0.125, inner_steps=1).slope  # 1.125 / 8
+        0.140625
     """
     _check(L, rho, inner_lr)
     n, growth = check_int("inner_steps", inner_steps), 1 + inner_lr * L
     first = growth ** (n - 1) * inner_lr * rho
-    return (first + rho / L * growth**n * (growth ** (n - 1) - 1)) * growth**n
+    slope = (first + rho / L * growth**n * (growth ** (n - 1) - 1)) * growth**n
+    warn_if_too_large(inner_lr, L, inner_steps, stacklevel=3)
+    return StepSizeRule(1 / check_real("c_beta", c_beta), growth ** (2 * inner_steps) * L, slope)
 
 
 def _check(L: float, rho: float, inner_lr: float) -> None:

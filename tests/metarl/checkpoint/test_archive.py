@@ -118,6 +118,11 @@ def long_text(path: Path) -> None:
     repacked(path, lambda data: b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x.")
 
 
+def long_bytearray(path: Path) -> None:
+    torch.save({"format": OLD}, path)
+    repacked(path, lambda data: b"\x80\x05\x96" + struct.pack("<Q", 1 << 30) + b"x.")
+
+
 def deep_lists(path: Path) -> None:
     bomb: list[Any] = []
     for _ in range(40):
@@ -134,7 +139,7 @@ def repacked(path: Path, change: Callable[[bytes], bytes]) -> None:
             archive.writestr(name, change(data) if name.endswith("data.pkl") else data)
 
 
-@pytest.mark.parametrize("write", [huge_shape, huge_storage, compressed, long_text, deep_lists])
+@pytest.mark.parametrize("write", [huge_shape, huge_storage, compressed, long_text, long_bytearray, deep_lists])
 def test_declared_sizes_are_compared_with_the_file(tmp_path: Path, write: Callable[[Path], None]) -> None:
     path = tmp_path / "bomb.pt"
     write(path)
