@@ -46,7 +46,7 @@ class EnvDistribution(FixedSettings, ABC):
         action_space: gymnasium.Space[Any],
         horizon: int,
     ) -> None:
-        self._settle(space=space, horizon=check_int("horizon", horizon))
+        self._set_fixed(space=space, horizon=check_int("horizon", horizon))
         self.observation_space, self.action_space = observation_space, action_space
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskParams:

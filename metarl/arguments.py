@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from metarl.callbacks import Callback
-from metarl.errors import check_has, check_type, shown
+from metarl.errors import check_has, check_type, shorten
 
 
 def check_source(name: str, source: object) -> None:
@@ -25,7 +25,7 @@ def check_callbacks(callbacks: object) -> list[Callback]:
     if isinstance(callbacks, Callback):
         raise ValueError(f"callbacks must be a list, got one callback: write [{type(callbacks).__name__}(...)]")
     if not isinstance(callbacks, Iterable):
-        raise ValueError(f"callbacks must be a list of callbacks, got {shown(callbacks)}")
+        raise ValueError(f"callbacks must be a list of callbacks, got {shorten(callbacks)}")
     given = list(callbacks)
     for callback in given:
         check_type("callbacks", callback, Callback, "objects of subclasses of metarl.callbacks.Callback")

@@ -1,4 +1,4 @@
-"""Errors with enough in them to mend their cause, and the checks that raise them early."""
+"""Errors that say how to fix their cause, and the checks that raise them early."""
 
 import difflib
 import math
@@ -7,21 +7,21 @@ from numbers import Integral, Real
 
 import torch
 
-SMALLER_STEPS = "the usual cure is a smaller inner or outer step size"
-LOOK_AT_DATA = "it came in with the data or was computed from them: look there, or scale what is too large"
-LOOK_AT_ENVIRONMENT = "look in the environment for a division, a logarithm, a root, or a state that grows without bound"
+SMALLER_STEPS = "usually fixed by a smaller inner or outer step size"
+CHECK_DATA = "it came from the data or from a function of them: check them, and scale large values"
+CHECK_ENVIRONMENT = "check the environment for a division, a logarithm, a root, or a state without bounds"
 
 
 class NonFiniteError(ArithmeticError):
-    """A NaN or an infinity where a number was needed: names the quantity and where it was seen.
+    """A NaN or an infinity: names the quantity and where it appeared.
 
     Args:
-        quantity: what is not finite.
-        task: its number in the batch.
+        quantity: the name of the quantity.
+        task: the number of the task in the batch.
         iteration: in training, counted from 1.
         episode: of the task, in reinforcement learning.
-        step: of the episode, counted from 1; an observation of step 0 is that of `reset`.
-        advice: what to do about it.
+        step: of the episode, counted from 1; step 0 is the observation of `reset`.
+        advice: how to fix it.
     """
 
     def __init__(
@@ -41,26 +41,26 @@ class NonFiniteError(ArithmeticError):
             where += "" if getattr(self, name) is None else f", {name} {getattr(self, name)}"
         super().__init__(f"NaN or infinity in {quantity}{where}; {advice}")
 
-    def seen(self, *, iteration: int | None = None, first_task: int = 0) -> "NonFiniteError":
-        """The same error with the iteration, or for tasks that begin at another number."""
+    def at(self, *, iteration: int | None = None, first_task: int = 0) -> "NonFiniteError":
+        """The same error in this iteration, or with task numbers that start at `first_task`."""
         task = None if self.task is None else self.task + first_task
         iteration = self.iteration if iteration is None else iteration
         return NonFiniteError(self.quantity, task, iteration, episode=self.episode, step=self.step, advice=self.advice)
 
 
 class StateError(ValueError):
-    """A saved state that does not fit; names the entry, what was wanted and what was found."""
+    """A saved state that does not fit; names the entry, what was expected and what was found."""
 
 
 class HessianWarning(UserWarning):
-    """An outer update takes second derivatives that are not the objective's."""
+    """An outer update uses second derivatives that are not the objective's."""
 
 
 class MoreStepsWarning(UserWarning):
     """More inner steps than in training make the score worse."""
 
 
-LARGEST = 2**63 - 1  # what a 64-bit generator or tensor size can hold
+LARGEST = 2**63 - 1  # the largest 64-bit integer, for seeds and sizes of tensors
 
 
 def check_int(name: str, value: object, minimum: int = 1) -> int:
@@ -94,7 +94,7 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> str:
     """`value` if it is one of `choices`.
 
     Raises:
-        ValueError: otherwise, naming the argument, the choices and the nearest of them.
+        ValueError: otherwise, naming the argument, the choices and the nearest one.
     """
     if isinstance(value, str) and value in choices:
         return value
@@ -102,53 +102,53 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> str:
 
 
 def check_has(name: str, value: object, methods: Iterable[str], wanted: str) -> None:
-    """Raise a `ValueError` that names the argument where `value` is a class, or lacks one of `methods`.
+    """Raise a `ValueError` that names the argument if `value` is a class or lacks one of `methods`.
 
-    `wanted` says what was wanted, as `a task source such as metarl.rl.ReinforcementLearning`.
+    `wanted` describes the right value, such as `a task source such as metarl.rl.ReinforcementLearning`.
     """
     missing = [method for method in methods if not hasattr(value, method)]
     if missing or isinstance(value, type):
         lacks = f" without {', '.join(missing)}" if missing else ", a class"
-        raise ValueError(f"{name} must be {wanted}, got {shown(value)}{lacks}")
+        raise ValueError(f"{name} must be {wanted}, got {shorten(value)}{lacks}")
 
 
 def check_type(name: str, value: object, types: type | tuple[type, ...], wanted: str) -> None:
-    """Raise a `ValueError` that names the argument where `value` is of another type; `wanted` as in `check_has`."""
+    """Raise a `ValueError` that names the argument if `value` has another type; `wanted` as in `check_has`."""
     if not isinstance(value, types):
-        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+        raise ValueError(f"{name} must be {wanted}, got {shorten(value)}")
 
 
 def check_callable(name: str, value: object, wanted: str) -> None:
-    """Raise a `ValueError` that names the argument where `value` cannot be called."""
+    """Raise a `ValueError` that names the argument if `value` cannot be called."""
     if not callable(value):
-        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+        raise ValueError(f"{name} must be {wanted}, got {shorten(value)}")
 
 
 def check_tensors(name: str, value: object, minimum: int = 1) -> None:
-    """Raise a `ValueError` that names the argument where `value` is not a dictionary of at least `minimum` tensors."""
+    """Raise a `ValueError` that names the argument if `value` is not a dictionary of at least `minimum` tensors."""
     tensors = isinstance(value, Mapping) and all(isinstance(leaf, torch.Tensor) for leaf in value.values())
     if not tensors or len(value) < minimum:  # type: ignore[arg-type]
-        raise ValueError(f"{name} must be a dictionary of tensors, got {shown(value)}")
+        raise ValueError(f"{name} must be a dictionary of tensors, got {shorten(value)}")
 
 
 def check_step_sizes(step_sizes: object) -> list[float | None]:
-    """The step sizes; `None` is the one of training.
+    """The step sizes as a list; `None` means as in training.
 
     Raises:
-        ValueError: for what is not a sequence of positive numbers and `None`.
+        ValueError: unless it is a sequence of positive numbers and `None`.
     """
     if isinstance(step_sizes, str) or not isinstance(step_sizes, Sequence):
-        raise ValueError(f"step_sizes must be a list with a number or None for each step, got {shown(step_sizes)}")
+        raise ValueError(f"step_sizes must be a list with a number or None for each step, got {shorten(step_sizes)}")
     return [None if size is None else check_real("step_sizes", size) for size in step_sizes]
 
 
-def shown(value: object) -> str:
-    """`value` for a message, not longer than a line."""
+def shorten(value: object) -> str:
+    """`value` for a message, on one line of at most 100 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:70]}... ({type(value).__name__})"
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
-    """A closing half sentence with the nearest valid choice, or nothing."""
+    """The end of a message, with the nearest valid choice; empty if none is near."""
     near = difflib.get_close_matches(str(value), list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -119,7 +119,7 @@ class MetaLearner(FixedSettings):
         if hasattr(source, "check_size"):
             source.check_size(self.meta_batch_size, "meta_batch_size")
         self.seed = check_int("seed", seed, minimum=0)
-        check_hessian(self.method, outer, source)
+        check_hessian(self.method, source, stacklevel=2)
         self.params: Params = source.initial_params()
         arguments: dict[str, Any] = {
             "learning_rate": learning_rate,
@@ -137,7 +137,7 @@ class MetaLearner(FixedSettings):
         self._callbacks: list[Callback] = []
         self._saved_callbacks: list[tuple[str, dict[str, Any]]] = []
         self._stop_requested: str | None = None
-        self._finish()
+        self._fix_settings()
 
     def learn(self, iterations: int, callbacks: Iterable[Callback] = ()) -> Self:
         """Train for `iterations` more iterations.
@@ -348,7 +348,7 @@ class MetaLearner(FixedSettings):
                 raise NonFiniteError(f"parameters after the outer step {key}")
         except NonFiniteError as error:
             self.outer_step.load_state_dict(good)
-            raise error.seen(iteration=self.iterations + 1) from error
+            raise error.at(iteration=self.iterations + 1) from error
         self.params = stepped.params
         if isinstance(self.source, LearningSource):
             self.source.learn_from(tasks, lambda rows: self.processes.sum(tree.total(rows)))

@@ -1,4 +1,4 @@
-"""Settings that a constructor has used cannot change later: the change would have no effect."""
+"""Settings that a constructor uses cannot change later: the change would have no effect."""
 
 import functools
 import inspect
@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 
 class FixedSettings:
-    """Refuses to set again what a constructor of this project has taken and used.
+    """A base class that refuses new values for the arguments of a constructor of this project.
 
     Attributes:
-        live: settings that are read each time, and may change.
+        live: settings that are read at every use, so they may change.
     """
 
     live: ClassVar[frozenset[str]] = frozenset()
@@ -19,17 +19,17 @@ class FixedSettings:
         if name in _settings(cls) and (name in self.__dict__ or self.__dict__.get("_made", False)):
             kind = cls.__name__
             raise ValueError(
-                f"{name} cannot change once {kind} is made, because it was used there: make another {kind}"
-                f" (dataclasses.replace or copy its arguments), got {name}={value!r}"
+                f"{name} cannot change after the {kind} is made, because its constructor has used it: make another {kind}"
+                f" (with dataclasses.replace, or the same arguments), got {name}={value!r}"
             )
         super().__setattr__(name, value)
 
-    def _finish(self) -> None:
-        """For the end of a constructor that does not keep all its arguments: these are refused as well."""
+    def _fix_settings(self) -> None:
+        """Refuse new values for all arguments from now on, also for those that are no attributes."""
         self.__dict__["_made"] = True
 
-    def _settle(self, **values: Any) -> None:
-        """Set what the constructor makes of its arguments."""
+    def _set_fixed(self, **values: Any) -> None:
+        """Set attributes that the constructor makes from the arguments of the same names."""
         self.__dict__.update(values)
 
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from metarl.errors import LOOK_AT_DATA, SMALLER_STEPS, NonFiniteError
+from metarl.errors import CHECK_DATA, SMALLER_STEPS, NonFiniteError
 from metarl.types import Batch, Loss, Params, Role, TaskBatch
 
 Derivative: TypeAlias = Literal["gradients", "hessian_vector_products"]
@@ -184,7 +184,7 @@ class CheckFinite(TaskWrapper):
     def draw(self, params: Params, role: Role) -> Batch:
         check_finite(params, f"parameters the {role!r} batch is drawn at", self._first)
         batch = super().draw(params, role)
-        check_finite(batch, f"{role!r} batch", self._first, LOOK_AT_DATA)
+        check_finite(batch, f"{role!r} batch", self._first, CHECK_DATA)
         return batch
 
     def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:

@@ -2,20 +2,20 @@
 
     J(w) = E_{D_0 ~ w_0, ..., D_{N-1} ~ w_{N-1}} f(w_N),    w_{j+1} = w_j - alpha grad f(w_j; D_j)
 
-The parameters decide twice how adaptation goes: through the inner step, and through which data are sampled. So every
-step's adjoint has MAML's term, with the data held fixed, and a score-function term weighted by how adaptation ended:
+The parameters affect adaptation twice: through the inner step, and through which data are sampled. So every step's
+adjoint has MAML's term, with the data held fixed, and a score-function term weighted by the outcome of adaptation:
 
     g_j = (d w_{j+1} / d w_j)^T g_{j+1} + sum_{tau in D_j} (f^(w_N; D_o) - b_tau) grad log p(tau; w_j)
 
-`f^` is the sampled average of the *objective* itself (minus the return). Weights such as the mean of normalised
-advantages are zero whatever happened. With fixed data, the inner step is the gradient of log-probabilities times
-advantages: its derivative is that loss's Hessian, whichever surrogate makes the inner and outer gradients.
+`f^` is the sampled average of the *objective* itself (minus the return). The mean of normalised advantages would be
+no weight: it is always zero. With fixed data, the inner step is the gradient of log-probabilities times advantages, so
+its derivative is the Hessian of that loss, for every surrogate of the inner and outer gradients.
 
-The score term is unbiased and noisy: its variance grows with the number of inner trajectories (Tang, 2022). A baseline
-b_tau that does not depend on tau leaves the expectation as it is: the mean outcome of all *other tasks*, or the mean
+The score term is unbiased but noisy: its variance grows with the number of inner trajectories (Tang, 2022). A baseline
+b_tau that does not depend on tau does not change the expectation: the mean outcome of all *other tasks*, or the mean
 objective of the task's *other trajectories* in D_j.
 
-On data that do not depend on the parameters the score term is zero, and this is MAML with `reuse`.
+On data that do not depend on the parameters the score term is zero, and this is MAML with `hessian_data="reuse"`.
 """
 
 from typing import Literal, TypeAlias
@@ -36,7 +36,16 @@ ScoreBaseline: TypeAlias = Literal["none", "tasks", "trajectories"]
 
 @register("e_maml")
 def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseline = "tasks") -> Method:
-    """E-MAML; `baseline` of a trajectory's weight: `none`, the other `tasks` or the task's other `trajectories`."""
+    """E-MAML; `baseline` of a trajectory's weight: `none`, the other `tasks` or the task's other `trajectories`.
+
+    Example, on (x - 1)^2 from x = 0. Its data do not depend on x, so the score term is zero, as in MAML:
+        >>> import torch
+        >>> from metarl.supervised import FiniteSumTaskBatch
+        >>> tasks = FiniteSumTaskBatch(lambda w, batch: (w["x"] - batch["c"]) ** 2, {"c": torch.tensor([1.0])})
+        >>> method = e_maml(inner_lr=0.25, baseline="none")
+        >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # (1 - 0.25 * 2) grad f(0.5)
+        tensor([-0.5000])
+    """
     check_choice("baseline", baseline, ("none", "tasks", "trajectories"))
 
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:

@@ -2,7 +2,7 @@
 
     G(w) = grad f(w_N; D_o)
 
-Its bias with respect to MAML's objective is O(alpha L sigma), whatever the batches.
+Its bias with respect to MAML's objective is O(alpha L sigma) for any batch size.
 """
 
 from metarl.inner import adapt, sgd
@@ -12,11 +12,20 @@ from metarl.types import Inner, MetaGrad, Params, TaskBatch
 
 
 def gradient_at_the_end(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
-    """Adapt, then the gradient at the adapted parameters; what comes out depends on the inner rule."""
+    """Adapt and return the gradient at the adapted parameters; the inner rule decides which method this is."""
     return outer_gradient(tasks, adapt(params, tasks, inner))
 
 
 @register("fo_maml")
 def fo_maml(inner_lr: float = 0.1, inner_steps: int = 1) -> Method:
-    """First-order MAML: no second derivative."""
+    """First-order MAML: no second derivative.
+
+    Example, on (x - 1)^2 from x = 0:
+        >>> import torch
+        >>> from metarl.supervised import FiniteSumTaskBatch
+        >>> tasks = FiniteSumTaskBatch(lambda w, batch: (w["x"] - batch["c"]) ** 2, {"c": torch.tensor([1.0])})
+        >>> method = fo_maml(inner_lr=0.25)
+        >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # grad f(0.5)
+        tensor([-1.])
+    """
     return Method(gradient_at_the_end, Inner(sgd(inner_lr), inner_steps))

@@ -2,9 +2,9 @@
 
     phi = argmin f(phi') + lam/2 |phi' - w|^2,    (I + H(phi; D_h) / lam) d = grad f(phi; D_o),    G(w) = d
 
-The system is solved by conjugate gradients for all tasks at once; the path to phi is not needed. How well it was solved
-is logged as `cg_residual`, |residual| / |right-hand side|: 1 means not at all. The matrix is positive definite where
-lam exceeds the most negative curvature; a task in which CG meets negative curvature keeps the iterate it had.
+Conjugate gradients solve the system for all tasks at once; the path to phi is not needed. `cg_residual` is logged,
+|residual| / |right-hand side|: 0 means solved, 1 means no progress. The matrix is positive definite where lam exceeds
+the most negative curvature; when CG meets negative curvature in a task, that task keeps its last iterate.
 """
 
 from collections.abc import Callable
@@ -27,23 +27,26 @@ def conjugate_gradients(multiply: Callable[[Tensor], Tensor], b: Tensor, steps: 
     Args:
         multiply: `[T, P] -> [T, P]`, the symmetric positive definite A_i times row i.
         b: right-hand sides, `[T, P]`.
-        steps: iterations; at most P are of use.
+        steps: iterations; more than P do not help.
 
     Returns:
-        x `[T, P]` and the relative residual |b - A x| / |b| `[T]` (zero where b is zero). A row stops moving when it
-        is solved to rounding or meets negative curvature.
+        x `[T, P]` and the relative residual |b - A x| / |b| `[T]` (zero where b is zero). A row stops when it is
+        solved to rounding or meets negative curvature.
     """
     x, r, p = torch.zeros_like(b), b, b
     rr = (r * r).sum(1)
     enough = rr * torch.finfo(b.dtype).eps ** 2
     moves = torch.ones_like(rr, dtype=torch.bool)
     for _ in range(steps):
+        # rows still to be solved; a row that has stopped never starts again
         ap = multiply(p)
         curvature = (p * ap).sum(1)
-        moves = moves & (curvature > 0) & (rr > enough)  # a row that has stopped stays where it is
+        moves = moves & (curvature > 0) & (rr > enough)
+        # to the minimum along p: a step of zero for the rows that have stopped
         step = torch.where(moves, rr / torch.where(moves, curvature, 1.0), 0.0)
         x = x + step[:, None] * p
         r = r - step[:, None] * ap
+        # the next direction, conjugate to all before
         rr_new = (r * r).sum(1)
         p = r + torch.where(moves, rr_new / torch.where(moves, rr, 1.0), 0.0)[:, None] * p
         rr = rr_new
@@ -56,6 +59,14 @@ def imaml(inner_lr: float = 0.1, inner_steps: int = 5, *, lam: float = 2.0, cg_s
     """iMAML; `lam` is the strength of the proximal term, `cg_steps` the conjugate gradient iterations.
 
     The inner rule is `prox_sgd`: it converges for `inner_lr < 2 / (lam + L)`.
+
+    Example, on (x - 1)^2 from x = 0:
+        >>> import torch
+        >>> from metarl.supervised import FiniteSumTaskBatch
+        >>> tasks = FiniteSumTaskBatch(lambda w, batch: (w["x"] - batch["c"]) ** 2, {"c": torch.tensor([1.0])})
+        >>> method = imaml(inner_lr=0.25, inner_steps=1)
+        >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # grad f(0.5) / (1 + 2 / lam)
+        tensor([-0.5000])
     """
     check_real("lam", lam)
     check_int("cg_steps", cg_steps)

@@ -14,7 +14,7 @@ from metarl.types import Inner, MetaGrad, OuterUpdate, Params, TaskBatch
 
 
 def adapt_and_pull_back(multiply: Multiply, hessian_data: HessianData) -> OuterUpdate:
-    """Adapt, take the gradient at the end, pull it back; `multiply` is the product with the Hessian of one step."""
+    """Adapt, take the gradient at the end and pull it back; `multiply` is the product with the Hessian of one step."""
     hessian_data = check_hessian_data(hessian_data)
 
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
@@ -27,6 +27,15 @@ def adapt_and_pull_back(multiply: Multiply, hessian_data: HessianData) -> OuterU
 
 @register("maml")
 def maml(inner_lr: float = 0.1, inner_steps: int = 1, *, hessian_data: HessianData = "fresh") -> Method:
-    """Exact MAML; `hessian_data` says whether the Hessian gets a fresh batch or reuses the inner one."""
+    """Exact MAML; `hessian_data` says whether the Hessian gets a fresh batch or reuses the inner one.
+
+    Example, on (x - 1)^2 from x = 0:
+        >>> import torch
+        >>> from metarl.supervised import FiniteSumTaskBatch
+        >>> tasks = FiniteSumTaskBatch(lambda w, batch: (w["x"] - batch["c"]) ** 2, {"c": torch.tensor([1.0])})
+        >>> method = maml(inner_lr=0.25)
+        >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # (1 - 0.25 * 2) grad f(0.5)
+        tensor([-0.5000])
+    """
     update = adapt_and_pull_back(hessian_vector_products, hessian_data)
     return Method(update, Inner(sgd(inner_lr), inner_steps), needs_hessian=True, differentiates_twice=True)

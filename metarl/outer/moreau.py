@@ -14,5 +14,14 @@ from metarl.types import Inner
 
 @register("moreau")
 def moreau(inner_lr: float = 0.1, inner_steps: int = 3) -> Method:
-    """FO-MuML: `inner_steps` is S, the number of fixed-point iterations."""
+    """FO-MuML: `inner_steps` is S, the number of fixed-point iterations.
+
+    Example, on (x - 1)^2 from x = 0:
+        >>> import torch
+        >>> from metarl.supervised import FiniteSumTaskBatch
+        >>> tasks = FiniteSumTaskBatch(lambda w, batch: (w["x"] - batch["c"]) ** 2, {"c": torch.tensor([1.0])})
+        >>> method = moreau(inner_lr=0.25, inner_steps=2)
+        >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # grad f(z_2), z_2 = 0.25
+        tensor([-1.5000])
+    """
     return Method(gradient_at_the_end, Inner(restart_sgd(inner_lr), inner_steps))

@@ -13,5 +13,14 @@ from metarl.outer.registry import Method, register
 
 @register("multi_step_maml")
 def multi_step_maml(inner_lr: float = 0.1, inner_steps: int = 3) -> Method:
-    """MAML with several inner steps and a fresh Hessian batch at each of them."""
+    """MAML with several inner steps and a fresh Hessian batch for each.
+
+    Example, on (x - 1)^2 from x = 0:
+        >>> import torch
+        >>> from metarl.supervised import FiniteSumTaskBatch
+        >>> tasks = FiniteSumTaskBatch(lambda w, batch: (w["x"] - batch["c"]) ** 2, {"c": torch.tensor([1.0])})
+        >>> method = multi_step_maml(inner_lr=0.25, inner_steps=2)
+        >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # (1 - 0.25 * 2)^2 grad f(0.75)
+        tensor([-0.1250])
+    """
     return maml(inner_lr, inner_steps, hessian_data="fresh")

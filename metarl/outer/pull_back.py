@@ -2,9 +2,9 @@
 
     g_N = grad f(w_N; D_o),     g_j = (d w_{j+1} / d w_j)^T g_{j+1},     j = N-1, ..., 0
 
-For `w_{j+1} = rule(w_j, grad f(w_j; D_j), anchor)` one step's adjoint has three parts: through the rule's own
-dependence on `w_j`, through the gradient (this is where the Hessian enters), and through the anchor, which is `w_0`.
-The methods differ only in how they multiply by the Hessian. Only one step's graph is alive at a time.
+For `w_{j+1} = rule(w_j, grad f(w_j; D_j), anchor)` the adjoint of one step has three parts: through the rule's direct
+dependence on `w_j`, through the gradient (where the Hessian enters), and through the anchor, which is `w_0`. The
+methods differ only in how they multiply by the Hessian. Only one step's graph is in memory at a time.
 """
 
 from collections.abc import Callable
@@ -39,13 +39,15 @@ def pull_back(
 ) -> Params:
     """The gradient at `w_N` pulled back to `w_0`: the factor of the *last* step acts first.
 
-    `path` must have its batches where they are the `hessian_data`, and its gradients where the rule has no adjoint.
+    `path` must have its batches if `hessian_data` is `reuse`, and its gradients if the rule has no adjoint.
     """
     anchor = path.params[0]
     through_anchor: Params | None = None
     for j in reversed(range(len(path.params) - 1)):
         w, g = path.params[j], path.grads[j] if path.grads else None
+        # through the rule, without the loss
         through_w, through_g, to_anchor = rule_pull_back(inner.rule, w, g, anchor, cotangent)
+        # through the gradient, on a fresh batch or on the step's own
         data = tasks.draw(w, "hessian") if hessian_data == "fresh" else path.batches[j]
         cotangent = add(through_w, multiply(tasks, w, data, through_g))
         if to_anchor is not None:
@@ -54,5 +56,5 @@ def pull_back(
 
 
 def check_hessian_data(value: str) -> HessianData:
-    """`value` if it names a choice of D_h, else a `ValueError`."""
+    """`value` if it is `fresh` or `reuse`, else a `ValueError`."""
     return "fresh" if check_choice("hessian_data", value, ("fresh", "reuse")) == "fresh" else "reuse"

@@ -1,23 +1,46 @@
-"""Names for outer updates: a name picks the update together with the inner rule it is defined with."""
+"""Names for methods: a name selects an outer update together with the inner rule of its definition."""
 
+import dataclasses
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from metarl.errors import HessianWarning, check_int, check_real, check_type, did_you_mean
 from metarl.types import Inner, OuterUpdate
 
 
-class Method(NamedTuple):
-    """A published algorithm: an outer update and the inner loop it is defined with."""
+class Recipe(NamedTuple):
+    """The arguments of `make_method`: a checkpoint holds them, and they make the same method again."""
+
+    name: str
+    inner_lr: float
+    inner_steps: int
+    options: Mapping[str, Any]
+
+    def make(self) -> "Method":
+        """The method."""
+        return make_method(self.name, self.inner_lr, self.inner_steps, **self.options)
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A published algorithm: an outer update and the inner loop of its definition."""
 
     update: OuterUpdate
     inner: Inner
-    min_tasks: int = 1  # in a batch: more than one where an update compares tasks
-    min_episodes: int = 1  # of each task in a draw: more than one where an update compares them
+    min_tasks: int = 1  # in a batch: more than one if the update compares tasks
+    min_episodes: int = 1  # of each task in a draw: more than one if the update compares episodes
     needs_hessian: bool = False  # of the tasks' loss, exactly or by differences of gradients
-    differentiates_twice: bool = False  # takes exact Hessian-vector products, of whatever loss
+    differentiates_twice: bool = False  # takes exact Hessian-vector products, of any loss
+    recipe: Recipe | None = field(default=None, init=False)  # set by `make_method`; a method of your own has none
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For `copy.deepcopy` and `pickle`: a named method is made again, because its functions cannot be pickled."""
+        if self.recipe is not None:
+            return Recipe.make, (self.recipe,)
+        return Method, tuple(getattr(self, name.name) for name in dataclasses.fields(self) if name.init)
 
 
 Builder = TypeVar("Builder", bound=Callable[..., Method])
@@ -29,10 +52,10 @@ OUTER: dict[str, Callable[..., Method]] = {}
 def register(name: str) -> Callable[[Builder], Builder]:
     """Register a builder `(inner_lr=..., inner_steps=..., *, option=...) -> Method` under `name`.
 
-    The defaults of the builder's parameters are the method's; those that are keyword-only are its options.
+    The defaults of the builder's parameters are the method's defaults; its keyword-only parameters are the options.
 
     Raises:
-        ValueError: when the name is taken, or the builder has not these parameters with defaults.
+        ValueError: when the name is taken, or the builder's parameters are different or have no defaults.
     """
 
     check_type("name", name, str, "a word")
@@ -57,7 +80,7 @@ def builder(name: str) -> Callable[..., Method]:
     """The builder registered as `name`.
 
     Raises:
-        ValueError: for another name, with the nearest one.
+        ValueError: for an unknown name; suggests the nearest one.
     """
     if not isinstance(name, str) or name not in OUTER:
         raise ValueError(f"outer must be one of {sorted(OUTER)}, got {name!r}{did_you_mean(name, OUTER)}")
@@ -65,12 +88,12 @@ def builder(name: str) -> Callable[..., Method]:
 
 
 def options(name: str) -> dict[str, Any]:
-    """The options of the method `name` and their defaults."""
+    """The options of the method `name` with their defaults."""
     return {p.name: p.default for p in _parameters(name).values() if p.kind is p.KEYWORD_ONLY}
 
 
 def inner_defaults(name: str) -> tuple[float, int]:
-    """The inner step size and the number of inner steps that the method `name` takes by default."""
+    """The default inner step size and number of inner steps of the method `name`."""
     parameters = _parameters(name)
     return parameters["inner_lr"].default, parameters["inner_steps"].default
 
@@ -80,12 +103,12 @@ def make_method(name: str, inner_lr: float | None = None, inner_steps: int | Non
 
     Args:
         name: one of `OUTER`.
-        inner_lr: the inner step size alpha; `None` takes the method's own default.
-        inner_steps: N; likewise.
+        inner_lr: the inner step size alpha; default: the method's own.
+        inner_steps: N; default: the method's own.
         chosen: options of the method, such as `hessian_data="reuse"` for `maml`.
 
     Raises:
-        ValueError: for a name, a number or an option the method does not know.
+        ValueError: for an unknown name or option, or a number that does not fit.
 
     Example:
         >>> make_method("moreau", inner_lr=0.1, inner_steps=3).inner.steps
@@ -102,23 +125,25 @@ def make_method(name: str, inner_lr: float | None = None, inner_steps: int | Non
         if option not in known:
             near = did_you_mean(option, known)
             raise ValueError(f"outer {name!r} has the options {sorted(known)}, got {option!r}{near}")
-    return OUTER[name](inner_lr, inner_steps, **chosen)
+    method = dataclasses.replace(OUTER[name](inner_lr, inner_steps, **chosen))  # a copy without a recipe
+    object.__setattr__(method, "recipe", Recipe(name, inner_lr, inner_steps, chosen))
+    return method
 
 
-def check_hessian(method: Method, outer: object, source: object) -> None:
-    """Whether a task source has the second derivatives that `method` takes, where it can tell.
+def check_hessian(method: Method, source: object, stacklevel: int) -> None:
+    """Check that a task source has the second derivatives that `method` takes, if the source can tell.
 
-    Gives a `HessianWarning`, to the caller of the caller, where the loss's Hessian is not the objective's.
+    Gives a `HessianWarning`, at `stacklevel` above here, if the loss's Hessian is not the objective's.
 
     Raises:
-        ValueError: where the loss cannot be differentiated twice.
+        ValueError: when the loss cannot be differentiated twice.
     """
     if method.differentiates_twice and callable(check := getattr(source, "check_second_derivatives", None)):
         check()
     reason = getattr(source, "hessian_warning", None)
     if method.needs_hessian and reason is not None:
-        name = repr(outer) if isinstance(outer, str) else "this outer update"
-        warnings.warn(f"{name} uses the loss's Hessian, but {reason}", HessianWarning, stacklevel=3)
+        name = "this outer update" if method.recipe is None else repr(method.recipe.name)
+        warnings.warn(f"{name} uses the loss's Hessian, but {reason}", HessianWarning, stacklevel=stacklevel + 1)
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

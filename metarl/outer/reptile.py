@@ -2,7 +2,7 @@
 
     G(w) = w - w_N
 
-There is no gradient on D_o; it is drawn once, to score the adapted parameters as for every other method.
+D_o needs no gradient; it is drawn once, to score the adapted parameters as for every other method.
 """
 
 from metarl.derivatives import scores
@@ -13,12 +13,21 @@ from metarl.types import Inner, MetaGrad, Params, TaskBatch
 
 
 def displacement(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
-    """How far adaptation went, with its sign turned."""
+    """Adapt and return `w - w_N`."""
     end = adapt(params, tasks, inner)
     return MetaGrad(subtract(broadcast(params, tasks.num_tasks), end), scores(tasks, end, tasks.draw(end, "outer")))
 
 
 @register("reptile")
 def reptile(inner_lr: float = 0.1, inner_steps: int = 3) -> Method:
-    """Reptile; with one inner step it is joint training on all tasks."""
+    """Reptile; with one inner step it is joint training on all tasks.
+
+    Example, on (x - 1)^2 from x = 0:
+        >>> import torch
+        >>> from metarl.supervised import FiniteSumTaskBatch
+        >>> tasks = FiniteSumTaskBatch(lambda w, batch: (w["x"] - batch["c"]) ** 2, {"c": torch.tensor([1.0])})
+        >>> method = reptile(inner_lr=0.25, inner_steps=2)
+        >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # 0 - 0.75
+        tensor([-0.7500])
+    """
     return Method(displacement, Inner(sgd(inner_lr), inner_steps))

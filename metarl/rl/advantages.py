@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from metarl.errors import LOOK_AT_ENVIRONMENT, NonFiniteError
+from metarl.errors import CHECK_ENVIRONMENT, NonFiniteError
 from metarl.rl.sums import discounted_sums
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def _check_finite(gram: Tensor, tasks: int) -> None:
     bad = ~torch.isfinite(gram).flatten(1).all(1)
     if bad.any():
         task = int(bad.nonzero()[0]) * tasks // len(gram)
-        raise NonFiniteError("the observations of a rollout", task, advice=LOOK_AT_ENVIRONMENT)
+        raise NonFiniteError("the observations of a rollout", task, advice=CHECK_ENVIRONMENT)
 
 
 def _products(features: Tensor, weights: Tensor) -> Tensor:

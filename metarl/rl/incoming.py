@@ -15,7 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from metarl.errors import LOOK_AT_ENVIRONMENT, SMALLER_STEPS, NonFiniteError
+from metarl.errors import CHECK_ENVIRONMENT, SMALLER_STEPS, NonFiniteError
 from metarl.rl.advantages import Episodes
 
 STEP = "(observations, rewards, terminated, truncated, infos)"
@@ -222,5 +222,5 @@ def check_finite_episodes(name: str, episodes: Episodes, actions: Tensor, log_pr
 def _not_finite(what: str, name: str, task: int, episode: int, step: int) -> NonFiniteError:
     by_policy = what == "action"
     quantity = f"the policy's action in {name}" if by_policy else f"the {what} of {name}"
-    advice = SMALLER_STEPS if by_policy else LOOK_AT_ENVIRONMENT
+    advice = SMALLER_STEPS if by_policy else CHECK_ENVIRONMENT
     return NonFiniteError(quantity, task, episode=episode, step=step, advice=advice)

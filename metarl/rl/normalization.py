@@ -116,7 +116,7 @@ class NormalizedPolicy(nn.Module):
         """Take in a sum of rows of `observe`; from now on observations are normalised accordingly."""
         count, (sums, squares) = seen[0].cpu(), seen[1:].cpu().view(2, *self.shift.shape)
         self.moments.add(count, sums, squares, self.shift.double().cpu())
-        self._settle()
+        self._update_buffers()
 
     def load_moments(self, state: Mapping[str, Any]) -> None:
         """Continue from `moments.state_dict()`.
@@ -125,8 +125,8 @@ class NormalizedPolicy(nn.Module):
             ValueError: it is something else.
         """
         self.moments.load_state_dict(state)
-        self._settle()
+        self._update_buffers()
 
-    def _settle(self) -> None:
+    def _update_buffers(self) -> None:
         self.shift.copy_(self.moments.mean)
         self.scale.copy_((self.moments.variance + EPSILON).rsqrt() if self.moments.count > 0 else self.moments.variance)

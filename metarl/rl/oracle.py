@@ -164,7 +164,7 @@ class ReinforcementLearning(FixedSettings):
         check_type("execution", self.execution, (Execution, NoneType), "a metarl.engine.Execution or None")
         self.surrogate_loss = make_surrogate(self.surrogate, self.dice_lambda)
         self.chosen_baseline = self._choose_baseline()
-        self._settle(device=pick_device(self.device), policy=self._normalized_policy())
+        self._set_fixed(device=pick_device(self.device), policy=self._normalized_policy())
         self._execution = self.execution or Execution(trace=True)
         actor = self._make_actor()
         self.policy.to(self.device)
@@ -327,7 +327,7 @@ class RLTaskBatch:
         try:
             rollout = actor.rollout(self._vec, params, noise)
         except NonFiniteError as error:
-            raise error.seen(first_task=self._streams.first) from error
+            raise error.at(first_task=self._streams.first) from error
         if not source._has_acted:
             source._has_acted = True
             warn_if_clipped(source.distribution.action_space, rollout.actions[rollout.episodes.mask > 0], actor.actions)

@@ -77,7 +77,7 @@ class FewShot(NetworkSource):
             raise ValueError(f"ways must be at most {len(self.classes)}, the number of classes, got {self.ways}")
         once = self.setting == "finite_sum"
         self.classes.check_enough(self.shots + self.queries if once else max(self.shots, self.queries))
-        self._settle(device=pick_device(self.device))
+        self._set_fixed(device=pick_device(self.device))
         if not isinstance(self.network, nn.Module):
             raise ValueError(f"network must be a torch.nn.Module, got {self.network!r}")
         self.network.to(self.device)

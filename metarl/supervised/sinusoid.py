@@ -65,8 +65,8 @@ class Sinusoids(NetworkSource):
         check_choice("setting", self.setting, ("finite_sum", "resampling"))
         network = mlp(1, 1, hidden=(40, 40), seed=self.seed) if self.network is None else self.network
         shapes_only = str(self.device) == "meta"  # a device for shapes without numbers
-        self._settle(device=torch.device("meta") if shapes_only else pick_device(self.device))
-        self._settle(network=network.to(self.device))
+        self._set_fixed(device=torch.device("meta") if shapes_only else pick_device(self.device))
+        self._set_fixed(network=network.to(self.device))
         self._check_network("points [n, 1]", "two points", [2, 1])
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> FiniteSumTaskBatch | ResamplingTaskBatch:

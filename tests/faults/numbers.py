@@ -13,7 +13,7 @@ from metarl import Batch, MetaLearner, NonFiniteError, Params, TaskBatch
 from metarl.agents import make_policy
 from metarl.callbacks import Callback, Checkpointing, Metrics
 from metarl.envs.workers import WorkerError
-from metarl.errors import shown
+from metarl.errors import shorten
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.types import Role
@@ -46,7 +46,7 @@ def goes_on(own: Path, learner: MetaLearner, error: BaseException) -> None:
         assert again.iterations <= learner.iterations, "it has saved what it had not done"
         again.learn(TOTAL - again.iterations)
         for name, value in whole.params.items():
-            assert torch.equal(value, again.params[name]), f"another {name} after {shown(error)}"
+            assert torch.equal(value, again.params[name]), f"another {name} after {shorten(error)}"
 
 
 def harm(_: Path, own: Path, case: str) -> None:

@@ -34,7 +34,7 @@ REFUSED: list[tuple[Any, str, Any]] = [
 
 @pytest.mark.parametrize(("make", "name", "value"), REFUSED, ids=lambda x: x if isinstance(x, str) else "")
 def test_what_would_have_no_effect_is_refused(make: Any, name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name} cannot change once .* is made.*make another"):
+    with pytest.raises(ValueError, match=f"^{name} cannot change after the .* is made.*make another"):
         setattr(make(), name, value)
 
 

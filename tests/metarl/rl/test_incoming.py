@@ -176,7 +176,7 @@ def test_what_is_not_finite_names_where_it_came_in(
     tasks = VecTasks(FLOATS, spoiled(place, step, 3, value), as_torch)  # environment 3 is episode 1 of task 1
     with pytest.raises(NonFiniteError) as caught:
         learner(tasks).learn(1)
-    message = f"in the {what} of Vec in iteration 1, task 1, episode 1, step {step}; look in the environment"
+    message = f"in the {what} of Vec in iteration 1, task 1, episode 1, step {step}; check the environment"
     assert message in str(caught.value)
     assert STEP_SIZE not in str(caught.value)
 
@@ -305,7 +305,7 @@ def test_numbers_that_overflow_later_do_not_blame_the_step_size() -> None:
 
 def test_parameters_and_gradients_keep_the_advice() -> None:
     assert STEP_SIZE in str(NonFiniteError("loss", 3, 7))
-    error = NonFiniteError("the reward of X", 1, episode=2, step=3, advice="look").seen(iteration=4, first_task=10)
+    error = NonFiniteError("the reward of X", 1, episode=2, step=3, advice="look").at(iteration=4, first_task=10)
     assert str(error) == "NaN or infinity in the reward of X in iteration 4, task 11, episode 2, step 3; look"
     assert (error.quantity, error.task, error.iteration) == ("the reward of X", 11, 4)
 
