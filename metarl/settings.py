@@ -19,7 +19,7 @@ class FixedSettings:
         if name in _settings(cls) and (name in self.__dict__ or self.__dict__.get("_made", False)):
             kind = cls.__name__
             raise ValueError(
-                f"{name} cannot change after the {kind} is made, because its constructor has used it: make another {kind}"
+                f"{name} cannot change after the {kind} is made, because the constructor used it: make another {kind}"
                 f" (with dataclasses.replace, or the same arguments), got {name}={value!r}"
             )
         super().__setattr__(name, value)

@@ -195,7 +195,7 @@ def test_the_environment_is_named_by_its_class() -> None:
     step = (np.zeros(2, np.float32), np.nan, False, False, {})
     kwargs = {"space": FLOATS, "good": (np.zeros(2, np.float32), {}), "on_reset": None, "on_step": step}
     tasks = GymDistribution(Answering, LENGTH, horizon=9, set_task=set_length, env_kwargs=kwargs)
-    with pytest.raises(NonFiniteError, match="reward of Answering in iteration 1, task 0, episode 0, step 3; look"):
+    with pytest.raises(NonFiniteError, match="reward of Answering in iteration 1, task 0, episode 0, step 3; check"):
         learner(tasks).learn(1)
 
 
@@ -248,7 +248,7 @@ LINE = Box(-np.inf, np.inf, (1,), np.float32)
 @pytest.mark.parametrize("what", ["reward", "observation"])
 def test_functional_environments_too(what: str) -> None:
     tasks = FunctionalDistribution(Faulty(LINE, 3, what), VecTasks.space, H)
-    with pytest.raises(NonFiniteError, match=f"the {what} of Faulty in iteration 1, task 0, episode 0, step 3; look"):
+    with pytest.raises(NonFiniteError, match=f"the {what} of Faulty in iteration 1, task 0, episode 0, step 3; check"):
         learner(tasks).learn(1)
 
 
@@ -298,15 +298,15 @@ def test_numbers_that_overflow_later_do_not_blame_the_step_size() -> None:
             parts[1][:] = 3e38
         return tuple(parts)
 
-    with pytest.raises(NonFiniteError, match="came in with the data") as caught:
+    with pytest.raises(NonFiniteError, match="it came from the data") as caught:
         learner(VecTasks(FLOATS, large)).learn(1)
     assert STEP_SIZE not in str(caught.value)
 
 
 def test_parameters_and_gradients_keep_the_advice() -> None:
     assert STEP_SIZE in str(NonFiniteError("loss", 3, 7))
-    error = NonFiniteError("the reward of X", 1, episode=2, step=3, advice="look").at(iteration=4, first_task=10)
-    assert str(error) == "NaN or infinity in the reward of X in iteration 4, task 11, episode 2, step 3; look"
+    error = NonFiniteError("the reward of X", 1, episode=2, step=3, advice="check").at(iteration=4, first_task=10)
+    assert str(error) == "NaN or infinity in the reward of X in iteration 4, task 11, episode 2, step 3; check"
     assert (error.quantity, error.task, error.iteration) == ("the reward of X", 11, 4)
 
 
