@@ -1,12 +1,9 @@
-"""Environments written once as pure torch functions; here also one of them as an ordinary Gymnasium environment.
+"""A functional environment as an ordinary Gymnasium environment; `metarl.functional_env` says what the functions are.
 
-`metarl.envs.vector` steps N of them at a time, on any device. The words are those of
-`gymnasium.experimental.functional.FuncEnv`; what varies between tasks is an argument, `task`.
+`metarl.envs.vector` steps N of them at a time, on any device.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -16,63 +13,25 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from metarl.errors import check_choice, check_int
+from metarl.functional_env import UNIFORM_LOW, Frame, FunctionalEnv, TaskTensors, functional_step
 from metarl.types import TaskParams
 
-TaskTensors: TypeAlias = Mapping[str, Tensor]
-"""Parameters of n environments: every tensor is `[n, ...]`."""
-
-Frame: TypeAlias = npt.NDArray[np.uint8]
-"""A picture, `[height, width, 3]`."""
-
-
-class FunctionalEnv(ABC):
-    """A family of environments as pure functions over a leading dimension n; never changes its arguments.
-
-    The state is one float32 tensor `[n, S]`. Actions arrive as `[n, ...]`, float32 for a Box and int64 for a Discrete
-    space, not clipped: what lies outside the Box is the environment's business.
-
-    What is random is a function of `noise`, float32 numbers uniform in (0, 1): `initial_noise` of them for each first
-    state, `transition_noise` for each step (`normal` makes standard normal ones of them). So episodes can be recorded,
-    and every task's be the same wherever it is computed.
-    """
-
-    observation_space: gymnasium.Space[Any]
-    action_space: gymnasium.Space[Any]
-    initial_noise: int = 0
-    transition_noise: int = 0
-
-    @abstractmethod
-    def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
-        """First states, `[n, S]`; `noise` is `[n, initial_noise]`."""
-
-    @abstractmethod
-    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
-        """Next states, `[n, S]`; `noise` is `[n, transition_noise]`."""
-
-    @abstractmethod
-    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
-        """Rewards of the transitions, `[n]`, float32."""
-
-    @abstractmethod
-    def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
-        """What the agent sees, `[n, ...]`, in the type of `observation_space`."""
-
-    @abstractmethod
-    def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
-        """Whether an episode ends on arriving in `state`, bool `[n]`; not asked of first states."""
-
-    def render(self, state: Tensor, task: TaskTensors) -> Frame:
-        """A picture of ONE environment: `state` is `[S]`, the tensors of `task` are without n.
-
-        Raises:
-            ValueError: the family defines none.
-        """
-        raise ValueError(f"{type(self).__name__} does not say how it is drawn; define render")
+__all__ = [
+    "Frame",
+    "FunctionalEnv",
+    "FunctionalGymEnv",
+    "TaskTensors",
+    "action_dtype",
+    "as_env_actions",
+    "functional_step",
+    "normal",
+    "uniform",
+]
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Noise for a `FunctionalEnv`: float32, uniform in (0, 1), both ends excluded, on the generator's device."""
-    return torch.rand(shape, generator=generator, device=generator.device).clamp_(min=2.0**-25)
+    return torch.rand(shape, generator=generator, device=generator.device).clamp_(min=UNIFORM_LOW)
 
 
 def normal(noise: Tensor) -> Tensor:
@@ -142,13 +101,12 @@ class FunctionalGymEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
             raise ResetNeeded("call reset() before step(): no episode has begun, or it has ended")
         actions = self._as_actions(action)
         noise = uniform((1, self.functional.transition_noise), self._generator)
-        state = self.functional.transition(self._state, actions, self.task, noise)
-        reward = self.functional.reward(self._state, actions, state, self.task)
-        self._state, self._steps = state, self._steps + 1
-        terminated = bool(self.functional.terminal(state, self.task))
+        self._state, reward, terminal = functional_step(self.functional, self.task, self._state, actions, noise)
+        self._steps += 1
+        terminated = bool(terminal)
         truncated = self._steps >= self.horizon and not terminated
         self._ended = terminated or truncated
-        return self._observe(state), float(reward), terminated, truncated, {}
+        return self._observe(self._state), float(reward), terminated, truncated, {}
 
     def render(self) -> Frame | None:
         """The frame `[256, 256, 3]`, or None if `render_mode` is None."""

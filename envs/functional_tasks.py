@@ -10,6 +10,7 @@ from metarl.envs.base import EnvDistribution, check_task, check_tasks
 from metarl.envs.functional import FunctionalEnv, FunctionalGymEnv
 from metarl.envs.vector import TorchVectorEnv
 from metarl.errors import check_int
+from metarl.functional_env import FunctionalEnvs, repeat_tasks
 from metarl.types import TaskParams
 
 
@@ -38,5 +39,19 @@ class FunctionalDistribution(EnvDistribution):
     def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> TorchVectorEnv:
         """As `EnvDistribution.make_vec`; the environments live on `device`."""
         check_int("episodes", episodes)
-        batch = check_tasks(self.space, task)
-        return TorchVectorEnv(self.env, batch, episodes, self.horizon, pick_device(device))
+        batch, device = check_tasks(self.space, task), pick_device(device)
+        return TorchVectorEnv(self.env_on(device), batch, episodes, self.horizon, device)
+
+    def make_functional(
+        self, task: TaskParams, episodes: int, device: torch.device | str = "cpu"
+    ) -> FunctionalEnvs | None:
+        """The environments of `make_vec` as functions; `None` for a subclass with another `make_vec`."""
+        if type(self).make_vec is not FunctionalDistribution.make_vec:
+            return None
+        check_int("episodes", episodes)
+        batch, device = check_tasks(self.space, task), pick_device(device)
+        return FunctionalEnvs(self.env_on(device), repeat_tasks(batch, episodes, device))
+
+    def env_on(self, device: torch.device) -> FunctionalEnv:
+        """The environment, ready for tensors on `device`."""
+        return self.env

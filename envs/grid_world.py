@@ -30,7 +30,6 @@ from metarl.types import TaskParams
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from metarl.envs.vector import TorchVectorEnv
 
 UP, DOWN, LEFT, RIGHT, STAY = range(5)
 PIXELS = 40  # Stable-Baselines3's CNN needs at least 36
@@ -141,11 +140,10 @@ class GridWorld(FunctionalDistribution):
         """The upper right corner of the default grid."""
         return {"goal": np.array([4, 4])}
 
-    def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> TorchVectorEnv:
-        """As `EnvDistribution.make_vec`; the environments live on `device`."""
-        vec = super().make_vec(task, episodes, device)
-        self.env.show_on(vec.device)
-        return vec
+    def env_on(self, device: torch.device) -> GridWorldEnv:
+        """As `FunctionalDistribution.env_on`; the pictures lie on `device`."""
+        self.env.show_on(device)
+        return self.env
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal as a star, in the whole grid."""

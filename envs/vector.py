@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metarl.envs.functional import FunctionalEnv, as_env_actions, uniform
 from metarl.errors import check_choice, check_int
+from metarl.functional_env import functional_step, repeat_tasks
 from metarl.types import TaskParams
 
 # Gymnasium 1.0 does not name its autoreset modes yet
@@ -39,11 +40,10 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
     def __init__(
         self, env: FunctionalEnv, task: TaskParams, episodes: int, horizon: int, device: torch.device | str = "cpu"
     ) -> None:
+        self.env_name = type(env).__name__
         self.functional, self.horizon, self.device = env, check_int("horizon", horizon), torch.device(device)
         check_int("episodes", episodes)
-        self.task = {
-            k: torch.tensor(v, device=self.device).repeat_interleave(episodes, 0) for k, v in task.items()
-        }  # [N, ...]
+        self.task = repeat_tasks(task, episodes, self.device)  # [N, ...]
         self.num_envs = next(iter(self.task.values())).shape[0]
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
         self.observation_space = batch_space(env.observation_space, self.num_envs)
@@ -54,12 +54,6 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
         self._clock = 0  # steps made so far; a deadline per environment costs less than a counter per environment
         self._deadline = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._ended = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-
-    @property
-    def pure(self) -> FunctionalEnv | None:
-        """The functions, where steps and resets are nothing but these: rollouts may then be made of them directly."""
-        own = type(self).step is TorchVectorEnv.step and type(self).reset is TorchVectorEnv.reset
-        return self.functional if own else None
 
     @torch.no_grad()
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
@@ -92,18 +86,15 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
         """
         if self._state is None:
             raise ResetNeeded("call reset() before step()")
-        actions, env, task = self._as_actions(actions), self.functional, self.task
+        actions, env, task, ended = self._as_actions(actions), self.functional, self.task, self._ended
         noise = uniform((self.num_envs, env.transition_noise), self._generator)
-        proposed = env.transition(self._state, actions, task, noise)
-        reward = env.reward(self._state, actions, proposed, task).masked_fill(self._ended, 0.0)
-        self._state = state = torch.where(self._ended.unsqueeze(-1), self._state, proposed)
+        self._state, reward, terminated = functional_step(env, task, self._state, actions, noise, running=~ended)
         self._clock += 1
-        # A frozen environment needs no case of its own: its state, and so `terminal`, is what it was; time only grows.
-        terminated = env.terminal(state, task)
+        # An ended environment is no special case: its state, and so `terminated`, stay as they were; time only grows.
         truncated = (self._deadline <= self._clock) > terminated  # "and not", in one operation
         self._ended = terminated | truncated
-        # clone: an observation may be a view of the state, and callers may write into what they get.
-        return env.observation(state, task).clone(), reward, terminated, truncated, {}
+        # clone: an observation may be a view of the state, and callers may write into what they get
+        return env.observation(self._state, task).clone(), reward.masked_fill(ended, 0.0), terminated, truncated, {}
 
     def _as_actions(self, actions: Tensor | npt.NDArray[Any]) -> Tensor:
         tensor = actions if isinstance(actions, Tensor) else torch.from_numpy(np.array(actions))

@@ -1,7 +1,7 @@
 """First and second derivatives of the tasks' losses.
 
 Every outer update takes its derivatives here and nowhere else, for all tasks at once. That gives one place to count
-them, to check them, and to decide how they are computed (`metarl.engine`).
+and to check them, and the current `metarl.engine.Engine` decides how they are computed.
 """
 
 from collections.abc import Callable
@@ -10,31 +10,24 @@ from typing import Any, cast
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
-from metarl.engine import Execution, Stacked
+from metarl.engine import Stacked, current_engine
 from metarl.types import Batch, Loss, Params, SampledTaskBatch, TaskBatch
 from metarl.wrappers import first_task, gather, report, unwrap
 
-PLAIN = Execution()
 
+def over_tasks(name: str, function: Callable[..., Any], *stacked: Stacked) -> Any:
+    """`vmap(function)(*stacked)`, computed by the current engine; `name` says what is computed.
 
-def execution(tasks: TaskBatch) -> Execution:
-    """How the oracle behind all wrappers wants its derivatives computed."""
-    return cast(Execution, getattr(unwrap(tasks), "execution", PLAIN))
-
-
-def over_tasks(tasks: TaskBatch, name: str, function: Callable[..., Any], *stacked: Stacked) -> Any:
-    """`vmap(function)(*stacked)`, computed as the oracle wants it; `name` says what is computed.
-
-    What the function reads tells its records apart. An oracle may say in `execution_key` what its functions read (see
-    `metarl.engine.frozen`); else their code is looked at.
+    `function` should refer to losses and other functions of long-lived objects, not to a batch of tasks: then the next
+    batch needs no new record.
     """
-    return execution(tasks).over_tasks(name, function, *stacked)
+    return current_engine().over_tasks(name, function, *stacked)
 
 
 def gradients(tasks: TaskBatch, params: Params, batch: Batch) -> Params:
     """The gradient of every task's loss at its own parameters: stacked in, stacked out."""
     grads: Params
-    grads, losses = over_tasks(tasks, "gradients", grad_and_value(one_number("loss", tasks.loss)), params, batch)
+    grads, losses = over_tasks("gradients", grad_and_value(one_number("loss", tasks.loss)), params, batch)
     report(tasks, "gradients", grads, losses)
     return grads
 
@@ -53,7 +46,7 @@ def hessian_vector_products(
         return cast(Params, pull(u)[0])
 
     name = "Hessian-vector products" + ("" if loss is None else " of another loss")
-    products: Params = over_tasks(tasks, name, product, params, batch, vectors)
+    products: Params = over_tasks(name, product, params, batch, vectors)
     report(tasks, "hessian_vector_products", products)
     return products
 
@@ -72,7 +65,7 @@ def score_terms(tasks: TaskBatch, params: Params, batch: Batch, weights: Tensor)
     def weighted(w: Params, data: Batch, weight: Tensor) -> Tensor:
         return (weight * log_likelihood(w, data)).sum()
 
-    terms: Params = over_tasks(tasks, "score terms", grad(weighted), params, batch, weights)
+    terms: Params = over_tasks("score terms", grad(weighted), params, batch, weights)
     report(tasks, "gradients", terms)
     return terms
 
@@ -96,7 +89,7 @@ def one_number(name: str, function: Loss) -> Loss:
 
 def scores(tasks: TaskBatch, params: Params, batch: Batch) -> Tensor:
     """The score of every task, `[T]`."""
-    result: Tensor = over_tasks(tasks, "scores", one_number("score", tasks.score), params, batch)
+    result: Tensor = over_tasks("scores", one_number("score", tasks.score), params, batch)
     return result.detach()
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metarl.derivatives import scores
+from metarl.engine import Engine, current_engine
 from metarl.inner import adapt_stepwise
 from metarl.processes import ALONE, Processes, shard, share_of
 from metarl.statistics import confidence_interval
@@ -66,7 +67,13 @@ def note_if_worse(evaluation: Evaluation, trained: int, score: str) -> str | Non
     )
 
 
-def evaluate(params: Params, tasks: TaskBatch, rules: Sequence[Rule], processes: Processes = ALONE) -> Evaluation:
+def evaluate(
+    params: Params,
+    tasks: TaskBatch,
+    rules: Sequence[Rule],
+    processes: Processes = ALONE,
+    engine: Engine | None = None,
+) -> Evaluation:
     """Adapt to every task with one rule per step; score before the first step and after each, on data of its own.
 
     No graph is built, and `params` are not changed. Only the data that adaptation used is counted as its cost.
@@ -76,14 +83,16 @@ def evaluate(params: Params, tasks: TaskBatch, rules: Sequence[Rule], processes:
         tasks: held-out tasks.
         rules: the inner rule of each step, so that step sizes may change.
         processes: who share the tasks; each gets the evaluation of all. Fewer tasks than processes are not shared.
+        engine: computes derivatives and rollouts; default: the current one (see `metarl.engine`).
     """
     own = shard(tasks, processes) if processes.size <= tasks.num_tasks else tasks
     scoring, counting = CheckFinite(own), CountCost(CheckFinite(own))
     curve, costs = [], []
-    for w in adapt_stepwise(tree_map(Tensor.detach, params), counting, rules):
-        batch = scoring.draw(w, "outer")
-        curve.append(scores(own, w, batch))
-        costs.append(Counter({**dict.fromkeys([*own.cost(batch), "gradients"], 0), **counting.counts}))
+    with (engine or current_engine()).current():
+        for w in adapt_stepwise(tree_map(Tensor.detach, params), counting, rules):
+            batch = scoring.draw(w, "outer")
+            curve.append(scores(own, w, batch))
+            costs.append(Counter({**dict.fromkeys([*own.cost(batch), "gradients"], 0), **counting.counts}))
     share = share_of(own)
     totals = share.processes.sum(torch.tensor([list(cost.values()) for cost in costs])).tolist()
     all_scores = share.gather(torch.stack(curve, 1).cpu()).mT.contiguous()  # [K + 1, T]

@@ -30,6 +30,7 @@ from metarl.checkpoint.learner_state import (
     source_state,
     state_errors,
 )
+from metarl.engine import Engine
 from metarl.errors import MoreStepsWarning, NonFiniteError, check_has, check_int, check_step_sizes, check_type
 from metarl.evaluation import Evaluation, ScoreBefore, evaluate, note_if_worse
 from metarl.inner import adapt
@@ -64,6 +65,8 @@ class MetaLearner(FixedSettings):
         seed: everything random in training follows from it.
         processes: who train together (see `metarl.processes`). All of them make the same learner and call the same
             methods; the tasks are shared, the results are everyone's, and do not depend on how many they are.
+        engine: computes derivatives and rollouts; `metarl.engine.Engine(record=False)` records nothing. By default the
+            learner has its own `Engine()`.
 
     Raises:
         ValueError: for arguments that cannot work, before anything starts.
@@ -81,7 +84,7 @@ class MetaLearner(FixedSettings):
         2
     """
 
-    live: ClassVar[frozenset[str]] = frozenset({"source", "meta_batch_size", "outer_step", "processes"})
+    live: ClassVar[frozenset[str]] = frozenset({"source", "meta_batch_size", "outer_step", "processes", "engine"})
 
     def __init__(
         self,
@@ -99,14 +102,17 @@ class MetaLearner(FixedSettings):
         outer_step: OuterStep | None = None,
         seed: int = 0,
         processes: Processes = ALONE,
+        engine: Engine | None = None,
     ) -> None:
         check_source("source", source)
         check_type("processes", processes, Processes, "the processes from metarl.processes.joined()")
+        check_type("engine", engine, (Engine, NoneType), "a metarl.engine.Engine or None")
         check_type("outer_options", outer_options, (Mapping, NoneType), "a mapping of the method's options")
         if outer_step is not None:
             check_has("outer_step", outer_step, ("__call__", "state_dict", "load_state_dict"), "an OuterStep")
         self.source = source
         self.processes = processes
+        self.engine = Engine() if engine is None else engine
         self.outer = outer
         self.inner_lr = inner_defaults(outer)[0] if isinstance(outer, str) and inner_lr is None else inner_lr
         self.outer_options = dict(outer_options or {})
@@ -157,7 +163,7 @@ class MetaLearner(FixedSettings):
         self._check_same_everywhere()
         active = self._callbacks = [c for c in given if self.processes.is_first or not c.first_process_only]
         self._stop_requested = self.stopped_by = None
-        with self._kept_at_errors(), ExitStack() as closing, first_signal(self.stop):
+        with self._kept_at_errors(), ExitStack() as closing, first_signal(self.stop), self.engine.current():
             restore_callbacks(self._callbacks, self._saved_callbacks)
             for callback in reversed(active):  # all are closed, in order, even if one of them fails
                 closing.callback(callback.close)
@@ -207,7 +213,8 @@ class MetaLearner(FixedSettings):
         inner = self.method.inner
         if steps is not None:
             inner = inner._replace(steps=check_int("steps", steps, minimum=0))
-        return adapt(self.params, CheckFinite(tasks), inner)
+        with self.engine.current():
+            return adapt(self.params, CheckFinite(tasks), inner)
 
     def evaluate(
         self,
@@ -243,7 +250,7 @@ class MetaLearner(FixedSettings):
         source = self.source if source is None else source
         check_same_source_state(source, self.source)
         tasks = source.sample(check_int("num_tasks", num_tasks), rng)
-        curve = evaluate(self.params, tasks, rules, self.processes)
+        curve = evaluate(self.params, tasks, rules, self.processes, self.engine)
         if warn and self.iterations and not self._warned_of_steps:
             note = note_if_worse(curve, self.method.inner.steps, self.source.score_name)
             if note is not None:

@@ -83,6 +83,20 @@ class SampledTaskBatch(Protocol):
         """The objective that the loss's gradient descends, as each trajectory samples it, `[n]`."""
 
 
+@runtime_checkable
+class HasThreads(Protocol):
+    """A vector environment that steps its environments in threads."""
+
+    threads: int
+
+
+@runtime_checkable
+class HasName(Protocol):
+    """A vector environment that knows what one of its environments is called in messages."""
+
+    env_name: str
+
+
 class TaskSource(Protocol):
     """Where batches of tasks come from, and the parameters training starts at.
 
@@ -146,32 +160,6 @@ class OuterUpdate(Protocol):
     """The extension point: alternates `tasks.draw` with mathematics over all tasks."""
 
     def __call__(self, params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad: ...
-
-
-class PureEnv(Protocol):
-    """Environments as pure functions over a leading dimension n; what is random in them is a function of `noise`.
-
-    `noise` is float32, uniform in (0, 1), `[n, initial_noise]` or `[n, transition_noise]`; `task` is what differs
-    between tasks, every tensor `[n, ...]`.
-    """
-
-    initial_noise: int
-    transition_noise: int
-
-    def initial(self, task: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-        """First states, `[n, S]`."""
-
-    def transition(self, state: Tensor, action: Tensor, task: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-        """Next states, `[n, S]`."""
-
-    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: Mapping[str, Tensor]) -> Tensor:
-        """Rewards of the transitions, `[n]`."""
-
-    def observation(self, state: Tensor, task: Mapping[str, Tensor]) -> Tensor:
-        """What the agent sees, `[n, ...]`."""
-
-    def terminal(self, state: Tensor, task: Mapping[str, Tensor]) -> Tensor:
-        """Whether an episode ends on arriving in `state`, bool `[n]`."""
 
 
 class TaskDistribution(Protocol):

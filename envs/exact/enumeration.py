@@ -11,13 +11,12 @@ Losses are per step of the horizon, f = -J / H, as everywhere in `metarl.rl`.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, jacrev, vmap
 
-from metarl.engine import Execution
 from metarl.envs.exact.tabular import TabularMDP
 from metarl.envs.functional import TaskTensors
 from metarl.errors import check_int
@@ -148,7 +147,8 @@ class EnumeratedTaskBatch:
     weighted by their probabilities; the surrogates are linear in the advantages, so the loss is its own expectation.
     After an update, `weights` `[M^N]` are the probabilities of the outcomes at the parameters each step actually had;
     `expectation` and `deviation` use them. The weighted mean is the update's expectation only if the update is linear
-    in D_o and D_h. Conjugate gradients, for example, are not.
+    in D_o and D_h. Conjugate gradients, for example, are not. Where M^N is large, compute in chunks:
+    `with Engine(record=False, chunk_size=4096).current():`.
 
     Args:
         tasks: the MDP's distribution.
@@ -156,7 +156,6 @@ class EnumeratedTaskBatch:
         policy: a module from states `[B]` to `(logits [B, A],)`.
         surrogate: the loss, such as `metarl.rl.surrogates.dice`.
         steps: N, the number of inner draws.
-        execution: how derivatives are computed: in chunks, where M^N is large.
         discount: gamma.
         discount_weights: whether the credit of step t has the weight gamma^t.
 
@@ -171,13 +170,11 @@ class EnumeratedTaskBatch:
         policy: nn.Module,
         surrogate: Surrogate,
         steps: int = 1,
-        execution: Execution | None = None,
         discount: float = 1.0,
         discount_weights: bool = True,
     ) -> None:
         self.known = trajectories(tasks, task, discount, discount_weights)
         self.policy, self.surrogate, self.horizon = policy, surrogate, tasks.horizon
-        self.execution = Execution() if execution is None else execution
         number = len(self.known.states)
         self.num_tasks = number ** check_int("steps", steps, minimum=0)
         if self.num_tasks > LARGEST:
@@ -185,11 +182,6 @@ class EnumeratedTaskBatch:
         self.weights = torch.ones(self.num_tasks, dtype=self.known.rewards.dtype)
         self._ahead = list(torch.unravel_index(torch.arange(self.num_tasks), [number] * steps)) if steps else []
         self._distribution = Categorical(tasks.num_actions)
-
-    @property
-    def execution_key(self) -> tuple[Any, ...]:
-        """What the losses and scores read (see `metarl.engine.frozen`): not the data."""
-        return self.policy, self.surrogate, self.horizon, self._distribution
 
     def draw(self, params: Params, role: Role) -> Batch:
         """Leaves `[M^N, 1, H]` for an inner draw, `[M^N, M, H]` for the others.

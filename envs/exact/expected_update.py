@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import grad
 
 from metarl import tree
+from metarl.engine import Engine
 from metarl.errors import check_int, check_real
 from metarl.outer import Method
 from metarl.rl.oracle import ReinforcementLearning
@@ -84,10 +85,13 @@ def expected_update(
     check_int("samples", samples, minimum=2)
     check_int("chunk", chunk)
     rng, total, squares = np.random.default_rng(seed), torch.zeros(()), torch.zeros(())
-    for begin in range(0, samples, chunk):
-        copies = {key: np.repeat(np.asarray(x)[None], min(chunk, samples - begin), axis=0) for key, x in task.items()}
-        rows = tree.flatten(method.update(params, source.tasks(copies, rng), method.inner).grads).double()  # [n, P]
-        total, squares = total + rows.sum(0), squares + rows.square().sum(0)
+    with Engine().current():
+        for begin in range(0, samples, chunk):
+            number = min(chunk, samples - begin)
+            copies = {key: np.repeat(np.asarray(x)[None], number, axis=0) for key, x in task.items()}
+            grads = method.update(params, source.tasks(copies, rng), method.inner).grads
+            rows = tree.flatten(grads).double()  # [n, P]
+            total, squares = total + rows.sum(0), squares + rows.square().sum(0)
     mean = total / samples
     variance = (squares - samples * mean.square()) / (samples - 1)
     return Estimate(mean, (variance / samples).sqrt(), float(variance.sum().sqrt()), samples)

@@ -1,146 +1,195 @@
-"""How a function of one task is computed for all of them: all at once or in chunks, recorded or not.
+"""The engine: how functions of all tasks, and the steps of rollouts, are computed fast.
 
-An oracle may carry an `Execution`; `metarl.derivatives` computes with it. Its choices change the results by rounding
-only: chunks bound the memory, a record saves the time that `vmap` and `grad` spend in Python at every call, and runs in
-memory of its own: on a CPU as a `Program`, its chunks in threads; on an accelerator as a CUDA graph.
+Nothing else knows how it is computed. A `MetaLearner` has an `Engine` and makes it current while it learns, adapts and
+evaluates; other code says `with Engine().current():`. Where no engine is current, nothing is recorded. An engine
+changes results by rounding only. `docs/engine.md` explains how it works.
+
+Everything that other packages use stands here.
 """
 
 import logging
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metarl.engine.kept import Arenas, Kept
-from metarl.engine.live import RecordWarning, is_due
-from metarl.engine.record import CACHE, Plain, Record, in_chunks
+from metarl.engine.cache import Cache
+from metarl.engine.chunks import Plain, TaskRecord, in_chunks, pick_chunk_size
+from metarl.engine.compare import RecordWarning
+from metarl.engine.program import Arenas
+from metarl.engine.runners import PlainRunner, Runner, repeat
+from metarl.engine.steps import RepeatedFunction, StepRecord
+from metarl.engine.threads import one_torch_thread
 from metarl.errors import check_int
 
-__all__ = ["Execution", "RecordWarning", "Stacked"]
+__all__ = ["Engine", "RecordWarning", "RepeatedFunction", "Runner", "Stacked", "current_engine", "one_torch_thread"]
 
 log = logging.getLogger(__name__)
 
 Stacked: TypeAlias = Tensor | Mapping[str, Tensor]
-"""What a function of one task takes, stacked over tasks: every tensor is `[T, ...]`."""
+"""An argument of a function of one task, stacked over tasks: every tensor is `[T, ...]`."""
 
-Structure: TypeAlias = tuple[tuple[str, ...] | None, ...]
+Keys: TypeAlias = tuple[tuple[str, ...] | None, ...]
 """The keys of each argument; `None` stands for a tensor."""
 
 
-class _Recorded:
-    """A record and how often it was used; `record` is `None` where the function is computed as it is."""
+class Engine:
+    """Computes functions of all tasks and steps of rollouts, and keeps the records of both.
 
-    def __init__(self, name: str, record: Record | None) -> None:
-        self.record, self._name, self._uses = record, name, 1
-
-    def run(self, record: Record, plain: Plain, leaves: list[Tensor]) -> Any:
-        """What the record gives; where that is due and not what `plain` gives, `None`, and the record is given up."""
-        results = record(leaves)
-        use, self._uses = self._uses, self._uses + 1
-        if use == 1 or not is_due(use):  # it was compared when it was made
-            return results
-        found = record.difference(results, plain, leaves, turn=use.bit_length())
-        if found is None:
-            return results
-        self.record = None
-        warnings.warn(
-            f"the record of {self._name} is wrong at use {use} and not used any more: {found}",
-            RecordWarning,
-            stacklevel=2,
-        )
-        return None
-
-
-@dataclass(eq=False)
-class Execution:
-    """One of these is kept by whoever makes oracles of the same kind, and given to each: it holds the records.
-
-    Several threads may use one. A copy (`copy.deepcopy`, `pickle`) has the same settings and no records.
+    Several threads may use one engine. A copy (`copy.deepcopy`, `pickle`) has the same settings and no records.
 
     Args:
-        chunk_size: tasks computed at a time. `None` takes all of them, or with `trace` as many as fit the cache of a
-            CPU, or the memory of an accelerator.
-        memory_budget: bytes that the intermediates of a chunk may take at most, wherever `chunk_size` is not given;
-            a single task is computed whatever it takes, and what cannot be traced is computed a task at a time.
-            `None`: half of an accelerator's memory.
-        trace: record the operations once for every shape, and run the record from then on, in rollouts as well. The
-            function must then be pure: what it reads besides its arguments is frozen into the record, and a change
-            makes a new record as far as it can be seen (`metarl.engine.frozen`). What cannot be recorded, or gives
-            something else than without when it is first run, is computed as without, and that is logged. A record is
-            compared again on live data at its uses 2, 4, 8, ...: a difference beyond rounding gives a `RecordWarning`,
-            and the function is computed as without from then on.
+        record: record the operations once for every shape, and run the record from then on. Functions must then be
+            pure. What cannot be recorded is computed plainly, and the log says so. A record is compared with the plain
+            function when it is made and at its uses 2, 4, 8, ...; a difference beyond rounding gives a `RecordWarning`,
+            and the function is computed plainly from then on.
+        chunk_size: tasks to compute at a time. The default is all of them; of a record, as many as fit the cache of a
+            CPU or half of the memory of an accelerator.
+
+    Raises:
+        ValueError: `chunk_size` is not a positive integer.
+
+    Example:
+        >>> import torch
+        >>> from metarl.derivatives import gradients
+        >>> from metarl.supervised import FiniteSumTaskBatch
+        >>> tasks = FiniteSumTaskBatch(lambda w, batch: (w["x"] - batch["c"]) ** 2, {"c": torch.tensor([0.0, 1.0])})
+        >>> with Engine().current():
+        ...     gradients(tasks, {"x": torch.tensor([1.0, 3.0])}, tasks.support)
+        {'x': tensor([2., 4.])}
     """
 
-    _: KW_ONLY
-    chunk_size: int | None = None
-    memory_budget: int | None = None
-    trace: bool = False
-    _kept: Kept[_Recorded] = field(default_factory=Kept, init=False, repr=False)
-    _arenas: Arenas = field(default_factory=Arenas, init=False, repr=False)
+    def __init__(self, *, record: bool = True, chunk_size: int | None = None) -> None:
+        self.record = record
+        self.chunk_size = None if chunk_size is None else check_int("chunk_size", chunk_size)
+        self._cache: Cache[TaskRecord | StepRecord | None] = Cache()
+        self._arenas = Arenas()
 
-    def __post_init__(self) -> None:
-        for name in ("chunk_size", "memory_budget"):
-            if getattr(self, name) is not None:
-                check_int(name, getattr(self, name))
+    def __repr__(self) -> str:
+        return f"Engine(record={self.record}, chunk_size={self.chunk_size})"
+
+    @contextmanager
+    def current(self) -> Iterator["Engine"]:
+        """Let everything in this block, and in this thread, be computed by this engine."""
+        token = _CURRENT.set(self)
+        try:
+            yield self
+        finally:
+            _CURRENT.reset(token)
 
     def over_tasks(self, name: str, function: Callable[..., Any], *stacked: Stacked) -> Any:
         """`vmap(function)(*stacked)`; `name` says what is computed."""
-        leaves, structure = _flatten(stacked)
+        leaves, keys = _flatten(stacked)
 
         def plain(inputs: Iterable[Tensor]) -> Any:
-            return vmap(function)(*_unflatten(inputs, structure))
+            return vmap(function)(*_unflatten(inputs, keys))
 
         differentiated = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
-        if differentiated or (not self.trace and self.memory_budget is None):
-            return in_chunks(plain, leaves, self.chunk_size or len(leaves[0]))
-        shapes = [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
-        settings = (self.chunk_size, self.memory_budget, self.trace, torch.get_default_dtype())
-        key = (structure, settings, *shapes)
-        recorded = self._kept.get(name, (function,), key, lambda: _Recorded(name, self._record(name, plain, leaves)))
-        if (record := recorded.record) is not None:
-            if not self.trace:
-                return in_chunks(plain, leaves, record.chunk_size)
-            if (results := recorded.run(record, plain, leaves)) is not None:
+        if self.record and not differentiated:
+            record = self._cache.get(
+                name, (function,), (keys, *_likeness(leaves)), lambda: self._make(name, plain, leaves)
+            )
+            assert not isinstance(record, StepRecord)
+            if record is not None and (results := record.run(plain, leaves)) is not None:
                 return results
-        return in_chunks(plain, leaves, self.chunk_size or (1 if self.memory_budget else len(leaves[0])))
+        return in_chunks(plain, leaves, self.chunk_size or len(leaves[0]))
 
-    def _record(self, name: str, plain: Plain, leaves: list[Tensor]) -> Record | None:
+    @contextmanager
+    def bind(self, repeated: RepeatedFunction, inputs: Sequence[Tensor]) -> Iterator[Runner]:
+        """A runner of the function with its constants, for inputs that look like these; it takes no gradients.
+
+        Its results hold until its next run.
+        """
+        plain = PlainRunner(repeated.function)
+        plain.bind(repeated.constants)
+        if (record := self._find(repeated, inputs)) is None:
+            yield plain
+            return
+        with record.lend(repeated.constants, inputs, plain) as runner:
+            yield runner
+
+    def repeat(
+        self, repeated: RepeatedFunction, carried: Sequence[Tensor], sequences: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the function again and again, each time with what the last run left.
+
+        Args:
+            repeated: a function whose first inputs and results are what is carried, the last of them bool `[N]`: what
+                still runs. On a CPU the repetition ends as soon as nothing does.
+            carried: at first.
+            sequences: the other inputs, one after the other: `[H, ...]`.
+
+        Returns:
+            What is carried at the end, and the other results of every run: `[h, ...]`.
+        """
+        inputs = [*carried, *(sequence[0] for sequence in sequences)]
+        record = self._find(repeated, inputs) if inputs[0].device.type == "cuda" else None
+        if record is not None and (results := record.replay(repeated.constants, carried, sequences)) is not None:
+            return results
+        with self.bind(repeated, inputs) as runner:
+            return repeat(runner, carried, sequences)
+
+    def _make(self, name: str, plain: Plain, leaves: list[Tensor]) -> TaskRecord | None:
         start = time.perf_counter()
         try:
-            record = Record(plain, leaves, self._chunk_size(leaves), self._arenas)
-            if self.trace:
-                record.check(plain, leaves)
-            log.info("%s were recorded in %.2f s, %s", name, time.perf_counter() - start, record)
-            return record
-        except (
-            Exception
-        ) as error:  # whatever a user's loss may do, and operations whose record is not what they compute
-            log.warning("%s are computed without a trace, which is slower: %s", name, str(error).strip().split("\n")[0])
+            record = TaskRecord(name, plain, leaves, pick_chunk_size(leaves, self.chunk_size), self._arenas)
+            record.check(plain, leaves)
+        except Exception as error:  # a user's function may do anything; and some records do not compute the function
+            log.warning("%s are computed without a record, which is slower: %s", name, _first_line(error))
+            return None
+        log.info("%s were recorded in %.2f s, %s", name, time.perf_counter() - start, record)
+        return record
+
+    def _find(self, repeated: RepeatedFunction, inputs: Sequence[Tensor]) -> StepRecord | None:
+        if not self.record:
             return None
 
-    def _chunk_size(self, leaves: list[Tensor]) -> Callable[[int], int]:
-        """From the bytes that a task takes to the number of tasks in a chunk."""
-        tasks, device = len(leaves[0]), leaves[0].device
-        budget = self.memory_budget
-        if device.type == "cpu":
-            budget = CACHE if budget is None else min(CACHE, budget)
-        elif budget is None:
-            budget = torch.cuda.get_device_properties(device).total_memory // 2
-        return lambda nbytes: self.chunk_size or max(1, min(tasks, budget // max(nbytes, 1)))
+        def make() -> StepRecord | None:
+            start = time.perf_counter()
+            try:
+                record = StepRecord(repeated, inputs)
+            except Exception as error:  # whatever it is, the plain function is right
+                log.warning("%s cannot be recorded and runs slower: %s", repeated.name, _first_line(error))
+                return None
+            log.info("%s was recorded in %.2f s", repeated.name, time.perf_counter() - start)
+            return record
+
+        key = (repeated.key, len(repeated.constants), *_likeness([*repeated.constants, *inputs]))
+        record = self._cache.get(repeated.name, repeated.reads, key, make)
+        assert not isinstance(record, TaskRecord)
+        return record
 
 
-def _flatten(stacked: tuple[Stacked, ...]) -> tuple[list[Tensor], Structure]:
+_CURRENT: ContextVar[Engine | None] = ContextVar("engine", default=None)
+_PLAIN = Engine(record=False)
+
+
+def current_engine() -> Engine:
+    """The engine of the innermost `with engine.current()` of this thread; outside of all, one that records nothing."""
+    return _CURRENT.get() or _PLAIN
+
+
+def _likeness(leaves: Sequence[Tensor]) -> list[Any]:
+    """What tells records of the same function apart."""
+    return [torch.get_default_dtype(), *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)]
+
+
+def _flatten(stacked: tuple[Stacked, ...]) -> tuple[list[Tensor], Keys]:
     leaves: list[Tensor] = []
-    for part in stacked:
-        leaves += [part] if isinstance(part, Tensor) else part.values()
-    return leaves, tuple(None if isinstance(part, Tensor) else tuple(part) for part in stacked)
+    for argument in stacked:
+        leaves += [argument] if isinstance(argument, Tensor) else argument.values()
+    return leaves, tuple(None if isinstance(argument, Tensor) else tuple(argument) for argument in stacked)
 
 
-def _unflatten(leaves: Iterable[Tensor], structure: Structure) -> list[Stacked]:
+def _unflatten(leaves: Iterable[Tensor], keys: Keys) -> list[Stacked]:
     rest = iter(leaves)
-    return [next(rest) if keys is None else {key: next(rest) for key in keys} for keys in structure]
+    return [next(rest) if names is None else {name: next(rest) for name in names} for names in keys]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

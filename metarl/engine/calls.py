@@ -1,15 +1,17 @@
-"""A list of calls that write into given tensors, as one TorchScript function.
+"""A list of calls that write into given tensors, and two ways to run it: as one TorchScript function, or from Python.
 
-No interpreter lock is held while that runs, so threads that each run a list do not wait for each other; and a call
-takes half the time of one from Python.
+A call from TorchScript takes half the time of one from Python. TorchScript also releases Python's lock, so threads that
+each run a list do not wait for each other. Where TorchScript is missing or cannot compile the calls, they are made from
+Python, one by one. Both ways call the same operations on the same memory, so results are the same bit for bit.
 """
 
 import functools
 import logging
 import math
+import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -19,19 +21,22 @@ log = logging.getLogger(__name__)
 
 aten = torch.ops.aten
 
-Results: TypeAlias = Tensor | Sequence[Tensor | None]
+Outputs: TypeAlias = Tensor | Sequence[Tensor | None]
+
+use_torchscript = True
+"""Whether lists of calls are compiled; tests set it to False."""
 
 
 class Repetition(NamedTuple):
-    """What happens around calls that are made again and again, at time t."""
+    """The copies around calls that are repeated over time."""
 
-    sequences: list[Tensor]  # whose element t is copied
-    places: list[Tensor]  # to these before the calls;
-    results: list[Tensor]  # which are copied after the calls
-    kept: list[Tensor]  # to element t of these;
-    carried: list[Tensor]  # which get, at last,
+    sequences: list[Tensor]  # before the calls at time t, element t of each
+    places: list[Tensor]  # goes here
+    results: list[Tensor]  # after the calls, each of these
+    kept: list[Tensor]  # goes to element t of these
+    carried: list[Tensor]  # at the end of time t, these get
     following: list[Tensor]  # the values of these
-    runs_on: Tensor  # bool, one of the carried
+    runs_on: Tensor  # bool, one of the carried: the repetition ends when no element is true
 
 
 _ONCE = """
@@ -77,57 +82,61 @@ _COPY = str(aten.copy_.default._schema)
 _WITH_NUMBERS = {aten.add, aten.sub, aten.mul, aten.div, aten.lt, aten.le, aten.gt, aten.ge, aten.eq, aten.ne}
 
 
-class Call(NamedTuple):
-    """An operation, its arguments, and the tensors that get its results; `None` for one that nobody wants."""
+class OperationCall(NamedTuple):
+    """An operation, its arguments, and the tensors that get its results; `None` for a result that nobody needs."""
 
     operation: Any  # an overload in torch.ops.aten
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    out: str | None  # what it calls the tensor it writes its result into; None: it makes its results itself
-    results: Results
+    out: str | None  # its argument for the tensor that it writes into; None: it allocates its results
+    results: Outputs
 
     @property
     def name(self) -> str:
         """In torch.ops.aten."""
         return str(self.operation._schema.name).removeprefix("aten::")
 
-    def __call__(self) -> None:
-        """From Python."""
+    def bind(self) -> Callable[[], Any]:
+        """The call as a function without arguments, for Python."""
         if self.out is not None:
-            self.operation(*self.args, **self.kwargs, **{self.out: self.results})
-            return
-        found = self.args[0] if self.name in _COPIES else self.operation(*self.args, **self.kwargs)
-        pairs = (
-            [(self.results, found)] if isinstance(self.results, Tensor) else zip(self.results, found or (), strict=True)
-        )
-        for place, result in pairs:
-            if place is not None:
-                if result.shape != place.shape and self.name not in _COPIES:
-                    raise RuntimeError(
-                        f"{self.operation} gave {result.shape} for {place.shape}: that depends on values"
-                    )
-                place.copy_(result)
+            return functools.partial(self.operation, *self.args, **self.kwargs, **{self.out: self.results})
+        if self.name in _COPIES:
+            assert isinstance(self.results, Tensor)
+            return functools.partial(aten.copy_.default, self.results, self.args[0])
+        return self._call_and_copy
+
+    def _call_and_copy(self) -> None:
+        found = self.operation(*self.args, **self.kwargs)
+        if isinstance(self.results, Tensor):
+            found, places = [found], [self.results]
+        else:
+            found, places = found or (), list(self.results)
+        for place, result in zip(places, found, strict=True):
+            if place is None:
+                continue
+            if result.shape != place.shape:
+                raise RuntimeError(f"{self.operation} gave {result.shape} for {place.shape}: that depends on values")
+            place.copy_(result)
 
 
-def writing(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Results) -> Call:
-    """The call that leaves what `target(*args, **kwargs)` gives in `results`, without other memory where it can."""
-    target, args, kwargs = _without_numbers(target, args, kwargs)
-    found = _out_variant(target)
-    return (
-        Call(target, args, kwargs, None, results) if found is None else Call(found[0], args, kwargs, found[1], results)
-    )
+def make_call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Outputs) -> OperationCall:
+    """The call that leaves the results of `target(*args, **kwargs)` in `results`, if possible without other memory."""
+    target, args, kwargs = _replace_numbers(target, args, kwargs)
+    if (found := _out_variant(target)) is None:
+        return OperationCall(target, args, kwargs, None, results)
+    return OperationCall(found[0], args, kwargs, found[1], results)
 
 
-class Script:
-    """Calls as one compiled function; one by one where they cannot be compiled."""
+class CallList:
+    """Calls that are made in order: compiled as one TorchScript function, or one by one from Python."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self._calls = list(calls)
+    def __init__(self, calls: Sequence[OperationCall]) -> None:
+        self._calls = [call.bind() for call in calls]
         self._tensors: list[Tensor] = []
         self._numbers: dict[int, int] = {}
         self._parts: tuple[str, str] | None = None
         self._functions: dict[str, Callable[..., Any]] = {}
-        self._operations: Counter[str] = Counter()  # by schema: they are not told apart by name
+        self._operations: Counter[str] = Counter()  # by schema: operations of the same name differ
         try:
             lines = [line for i, call in enumerate(calls) for line in self._lines(i, call)]
             names = [f"x{i} = x[{i}]" for i in range(len(self._tensors))]
@@ -135,45 +144,47 @@ class Script:
         except ValueError as error:
             log.info("operations are called one by one: %s", error)
 
-    def once(self, compiled: bool = True) -> None:
+    def run(self, compiled: bool = True) -> None:
         """Make all calls."""
-        if (function := self._function(_ONCE) if compiled else None) is None:
+        if (function := self._compile(_ONCE) if compiled else None) is not None:
+            function(self._tensors)
+        else:
             for call in self._calls:
                 call()
-        else:
-            with _as_it_stands():
-                function(self._tensors)
 
-    def many(self, repetition: "Repetition", compiled: bool = True) -> int:
+    def repeat(self, repetition: Repetition, compiled: bool = True) -> int:
         """Make all calls again and again, until no element of `runs_on` is true; returns how often."""
-        if (function := self._function(_MANY) if compiled else None) is not None:
-            with _as_it_stands():
-                return int(function(self._tensors, *repetition))
+        if (function := self._compile(_MANY) if compiled else None) is not None:
+            return int(function(self._tensors, *repetition))
         for t in range(len(repetition.kept[0])):
             for place, sequence in zip(repetition.places, repetition.sequences, strict=True):
                 place.copy_(sequence[t])
-            self.once(compiled)
-            for record, result in zip(repetition.kept, repetition.results, strict=True):
-                record[t].copy_(result)
+            for call in self._calls:
+                call()
+            for kept, result in zip(repetition.kept, repetition.results, strict=True):
+                kept[t].copy_(result)
             for before, after in zip(repetition.carried, repetition.following, strict=True):
                 before.copy_(after)
             if not repetition.runs_on.any():
                 return t + 1
         return len(repetition.kept[0])
 
-    def _function(self, template: str) -> Callable[..., Any] | None:
-        if template not in self._functions and self._parts is not None:
+    def _compile(self, template: str) -> Callable[..., Any] | None:
+        """The TorchScript function; `None` where the calls must be made from Python."""
+        if self._parts is None or not use_torchscript:
+            return None
+        if template not in self._functions:
             try:
-                function = _compiled(template, *self._parts)
-                if others := self._operations - _schemas(function.graph):  # type: ignore[attr-defined]
+                function, schemas = compile_script(template, *self._parts)
+                if others := self._operations - schemas:
                     raise RuntimeError(f"TorchScript takes another operation for {next(iter(others))}")
                 self._functions[template] = function
-            except RuntimeError as error:
+            except Exception as error:  # whatever a version of torch may raise, or warn of as an error
                 log.info("operations are called one by one: %s", str(error).strip().split("\n")[0])
                 self._parts = None
         return self._functions.get(template)
 
-    def _lines(self, i: int, call: Call) -> list[str]:
+    def _lines(self, i: int, call: OperationCall) -> list[str]:
         kinds = [str(a.type) for a in call.operation._schema.arguments]
         given = [self._word(x) for x in call.args]
         for k, kind in enumerate(kinds[: len(given)]):
@@ -220,42 +231,49 @@ class Script:
         raise ValueError(f"{value!r} has no text")
 
 
+_COMPILING = threading.Lock()  # filters of warnings are shared by all threads
+
+
 @functools.lru_cache(maxsize=64)
-def _compiled(template: str, names: str, lines: str) -> Callable[..., Any]:
-    """The TorchScript function; that of another list of the same calls, which may run in another thread, is as good."""
-    unit = torch.jit.CompilationUnit(template.format(names=names, lines=lines))
-    function: Callable[..., Any] = unit.run
-    return function
+def compile_script(template: str, names: str, lines: str) -> tuple[Callable[..., Any], Counter[str]]:
+    """The TorchScript function of a list of calls, and how often it calls each operation.
+
+    Lists of the same calls share it, also in several threads.
+    """
+    with _COMPILING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        unit = torch.jit.CompilationUnit(template.format(names=names, lines=lines))
+        run, as_it_is = unit.run, torch.jit.optimized_execution  # type: ignore[attr-defined]
+
+    def function(*arguments: Any) -> Any:
+        with as_it_is(False):  # its optimisations take 0.1 s in the first runs, and find nothing
+            return run(*arguments)
+
+    return function, _count_schemas(run.graph)
 
 
-def _schemas(block: Any) -> Counter[str]:
+def _count_schemas(block: Any) -> Counter[str]:
     """How often each operation is called in a compiled graph."""
     found: Counter[str] = Counter()
     for node in block.nodes():
         found[str(node.schema())] += 1
         for inner in node.blocks():
-            found += _schemas(inner)
+            found += _count_schemas(inner)
     return found
 
 
-def _schema_of(call: Call) -> str:
+def _schema_of(call: OperationCall) -> str:
     return _COPY if call.name in _COPIES else str(call.operation._schema)
 
 
 @functools.cache
 def _defaults(operation: Any) -> dict[str, Any]:
-    """What is left out of a call; with all its keywords TorchScript finds the right one of several operations."""
+    """Keywords with default values: with all of them TorchScript finds the right one of several operations."""
     return {a.name: a.default_value for a in operation._schema.arguments if a.kwarg_only and a.has_default_value()}
 
 
-def _as_it_stands() -> AbstractContextManager[None]:
-    """Without the passes that TorchScript makes in the first runs: they take 0.1 s and find nothing."""
-    context: AbstractContextManager[None] = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
-    return context
-
-
-def _without_numbers(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """The same call with a tensor for its number, where that is the same: with a number it would make a copy."""
+def _replace_numbers(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """The same call with a tensor instead of a number, if that is equal: with a number, torch would make a copy."""
     if target._opname in _COPIES and type(args[0]) in _NATURAL:
         return target, (torch.tensor(args[0], dtype=_NATURAL[type(args[0])]), *args[1:]), kwargs
     if target.overloadpacket not in _WITH_NUMBERS or target._overloadname not in ("Tensor", "Scalar"):
@@ -270,35 +288,33 @@ def _without_numbers(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 _NATURAL = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
-_HALF = {torch.float16, torch.bfloat16, torch.complex32}  # whose kernels compute with numbers in more digits
+_HALF = {torch.float16, torch.bfloat16, torch.complex32}  # their kernels use more digits of numbers
 
 
 def _as_tensor(number: Any, beside: Tensor) -> Tensor | None:
-    """A tensor that changes the type of what it is beside just as the number does; `None` if there is none."""
+    """A tensor that promotes the type of `beside` just as the number does; `None` if no tensor does."""
     dtype = torch.result_type(beside, number)
     if type(number) not in _NATURAL or dtype in _HALF:
         return None
     tensor = torch.tensor(number, dtype=_NATURAL[type(number)])
-    if (
-        dtype.is_floating_point or dtype.is_complex
-    ):  # else -1 stays -1 beside a uint8, which a quotient of the two needs
+    if dtype.is_floating_point or dtype.is_complex:  # otherwise -1 / uint8 needs the -1 as it is
         tensor = tensor.to(dtype)
     return tensor if torch.result_type(beside, tensor) == dtype else None
 
 
 _RESIZES = {aten.binary_cross_entropy.out, aten.soft_margin_loss.out}
-"""Variants that use the tensor they are given for something larger in between."""
+"""Variants that resize the tensor they are given for intermediates."""
 
 
 @functools.cache
 def _out_variant(target: Any) -> tuple[Any, str] | None:
-    """The overload of an operation with one result that writes it into a given tensor, and what it calls that."""
+    """The overload that writes its single result into a given tensor, and its argument for that tensor."""
     wanted = [(a.name, str(a.type)) for a in target._schema.arguments]
     for name in target.overloadpacket.overloads():
         overload = getattr(target.overloadpacket, name)
         outs = [a.name for a in overload._schema.arguments if a.is_out]
         rest = [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out]
-        generated = torch.Tag.generated in overload.tags  # which makes a copy
+        generated = torch.Tag.generated in overload.tags  # generated ones make a copy
         if (
             rest == wanted
             and len(outs) == len(target._schema.returns) == 1

@@ -1,4 +1,4 @@
-"""What a call does besides giving its results: it may write, draw random numbers, share memory or raise an error."""
+"""Side effects of operations: they may write, draw random numbers, share memory or raise an error."""
 
 import operator
 from typing import Any
@@ -18,21 +18,21 @@ def is_pure(node: fx.Node) -> bool:
 
 
 def returns_memory(target: Any) -> bool:
-    """Whether an operation is declared to give its first argument's memory as its results."""
+    """Whether an operation declares that its results lie in the memory of its first argument."""
     schema = getattr(target, "_schema", None)
     return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether a call's results, one or several, lie in its first argument's memory.
+    """Whether the results of a call lie in the memory of its first argument.
 
-    Some operations give a view or a copy (`to`): what was seen while they were recorded decides.
+    Some operations give a view or a copy (`to`): what happened while they were recorded decides.
     """
     return returns_memory(node.target) and not node.meta.get("fresh", False)
 
 
 def is_harmless(node: fx.Node) -> bool:
-    """Whether nobody sees that a call is left out whose results nobody wants: it raises no error for any values."""
+    """Whether a call may be left out if nobody uses its results: it raises no error for any values."""
     if node.op != "call_function":
         return node.op not in ("placeholder", "output")
     if node.target is operator.getitem or node.meta.get("without_data", False):
@@ -47,7 +47,7 @@ def is_harmless(node: fx.Node) -> bool:
 
 
 _INTEGER_DIVISIONS = {"div", "divide", "floor_divide", "fmod", "remainder", "true_divide"}
-"""They raise for integers divided by zero."""
+"""Operations that raise for integers divided by zero."""
 
 # fmt: off
 _HARMLESS = {
@@ -66,4 +66,4 @@ _HARMLESS = {
     "triu", "unfold_backward", "var", "var_mean", "vdot", "where", "zeros", "zeros_like",
 }
 # fmt: on
-"""Operations besides elementwise ones that raise no error for any values."""
+"""Operations that are not elementwise and raise no error for any values."""

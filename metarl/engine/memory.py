@@ -1,4 +1,4 @@
-"""Where tensors lie in memory, and which of them share it."""
+"""How tensors lie in memory, and which of them share it."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,20 +9,20 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class NotRecordableError(Exception):
-    """A record would not do what the function does, such as when that depends on the values of its arguments."""
+    """A record would not compute the function, for example because what it does depends on values of its arguments."""
 
 
 class Layout(NamedTuple):
-    """What there is to say of a tensor but its data."""
+    """Everything about a tensor except its data."""
 
     shape: torch.Size
     stride: tuple[int, ...]
     offset: int
     dtype: torch.dtype
-    lazy: tuple[bool, bool]  # is what lies there still to be conjugated, to be negated
+    lazy: tuple[bool, bool]  # whether the data are still to be conjugated, to be negated
 
     def empty(self) -> Tensor:
-        """A tensor like that, without data."""
+        """A tensor of this layout without data."""
         if not self.offset:
             return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
         last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
@@ -34,7 +34,7 @@ def layout_of(tensor: Tensor) -> Layout:
     """How a tensor lies in its memory.
 
     Raises:
-        NotRecordableError: for one that does not lie there as strides say, such as a sparse one.
+        NotRecordableError: the tensor is not strided, for example sparse.
     """
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise NotRecordableError(f"tensors of {tensor.layout} and {tensor.dtype} are not recorded")
@@ -43,7 +43,7 @@ def layout_of(tensor: Tensor) -> Layout:
 
 
 def storage_id(tensor: Tensor) -> int:
-    """The same for tensors that share memory, zero-size ones as well; valid as long as one of them is alive."""
+    """Equal for tensors that share memory, also of size zero; valid as long as one of them is alive."""
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -52,18 +52,18 @@ class _Block(NamedTuple):
 
     alive: StorageWeakRef  # its identity is not used again while this exists
     pointer: int
-    origin: fx.Node  # which had it first
-    tensors: dict[Layout, fx.Node]  # what lies there
+    origin: fx.Node  # whose result had it first
+    tensors: dict[Layout, fx.Node]  # the results that lie there
 
 
 class Memory:
-    """Which node's result lies where, without keeping the memory itself."""
+    """Which memory the results of nodes lie in, without keeping that memory."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, _Block] = {}
 
     def add(self, tensor: Tensor, layout: Layout, node: fx.Node) -> fx.Node:
-        """Note that a tensor is a node's result; returns the first node whose result had this memory."""
+        """Note that a tensor is the result of a node; returns the first node whose result had this memory."""
         storage = tensor.untyped_storage()
         block = self._blocks.get(storage._cdata)
         if block is None:
@@ -73,7 +73,7 @@ class Memory:
         return block.origin
 
     def forget(self, tensor: Tensor) -> None:
-        """What has this memory next is its origin."""
+        """Let the next tensor in this memory be its origin."""
         self._blocks.pop(storage_id(tensor), None)
 
     def origin(self, tensor: Tensor) -> fx.Node | None:
@@ -82,9 +82,9 @@ class Memory:
         return None if block is None else block.origin
 
     def disguised(self, tensor: Tensor) -> Iterator[tuple[fx.Node, fx.Node | None]]:
-        """The origin of the memory of a tensor that no operation made, and the node whose result it is, if one's.
+        """For a tensor that no operation made: the origins of its memory, and the node whose result it is, if any.
 
-        Such a tensor is another Python object for the same result (`x.data`), or came by way of another library.
+        Such a tensor is another Python object for the same result (`x.data`), or came through another library.
         """
         storage = tensor.untyped_storage()
         pointer = _pointer(tensor)

@@ -1,12 +1,13 @@
-"""Running a traced graph on the CPU in memory of its own.
+"""Running a traced graph on the CPU in planned memory.
 
-Fresh memory is what makes eager code slow on large tensors: the system hands out zeroed pages at a tenth of the speed
-at which the operations could fill them. Here every intermediate has a place before the first run, places are used again
-as soon as their contents are no longer needed (so they stay in the cache), reshapes and transposes are made once, and
-what is left of the graph is a list of calls that write into their places.
+Fresh memory makes eager code slow on large tensors: the system hands out zeroed pages at a tenth of the speed at which
+operations could fill them. Here every intermediate gets a place before the first run. A place is used again as soon as
+its content is no longer needed, so it stays in the cache. Views are made once. The rest of the graph becomes a list of
+calls that write into these places (`metarl.engine.calls`).
 """
 
 import operator
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,19 +16,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx
 
-from metarl.engine.calls import Call, Repetition, Script, writing
+from metarl.engine.calls import CallList, OperationCall, Repetition, make_call
 from metarl.engine.effects import aten, is_pure, is_view
+from metarl.engine.graph import outputs, value
 from metarl.engine.memory import storage_id
-from metarl.engine.tracing import results, value
 
 _WITHOUT_DATA = {
     aten.lift_fresh_copy.default,
     *(getattr(aten, name).default for name in ("ones", "zeros", "full", "ones_like", "zeros_like", "full_like")),
 }
-"""What depends on the shapes of its arguments alone, or is a constant of the source."""
+"""Operations that give constants, or depend on the shapes of their arguments alone."""
 
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class NotPlannableError(Exception):
@@ -35,23 +36,23 @@ class NotPlannableError(Exception):
 
 
 class Plan:
-    """Which place every result of a graph gets, without the memory itself.
+    """Which place in memory every result of a graph gets, without the memory itself.
 
     Args:
-        graph: from `traced`.
+        graph: from `trace`.
         constants: how many of its first inputs stay the same over many runs.
 
     Raises:
-        NotPlannableError: as said there.
+        NotPlannableError: see there.
     """
 
     def __init__(self, graph: fx.Graph, constants: int = 0) -> None:
-        self.nodes, self.results, self.constants = list(graph.nodes), results(graph), constants
+        self.nodes, self.outputs, self.constants = list(graph.nodes), outputs(graph), constants
         calls = [node for node in self.nodes if node.op == "call_function"]
         if unfit := [node for node in calls if not is_pure(node)]:
             raise NotPlannableError(f"{unfit[0].target} writes into its arguments or draws random numbers")
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
-        # without constants all is computed in every run, also what follows from tensors the function refers to
+        # Without constants everything is computed in every run, also from tensors that the function refers to.
         self.varying = _reached_from(self.inputs[constants:], calls) if constants else set(self.nodes)
         self.place: dict[fx.Node, int | None] = {}  # None: it has memory already
         self.sizes: list[int] = []  # of places, in bytes
@@ -63,15 +64,18 @@ class Plan:
         return sum(self.sizes)
 
     def _give_places(self, calls: Sequence[fx.Node]) -> None:
-        owner = self.owner = {node: node for node in self.nodes}  # in whose memory each result lies
+        # in whose memory each result lies: views have none of their own
+        owner = self.owner = {node: node for node in self.nodes}
         for node in calls:
             if (source := source_of(node)) is not None:
                 owner[node] = owner[source]
-        last: dict[fx.Node, fx.Node] = {}  # where each owner's memory is needed for the last time
+        # which node needs each owner's memory for the last time
+        last: dict[fx.Node, fx.Node] = {}
         for node in self.nodes:
             for used in node.all_input_nodes:
                 last[owner[used]] = node
-        free: dict[int, list[int]] = {}
+        # in the order of the calls: take a place for each result, then free the places that were used for the last time
+        free: dict[int, list[int]] = {}  # places by size
         for node in self.inputs:
             self.place[node] = self._new(node, free) if node.users else None
         for node in calls:
@@ -86,7 +90,7 @@ class Plan:
     def _new(self, node: fx.Node, free: dict[int, list[int]]) -> int:
         size = _span(value(node))
         if node in self.varying and free.get(size):
-            return free[size].pop()  # the one used last is the likeliest to be in the cache
+            return free[size].pop()  # the one used last is most likely in the cache
         self.sizes.append(size)
         return len(self.sizes) - 1
 
@@ -106,13 +110,13 @@ class Plan:
 
 
 class Arena:
-    """Memory that several programs without constants use, one at a time. It is freed with the last of them."""
+    """Memory that several programs without constants share, one at a time. It is freed with the last of them."""
 
     def __init__(self) -> None:
         self._memory: dict[int, list[weakref.ref[Tensor]]] = {}
 
     def take(self, sizes: Sequence[int]) -> list[Tensor]:
-        """A piece of memory of each size, in bytes; the same ones for everybody, as long as somebody holds them."""
+        """A piece of memory of each size, in bytes; everybody gets the same pieces, as long as somebody holds them."""
         taken: Counter[int] = Counter()
         pieces = []
         for size in sizes:
@@ -127,17 +131,38 @@ class Arena:
         return pieces
 
 
-class Program:
-    """A plan with memory. Not for two threads at once.
+class Arenas:
+    """Lends each arena to one run at a time; the one that was used last is lent first. Copies are empty."""
 
-    Its results are valid until its next run; where it shares its memory, until the next run of any program that does.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[Arena] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+    def take(self) -> Arena:
+        """An arena that nobody else has until it is given back."""
+        with self._lock:
+            return self._free.pop() if self._free else Arena()
+
+    def give_back(self, arena: Arena) -> None:
+        """Let others have it."""
+        with self._lock:
+            self._free.append(arena)
+
+
+class Program:
+    """A plan with memory: a `Runner`.
+
+    Its results hold until its next run; with shared memory, until the next run of any program that shares it.
 
     Args:
         plan: of the graph.
-        arena: memory to share, for a plan without constants; default: its own.
+        arena: memory to share, for a plan without constants; by default the program has its own.
 
     Raises:
-        ValueError: for constants in memory that is shared.
+        ValueError: for constants in shared memory.
     """
 
     def __init__(self, plan: Plan, arena: Arena | None = None) -> None:
@@ -145,8 +170,8 @@ class Program:
             raise ValueError("arena must be None for a plan with constants: other programs would overwrite them")
         memory = self._memory = (arena or Arena()).take(plan.sizes)
         values: dict[fx.Node, Any] = {}
-        once: list[Call] = []
-        always: list[Call] = []
+        once: list[OperationCall] = []
+        always: list[OperationCall] = []
         for node in plan.nodes[:-1]:  # the last is the output
             place = plan.place.get(node)
             own = None if place is None else _tensor_in(memory[place], value(node))
@@ -163,40 +188,40 @@ class Program:
                     continue
                 values[node] = own if own is not None else [_empty_like(x) for x in node.meta.get("val", ())]
                 calls = always if node in plan.varying else once
-                calls.append(writing(node.target, args, kwargs, values[node]))
+                calls.append(make_call(node.target, args, kwargs, values[node]))
         inputs = [values[node] for node in plan.inputs]
         self._constants, self._inputs = inputs[: plan.constants], inputs[plan.constants :]
-        self.outputs: list[Tensor] = [values[node] for node in plan.results]
+        self.outputs: list[Tensor] = [values[node] for node in plan.outputs]
         self.once, self.always = once, always
-        self._fixed, self._rest = Script(once), Script(always)
+        self._fixed, self._rest = CallList(once), CallList(always)
 
     def bind(self, constants: Sequence[Tensor]) -> None:
         """Set the inputs that stay the same, and compute what follows from them alone."""
 
         def compute(compiled: bool) -> None:
             _fill(self._constants, constants)
-            self._fixed.once(compiled)
+            self._fixed.run(compiled)
 
-        _compiled_first(compute)
+        _try_compiled(compute)
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Compute the rest."""
 
         def compute(compiled: bool) -> None:
             _fill(self._inputs, inputs)
-            self._rest.once(compiled)
+            self._rest.run(compiled)
 
-        _compiled_first(compute)
+        _try_compiled(compute)
         return self.outputs
 
     def repeat(self, carried: Sequence[Tensor], sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """See `metarl.engine.repeated.repeat`."""
+        """See `metarl.engine.Engine.repeat`."""
         number, steps = len(carried), sequences[0].shape[0]
         following, kept_results = self.outputs[:number], self.outputs[number:]
         kept = [result.new_empty(steps, *result.shape) for result in kept_results]
         used = [(x, place) for x, place in zip(sequences, self._inputs[number:], strict=True) if place is not None]
         moving = [pair for pair in zip(self._inputs, following, strict=False) if pair[0] is not None]
-        # all are read before any is written: a result may lie in the memory of another input
+        # Everything is read before anything is written: a result may lie in the memory of another input.
         read = [(torch.empty_like(after), after) for after in following]
         copies = dict(zip(map(id, following), (copy for copy, _ in read), strict=True))
         written = [(before, copies[id(after)]) for before, after in moving]
@@ -213,14 +238,14 @@ class Program:
                 list(values),
                 read[-1][0],
             )
-            return self._rest.many(repetition, compiled)
+            return self._rest.repeat(repetition, compiled)
 
-        done = _compiled_first(compute)
+        done = _try_compiled(compute)
         return [copy for copy, _ in read], [x[:done] for x in kept]
 
 
-def _compiled_first(compute: Callable[[bool], Result]) -> Result:
-    """An error in the interpreter has lost its type: then everything is done again, call by call, for the real one."""
+def _try_compiled(compute: Callable[[bool], T]) -> T:
+    """TorchScript's errors have lost their type: then everything is done again, call by call, to raise the real one."""
     try:
         return compute(True)
     except RuntimeError:
@@ -228,7 +253,7 @@ def _compiled_first(compute: Callable[[bool], Result]) -> Result:
 
 
 def _check_memory(node: fx.Node, made: Any, owner: Tensor) -> None:
-    """Whether a view is where the plan takes it to be; else its memory would be overwritten while in use."""
+    """Raise where a view does not lie where the plan expects it: its memory would be overwritten while in use."""
     views = [made] if isinstance(made, Tensor) else made
     if any(storage_id(view) != storage_id(owner) for view in views):
         raise NotPlannableError(f"{node.target} gives other memory than its argument's")
@@ -236,12 +261,12 @@ def _check_memory(node: fx.Node, made: Any, owner: Tensor) -> None:
 
 def _fill(places: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
     for place, given in zip(places, inputs, strict=True):
-        if place is not None:  # else nothing depends on it
+        if place is not None:  # otherwise nothing depends on it
             place.copy_(given)
 
 
 def peak_bytes(graph: fx.Graph) -> int:
-    """The memory that a run of a traced graph takes for its intermediates."""
+    """The bytes that a run of a traced graph takes for its intermediates."""
     try:
         return Plan(graph).nbytes
     except NotPlannableError:
@@ -250,7 +275,7 @@ def peak_bytes(graph: fx.Graph) -> int:
 
 
 def source_of(node: fx.Node) -> fx.Node | None:
-    """The node in whose memory a call's results lie, each of several as well; `None` where they have their own."""
+    """The node in whose memory the results of a call lie; `None` where they have their own."""
     if node.target is operator.getitem:
         parent: Any = node.args[0]
         return source_of(parent)
@@ -258,7 +283,7 @@ def source_of(node: fx.Node) -> fx.Node | None:
 
 
 def is_made_once(node: fx.Node) -> bool:
-    """Whether a call can be made when the memory is laid out, and holds from then on."""
+    """Whether a call is made once, when the memory is laid out, and its result holds from then on."""
     return node.target is operator.getitem or node.target in _WITHOUT_DATA or is_view(node)
 
 

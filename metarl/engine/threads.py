@@ -1,7 +1,7 @@
-"""Several threads of this process working on parts of one thing, each with one of torch's threads.
+"""Work on independent parts in several threads, where torch uses one thread for each operation.
 
-Splitting every single operation over the cores makes them wait for each other after each one; parts that have nothing
-to do with each other keep all cores busy. `torch.set_num_threads` says how many there are.
+Where torch splits every single operation over the cores, they wait for each other after each one. Independent parts
+keep all cores busy. `torch.set_num_threads` sets the number of threads.
 """
 
 import functools
@@ -14,25 +14,26 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
-def over_threads(work: Callable[[Item], Result], items: Sequence[Item], most: int | None = None) -> list[Result]:
-    """`[work(item) for item in items]` without gradients, by as many threads as torch has; whoever is free takes one.
+def over_threads(work: Callable[[Item], T], items: Sequence[Item], most: int | None = None) -> list[T]:
+    """`[work(item) for item in items]` without gradients, in as many threads as torch has.
 
-    `work` must be safe in several threads at once, and not call this again. The results do not depend on their number.
+    `work` must be safe in several threads at once, and must not call this function. The results do not depend on the
+    number of threads.
 
     Args:
-        work: what is done.
-        items: what it is done with.
-        most: threads at most. A single one lets torch split each operation instead.
+        work: called with one item.
+        items: taken by the next free thread.
+        most: the greatest number of threads. With a single one torch splits each operation instead.
     """
     helpers = min(torch.get_num_threads(), len(items), len(items) if most is None else most) - 1
     if helpers == 0:
         with torch.no_grad():
             return [*map(work, items)]
-    results: dict[int, Result] = {}
-    rest = iter(enumerate(items))  # shared: what a thread takes is gone for the others
+    results: dict[int, T] = {}
+    rest = iter(enumerate(items))  # shared: each item goes to one thread
 
     @torch.no_grad()
     def take() -> None:
@@ -45,14 +46,14 @@ def over_threads(work: Callable[[Item], Result], items: Sequence[Item], most: in
             take()
         finally:
             for future in futures:
-                if not future.cancel():  # one that has not begun may wait for this thread's own pool
+                if not future.cancel():  # one that has not begun may wait for the pool of this thread
                     future.result()
     return [results[i] for i in range(len(items))]
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Let torch use one thread for each operation."""
+    """Let torch use one thread for each operation in this block."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield
@@ -66,8 +67,8 @@ def one_torch_thread() -> Iterator[None]:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that stay for as long as the process does."""
-    # torch's number of threads is kept for each thread; the matrix library's is one for all, and set by the caller
+    """Threads that live as long as the process."""
+    # torch keeps its number of threads for each thread; the matrix library has one for all, which the caller has set
     return ThreadPoolExecutor(threads, "metarl", initializer=functools.partial(torch.set_num_threads, 1))
 
 

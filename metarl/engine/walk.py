@@ -1,6 +1,6 @@
-"""Describing what functions and objects read: every place that code mentions, and what is there.
+"""Describing what functions and objects read: every place that the code mentions, and its value.
 
-`metarl.engine.frozen` says what it is for.
+`metarl.engine.reads` says what this is for.
 """
 
 import functools
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 MOST_OBJECTS = 4000
-"""Objects that one description enters; what lies beyond is told apart by identity alone."""
+"""Objects that one description enters; others are told apart by identity alone."""
 
 LONG = 256
 """Containers with more entries than this are described by their ends and their length."""
 
 SMALL_ARRAY = 4096
-"""Bytes of an array that are compared at every look; of larger ones a sample is."""
+"""Bytes of an array up to which all of it is compared at every look; of larger ones a sample is."""
 
 _LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "gymnasium", "stable_baselines3", "scipy", "mujoco"} - {
     "__main__"
@@ -40,7 +40,7 @@ MISSING = object()
 
 
 class Identity:
-    """Stands for one object: equal to what stands for the same one, and to nothing once that is gone."""
+    """Stands for one object: equal to another that stands for the same object, and to nothing once that is gone."""
 
     __slots__ = ("get",)
     __hash__ = None  # type: ignore[assignment]
@@ -55,12 +55,12 @@ class Identity:
         return isinstance(other, Identity) and not self.is_gone() and self.get() is other.get()
 
     def is_gone(self) -> bool:
-        """Whether the object is no more."""
+        """Whether the object no longer exists."""
         return self.get() is None
 
 
 class Watch:
-    """The places a description was read from, and what was there."""
+    """The places that a description was read from, and what was there."""
 
     def __init__(self) -> None:
         self.mappings: list[dict[Any, Any]] = []
@@ -69,12 +69,12 @@ class Watch:
         self.named: list[tuple[Mapping[str, Any], list[str]]] = []
         self.cells: list[types.CellType] = []
         self.functions: list[types.FunctionType] = []
-        self.objects: list[Identity] = []  # which may be given another class
+        self.objects: list[Identity] = []  # whose class may be set
         self.tensors: list[Tensor] = []
         self.arrays: list[Any] = []
 
     def start(self) -> None:
-        """Note what is there."""
+        """Note what is there now."""
         self._calls = [x.get for x in self.objects]
         self._values, self._states = list(self._now()), self._state()
 
@@ -84,11 +84,11 @@ class Watch:
             if any(self.empty) or self._state() != self._states:
                 return False
             return all(map(is_, self._now(), self._values))
-        except (RuntimeError, ValueError):  # another thread changes it just now; a cell was emptied
+        except (RuntimeError, ValueError):  # another thread is changing it; a cell was emptied
             return False
 
     def _now(self) -> Iterator[Any]:
-        return chain(  # without Python in between: it is done at every derivative
+        return chain(  # in C alone: this is done at every derivative
             chain.from_iterable(map(dict.values, self.mappings)),
             chain.from_iterable(self.sequences),
             map(attrgetter("cell_contents"), self.cells),
@@ -108,7 +108,7 @@ class Watch:
 
 
 def is_full(cell: types.CellType) -> bool:
-    """Whether a closure's cell holds something."""
+    """Whether the cell of a closure holds something."""
     try:
         _ = cell.cell_contents
     except ValueError:
@@ -117,33 +117,8 @@ def is_full(cell: types.CellType) -> bool:
 
 
 def own_attributes(x: types.FunctionType) -> dict[str, Any]:
-    """What somebody has set on a function; not the function inside it that `functools.wraps` notes."""
+    """Attributes that were set on a function, except the wrapped function that `functools.wraps` notes."""
     return {name: part for name, part in x.__dict__.items() if name != "__wrapped__"}
-
-
-def declared_key(x: Any) -> Any:
-    """What an object says in `execution_key` that its functions read; `None` where it does not.
-
-    An attribute of the object itself counts, and a class's for that class; a subclass may read more, and has to say so
-    again.
-    """
-    if "execution_key" in getattr(x, "__dict__", ()) and not isinstance(x, type | nn.Module):
-        return x.__dict__["execution_key"]
-    kind: type = type(x)
-    return x.execution_key if _declares(kind) else None
-
-
-@functools.lru_cache(maxsize=256)
-def _declares(cls: type) -> bool:
-    """Whether the objects of a class have an `execution_key` that counts."""
-    if issubclass(cls, type | nn.Module):
-        return False
-    for base in cls.__mro__:
-        if "execution_key" in vars(base):
-            return True
-        if _root(base) != "metarl":
-            return False
-    return False
 
 
 def _root(x: Any) -> str:
@@ -154,7 +129,7 @@ def _root(x: Any) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _names(code: types.CodeType) -> frozenset[str]:
-    """What a function mentions, and the functions inside it."""
+    """The names that a function and the functions inside it mention."""
     inner = [_names(x) for x in code.co_consts if isinstance(x, types.CodeType)]
     return frozenset(code.co_names).union(*inner)
 
@@ -166,7 +141,7 @@ def _content(array: Any) -> bytes:
 
 
 class Walk:
-    """One description in the making: `tokens` by place, and the places to `watch`."""
+    """Makes one description: `tokens` by place, and the places to `watch`."""
 
     def __init__(self, ignored: set[str], through: set[int]) -> None:
         self._through = through
@@ -180,7 +155,7 @@ class Walk:
         self._places: list[tuple[Mapping[str, Any], set[str]]] = []
 
     def run(self, roots: tuple[Any, ...]) -> None:
-        """Describe `roots` and what they lead to."""
+        """Describe `roots` and everything they lead to."""
         for i, root in enumerate(roots):
             self._visit(getattr(root, "__name__", None) or f"{type(root).__name__}.{i}", root)
         while self._ready:
@@ -188,7 +163,7 @@ class Walk:
         for place, names in self._places:
             if mentioned := sorted(names & self._mentioned):
                 self.watch.named.append((place, mentioned))
-        self._waiting.clear()  # which refers to this object: what was seen would live until Python looks for cycles
+        self._waiting.clear()  # a cycle: everything that was seen would live until Python looks for cycles
         self._seen.clear()
         self._places.clear()
 
@@ -248,7 +223,7 @@ class Walk:
 
     def _function(self, path: str, x: types.FunctionType) -> None:
         self.tokens[path] = Identity(x.__code__)
-        watched = id(x) not in self._through  # else their closures, and the tasks in these, would be kept
+        watched = id(x) not in self._through  # otherwise their closures, and the tasks in these, would be kept
         if watched:
             self.watch.functions.append(x)
         for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
@@ -290,7 +265,7 @@ class Walk:
             self._visit(f"{path}[{key!r}]" if type(key) in PLAIN else f"{path}[{type(key).__name__}]", part)
 
     def _attributes(self, path: str, places: Mapping[str, Any], names: Iterable[str]) -> None:
-        """Those whose names are mentioned."""
+        """Describe the attributes whose names are mentioned, now or later."""
         self.tokens.setdefault(path, None)
         self._places.append((places, set(names)))
 
@@ -305,7 +280,7 @@ class Walk:
                 self._waiting.setdefault(name, []).append(functools.partial(visit, name))
 
     def _class(self, path: str, cls: type) -> set[str]:
-        """What the classes say that are not a library's; the names they have."""
+        """Describe a class and its bases, except a library's; returns the names of their attributes."""
         names: set[str] = set()
         for base in cls.__mro__:
             if not _is_library(base.__module__) and base is not object:
@@ -318,9 +293,6 @@ class Walk:
         self.tokens[path] = Identity(type(x))
         if id(x) not in self._through:
             self.watch.objects.append(Identity(x))
-        if (key := declared_key(x)) is not None:
-            self._visit(f"{path}.execution_key", key)
-            return
         own = getattr(x, "__dict__", {})
         if isinstance(x, types.SimpleNamespace):
             self._visit(f"{path}.__dict__", own)
@@ -339,7 +311,7 @@ class Walk:
             self._visit(f"{path}.{name}", part)
 
     def _simple(self, path: str, own: dict[str, Any]) -> None:
-        """Attributes of a library's object that are values."""
+        """Describe the attributes of a library's object that are values."""
         if own:
             self.watch.mappings.append(own)
         for name, part in own.items():

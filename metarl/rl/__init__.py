@@ -1,6 +1,6 @@
 """Reinforcement learning as an oracle: task-batched rollouts, advantages, surrogate losses."""
 
-from metarl.engine.actor import Actor
+from metarl.rl.actor import Actor
 from metarl.rl.distributions import ActionDistribution, Categorical, DiagonalGaussian, SquashedGaussian
 from metarl.rl.normalization import NormalizedPolicy
 from metarl.rl.oracle import ReinforcementLearning, RLTaskBatch

@@ -16,7 +16,9 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from metarl.errors import CHECK_ENVIRONMENT, SMALLER_STEPS, NonFiniteError
+from metarl.functional_env import FunctionalEnv
 from metarl.rl.advantages import Episodes
+from metarl.types import HasName
 
 STEP = "(observations, rewards, terminated, truncated, infos)"
 
@@ -124,9 +126,8 @@ class Incoming:
 
 
 def env_name(vec: VectorEnv[Any, Any, Any]) -> str:
-    """What a vector environment's single environments are called; of functional ones, the class of the functions."""
-    functional = getattr(vec, "pure", None)
-    return str(getattr(vec, "env_name", type(vec if functional is None else functional).__name__))
+    """What one of the environments is called in messages."""
+    return vec.env_name if isinstance(vec, HasName) else type(vec).__name__
 
 
 def warn_outside(name: str, space: spaces.Space[Any]) -> None:
@@ -173,13 +174,13 @@ def check_actions_finite(name: str, obs: Tensor, action: Tensor, running: Tensor
             raise _not_finite(what, name, task, episode, number)
 
 
-def check_functional(vec: VectorEnv[Any, Any, Any], obs: Tensor, mask: Tensor) -> None:
+def check_functional(env: FunctionalEnv, obs: Tensor, mask: Tensor) -> None:
     """The observations `[T, E, H, ...]` of functional environments, which are stepped without looking at them.
 
     Raises:
         ValueError: they are of another shape than the space, or beyond a Discrete.
     """
-    name, space = env_name(vec), vec.single_observation_space
+    name, space = type(env).__name__, env.observation_space
     if tuple(obs.shape[3:]) != space.shape:
         raise ValueError(f"{name}: observations must have shape {space.shape}, got {tuple(obs.shape[3:])}")
     if isinstance(space, spaces.Discrete) and bool((outside := outside_of(space, obs) & (mask > 0)).any()):

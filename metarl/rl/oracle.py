@@ -3,10 +3,7 @@
 Every draw rolls out afresh with the parameters it is given, so D_in, D_o and D_h are independent and every inner step
 uses trajectories of the *current* adapted policy.
 
-What the loss's gradient descends. With the discount 1 it is minus the return; with `discount_weights` it is minus the
-discounted return. By default, as in common practice, advantages are discounted and the weights gamma^t of the steps are
-left out: the gradient is then sum_t E[A_t grad log pi(a_t | s_t)] with discounted A_t, which is the gradient of neither
-return (Thomas, 2014), and of no function at all (Nota and Thomas, 2020).
+`metarl.rl.losses` says what the gradient of the loss descends.
 """
 
 import functools
@@ -16,7 +13,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from types import NoneType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,13 +21,12 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from metarl.devices import pick_device
-from metarl.engine import Execution
-from metarl.engine.actor import Actor
 from metarl.errors import NonFiniteError, check_choice, check_has, check_int, check_real, check_type
-from metarl.functional_call import call
+from metarl.functional_env import FunctionalTaskDistribution
 from metarl.memory import check_fits, itemsize, space_numbers
 from metarl.network_check import check_second_derivatives
 from metarl.rl.actions import warn_if_clipped
+from metarl.rl.actor import Actor, Environments
 from metarl.rl.advantages import (
     Baseline,
     Episodes,
@@ -43,15 +38,16 @@ from metarl.rl.advantages import (
     scaled,
 )
 from metarl.rl.distributions import distribution_for
+from metarl.rl.losses import Losses
 from metarl.rl.normalization import NormalizedPolicy
 from metarl.rl.policy import check_policy, policy_params, probe_observations
 from metarl.rl.rollout import Rollout, array_length, lengthened
 from metarl.rl.streams import Streams
 from metarl.rl.sums import discounted_sums
-from metarl.rl.surrogates import Surrogate, make_surrogate, reinforce
+from metarl.rl.surrogates import make_surrogate
 from metarl.settings import FixedSettings
 from metarl.tree import float_leaf
-from metarl.types import Batch, Params, Role, TaskBatch, TaskDistribution, TaskParams
+from metarl.types import Batch, HasThreads, Loss, Params, Role, TaskBatch, TaskDistribution, TaskParams
 from metarl.wrappers import unwrap
 
 log = logging.getLogger(__name__)
@@ -116,7 +112,6 @@ class ReinforcementLearning(FixedSettings):
         bootstrap: whether the time limit only cuts episodes off, so that the value of the last observation stands for
             the rest; by default the horizon is part of the task (see `metarl.rl.advantages`).
         device: where parameters live and environments run.
-        execution: how derivatives are computed (see `metarl.engine`); by default they are traced.
 
     Raises:
         ValueError: for arguments that cannot work, naming them.
@@ -148,7 +143,6 @@ class ReinforcementLearning(FixedSettings):
     actions: str = "clip"
     normalize_observations: bool = False
     device: torch.device | str = "cpu"
-    execution: Execution | None = None
     score_name: ClassVar[str] = "return"
     live: ClassVar[frozenset[str]] = frozenset(_CHECKS) | {"actions", "normalize_observations"}
 
@@ -161,20 +155,31 @@ class ReinforcementLearning(FixedSettings):
         methods = ("sample", "make_vec", "observation_space", "action_space", "horizon")
         check_has("distribution", self.distribution, methods, "a task distribution, as envs.Navigation()")
         check_type("policy", self.policy, nn.Module, "a torch.nn.Module, as agents.make_policy gives")
-        check_type("execution", self.execution, (Execution, NoneType), "a metarl.engine.Execution or None")
         self.surrogate_loss = make_surrogate(self.surrogate, self.dice_lambda)
         self.chosen_baseline = self._choose_baseline()
         self._set_fixed(device=pick_device(self.device), policy=self._normalized_policy())
-        self._execution = self.execution or Execution(trace=True)
         actor = self._make_actor()
         self.policy.to(self.device)
         check_policy(self.policy, self.distribution.observation_space, self.distribution.action_space)
         self.actor = actor
+        self._losses: Losses | None = None
 
     def _make_actor(self) -> Actor:
         self._has_acted = False
         distribution = distribution_for(self.distribution.action_space, self.actions)
-        return Actor(self.policy, distribution, self.actions, self._execution)
+        return Actor(self.policy, distribution, self.actions)
+
+    @property
+    def losses(self) -> Losses:
+        """The functions of a task's rollouts; the same object as long as it reads the same things."""
+        normalized = isinstance(self.policy, NormalizedPolicy)
+        network = self.policy.network if isinstance(self.policy, NormalizedPolicy) else self.policy
+        found = Losses(
+            network, self.actor.distribution, self.surrogate_loss, self.distribution.horizon, normalized=normalized
+        )
+        if self._losses != found:
+            self._losses = found
+        return self._losses
 
     def _normalized_policy(self) -> nn.Module:
         """The policy, normalised where that is asked for and has not been done (`dataclasses.replace` keeps it)."""
@@ -293,26 +298,49 @@ class RLTaskBatch:
     def __init__(self, source: ReinforcementLearning, task: TaskParams, streams: Streams) -> None:
         self.num_tasks = len(next(iter(task.values())))
         self.task = task
-        self.execution = source._execution
         self._source, self._streams = source, streams
         self.seen: Tensor | None = None  # [T, k]: of all draws, for the statistics of observations
         self.agree: Callable[[int], int] = lambda length: length
 
     @functools.cached_property
-    def _vec(self) -> VectorEnv[Any, Any, Any]:
-        source = self._source
-        vec = source.distribution.make_vec(self.task, source.episodes, source.device)
+    def _environments(self) -> Environments:
+        source, distribution = self._source, self._source.distribution
+        if isinstance(distribution, FunctionalTaskDistribution):
+            functional = distribution.make_functional(self.task, source.episodes, source.device)
+            if functional is not None:
+                return functional
+        vec = distribution.make_vec(self.task, source.episodes, source.device)
         weakref.finalize(self, _close, vec)
-        if hasattr(vec, "threads"):
+        if isinstance(vec, HasThreads):
             vec.threads = torch.get_num_threads()
         return vec
 
+    # The functions are the source's own, so that the next batch of tasks needs no new record.
+
     @property
-    def execution_key(self) -> tuple[Any, ...]:
-        """What the losses and scores read (see `metarl.engine.frozen`): not the data."""
-        source = self._source
-        policy = source.policy.network if isinstance(source.policy, NormalizedPolicy) else source.policy
-        return policy, source.actor.distribution, source.surrogate_loss, source.distribution.horizon
+    def loss(self) -> Loss:
+        """See `metarl.rl.losses`, also for the others."""
+        return self._source.losses.loss
+
+    @property
+    def score(self) -> Loss:
+        """The mean undiscounted return of one task's episodes."""
+        return self._source.losses.score
+
+    @property
+    def frozen_loss(self) -> Loss:
+        """The loss whose gradient is the inner step's with its data held fixed."""
+        return self._source.losses.frozen_loss
+
+    @property
+    def log_likelihood(self) -> Loss:
+        """The log-probability of each of one task's episodes `[E]`."""
+        return self._source.losses.log_likelihood
+
+    @property
+    def objective(self) -> Callable[[Batch], Tensor]:
+        """Minus the discounted return per step of the horizon, of each of one task's episodes `[E]`."""
+        return self._source.losses.objective
 
     def shard(self, first: int, last: int) -> "RLTaskBatch":
         """Tasks `first` to `last` - 1, which draw what they would have drawn as part of the whole, from the start."""
@@ -323,9 +351,9 @@ class RLTaskBatch:
         """One episode in every environment at stacked `params`."""
         source, actor = self._source, self._source.actor
         horizon, episodes, dtype = source.distribution.horizon, source.episodes, float_leaf(params).dtype
-        noise = actor.noise(self._vec, self._streams, horizon, episodes, dtype)
+        noise = actor.noise(self._environments, self._streams, horizon, episodes, dtype)
         try:
-            rollout = actor.rollout(self._vec, params, noise)
+            rollout = actor.rollout(self._environments, params, noise)
         except NonFiniteError as error:
             raise error.at(first_task=self._streams.first) from error
         if not source._has_acted:
@@ -364,47 +392,6 @@ class RLTaskBatch:
         if array_length(1, self._source.distribution.horizon) == self._source.distribution.horizon:
             return rollout
         return lengthened(rollout, self.agree(rollout.log_probs.shape[2]))
-
-    def loss(self, params: Params, batch: Batch) -> Tensor:
-        """The surrogate loss of one task, per step of the horizon: the module says what it descends."""
-        return self._surrogate_loss(self._source.surrogate_loss, params, batch)
-
-    def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
-        """The loss whose gradient is the inner step's with its data held fixed: log-probabilities times advantages."""
-        return self._surrogate_loss(reinforce, params, batch)
-
-    def log_likelihood(self, params: Params, batch: Batch) -> Tensor:
-        """The log-probability of each of one task's episodes `[E]`, up to what does not depend on `params`."""
-        return (self._log_probs(params, batch) * batch["mask"]).sum(-1)
-
-    def objective(self, batch: Batch) -> Tensor:
-        """Minus the discounted return per step of the horizon, of each of one task's episodes `[E]`.
-
-        In units of the advantages' standard deviation where they are normalised. It is what the loss's gradient
-        descends where the discount is 1 or `discount_weights` are on, and an approximation of it elsewhere.
-        """
-        return batch["objective"]
-
-    def _surrogate_loss(self, surrogate: Surrogate, params: Params, batch: Batch) -> Tensor:
-        log_probs = self._log_probs(params, batch)
-        loss = surrogate(log_probs, batch["log_probs"], batch["advantages"], batch["mask"])
-        share = log_probs.shape[-1] / self._source.distribution.horizon  # of the horizon, in the arrays
-        return loss if share == 1 else share * loss
-
-    def _log_probs(self, params: Params, batch: Batch) -> Tensor:
-        """Of the actions of one task, `[E, H]`."""
-        number, horizon = batch["mask"].shape
-        policy = self._source.policy
-        if isinstance(policy, NormalizedPolicy):  # normalised in the draw: the statistics may have changed since
-            outputs = call(policy.network, policy.own(params), batch["normalized_obs"].flatten(0, 1))
-        else:
-            outputs = call(policy, params, batch["obs"].flatten(0, 1))
-        outputs = tuple(x.view(number, horizon, *x.shape[1:]) for x in outputs)
-        return self._source.actor.distribution.log_prob(outputs, batch["actions"])
-
-    def score(self, params: Params, batch: Batch) -> Tensor:
-        """The mean undiscounted return of one task's episodes."""
-        return batch["rewards"].sum(-1).mean()
 
     def cost(self, batch: Batch) -> Mapping[str, int]:
         """Samples are trajectories, as in the theory; environment steps are what they took."""

@@ -8,11 +8,12 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from metarl.engine.threads import one_torch_thread
+from metarl.engine import one_torch_thread
 from metarl.rl.actions import clipper
 from metarl.rl.advantages import Episodes
 from metarl.rl.distributions import ActionDistribution, DistParams
 from metarl.rl.incoming import Incoming, check_actions_finite, env_name
+from metarl.types import HasThreads
 
 NOISE_STEPS = 256
 """Random numbers are drawn for so many steps at a time, and arrays have at least so many, or the whole horizon."""
@@ -102,7 +103,7 @@ def step_through(
     terminated = torch.zeros_like(running)
     columns = []
     # torch's threads would spin between operations while the environments' want the cores
-    with one_torch_thread() if getattr(vec, "threads", 1) > 1 else nullcontext():
+    with one_torch_thread() if isinstance(vec, HasThreads) and vec.threads > 1 else nullcontext():
         for t, numbers in enumerate(noise.steps()):
             parameters = forward(obs)
             action = distribution.sample(parameters, numbers)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from metarl.devices import pick_device
-from metarl.engine import Execution
 from metarl.errors import check_choice, check_int
 from metarl.random import torch_generator
 from metarl.supervised.class_sets import ClassSet, as_floats
@@ -39,8 +38,6 @@ class FewShot(NetworkSource):
         setting: `finite_sum` draws S_i and T_i once for each task, as in the published protocol. `resampling` draws
             fresh images of the task's classes every time, as in the theory of resampling; N inner steps then see N K
             images of a class, so its accuracies are not K-shot accuracies.
-        execution: how derivatives are computed (see `metarl.engine`): `Execution(trace=True)` is the fastest, and
-            takes as many tasks at a time as fit the cache or the memory.
         device: where parameters and images of a batch live.
 
     Raises:
@@ -64,7 +61,6 @@ class FewShot(NetworkSource):
     shots: int = 1
     queries: int = 15
     setting: Setting = "finite_sum"
-    execution: Execution | None = None
     device: torch.device | str = "cpu"
     score_name: ClassVar[str] = "accuracy"
 
@@ -81,7 +77,6 @@ class FewShot(NetworkSource):
         if not isinstance(self.network, nn.Module):
             raise ValueError(f"network must be a torch.nn.Module, got {self.network!r}")
         self.network.to(self.device)
-        self._execution = self.execution or Execution()
         takes = f"images {self.classes.image_shape}"
         self._check_network(takes, f"{self.ways} images (one logit for each of the ways)", [self.ways, self.ways])
 
@@ -93,12 +88,12 @@ class FewShot(NetworkSource):
         if self.setting == "finite_sum":
             images = self._draw(chosen, self.shots + self.queries, generator)
             support, query = self._batch(images[:, :, : self.shots]), self._batch(images[:, :, self.shots :])
-            return FiniteSumTaskBatch(self.loss, support, query, self.score, execution=self._execution)
+            return FiniteSumTaskBatch(self.loss, support, query, self.score)
 
         def sampler(role: Role, generator: torch.Generator) -> Batch:
             return self._batch(self._draw(chosen, self.queries if role == "outer" else self.shots, generator))
 
-        return ResamplingTaskBatch(self.loss, num_tasks, sampler, generator, self.score, execution=self._execution)
+        return ResamplingTaskBatch(self.loss, num_tasks, sampler, generator, self.score)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The mean cross-entropy of one task."""

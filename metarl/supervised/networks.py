@@ -52,7 +52,7 @@ def conv4(
 
     Published: 64 filters and strides for Omniglot, 32 filters and pooling for mini-ImageNet (Finn et al., 2017). With
     different weights for each task the convolution becomes a grouped one, which is slow on a CPU: few tasks at a time
-    are fastest there and need the least memory. `Execution(trace=True)` chooses how many.
+    are fastest there and need the least memory. `metarl.engine.Engine` chooses how many.
 
     Args:
         in_channels: 1 or 3.

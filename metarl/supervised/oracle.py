@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from metarl.derivatives import one_number
-from metarl.engine import Execution
 from metarl.errors import check_callable, check_has, check_int, check_tensors, check_type
 from metarl.random import torch_generator
 from metarl.tree import detach
@@ -36,34 +35,25 @@ class BatchSizes(NamedTuple):
 class SupervisedTaskBatch:
     """What both settings share: a loss, a score, and data that do not depend on the parameters."""
 
-    def __init__(self, loss: Loss, score: Loss | None = None, execution: Execution | None = None) -> None:
+    def __init__(self, loss: Loss, score: Loss | None = None) -> None:
         check_callable("loss", loss, "a function (params, batch) -> scalar")
         if score is not None:
             check_callable("score", score, "a function (params, batch) -> scalar, or None")
         self.loss = loss
-        self.execution = execution or Execution()
-        self._score = score
+        self.score = _minus(loss) if score is None else score
 
     @property
-    def execution_key(self) -> tuple[Loss, Loss | None]:
-        """What the losses and scores read (see `metarl.engine.frozen`): not the data."""
-        return self.loss, self._score
-
-    def score(self, params: Params, batch: Batch) -> Tensor:
-        """The score given at construction, or minus the loss."""
-        if self._score is not None:
-            return self._score(params, batch)
-        return -one_number("loss", self.loss)(params, batch)
-
-    def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
+    def frozen_loss(self) -> Loss:
         """The loss itself: the data do not depend on the parameters."""
-        return self.loss(params, batch)
+        return self.loss
 
-    def log_likelihood(self, params: Params, batch: Batch) -> Tensor:
+    @staticmethod
+    def log_likelihood(params: Params, batch: Batch) -> Tensor:
         """Zero for each data point: the data do not depend on the parameters."""
-        return torch.zeros_like(self.objective(batch))
+        return torch.zeros_like(SupervisedTaskBatch.objective(batch))
 
-    def objective(self, batch: Batch) -> Tensor:
+    @staticmethod
+    def objective(batch: Batch) -> Tensor:
         """Zero for each data point: no parameters chose the data, so `e_maml` has nothing to credit."""
         leaves = list(batch.values())
         dtype = next((leaf.dtype for leaf in leaves if leaf.is_floating_point()), torch.get_default_dtype())
@@ -85,7 +75,6 @@ class FiniteSumTaskBatch(SupervisedTaskBatch):
         score: what people plot, for one task; default: minus the loss.
         batch_sizes: points of a draw, without replacement; draws are independent of each other.
         generator: draws the minibatches.
-        execution: how derivatives are computed (see `metarl.engine`).
 
     Raises:
         ValueError: for leaves with different numbers of tasks or points, batch sizes larger than the sets, and
@@ -106,9 +95,8 @@ class FiniteSumTaskBatch(SupervisedTaskBatch):
         *,
         batch_sizes: BatchSizes = BatchSizes(),  # noqa: B008 (an immutable value)
         generator: torch.Generator | None = None,
-        execution: Execution | None = None,
     ) -> None:
-        super().__init__(loss, score, execution)
+        super().__init__(loss, score)
         query = support if query is None else query
         for name, data in (("support", support), ("query", query)):
             check_tensors(name, data, minimum=0)
@@ -140,13 +128,7 @@ class FiniteSumTaskBatch(SupervisedTaskBatch):
         support = _take(self.support, rows)
         query = support if self.query is self.support else _take(self.query, rows)
         return FiniteSumTaskBatch(
-            self.loss,
-            support,
-            query,
-            self._score,
-            batch_sizes=self.batch_sizes,
-            generator=generator,
-            execution=self.execution,
+            self.loss, support, query, self.score, batch_sizes=self.batch_sizes, generator=generator
         )
 
     def _set(self, role: str) -> Batch:
@@ -184,10 +166,8 @@ class ResamplingTaskBatch(SupervisedTaskBatch):
         sampler: Sampler,
         generator: torch.Generator,
         score: Loss | None = None,
-        *,
-        execution: Execution | None = None,
     ) -> None:
-        super().__init__(loss, score, execution)
+        super().__init__(loss, score)
         self.num_tasks = check_int("num_tasks", num_tasks)
         self._sampler, self._generator = sampler, generator
 
@@ -239,6 +219,12 @@ class FiniteSumSource:
         rows = None if num_tasks == total else torch.from_numpy(rng.choice(total, num_tasks, replace=False))
         generator = None if self.tasks.generator is None else torch_generator(rng, self.tasks.generator.device)
         return self.tasks if rows is None and generator is None else self.tasks.subset(rows, generator)
+
+
+def _minus(loss: Loss) -> Loss:
+    """Minus the loss, as a score."""
+    checked = one_number("loss", loss)
+    return lambda params, batch: -checked(params, batch)
 
 
 def _points(leaves: list[Tensor], dim: int) -> int:

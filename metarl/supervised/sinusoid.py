@@ -7,7 +7,7 @@ hidden layers of 40 ReLUs; a task has K points to adapt on.
 """
 
 import math
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from metarl.devices import pick_device
-from metarl.engine import Execution
 from metarl.errors import check_choice, check_int
 from metarl.random import torch_generator
 from metarl.supervised.network_source import NetworkSource
@@ -37,7 +36,6 @@ class Sinusoids(NetworkSource):
         queries: points of a query set.
         setting: `finite_sum` fixes each task's support and query set; `resampling` draws fresh points at every draw.
         seed: of the default network's initial weights.
-        execution: how derivatives are computed; by default they are traced.
         device: where parameters and data live.
 
     Raises:
@@ -55,7 +53,6 @@ class Sinusoids(NetworkSource):
     queries: int = 10
     setting: Literal["finite_sum", "resampling"] = "finite_sum"
     seed: int = 0
-    execution: Execution = field(default_factory=lambda: Execution(trace=True))
     device: torch.device | str = "cpu"
     score_name: ClassVar[str] = "minus_mse"
 
@@ -98,9 +95,9 @@ class Sinusoids(NetworkSource):
             return {"x": x[..., None], "y": a * torch.sin(x + b)}
 
         if self.setting == "resampling":
-            return ResamplingTaskBatch(self.loss, len(a), sampler, generator, execution=self.execution)
+            return ResamplingTaskBatch(self.loss, len(a), sampler, generator)
         support, query = (sampler(role, generator) for role in ("inner", "outer"))
-        return FiniteSumTaskBatch(self.loss, support, query, execution=self.execution)
+        return FiniteSumTaskBatch(self.loss, support, query)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The mean squared error of one task."""

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from metarl.elementwise import sigmoid, softplus
-from metarl.engine import Execution
 from metarl.errors import check_choice, check_int, check_real
 from metarl.random import torch_generator
 from metarl.supervised.digits import import_optional
@@ -158,7 +157,6 @@ def logistic_tasks(
     rng: np.random.Generator | None = None,
     batch_sizes: BatchSizes = BatchSizes(),  # noqa: B008 (an immutable value)
     generator: torch.Generator | None = None,
-    execution: Execution | None = None,
 ) -> FiniteSumTaskBatch:
     """The finite sum; the score is the accuracy.
 
@@ -167,7 +165,7 @@ def logistic_tasks(
         support: number of random points of each task in its support set; the others are its query set. `None` uses all
             points for both.
         rng: chooses them.
-        batch_sizes: see `FiniteSumTaskBatch`, also for `generator` and `execution`.
+        batch_sizes: see `FiniteSumTaskBatch`, also for `generator`.
 
     Raises:
         ValueError: for a support set that leaves no query points, or only one of `support` and `rng`.
@@ -185,7 +183,6 @@ def logistic_tasks(
         accuracy,
         batch_sizes=batch_sizes,
         generator=generator,
-        execution=execution,
     )
 
 
@@ -199,8 +196,8 @@ def _split(data: Batch, support: int, rng: np.random.Generator) -> tuple[Batch, 
 
 
 def logistic_source(problem: Logistic, tasks: FiniteSumTaskBatch | None = None) -> FiniteSumSource:
-    """A source of these tasks for training from zero; `tasks` from `logistic_tasks(problem, ...)`, default: traced."""
-    tasks = logistic_tasks(problem, execution=Execution(trace=True)) if tasks is None else tasks
+    """A source of these tasks for training from zero; `tasks` from `logistic_tasks(problem, ...)`, default: full batches."""
+    tasks = logistic_tasks(problem) if tasks is None else tasks
     return FiniteSumSource(tasks, {"w": torch.zeros_like(problem.x[0, 0])}, "accuracy")
 
 
@@ -233,7 +230,6 @@ class FreshLogistic:
             check_real(name, getattr(self, name), open_low=False)
         self.sizes.check_all_given("sizes")
         self._loss = logistic_loss(self.strength)
-        self._execution = Execution(trace=True)
 
     def initial_params(self) -> Params:
         """Zero."""
@@ -251,4 +247,4 @@ class FreshLogistic:
             return {"X": x, "y": torch.where(margins >= 0, 1.0, -1.0).to(x)}
 
         generator = torch_generator(rng)
-        return ResamplingTaskBatch(self._loss, num_tasks, sampler, generator, accuracy, execution=self._execution)
+        return ResamplingTaskBatch(self._loss, num_tasks, sampler, generator, accuracy)

@@ -189,7 +189,7 @@ class SmoothnessMonitor(Callback):
 
 def _loss(tasks: TaskBatch, drawn: RecordedDraw) -> float:
     """The tasks' mean loss on a recorded draw, at the parameters of the draw."""
-    losses: Tensor = over_tasks(tasks, "losses", tasks.loss, drawn.params, drawn.batch)
+    losses: Tensor = over_tasks("losses", tasks.loss, drawn.params, drawn.batch)
     return float(losses.mean())
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.engine import Execution
 from metarl.errors import check_int, check_real
 from metarl.random import torch_generator
 from metarl.supervised.oracle import BatchSizes, FiniteSumSource, FiniteSumTaskBatch, ResamplingTaskBatch
@@ -88,7 +87,6 @@ def quadratic_tasks(
     rng: np.random.Generator | None = None,
     batch_sizes: BatchSizes = BatchSizes(),  # noqa: B008 (an immutable value)
     generator: torch.Generator | None = None,
-    execution: Execution | None = None,
 ) -> FiniteSumTaskBatch:
     """The finite sum: `points` data points for each task; their mean is exactly the task's centre.
 
@@ -97,7 +95,7 @@ def quadratic_tasks(
         points: n, data points for each task.
         noise: standard deviation of the points around their centre.
         rng: draws the noise.
-        batch_sizes: see `FiniteSumTaskBatch`, also for `generator` and `execution`.
+        batch_sizes: see `FiniteSumTaskBatch`, also for `generator`.
 
     Raises:
         ValueError: for noise without `rng`, or with fewer than two points.
@@ -110,9 +108,7 @@ def quadratic_tasks(
         xi = torch.as_tensor(rng.normal(size=c.shape))
         c = c + noise * (xi - xi.mean(1, keepdim=True))
     data = {"A": _for_each_point(problem.curvatures, points), "c": c}
-    return FiniteSumTaskBatch(
-        quadratic_loss, data, batch_sizes=batch_sizes, generator=generator, execution=execution or Execution()
-    )
+    return FiniteSumTaskBatch(quadratic_loss, data, batch_sizes=batch_sizes, generator=generator)
 
 
 def resampled_quadratics(
@@ -120,8 +116,6 @@ def resampled_quadratics(
     generator: torch.Generator,
     sizes: BatchSizes = BatchSizes(1, 1, 1),  # noqa: B008 (an immutable value)
     noise: float = 1.0,
-    *,
-    execution: Execution | None = None,
 ) -> ResamplingTaskBatch:
     """The resampling version: every draw has fresh points normal(c_i, `noise`), as many as `sizes` says."""
     noise = check_real("noise", noise, open_low=False)
@@ -133,7 +127,7 @@ def resampled_quadratics(
         xi = torch.randn(tasks, n, dimension, generator=generator, dtype=problem.centres.dtype)
         return {"A": _for_each_point(problem.curvatures, n), "c": problem.centres[:, None] + noise * xi}
 
-    return ResamplingTaskBatch(quadratic_loss, len(problem.centres), sampler, generator, execution=execution)
+    return ResamplingTaskBatch(quadratic_loss, len(problem.centres), sampler, generator)
 
 
 def quadratic_source(
@@ -144,9 +138,9 @@ def quadratic_source(
     Args:
         problem: the tasks.
         start: the parameters before training, `[d]`.
-        tasks: from `quadratic_tasks(problem, ...)`; default: without noise, traced.
+        tasks: from `quadratic_tasks(problem, ...)`; default: without noise.
     """
-    tasks = quadratic_tasks(problem, execution=Execution(trace=True)) if tasks is None else tasks
+    tasks = quadratic_tasks(problem) if tasks is None else tasks
     start = torch.zeros_like(problem.centres[0]) if start is None else start
     return FiniteSumSource(tasks, {"w": start})
 
@@ -175,7 +169,6 @@ class FreshQuadratics:
     score_name: ClassVar[str] = "minus_loss"
 
     def __post_init__(self) -> None:
-        self._execution = Execution(trace=True)
         self.sample(1, np.random.default_rng(0))  # finds bad arguments early
 
     def initial_params(self) -> Params:
@@ -186,7 +179,7 @@ class FreshQuadratics:
         """New tasks."""
         problem = random_quadratics(rng, num_tasks, self.dimension, self.eigenvalues, self.spread)
         generator = torch_generator(rng)
-        return resampled_quadratics(problem, generator, self.sizes, self.noise, execution=self._execution)
+        return resampled_quadratics(problem, generator, self.sizes, self.noise)
 
 
 # Closed forms. In each, `curvatures` is A `[T, d, d]` and the result is M `[T, d, d]`.

@@ -1,7 +1,7 @@
-"""Writing down which operations a function makes, while it makes them.
+"""Recording the operations of a function while it runs.
 
-The list is what `make_fx` would trace, in a tenth of the time: nothing is simulated, the function runs once on real
-tensors.
+The list is the one that `make_fx` would trace, in a tenth of the time: nothing is simulated, the function runs once on
+real tensors.
 """
 
 import operator
@@ -25,11 +25,11 @@ _ASKS_FOR_SHAPES = {aten.is_same_size.default}
 """Operations whose result is a number or a bool, but does not depend on values."""
 
 _READS_MEMORY = {aten._pack_padded_sequence.default}
-"""Operations whose results other operations read behind the recorder's back, as numbers."""
+"""Operations whose results other operations read as numbers, which the recorder does not see."""
 
 _READS_LAYOUT = {torch.as_strided, torch.as_strided_copy, torch.as_strided_scatter, torch.as_strided_}
 _READS_LAYOUT |= {torch.Tensor.as_strided, torch.Tensor.as_strided_, torch.Tensor.as_strided_scatter}
-"""What depends on how its argument lies in memory, which is not the same in a record; autograd knows what it does."""
+"""Functions that depend on how their argument lies in memory, which is not the same in a record."""
 
 _LEAVES_TORCH = {
     torch.Tensor.numpy,
@@ -43,17 +43,17 @@ _LEAVES_TORCH = {
     torch.Tensor.untyped_storage,
 }
 _READS_SECOND = {torch.tensor_split, torch.Tensor.tensor_split}
-"""Functions that take numbers out of their second argument where that is a tensor."""
+"""Functions that take numbers out of their second argument, if that is a tensor."""
 
 
-def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.Graph:
+def record_operations(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.Graph:
     """The operations that `function(*inputs)` makes.
 
-    Every node's `meta["val"]` is like its result, without data. Tensors that are not made by the operations, such as
-    those the function refers to, become attributes of the graph's module.
+    Every node's `meta["val"]` is like its result, without data. Tensors that no operation has made, such as those that
+    the function refers to, become attributes of the graph's module.
 
     Raises:
-        NotRecordableError: as said there.
+        NotRecordableError: see there.
     """
     recorder = _Recorder()
     for i, leaf in enumerate(inputs):
@@ -70,7 +70,7 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
 
 
 def constant(graph: fx.Graph, name: str, tensor: Tensor) -> fx.Node:
-    """A node for a tensor that is there already, which the graph's module gets as an attribute."""
+    """A node for an existing tensor, which becomes an attribute of the graph's module."""
     setattr(graph.owning_module, name, tensor)
     node = graph.create_node("get_attr", name)
     node.meta["val"] = layout_of(tensor).empty()
@@ -84,12 +84,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self.graph.owning_module = nn.Module()  # type: ignore[assignment]
-        self.depends: set[fx.Node] = set()  # on the inputs, or on chance
-        # Weak: what the function lets go of should not stay. A tensor keeps its identity for as long as it is alive.
+        self.depends: set[fx.Node] = set()  # on the inputs, or on random numbers
+        # Weak: tensors that the function lets go of should not stay. Living tensors keep their identity.
         self.results: Any = WeakTensorKeyDictionary()
         self.memory = Memory()
         self._constants = 0
-        # Descriptions of results; tensors without data are made of them later, not between the large ones in memory.
+        # Descriptions of results. Tensors without data are made of them later, not between the large ones in memory.
         self._layouts: list[tuple[fx.Node, Layout | list[Layout | None]]] = []
 
     def __torch_dispatch__(
@@ -121,7 +121,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if depends and func not in _ASKS_FOR_SHAPES:
                 raise NotRecordableError(f"{func} depends on the values of tensors")
             self.graph.erase_node(node)
-        return result  # what has no result is called for its effect, such as an error, and stays
+        return result  # a call without a result has an effect, such as an error, and stays
 
     def describe(self) -> None:
         """Give every node its `meta["val"]`."""
@@ -132,7 +132,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 node.meta["val"] = found.empty()
 
     def node_of(self, tensor: Tensor) -> fx.Node:
-        """What made a tensor; for one that no operation made, its memory says whether it is another's in disguise."""
+        """The node that made a tensor. If none did, its memory says whether it is another tensor in disguise."""
         if (node := self.find(tensor)) is None:
             self._constants += 1
             node = constant(self.graph, f"_constant_{self._constants}", tensor)
@@ -141,10 +141,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return node
 
     def find(self, tensor: Tensor) -> fx.Node | None:
-        """What made a tensor, if anything that was recorded did.
+        """The node that made a tensor, if it was recorded.
 
         Raises:
-            NotRecordableError: for a part of a known tensor that was taken in a way that is not recorded.
+            NotRecordableError: it is a part of a known tensor, taken in a way that is not recorded.
         """
         while is_functorch_wrapped_tensor(tensor):
             tensor = get_unwrapped(tensor)
@@ -157,14 +157,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return node
 
     def varies(self, tensor: Tensor) -> bool:
-        """Whether a tensor depends on the inputs or on chance."""
+        """Whether a tensor depends on the inputs or on random numbers."""
         return self.find(tensor) in self.depends
 
     def _as_node(self, x: Any) -> Any:
         return self.node_of(x) if isinstance(x, Tensor) else x
 
     def _refuse_writes(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Writing is allowed into what the function itself has made."""
+        """A function may only write into tensors that it has made."""
         if not func._schema.is_mutable:
             return
         for argument, x in _arguments(func, args, kwargs):
@@ -184,13 +184,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.memory.forget(tensor)
         node.meta["origin"] = origin = self.memory.add(tensor, layout, node)
         node.meta["fresh"] = origin is node
-        node.meta["without_data"] = tensor.is_meta  # torch looks up a shape where a factor is known to be zero
+        node.meta["without_data"] = tensor.is_meta  # torch only looks up its shape where a factor is known to be zero
         if not self.depends.isdisjoint(node.all_input_nodes):
             self.depends.add(node)
 
 
 def _arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-    """What is given, beside its description in the schema."""
+    """Each argument with its description in the schema."""
     schema = func._schema.arguments
     named = {argument.name: argument for argument in schema}
     return [*zip(schema, args, strict=False), *((named[name], x) for name, x in kwargs.items())]
@@ -203,7 +203,7 @@ def _asks_for_values(func: Any, args: Sequence[Any]) -> bool:
 
 
 class _StayInTorch(TorchFunctionMode):
-    """Refuses to give values to what is not recorded."""
+    """Refuses to give values to code that is not recorded."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What was made for a function is kept for as long as the function reads the same things."""
+"""Records of functions, found again by what the functions read."""
 
 import threading
 import warnings
@@ -6,41 +6,40 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
-from metarl.engine.frozen import Frozen, States
-from metarl.engine.live import RecordWarning
-from metarl.engine.program import Arena
+from metarl.engine.compare import RecordWarning
+from metarl.engine.reads import Frozen, States
 from metarl.engine.walk import Identity
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
-MOST = 32
-"""Records that are kept at a time; the one that was not used for the longest time goes first."""
+MOST = 64
+"""Records that are kept; the one that was not used for the longest time goes first."""
 
 OFTEN = 8
-"""Records of one function, each with other values of what it reads, after which a warning is given."""
+"""A warning is given at so many records of one function that differ in the values it reads."""
 
 MOST_NAMES = 64
 
 
-class _Slot(Generic[Made]):
-    """What was made, and when it was used."""
+class _Slot(Generic[T]):
+    """A record, and when it was used."""
 
-    def __init__(self, made: Made, last_use: int) -> None:
+    def __init__(self, made: T, last_use: int) -> None:
         self.made, self.last_use = made, last_use
 
 
-class Kept(Generic[Made]):
-    """What was made for functions, by what these read. It may be shared by threads; copies of it are empty.
+class Cache(Generic[T]):
+    """Records of functions, by what the functions read. Threads may share it; copies of it are empty.
 
     Args:
-        most: how many are kept.
+        most: records to keep.
     """
 
     def __init__(self, most: int = MOST) -> None:
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         self._most = most
         self._states = States()
-        self._made: dict[tuple[Frozen, Hashable], _Slot[Made]] = {}
+        self._made: dict[tuple[Frozen, Hashable], _Slot[T]] = {}
         self._uses = 0
         self._frozen: OrderedDict[Hashable, list[Frozen]] = OrderedDict()
 
@@ -50,19 +49,19 @@ class Kept(Generic[Made]):
     def __len__(self) -> int:
         return len(self._made)
 
-    def __iter__(self) -> Iterator[Made]:
+    def __iter__(self) -> Iterator[T]:
         return iter([slot.made for slot in self._made.values()])
 
-    def get(self, name: str, reads: tuple[Any, ...], key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gave when `reads` were as they are now, for this name and key.
+    def get(self, name: str, reads: tuple[Any, ...], key: Hashable, make: Callable[[], T]) -> T:
+        """The record that `make` gave when `reads` were as they are now, for this name and key.
 
         Args:
-            name: of what is made, for the warning that it is made again and again.
-            reads: functions and objects; whatever they read belongs to the key (`metarl.engine.frozen`).
-            key: everything else that tells it apart.
-            make: called where there is nothing yet.
+            name: of what is computed, also for the warning that it is recorded again and again.
+            reads: functions and objects; whatever they read belongs to the key (`metarl.engine.reads`).
+            key: everything else that tells the record apart.
+            make: called where there is no record yet.
         """
-        with self.lock:
+        with self._lock:
             frozen, key = self._states.see(reads), (name, key)
             self._uses += 1
             if (found := self._made.get((frozen, key))) is not None:
@@ -70,7 +69,7 @@ class Kept(Generic[Made]):
                 return found.made
             made = make()
             after = self._states.see(reads)
-            if after is not frozen:  # what the function itself writes does not tell it apart
+            if after is not frozen:  # places that the function itself writes do not tell it apart
                 self._states.ignore(after.differences(frozen))
                 frozen = self._states.see(reads)
             self._made[frozen, key] = _Slot(made, self._uses)
@@ -91,8 +90,8 @@ class Kept(Generic[Made]):
         if len(alike) == OFTEN - 1:
             places = ", ".join(alike[-1].differences(frozen)[:3])
             warnings.warn(
-                f"{name} were recorded {OFTEN} times, because what the function reads differs each time ({places});"
-                " give it as data (the batch), or use Execution(trace=False)",
+                f"{name} were recorded {OFTEN} times, because the function reads other values each time ({places});"
+                " pass them as data (in the batch), or use Engine(record=False)",
                 RecordWarning,
                 stacklevel=2,
             )
@@ -104,24 +103,3 @@ def _same_code(a: Frozen, b: Frozen) -> bool:
         return False
     values = [(a.tokens.get(place), b.tokens.get(place)) for place in a.differences(b)]
     return not any(isinstance(x, Identity) for pair in values for x in pair)
-
-
-class Arenas:
-    """Memory for programs, lent to one run at a time; the piece that was used last is lent first. Copies are empty."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free: list[Arena] = []
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()
-
-    def take(self) -> Arena:
-        """An arena that nobody else has until it is given back."""
-        with self._lock:
-            return self._free.pop() if self._free else Arena()
-
-    def give_back(self, arena: Arena) -> None:
-        """Let others have it."""
-        with self._lock:
-            self._free.append(arena)

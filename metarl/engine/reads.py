@@ -1,13 +1,13 @@
-"""What a record freezes, as far as it can be seen: whatever a function reads besides its arguments.
+"""What functions read besides their arguments, which their records freeze.
 
-Recording a function writes down its operations. Numbers, flags and containers that Python looked at on the way are
-frozen into them. `States.see` describes these: closures, defaults and globals of the function and of the functions it
-calls, attributes of the objects it belongs to, and of modules the training flags, parameters and buffers. A description
-that is equal to an earlier one is the same object, so that it can be part of a record's key.
+A record holds operations. Numbers, flags and containers that Python looked at on the way are frozen into them.
+`States.see` describes these: closures, defaults and globals of the function and of the functions it calls, attributes
+of the objects it belongs to, and training flags, parameters and buffers of modules. A description that is equal to an
+earlier one is the same object, so it can be part of a record's key.
 
-Only names that the code mentions are looked at; what is found by `getattr` with a computed name, in compiled extensions
-or in files is not seen. Looking again costs a few microseconds: `Watch` compares identities, and only where one has
-changed everything is described anew.
+Only names that the code mentions are looked at. Values that are found by `getattr` with a computed name, in compiled
+extensions or in files are not seen. To look again costs a few microseconds: `Watch` compares identities, and only where
+one has changed is everything described anew.
 """
 
 import functools
@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metarl.engine.walk import MISSING, PLAIN, Identity, Walk, Watch, declared_key, is_full, own_attributes
+from metarl.engine.walk import MISSING, PLAIN, Identity, Walk, Watch, is_full, own_attributes
 from metarl.functional_call import MODULES_IN_USE
 
 MOST_STATES = 128
@@ -38,12 +38,12 @@ class Frozen:
         return tuple(-1 if x is None or x.is_inference() else x._version for x in (ref() for ref in self._tensors))
 
     def is_gone(self) -> bool:
-        """Whether it cannot come back, because an object in it is no more."""
+        """Whether it cannot come back, because an object in it no longer exists."""
         parts = chain.from_iterable(x if isinstance(x, tuple) else (x,) for x in self.tokens.values())
         return any(isinstance(x, Identity) and x.is_gone() for x in parts)
 
     def differences(self, other: "Frozen") -> list[str]:
-        """Where they differ."""
+        """The places where two states differ."""
         paths = {**self.tokens, **other.tokens}
         return [p for p in paths if self.tokens.get(p, MISSING) != other.tokens.get(p, MISSING)]
 
@@ -52,7 +52,7 @@ class States:
     """Describes what functions read. Not for two threads at once.
 
     Attributes:
-        ignored: places that a function itself writes while it is computed; they are left out.
+        ignored: places that a function itself writes while it runs; they are left out.
     """
 
     def __init__(self) -> None:
@@ -62,12 +62,12 @@ class States:
 
     def see(self, roots: tuple[Any, ...]) -> Frozen:
         """The state of what `roots` read: functions, bound methods, modules or other objects."""
-        found_there = _Anchor(roots)
-        anchor, leaves = tuple(found_there.parts), found_there.leaves
-        with MODULES_IN_USE:  # else a module may hold other parameters for the moment
+        parts = _Anchor(roots)
+        anchor, leaves = tuple(parts.parts), parts.leaves
+        with MODULES_IN_USE:  # otherwise a module may hold other parameters for the moment
             found = self._by_anchor.get(anchor)
             if found is None or not found[0].holds():
-                found = self._by_anchor[anchor] = self._look(roots, anchor, leaves, found_there.through)
+                found = self._by_anchor[anchor] = self._look(roots, anchor, leaves, parts.through)
         self._by_anchor.move_to_end(anchor)
         while len(self._by_anchor) > MOST_STATES:
             self._by_anchor.popitem(last=False)
@@ -96,7 +96,7 @@ class States:
         return walk.watch, frozen, self._held(leaves, anchor)
 
     def _held(self, leaves: list[Any], anchor: Any) -> list[Any]:
-        """References that make sure that no other object gets an identity in `anchor` unnoticed."""
+        """References that notice when an object in `anchor` dies, before another one gets its identity."""
         states = weakref.ref(self)
 
         def forget(_: Any) -> None:
@@ -113,19 +113,19 @@ class States:
 
 
 class _Anchor:
-    """What tells functions apart without looking into objects; functions made anew of the same parts are the same.
+    """What tells functions apart without looking into objects; functions made anew of the same parts are equal.
 
     Attributes:
-        parts: to be compared with another anchor's.
-        leaves: objects that were not looked into, and are in `parts` by their identity.
-        through: the identities of functions and objects that were looked through: what they hold is in `parts`.
+        parts: to compare with another anchor's.
+        leaves: objects that were not looked into; `parts` has their identities.
+        through: identities of functions that were looked through: `parts` has what they hold.
     """
 
     def __init__(self, roots: tuple[Any, ...]) -> None:
         self.parts: list[Any] = [len(roots)]
         self.leaves: list[Any] = []
         self.through: set[int] = set()
-        seen: dict[int, tuple[int, Any]] = {}  # with the objects, so that their identities are not used again
+        seen: dict[int, tuple[int, Any]] = {}  # with the objects, so that their identities stay theirs
         waiting = [*reversed(roots)]
         parts = self.parts
         while waiting:  # a loop, as this is done at every derivative
@@ -142,7 +142,7 @@ class _Anchor:
                 waiting += self._enter(x, kind)
 
     def _enter(self, x: Any, kind: type) -> list[Any]:
-        """What is to be looked at next, the last one first; how many these are has to follow from `parts`."""
+        """What to look at next, the last one first; `parts` must tell how many these are."""
         if kind is types.FunctionType and x.__closure__:
             self.through.add(id(x))
             self.leaves.append(x.__code__)
@@ -158,13 +158,6 @@ class _Anchor:
         if kind is functools.partial:
             self.parts += (kind, len(x.keywords))
             return [*x.keywords.items(), x.args, x.func]
-        if kind not in _LEAVES and (key := declared_key(x)) is not None:
-            self.through.add(id(x))
-            self.parts.append(kind)
-            return [key]
         self.leaves.append(x)
         self.parts.append(id(x))
         return []
-
-
-_LEAVES = {types.CodeType, types.FunctionType, types.BuiltinFunctionType}

@@ -1,4 +1,4 @@
-"""A function as a flat list of tensor operations, tidied up."""
+"""A function as a graph of tensor operations, recorded and then simplified."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -10,51 +10,52 @@ from torch.func import functionalize
 
 from metarl.engine.effects import is_harmless, is_pure, is_view, returns_memory
 from metarl.engine.memory import NotRecordableError, layout_of
-from metarl.engine.recording import aten, record
+from metarl.engine.recorder import aten, record_operations
 
-THIN = 8
-"""Matrix products with fewer columns than this are computed transposed: the kernels are two to five times as fast."""
+NARROW = 8
+"""Matrix products with fewer columns than this are computed transposed, where the kernels are 2 to 5 times as fast."""
 
 _SAFE = {
     aten._unsafe_view.default: aten.view.default,
     aten.unsafe_split.Tensor: aten.split.Tensor,
     aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
 }
-"""The same but for a promise to autograd."""
+"""Operations that differ only in a promise to autograd."""
 
 _SAME = {getattr(aten, name).default for name in ("view", "expand", "detach", "alias", "lift_fresh", "lift_fresh_copy")}
-"""What does nothing but for the shape, or a promise to autograd."""
+"""Operations that only change the shape, or matter to autograd alone."""
 
 
-def traced(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
+def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """`function(*inputs)` for tensors of these shapes, types and devices, as a graph of ATen operations.
 
-    The graph takes contiguous inputs. What the function reads besides its arguments is frozen into it, except for the
-    values of tensors, which it refers to.
+    The graph takes contiguous inputs. Whatever the function reads besides its arguments is frozen into the graph; only
+    tensors are referred to, so their values may change.
 
     Raises:
-        NotRecordableError: when what the function does depends on values.
+        NotRecordableError: what the function does depends on values.
     """
-    # memory of their own: the same tensor may be given twice, and other ones the next time
+    # Copies: the same tensor may be given twice now, and two different ones the next time.
     fresh = [leaf.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format) for leaf in inputs]
-    graph = record(function, fresh)
-    if not all(map(is_pure, _calls(graph))):  # what it writes into its intermediates becomes new ones
+    graph = record_operations(function, fresh)
+    if not all(map(is_pure, _calls(graph))):  # writes into intermediates become new intermediates
         _refuse_hidden_views(graph)
-        graph = record(functionalize(function), fresh)
+        graph = record_operations(functionalize(function), fresh)
     for node in _calls(graph):
         target: Any = node.target
         node.target = _SAFE.get(target, target)
+    # the order matters: each pass sees what the one before has made
     drop_identities(graph)
     merge_duplicates(graph)
     delay_expansions(graph)
     fuse_biases(graph)
-    turn_thin_products(graph)
+    transpose_narrow_matmuls(graph)
     graph.eliminate_dead_code(lambda node: not is_harmless(node))
     return fx.GraphModule(graph.owning_module or {}, graph)
 
 
 def _refuse_hidden_views(graph: fx.Graph) -> None:
-    """Where something is written, what shares memory without a declaration would not get it."""
+    """Refuse views that are not declared as such where something is written: they would miss what is written."""
     for node in _calls(graph):
         made_by: Any = node.args[0] if node.target is operator.getitem else node
         if returns_memory(made_by.target) or node.meta.get("origin", node) is node:
@@ -71,27 +72,27 @@ def _calls(graph: fx.Graph) -> list[fx.Node]:
 
 
 def value(node: fx.Node) -> Tensor:
-    """What a node of a traced graph is like: a tensor without data."""
+    """A tensor without data that is like the result of a node."""
     found: Tensor = node.meta["val"]
     return found
 
 
-def results(graph: fx.Graph) -> list[fx.Node]:
+def outputs(graph: fx.Graph) -> list[fx.Node]:
     """The nodes a graph returns."""
     found: Any = graph.output_node().args[0]
     return list(found)
 
 
 def drop_identities(graph: fx.Graph) -> None:
-    """Remove reshapes to the shape a tensor already has, what matters to autograd alone, and products with 1."""
+    """Remove reshapes to the same shape, operations that matter to autograd alone, and products with 1."""
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or not all(isinstance(x.meta.get("val"), Tensor) for x in (source, node)):
-            continue  # such as picking one of an operation's several results
+            continue  # such as picking one of several results
         before, after = value(source), value(node)
         if not (node.target in _SAME or _is_product_with_1(node)) or before.dtype != after.dtype:
             continue
-        if layout_of(before) == layout_of(after):  # what follows may depend on it
+        if layout_of(before) == layout_of(after):  # later operations may depend on it
             node.replace_all_uses_with(source)
             graph.erase_node(node)
 
@@ -103,7 +104,7 @@ def _is_product_with_1(node: fx.Node) -> bool:
 
 
 def merge_duplicates(graph: fx.Graph) -> None:
-    """Compute once what is computed twice from the same inputs."""
+    """Compute once, and not twice, the same operation on the same inputs."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or not is_pure(node):
@@ -121,14 +122,14 @@ def _hashable(arguments: Any) -> Any:
     if isinstance(arguments, dict):
         return tuple((key, _hashable(argument)) for key, argument in sorted(arguments.items()))
     if isinstance(arguments, float):
-        return ("float", float(arguments).hex())  # 0.0 and -0.0 are equal but not the same
+        return ("float", float(arguments).hex())  # 0.0 and -0.0 are equal, but not the same
     if isinstance(arguments, complex):
         return ("complex", _hashable((arguments.real, arguments.imag)))
-    return (type(arguments).__name__, arguments)  # nor are 1, 1.0 and True
+    return (type(arguments).__name__, arguments)  # as are 1, 1.0 and True
 
 
 def delay_expansions(graph: fx.Graph) -> None:
-    """Elementwise operations on what was expanded happen before, on the fewer elements."""
+    """Move elementwise operations on expanded tensors before the expansion, where there are fewer elements."""
     for node in graph.find_nodes(op="call_function", target=aten.view.default):
         _expand_after_view(graph, node)
     for node in list(graph.nodes):
@@ -151,7 +152,7 @@ def delay_expansions(graph: fx.Graph) -> None:
 
 
 def _views_hold(node: fx.Node, other: Tensor) -> bool:
-    """Whether the views of a node can be taken of a tensor that lies in memory in another way, too."""
+    """Whether the views of a node can also be taken of `other`, which lies in memory in another way."""
     for user in filter(is_view, node.users):
         if user.target is aten.as_strided.default:
             return False
@@ -180,23 +181,23 @@ def _expand_after_view(graph: fx.Graph, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
-def turn_thin_products(graph: fx.Graph) -> None:
-    """`a b` for a few columns as `(b^T a^T)^T`."""
+def transpose_narrow_matmuls(graph: fx.Graph) -> None:
+    """`a b` with few columns as `(b^T a^T)^T`."""
     for node in graph.find_nodes(op="call_function", target=aten.bmm.default):
         _, rows, columns = value(node).shape
-        if not columns < THIN < rows:
+        if not columns < NARROW < rows:
             continue
         with graph.inserting_before(node):
             left, right = (_call(graph, aten.transpose.int, node.args[i], 1, 2) for i in (1, 0))
             product = _call(graph, aten.bmm.default, left, right)
-            turned = _call(graph, aten.transpose.int, product, 1, 2)
-            result = _call(graph, aten.clone.default, turned, memory_format=torch.contiguous_format)
+            transposed = _call(graph, aten.transpose.int, product, 1, 2)
+            result = _call(graph, aten.clone.default, transposed, memory_format=torch.contiguous_format)
         node.replace_all_uses_with(result)
         graph.erase_node(node)
 
 
 def fuse_biases(graph: fx.Graph) -> None:
-    """`c + a b` as one operation, also where the product was reshaped in between."""
+    """`c + a b` as one operation, also where the product is reshaped in between."""
     for node in list(graph.nodes):
         if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(x, fx.Node) for x in node.args):
             continue
@@ -220,7 +221,7 @@ def _is_layer(bias: fx.Node, product: fx.Node, term: fx.Node, total: fx.Node) ->
         return False
     same = value(term).shape == value(total).shape and value(bias).dtype == value(total).dtype
     columns = value(product).shape[-1]
-    return same and value(bias).shape[-1] in (1, columns) and columns >= THIN
+    return same and value(bias).shape[-1] in (1, columns) and columns >= NARROW
 
 
 def _call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:

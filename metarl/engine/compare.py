@@ -1,11 +1,13 @@
-"""Comparing a record with the plain computation on the data it is used for.
+"""Comparing a record with the plain function, on the data it is used for.
 
 A record is compared when it is made, and again at its uses 2, 4, 8, 16 and so on, which costs next to nothing in a long
-run. What differs by more than rounding is wrong: the plain result is taken, and the record is not used again.
+run. If it differs by more than rounding, it is wrong: the plain result is taken, and the record is not used again.
 """
 
 import functools
 import math
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -15,7 +17,7 @@ from torch import Tensor
 Flat: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 RTOL, ATOL = 1e3, 100.0
-"""Units in the last place that a number, and the largest of its task and tensor, may be off without a second look."""
+"""Tolerances in units in the last place: relative to a number, and to the largest one of its task and tensor."""
 
 MOVED = 8.0
 """Units in the last place by which inputs are moved, to see how far rounding alone reaches."""
@@ -24,21 +26,49 @@ MOVES, SLACK = 3, 10.0
 
 
 class RecordWarning(RuntimeWarning):
-    """A record gave something else than the plain computation, or has to be made again and again."""
+    """A record gave other results than the plain function, or had to be made again and again."""
 
 
-def is_due(use: int) -> bool:
-    """Whether a record is compared at this use, counted from 1."""
-    return use & (use - 1) == 0
+class Uses:
+    """Counts the uses of a record. After a comparison that shows a difference, the record is given up.
+
+    Args:
+        name: of what is computed, for the warning.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.number, self.given_up = 0, False
+        self._name, self._lock = name, threading.Lock()
+
+    @staticmethod
+    def is_due(number: int) -> bool:
+        """Whether the record is compared at this use, counted from 1."""
+        return number & (number - 1) == 0
+
+    def count(self) -> int:
+        """The number of this use."""
+        with self._lock:
+            self.number += 1
+            return self.number
+
+    def give_up(self, found: str) -> None:
+        """Warn of a difference, and do not use the record any more."""
+        self.given_up = True
+        warnings.warn(
+            f"the record of {self._name} is wrong at use {self.number} and is not used any more: {found}",
+            RecordWarning,
+            stacklevel=2,
+        )
 
 
 def difference(found: Sequence[Tensor], function: Flat, inputs: Sequence[Tensor]) -> str | None:
-    """What differs between `found` and `function(inputs)` by more than rounding; `None` where nothing does.
+    """How `found` differs from `function(inputs)` by more than rounding; `None` where it does not.
 
-    Each task (the first dimension) of each tensor is compared relative to its own size. Where that is too strict (a
-    gradient that is zero but for rounding, an input next to a kink), the function is computed at inputs a few units in
-    the last place away: what it changes there is rounding too.
+    Each task (the first dimension) of each tensor is compared relative to its own size. That can be too strict: for a
+    gradient that is zero up to rounding, or an input next to a kink. Then the function is also computed at inputs that
+    are a few units in the last place away, and changes of that size count as rounding.
     """
+    # first look: shapes, types, and the distance in units of rounding
     wanted = [*function(inputs)]
     for got, expected in zip(found, wanted, strict=True):
         if got.shape != expected.shape or got.dtype != expected.dtype:
@@ -46,6 +76,7 @@ def difference(found: Sequence[Tensor], function: Flat, inputs: Sequence[Tensor]
     off = [_distance(got, expected) - _rounding(expected) for got, expected in zip(found, wanted, strict=True)]
     if not any(bool((x > 0).any()) for x in off):
         return None
+    # second look: is the function pure, and how far does rounding of its inputs reach?
     again = [*function(inputs)]
     if any(bool((_distance(a, b) > _rounding(b)).any()) for a, b in zip(again, wanted, strict=True)):
         return "it is not pure: called twice with the same arguments, it gives different results"
@@ -61,7 +92,7 @@ def difference(found: Sequence[Tensor], function: Flat, inputs: Sequence[Tensor]
 
 
 def _distance(found: Tensor, wanted: Tensor, rtol: float = RTOL) -> Tensor:
-    """How far the rows are apart at most, beyond the relative tolerance; infinite for another NaN or infinity."""
+    """The greatest distance in each row beyond the relative tolerance; infinite where NaN or infinity differ."""
     a, b = _rows(found), _rows(wanted)
     same = (a == b) | (a.isnan() & b.isnan())
     apart = torch.where(same, 0.0, (a - b).abs() - rtol * _eps(wanted) * b.abs())
@@ -69,7 +100,7 @@ def _distance(found: Tensor, wanted: Tensor, rtol: float = RTOL) -> Tensor:
 
 
 def _rounding(wanted: Tensor) -> Tensor:
-    """What may be off in each row without a second look."""
+    """The tolerance of each row without a second look."""
     rows = _rows(wanted)
     size = torch.where(rows.isfinite(), rows.abs(), 0.0)
     return ATOL * _eps(wanted) * (size.amax(1) if rows.shape[1] else rows.new_zeros(len(rows)))

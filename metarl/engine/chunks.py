@@ -1,0 +1,165 @@
+"""A function over tasks, recorded, and run in chunks of tasks."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metarl.engine.compare import Uses, difference
+from metarl.engine.graph import outputs, trace, value
+from metarl.engine.memory import NotRecordableError
+from metarl.engine.program import Arena, Arenas, peak_bytes
+from metarl.engine.runners import Runner, make_runner
+from metarl.engine.threads import over_threads
+
+CACHE = 4 << 20
+"""Bytes that the intermediates of a chunk of several tasks may take on a CPU: a core's share of its cache."""
+
+MEMORY = 512 << 20
+"""Bytes that the chunks of all threads may take on a CPU; if they need more, fewer threads work at the same time."""
+
+
+class Plain(Protocol):
+    """A function over tasks, from flat lists of stacked leaves."""
+
+    def __call__(self, inputs: Iterable[Tensor]) -> Any: ...
+
+
+def in_chunks(plain: Plain, leaves: list[Tensor], size: int) -> Any:
+    """The function of all tasks, `size` of them at a time."""
+    if size >= len(leaves[0]):
+        return plain(leaves)
+    chunks = zip(*(torch.split(leaf, size) for leaf in leaves), strict=True)
+    parts = [pytree.tree_flatten(plain(chunk)) for chunk in chunks]
+    joined = [torch.cat(pieces) for pieces in zip(*(part[0] for part in parts), strict=True)]
+    return pytree.tree_unflatten(joined, parts[0][1])
+
+
+def pick_chunk_size(leaves: list[Tensor], given: int | None) -> Callable[[int], int]:
+    """From the bytes that the intermediates of a task take to the number of tasks in a chunk."""
+    tasks, budget = len(leaves[0]), memory_budget(leaves[0].device)
+    return lambda nbytes: given or max(1, min(tasks, budget // max(nbytes, 1)))
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes for the intermediates of a chunk: the cache of a CPU, or half of the memory of an accelerator."""
+    return CACHE if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory // 2
+
+
+class TaskRecord:
+    """A function over tasks, recorded for chunks of one size; the last chunk may overlap the one before.
+
+    Args:
+        name: of what is computed, for messages.
+        function: over tasks.
+        leaves: stacked, for their shapes.
+        chunk_size: from the bytes that a task takes.
+        arenas: lend the memory of a run.
+
+    Raises:
+        NotRecordableError: the function cannot be recorded.
+    """
+
+    def __init__(
+        self, name: str, function: Plain, leaves: list[Tensor], chunk_size: Callable[[int], int], arenas: Arenas
+    ) -> None:
+        specs: list[pytree.TreeSpec] = []
+
+        def flat(*inputs: Tensor) -> list[Tensor]:
+            results, spec = pytree.tree_flatten(function(inputs))
+            specs.append(spec)
+            return results
+
+        tasks = len(leaves[0])
+        # A first record tells how much memory a task takes. Small tasks will fit in one chunk, so all are recorded.
+        few = sum(leaf.nbytes for leaf in leaves) < CACHE // 32
+        some = tasks if few else 1
+        self._graph = trace(flat, [leaf[:some] for leaf in leaves])
+        chunks = -(-tasks // chunk_size(-(-peak_bytes(self._graph.graph) // some)))
+        self.chunk_size = size = -(-tasks // chunks)
+        self._starts = [min(i * size, tasks - size) for i in range(chunks)]
+        if size != some:
+            self._graph = trace(flat, [leaf[:size] for leaf in leaves])
+        self._nbytes = max(1, peak_bytes(self._graph.graph))
+        self._like = [value(node) for node in outputs(self._graph.graph)]
+        self._spec = specs[-1]
+        self._device = leaves[0].device
+        self._arenas, self._uses = arenas, Uses(name)
+        self.runners: dict[Arena, Runner] = {}  # at most one for each arena, which is lent to one run at a time
+
+    def run(self, plain: Plain, leaves: list[Tensor]) -> Any:
+        """The function of all tasks; `None` where the record is wrong, which is found out when a comparison is due."""
+        if self._uses.given_up:
+            return None
+        number = self._uses.count()
+        results = self(leaves)
+        if number == 1 or not self._uses.is_due(number):  # the first use was compared when the record was made
+            return results
+        if (found := self.difference(results, plain, leaves, turn=number.bit_length())) is None:
+            return results
+        self._uses.give_up(found)
+        return None
+
+    def __call__(self, leaves: list[Tensor]) -> Any:
+        """The record's results for all tasks."""
+        if len(self._starts) == 1:
+            with self._borrow_runner(leaves) as runner:
+                return pytree.tree_unflatten([x.clone() for x in runner.run(leaves)], self._spec)
+        wholes = [torch.empty(len(leaves[0]), *x.shape[1:], dtype=x.dtype, device=self._device) for x in self._like]
+
+        def run_chunk(start: int) -> None:
+            rows = slice(start, start + self.chunk_size)
+            with self._borrow_runner(leaves) as runner:
+                for whole, part in zip(wholes, runner.run([leaf[rows] for leaf in leaves]), strict=True):
+                    whole[rows] = part
+
+        if self._device.type == "cpu":
+            over_threads(run_chunk, self._starts, max(1, MEMORY // self._nbytes))
+        else:
+            for start in self._starts:
+                run_chunk(start)
+        return pytree.tree_unflatten(wholes, self._spec)
+
+    def __str__(self) -> str:
+        calls = sum(node.op == "call_function" for node in self._graph.graph.nodes)
+        return f"{calls} operations for {self.chunk_size} tasks at a time, {self._nbytes / 1e6:.1f} MB"
+
+    def check(self, plain: Plain, leaves: list[Tensor]) -> None:
+        """Compare with the function on other data than were recorded: the first chunk with its tasks in reverse order.
+
+        Raises:
+            NotRecordableError: they differ by more than rounding.
+        """
+        first = [leaf[: self.chunk_size].flip(0) for leaf in leaves]
+        with self._borrow_runner(leaves) as runner:
+            if (found := difference(runner.run(first), _flat(plain), first)) is not None:
+                raise NotRecordableError(f"the record does not compute the function: {found}")
+
+    def difference(self, results: Any, plain: Plain, leaves: list[Tensor], turn: int) -> str | None:
+        """How the results differ from the function's by more than rounding, in one chunk: another one at each turn."""
+        start = self._starts[turn % len(self._starts)]
+        rows = slice(start, start + self.chunk_size)
+        found = [x[rows] for x in pytree.tree_leaves(results)]
+        with torch.no_grad():
+            return difference(found, _flat(plain), [leaf[rows] for leaf in leaves])
+
+    @contextmanager
+    def _borrow_runner(self, leaves: list[Tensor]) -> Iterator[Runner]:
+        """A runner that no other thread has at the moment; without gradients."""
+        arena = self._arenas.take()
+        try:
+            with torch.no_grad():
+                if (runner := self.runners.get(arena)) is None:
+                    like = [leaf[: self.chunk_size] for leaf in leaves]
+                    runner = self.runners[arena] = make_runner(self._graph, [], like, arena)
+                yield runner
+        finally:
+            self._arenas.give_back(arena)
+
+
+def _flat(plain: Plain) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """The function's results as a list."""
+    return lambda inputs: [x.detach() for x in pytree.tree_leaves(plain(inputs))]
