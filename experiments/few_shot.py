@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from metarl import MetaLearner, NonFiniteError
 from metarl.checkpoint import write_atomically, write_json
+from metarl.engine import Engine
 from metarl.errors import check_choice, check_int, check_real
 from metarl.evaluation import evaluate
 from metarl.experiments.common import cli
@@ -109,7 +110,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "metarl few-shot", __doc__)
     setup = cli.prepared(lambda: prepare(given))
-    with FolderLock(setup.folder), cli.one_line_errors(f"; {setup.folder} is incomplete: choose another --name"):
+    with (
+        Engine().current(),
+        FolderLock(setup.folder),
+        cli.one_line_errors(f"; {setup.folder} is incomplete: choose another --name"),
+    ):
         run_all(setup)
 
 

@@ -145,7 +145,8 @@ def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments)
     assert isinstance(tasks, EnvDistribution)
     oracle = source.sample(given.tasks, stream_generator(given.seed, Stream.FILM))
     rules = learner.rules(step_sizes(learner, max(given.steps), "halved"))
-    after = list(adapt_stepwise(learner.params, oracle, rules))
+    with learner.engine.current():
+        after = list(adapt_stepwise(learner.params, oracle, rules))
     scenes = []
     for t in range(given.tasks):
         task = {name: value[t] for name, value in oracle.task.items()}

@@ -60,9 +60,11 @@ def report(run_: Run[TrainConfig], log: RunLog) -> None:
     if not learner.processes.is_first:
         return
     rules = learner.rules(step_sizes(learner, EVALUATION_STEPS, "halved"))
+    with learner.engine.current():
+        trajectories = trajectory_figure(learner.source, learner.params, rules, num_tasks=4, seed=config.eval_seed)
     figures = {
         "adaptation": adaptation_figure(curves.by_label(), f"{config.env}, {config.outer}: held-out tasks"),
-        "trajectories": trajectory_figure(learner.source, learner.params, rules, num_tasks=4, seed=config.eval_seed),
+        "trajectories": trajectories,
     }
     for name, figure in figures.items():
         write_atomically(folder / f"{name}.png", figure.savefig)

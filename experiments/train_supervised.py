@@ -262,7 +262,8 @@ def theory_step(config: FiniteSumConfig, learner: MetaLearner, problem: Supervis
     tasks = at_most_all(config.step_tasks, problem)
     if tasks < learner.processes.size:
         raise ValueError(f"step_tasks must be at least {learner.processes.size} for as many processes, got {tasks}")
-    known = problem.known or estimated(problem, tasks, config.seed)
+    with learner.engine.current():
+        known = problem.known or estimated(problem, tasks, config.seed)
     if config.outer_step == "fallah":
         rule = fallah_rule(config.outer, known.L, known.rho, config.inner_lr)
     else:
@@ -305,7 +306,7 @@ def final_curves(config: FiniteSumConfig, learner: MetaLearner, problem: Supervi
 
     def curve(params: Any) -> Evaluation:
         tasks = problem.test.sample(number, stream_generator(config.eval_seed, Stream.HELD_OUT_TASKS))
-        return evaluate(params, tasks, rules, learner.processes)
+        return evaluate(params, tasks, rules, learner.processes, learner.engine)
 
     return {"meta-trained": curve(learner.params), "random initialisation": curve(learner.source.initial_params())}
 

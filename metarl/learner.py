@@ -30,7 +30,7 @@ from metarl.checkpoint.learner_state import (
     source_state,
     state_errors,
 )
-from metarl.engine import Engine
+from metarl.engine import Engine, current_engine
 from metarl.errors import MoreStepsWarning, NonFiniteError, check_has, check_int, check_step_sizes, check_type
 from metarl.evaluation import Evaluation, ScoreBefore, evaluate, note_if_worse
 from metarl.inner import adapt
@@ -65,8 +65,8 @@ class MetaLearner(FixedSettings):
         seed: everything random in training follows from it.
         processes: who train together (see `metarl.processes`). All of them make the same learner and call the same
             methods; the tasks are shared, the results are everyone's, and do not depend on how many they are.
-        engine: computes derivatives and rollouts; `metarl.engine.Engine(record=False)` records nothing. By default the
-            learner has its own `Engine()`.
+        engine: computes derivatives and rollouts; `metarl.engine.Engine(record=False)` records nothing. Default: the
+            current engine, or if there is none, a new `Engine()`.
 
     Raises:
         ValueError: for arguments that cannot work, before anything starts.
@@ -112,7 +112,7 @@ class MetaLearner(FixedSettings):
             check_has("outer_step", outer_step, ("__call__", "state_dict", "load_state_dict"), "an OuterStep")
         self.source = source
         self.processes = processes
-        self.engine = Engine() if engine is None else engine
+        self.engine = current_engine(default=Engine()) if engine is None else engine
         self.outer = outer
         self.inner_lr = inner_defaults(outer)[0] if isinstance(outer, str) and inner_lr is None else inner_lr
         self.outer_options = dict(outer_options or {})

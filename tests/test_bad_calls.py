@@ -130,7 +130,6 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any], Mapping[str, tuple
             "discount": UNIT,
             "gae_lambda": UNIT,
             "baseline": ("nothing_like_it", 3),
-            "execution": (3, "trace"),
         },
     ),
     "RL.sample": (

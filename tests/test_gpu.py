@@ -1,7 +1,6 @@
 """The same numbers on an accelerator as on the CPU, given the same data. Skips, visibly, where there is none."""
 
 import copy
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -11,8 +10,9 @@ import torch
 from metarl import OUTER, MetaLearner, Method, make_method
 from metarl.agents import make_policy
 from metarl.derivatives import gradients
-from metarl.engine import Execution
-from metarl.engine.cuda import CudaGraph
+from metarl.engine import Engine, chunks
+from metarl.engine.runners import CudaGraph
+from metarl.engine.steps import StepRecord
 from metarl.envs import FunctionalDistribution, GridWorld, LinearGaussian, Navigation
 from metarl.experiments.common.config import TrainConfig, build_learner
 from metarl.rl import ReinforcementLearning
@@ -71,42 +71,50 @@ def test_rollouts_with_the_same_noise(env: FunctionalDistribution) -> None:
     cpu, cuda = (ReinforcementLearning(env, copy.deepcopy(policy), episodes=4, device=d) for d in ("cpu", "cuda"))
     task = env.sample(3, np.random.default_rng(0))
     params = broadcast(cpu.initial_params(), 3)
+    engine, here, there = Engine(), env.make_functional(task, 4), env.make_functional(task, 4, "cuda")
+    assert here is not None
+    assert there is not None
     for seed in (0, 1, 2):  # single steps are compared at the first two
-        vec = env.make_vec(task, 4)
-        noise = cpu.actor.noise(vec, Streams(seed, 3), 20, 4, torch.float32)
-        wanted = cpu.actor.rollout(vec, params, noise)
-        there = Noise(noise.actions.cuda(), noise.initial.cuda(), noise.transitions.cuda(), noise.seed)
-        found = cuda.actor.rollout(env.make_vec(task, 4, "cuda"), to(params, "cuda"), there)
+        noise = cpu.actor.noise(here, Streams(seed, 3), 20, 4, torch.float32)
+        wanted = cpu.actor.rollout(here, params, noise)
+        moved = Noise(noise.actions.cuda(), noise.initial.cuda(), noise.transitions.cuda(), noise.seed)
+        with engine.current():
+            found = cuda.actor.rollout(there, to(params, "cuda"), moved)
         for a, b in zip([*found.episodes, *found[1:]], [*wanted.episodes, *wanted[1:]], strict=True):
             torch.testing.assert_close(a.cpu(), b, rtol=1e-3, atol=1e-4)
-    assert len(cuda.actor._replays) == 1
+    (record,) = engine._cache
+    assert isinstance(record, StepRecord)
+    assert len(record.replays) == 1
 
 
 def test_derivatives_are_cuda_graphs(caplog: pytest.LogCaptureFixture) -> None:
     source = navigation("cuda")
     tasks = source.sample(3, np.random.default_rng(0))
     params = broadcast(source.initial_params(), 3)
-    batch = tasks.draw(params, "inner")
-    first, second = (gradients(tasks, params, batch) for _ in range(2))
+    batch, engine = tasks.draw(params, "inner"), Engine()
+    with engine.current():
+        first, second = (gradients(tasks, params, batch) for _ in range(2))
     for key, leaf in first.items():
         torch.testing.assert_close(leaf, second[key])
-    records = [recorded.record for recorded in tasks.execution._kept if recorded.record is not None]
-    assert [type(runner) for record in records for runner in record.runners.values()] == [CudaGraph]
-    assert "without a trace" not in caplog.text
+    (record,) = engine._cache
+    assert isinstance(record, chunks.TaskRecord)
+    assert [type(runner) for runner in record.runners.values()] == [CudaGraph]
+    assert "without a record" not in caplog.text
 
 
-def test_chunks_fit_the_memory_budget() -> None:
-    source = navigation("cuda")
-    tasks = dataclasses.replace(source, execution=Execution(trace=True, memory_budget=1)).sample(
-        3, np.random.default_rng(0)
-    )
+def test_chunks_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "memory_budget", lambda device: 1)
+    source, engine = navigation("cuda"), Engine()
+    tasks = source.sample(3, np.random.default_rng(0))
     params = broadcast(source.initial_params(), 3)
     batch = tasks.draw(params, "inner")
-    found = gradients(tasks, params, batch)
-    whole = gradients(source.tasks(tasks.task, np.random.default_rng(0)), params, batch)
-    for key, leaf in whole.items():
+    with engine.current():
+        found = gradients(tasks, params, batch)
+    for key, leaf in gradients(tasks, params, batch).items():
         torch.testing.assert_close(found[key], leaf, rtol=1e-4, atol=1e-5)
-    assert [recorded.record.chunk_size for recorded in tasks.execution._kept if recorded.record is not None] == [1]
+    (record,) = engine._cache
+    assert isinstance(record, chunks.TaskRecord)
+    assert record.chunk_size == 1
 
 
 @pytest.mark.parametrize("outer", sorted(OUTER))
@@ -135,9 +143,7 @@ def test_a_checkpoint_moves_between_devices(tmp_path: object) -> None:
 
 SUPERVISED: dict[str, Callable[[str], TaskSource]] = {
     "sinusoid": lambda device: Sinusoids(device=device),
-    "conv4": lambda device: FewShot(
-        noise_of(16), conv4(1, 16, 3, filters=4), ways=3, queries=3, execution=Execution(chunk_size=2), device=device
-    ),
+    "conv4": lambda device: FewShot(noise_of(16), conv4(1, 16, 3, filters=4), ways=3, queries=3, device=device),
 }
 
 

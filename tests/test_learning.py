@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from metarl import OUTER, MetaLearner
-from metarl.engine import Execution
 from metarl.experiments.common.config import TrainConfig, build_learner
 from metarl.experiments.common.run import step_sizes
 from metarl.supervised.digits import digits
@@ -82,7 +81,7 @@ def test_sinusoids_are_learnt_from_five_points() -> None:
 
 def test_digits_are_told_apart_after_one_look() -> None:
     classes = digits()
-    source = FewShot(classes.train, mlp(128, 5), execution=Execution(trace=True))
+    source = FewShot(classes.train, mlp(128, 5))
     learner = MetaLearner(source, "maml", inner_lr=0.4, inner_steps=3, meta_batch_size=16, learning_rate=3e-3)
     test = dataclasses.replace(source, classes=classes.test)
     before = learner.evaluate(test, num_tasks=200, steps=10).mean

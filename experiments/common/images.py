@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from metarl.engine import Execution
 from metarl.errors import check_int
 from metarl.supervised.class_sets import Splits, split
 from metarl.supervised.digits import digits, mnist1d
@@ -76,7 +75,6 @@ def build_few_shot(
         ways=given.ways,
         shots=shots,
         queries=queries,
-        execution=Execution(trace=True),
         device=device,
     )
     return Sources(train, replace(train, classes=splits.validation), replace(train, classes=splits.test))

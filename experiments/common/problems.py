@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 
-from metarl.engine import Execution
 from metarl.errors import check_int
 from metarl.experiments.common.images import ImageSettings, build_few_shot
 from metarl.random import Stream, stream_generator
@@ -107,7 +106,7 @@ OF_SHIPPED = ("ways", "network", "hidden")  # which are not square, so no convol
 def fixed_set(source: FiniteSumSource, known: Known) -> SupervisedProblem:
     """A problem whose tasks are all there are: it is judged on those it was trained on, with all their data."""
     whole = source.tasks
-    tasks = FiniteSumTaskBatch(whole.loss, whole.support, whole.query, whole._score, execution=whole.execution)
+    tasks = FiniteSumTaskBatch(whole.loss, whole.support, whole.query, whole.score)
     everything = FiniteSumSource(tasks, source.initial_params(), source.score_name)
     return SupervisedProblem(source, everything, whole.num_tasks, known)
 
@@ -152,7 +151,6 @@ def of_quadratics(
         rng=rng if noise else None,
         batch_sizes=minibatches(given, points),
         generator=torch.Generator().manual_seed(seed),
-        execution=Execution(trace=True),
     )
     largest = float(torch.linalg.eigvalsh(problem.curvatures).max())
     return fixed_set(quadratic_source(problem, tasks=tasks), Known(largest, 0.0, quadratic_points(problem)))
@@ -174,7 +172,7 @@ def quadratics(given: ProblemSettings, device: torch.device, seed: int) -> Super
 def of_logistic(problem: Logistic, given: ProblemSettings, seed: int) -> SupervisedProblem:
     """Fixed logistic tasks."""
     sizes, generator = minibatches(given, problem.x.shape[1]), torch.Generator().manual_seed(seed)
-    tasks = logistic_tasks(problem, batch_sizes=sizes, generator=generator, execution=Execution(trace=True))
+    tasks = logistic_tasks(problem, batch_sizes=sizes, generator=generator)
     return fixed_set(logistic_source(problem, tasks), Known(smoothness(problem), hessian_smoothness(problem)))
 
 

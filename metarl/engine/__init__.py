@@ -169,9 +169,12 @@ _CURRENT: ContextVar[Engine | None] = ContextVar("engine", default=None)
 _PLAIN = Engine(record=False)
 
 
-def current_engine() -> Engine:
-    """The engine of the innermost `with engine.current()` of this thread; outside of all, one that records nothing."""
-    return _CURRENT.get() or _PLAIN
+def current_engine(default: Engine = _PLAIN) -> Engine:
+    """The engine of the innermost `with engine.current():` of this thread; outside of all, `default`.
+
+    Without a `default`, that is an engine that records nothing.
+    """
+    return _CURRENT.get() or default
 
 
 def _likeness(leaves: Sequence[Tensor]) -> list[Any]:

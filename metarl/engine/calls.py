@@ -11,7 +11,7 @@ import math
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -108,10 +108,10 @@ class OperationCall(NamedTuple):
     def _call_and_copy(self) -> None:
         found = self.operation(*self.args, **self.kwargs)
         if isinstance(self.results, Tensor):
-            found, places = [found], [self.results]
+            pairs: Iterable[tuple[Tensor | None, Tensor]] = [(self.results, found)]
         else:
-            found, places = found or (), list(self.results)
-        for place, result in zip(places, found, strict=True):
+            pairs = zip(self.results, found or (), strict=True)
+        for place, result in pairs:
             if place is None:
                 continue
             if result.shape != place.shape:

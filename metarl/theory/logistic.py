@@ -196,7 +196,7 @@ def _split(data: Batch, support: int, rng: np.random.Generator) -> tuple[Batch, 
 
 
 def logistic_source(problem: Logistic, tasks: FiniteSumTaskBatch | None = None) -> FiniteSumSource:
-    """A source of these tasks for training from zero; `tasks` from `logistic_tasks(problem, ...)`, default: full batches."""
+    """A source of these tasks for training from zero; `tasks` from `logistic_tasks(problem, ...)`."""
     tasks = logistic_tasks(problem) if tasks is None else tasks
     return FiniteSumSource(tasks, {"w": torch.zeros_like(problem.x[0, 0])}, "accuracy")
 

@@ -1,6 +1,5 @@
 """`metarl benchmark`: whether it runs, what it prints, and its count of what a method needs."""
 
-import dataclasses
 import json
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metarl import MetaLearner
 from metarl.derivatives import gradients, hessian_vector_products
-from metarl.engine import Execution
+from metarl.engine import Engine
 from metarl.experiments.common.config import TrainConfig, build_source
 from metarl.experiments.reports import benchmark
 from metarl.experiments.reports.benchmark import workloads
@@ -172,22 +171,26 @@ class Smooth(nn.Sequential):
 
 def counted(tasks: FiniteSumTaskBatch, params: Params, data: Batch) -> tuple[float, float]:
     """Operations of a gradient and of a Hessian-vector product as they are run, for one input."""
-    with FlopCounterMode(display=False) as gradient:
+    one_by_one = Engine(record=False, chunk_size=1)
+    with one_by_one.current(), FlopCounterMode(display=False) as gradient:
         gradients(tasks, params, data)
-    with FlopCounterMode(display=False) as product:
+    with one_by_one.current(), FlopCounterMode(display=False) as product:
         hessian_vector_products(tasks, params, data, params)
     number = data["y"].numel()
     return gradient.get_total_flops() / number, product.get_total_flops() / number
 
 
 def problem(network: nn.Module, *shape: int) -> tuple[FiniteSumTaskBatch, Params, Batch]:
-    """Plain tasks, one after another: grouped convolutions the counter cannot count."""
+    """Tasks for `counted`, which computes them one by one: grouped convolutions the counter cannot count."""
 
     def loss(params: Params, batch: Batch) -> Tensor:
         return F.cross_entropy(call(network, params, batch["x"]), batch["y"])
 
     data = {"x": torch.rand(TASKS, POINTS, *shape), "y": torch.randint(5, (TASKS, POINTS))}
-    tasks = FiniteSumTaskBatch(loss, data, execution=Execution(chunk_size=1))
+    tasks = FiniteSumTaskBatch(
+        loss,
+        data,
+    )
     return tasks, broadcast(detach(dict(network.named_parameters())), TASKS), data
 
 
@@ -235,11 +238,8 @@ def test_flops_of_a_policy_leave_out_its_critic() -> None:
 @pytest.mark.parametrize("outer", sorted(OUTER))
 def test_a_tally_is_what_the_learner_counts(outer: str) -> None:
     tally = Tally()
-    source = dataclasses.replace(
-        build_source(TrainConfig(episodes=2, horizon=3, hidden=(8,))),
-        execution=Execution(),  # plain, which begins sooner
-    )
-    learner = MetaLearner(source, outer, meta_batch_size=3)
+    source = build_source(TrainConfig(episodes=2, horizon=3, hidden=(8,)))
+    learner = MetaLearner(source, outer, meta_batch_size=3, engine=Engine(record=False))  # which begins sooner
     learner.source = TalliedSource(source, tally)
     learner.learn(1)
     assert tally.of("drawn") == tally.of("forward") == learner.counts["env_steps"]

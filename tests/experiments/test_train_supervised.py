@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from metarl import checkpoint
 from metarl.callbacks import HeldOutEvaluation
-from metarl.engine import Execution
+from metarl.engine import Engine
 from metarl.experiments import train_supervised
 from metarl.experiments.common.problems import PROBLEMS
 from metarl.experiments.common.run import fresh
@@ -65,17 +65,11 @@ def evaluation(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def untraced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Spare the seconds that recording the operations takes; every test builds its problems anew."""
-
-    over_tasks = Execution.over_tasks
-
-    def plain(self: Execution, *arguments: Any, **rest: Any) -> Any:
-        return over_tasks(dataclasses.replace(self, trace=False), *arguments, **rest)
-
-    monkeypatch.setattr(Execution, "over_tasks", plain)
+def unrecorded() -> Iterator[None]:
+    """Spare the seconds that records take; every test builds its problems anew."""
     train_supervised.built.cache_clear()
-    yield
+    with Engine(record=False).current():
+        yield
     train_supervised.built.cache_clear()
 
 

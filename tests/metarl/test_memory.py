@@ -164,7 +164,7 @@ def peaks_of_training(make: Callable[[], TaskSource]) -> dict[str, float]:
 def peaks(run: Callable[[int], object]) -> dict[str, float]:
     """MB that one and ten inner steps raise the peak by; in this order, as a peak does not go down.
 
-    One step is run so often that the records' comparisons with the plain computation belong to it (`execution.live`).
+    One step is run so often that comparisons of records with the plain function belong to it (`metarl.engine.compare`).
     """
     forget_the_peak()
     before, found = peak_mb(), {}

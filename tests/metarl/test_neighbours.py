@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from metarl.agents import make_policy
 from metarl.derivatives import gradients, hessian_vector_products, scores
-from metarl.engine import Execution
+from metarl.engine import Engine
 from metarl.envs import make_distribution
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.digits import digits
@@ -50,7 +50,7 @@ def logistic(margin: str, regulariser: str) -> FiniteSumSource:
     """Minibatches of four points, recorded: 4, 8, 16 or 32 margins at a time."""
     problem = random_logistic(np.random.default_rng(0), TASKS)._replace(margin=margin, regulariser=regulariser)
     sizes, generator = BatchSizes(4, 4, 4), torch.Generator()
-    tasks = logistic_tasks(problem, batch_sizes=sizes, generator=generator, execution=Execution(trace=True))
+    tasks = logistic_tasks(problem, batch_sizes=sizes, generator=generator)
     return logistic_source(problem, tasks)
 
 
@@ -67,7 +67,7 @@ OURS: dict[str, Callable[[], TaskSource]] = {
     "sigmoid margin": lambda: logistic("sigmoid", "bounded"),
     "fresh logistic": lambda: FreshLogistic(sizes=BatchSizes(3, 3, 3)),
     "quadratics": FreshQuadratics,
-    "sinusoid": lambda: Sinusoids(execution=Execution(trace=True)),
+    "sinusoid": Sinusoids,
     "few-shot": lambda: FewShot(digits().train, mlp(128, ways=5, hidden=(12,)), queries=3),
     "navigation, tanh": lambda: environments("navigation", nn.Tanh),
     "navigation, relu": lambda: environments("navigation", nn.ReLU),
@@ -127,8 +127,9 @@ def computed(source: TaskSource, first: int, last: int, seed: int) -> dict[str, 
 
 def shared(source: TaskSource, size: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The same of all eight tasks at once, and in shares of `size`."""
-    whole = computed(source, 0, TASKS, seed)
-    parts = [computed(source, first, first + size, seed) for first in range(0, TASKS, size)]
+    with Engine().current():
+        whole = computed(source, 0, TASKS, seed)
+        parts = [computed(source, first, first + size, seed) for first in range(0, TASKS, size)]
     return whole, {key: torch.cat([part[key] for part in parts]) for key in whole}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarl.derivatives import gradients, hessian_vector_products
-from metarl.engine import Execution
+from metarl.engine import Engine
 from metarl.supervised import FiniteSumTaskBatch
 from metarl.supervised.networks import TransductiveBatchNorm, conv4, mlp
 from metarl.types import Batch, Params
@@ -83,17 +83,20 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
-    "execution", [Execution(), Execution(chunk_size=1), Execution(chunk_size=2), Execution(trace=True)], ids=str
+    "engine",
+    [Engine(record=False), Engine(record=False, chunk_size=1), Engine(record=False, chunk_size=2), Engine()],
+    ids=str,
 )
-def test_derivatives_with_weights_of_each_task(name: str, execution: Execution) -> None:
+def test_derivatives_with_weights_of_each_task(name: str, engine: Engine) -> None:
     """`vmap(grad)` and `vmap(vjp(grad))` against plain autograd, task by task."""
     network, tasks = NETWORKS[name], 3
     start = {k: p.detach() for k, p in network.named_parameters()}
     params = {k: p + 0.1 * rand(tasks, *p.shape, seed=i) for i, (k, p) in enumerate(start.items())}
     vectors = {k: rand(*p.shape, seed=100 + i) for i, (k, p) in enumerate(params.items())}
     batch = {"x": rand(tasks, 6, 2, 16, 16), "y": torch.arange(6).remainder(3).expand(tasks, -1)}
-    oracle = FiniteSumTaskBatch(loss_of(network), batch, execution=execution)
-    grads, products = gradients(oracle, params, batch), hessian_vector_products(oracle, params, batch, vectors)
+    oracle = FiniteSumTaskBatch(loss_of(network), batch)
+    with engine.current():
+        grads, products = gradients(oracle, params, batch), hessian_vector_products(oracle, params, batch, vectors)
     for i in range(tasks):
         leaves = {k: p[i].clone().requires_grad_() for k, p in params.items()}
         loss = F.cross_entropy(functional_call(network, leaves, (batch["x"][i],)), batch["y"][i])

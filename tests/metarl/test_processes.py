@@ -15,7 +15,7 @@ from torch import Tensor
 from metarl import Inner, MetaLearner, Method, NonFiniteError, adapt
 from metarl.agents import make_policy
 from metarl.callbacks import Callback, Checkpointing, HeldOutEvaluation, Metrics
-from metarl.derivatives import PLAIN
+from metarl.engine import Engine
 from metarl.envs import Navigation
 from metarl.inner import sgd
 from metarl.outer import outer_gradient
@@ -94,12 +94,12 @@ def adaptive(source: TaskSource) -> dict[str, Any]:
 def navigation() -> ReinforcementLearning:
     tasks = Navigation(horizon=6)
     policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs={"net_arch": [8]})
-    return ReinforcementLearning(tasks, policy, episodes=4, execution=PLAIN)
+    return ReinforcementLearning(tasks, policy, episodes=4)
 
 
 CASES: dict[str, tuple[Callable[[], TaskSource], str, Callable[[TaskSource], dict[str, Any]]]] = {
-    "sinusoids": (lambda: Sinusoids(execution=PLAIN), "maml", lambda _: {"max_grad_norm": 1.0}),
-    "resampled": (lambda: Sinusoids(setting="resampling", execution=PLAIN), "multi_step_maml", lambda _: {}),
+    "sinusoids": (lambda: Sinusoids(), "maml", lambda _: {"max_grad_norm": 1.0}),
+    "resampled": (lambda: Sinusoids(setting="resampling"), "multi_step_maml", lambda _: {}),
     "quadratics": (FreshQuadratics, "imaml", lambda _: {}),  # logs how well it has solved for each task
     "logistic": (FreshLogistic, "hf_maml", adaptive),
     "minibatches": (minibatches, "maml", lambda _: {}),
@@ -113,7 +113,8 @@ def make(case: str, num_tasks: int, processes: Processes) -> MetaLearner:
     make_source, outer, arguments = CASES[case]
     source = make_source()
     arguments = {"meta_batch_size": num_tasks, "inner_lr": 0.05, **arguments(source)}
-    return MetaLearner(source, outer, seed=3, processes=processes, **arguments)
+    engine = Engine(record=case in ("quadratics", "logistic"))
+    return MetaLearner(source, outer, seed=3, processes=processes, engine=engine, **arguments)
 
 
 class Log(Callback):

@@ -11,25 +11,24 @@ from torch import Tensor, nn
 
 from metarl import MetaLearner, evaluate, make_method, tree
 from metarl.derivatives import gradients, hessian_vector_products, scores
-from metarl.engine import Execution
+from metarl.engine import Engine
 from metarl.supervised import FiniteSumTaskBatch, ResamplingTaskBatch
 from metarl.supervised.networks import mlp
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.types import Batch, Params, Role
 
 ROLES: tuple[Role, ...] = ("inner", "outer", "hessian")
-PLAIN = Execution()
 SMALL = mlp(1, 1, hidden=(4,), seed=1).double()
 
 
 def sampled(num_tasks: int = 4, seed: int = 0, **arguments: Any) -> FiniteSumTaskBatch:
-    tasks = Sinusoids(execution=PLAIN, **arguments).sample(num_tasks, np.random.default_rng(seed))
+    tasks = Sinusoids(**arguments).sample(num_tasks, np.random.default_rng(seed))
     assert isinstance(tasks, FiniteSumTaskBatch)
     return tasks
 
 
 def resampled(num_tasks: int = 4, seed: int = 0, **arguments: Any) -> ResamplingTaskBatch:
-    source = Sinusoids(execution=PLAIN, setting="resampling", **arguments)
+    source = Sinusoids(setting="resampling", **arguments)
     tasks = source.sample(num_tasks, np.random.default_rng(seed))
     assert isinstance(tasks, ResamplingTaskBatch)
     return tasks
@@ -103,7 +102,7 @@ def test_tasks_follow_from_the_generator(make: Any) -> None:
 
 
 def test_every_sample_is_new() -> None:
-    source, rng = Sinusoids(execution=PLAIN), np.random.default_rng(0)
+    source, rng = Sinusoids(), np.random.default_rng(0)
     first, second = (source.sample(5, rng).draw({}, "inner") for _ in range(2))
     assert not torch.isin(first["x"], second["x"]).any()
     assert ((fitted(first)[0] - fitted(second)[0]).abs() > 1e-4).all()
@@ -168,7 +167,7 @@ def test_device_is_where_the_parameters_go() -> None:
 def test_the_network_is_never_changed() -> None:
     network = mlp(1, 1, hidden=(4,), seed=3)
     before = {key: leaf.clone() for key, leaf in network.state_dict().items()}
-    source = Sinusoids(network, execution=PLAIN)
+    source = Sinusoids(network)
     for leaf in source.initial_params().values():
         leaf.zero_()
     learner = MetaLearner(source, inner_lr=0.1, meta_batch_size=2, learning_rate=0.1).learn(2)
@@ -187,15 +186,16 @@ def plain_loss(network: nn.Module, batch: Batch, task: int) -> Tensor:
     return nn.functional.mse_loss(network(x), y)
 
 
-@pytest.mark.parametrize("execution", [PLAIN, Execution(trace=True)], ids=["plain", "traced"])
-def test_loss_score_and_derivatives_are_those_of_plain_autograd(execution: Execution) -> None:
-    source = Sinusoids(SMALL, shots=6, execution=execution)
+@pytest.mark.parametrize("engine", [Engine(record=False), Engine()], ids=["plain", "recorded"])
+def test_loss_score_and_derivatives_are_those_of_plain_autograd(engine: Engine) -> None:
+    source = Sinusoids(SMALL, shots=6)
     tasks = source.sample(3, np.random.default_rng(0))
     batch = tasks.draw({}, "inner")
     w = tree.broadcast(source.initial_params(), 3)
-    found, minus = gradients(tasks, w, batch), scores(tasks, w, batch)
     ones = {key: torch.ones_like(leaf) for key, leaf in w.items()}
-    curvature = hessian_vector_products(tasks, w, batch, ones)
+    with engine.current():
+        found, minus = gradients(tasks, w, batch), scores(tasks, w, batch)
+        curvature = hessian_vector_products(tasks, w, batch, ones)
     for task in range(3):
         loss = plain_loss(SMALL, batch, task)
         assert float(minus[task]) == pytest.approx(-loss.item(), rel=1e-12)
@@ -211,7 +211,7 @@ def test_loss_score_and_derivatives_are_those_of_plain_autograd(execution: Execu
 
 
 def test_meta_gradient_is_that_of_an_unrolled_graph() -> None:
-    source = Sinusoids(SMALL, shots=6, execution=PLAIN)
+    source = Sinusoids(SMALL, shots=6)
     tasks = source.sample(3, np.random.default_rng(0))
     method = make_method("maml", 0.05, 2)
     found = method.update(source.initial_params(), tasks, method.inner).grads

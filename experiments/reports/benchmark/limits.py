@@ -103,11 +103,6 @@ class Tallied(TaskWrapper):
         self._tally = tally
         self._last: tuple[Role, int] = ("inner", 0)
 
-    @property
-    def execution_key(self) -> TaskBatch:
-        """As of the tasks inside: losses and scores do not read the tally."""
-        return self.tasks
-
     def draw(self, params: Params, role: Role) -> Batch:
         start = time.perf_counter()
         batch = super().draw(params, role)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from metarl import MetaLearner
-from metarl.engine import Execution
+from metarl.engine import Engine
 from metarl.experiments.common.config import TrainConfig, build_learner, build_source
 from metarl.experiments.reports.benchmark.limits import Product, TalliedSource, Tally
 from metarl.experiments.reports.benchmark.measure import Call, Job, Workload, measure
@@ -178,10 +178,11 @@ def rollout(config: TrainConfig) -> Job:
     """One rollout of all tasks."""
     source, tally = build_source(config), Tally()
     tasks = source.sample(config.meta_batch_size, np.random.default_rng(0))
-    params = broadcast(source.initial_params(), config.meta_batch_size)
+    params, engine = broadcast(source.initial_params(), config.meta_batch_size), Engine()
 
     def run() -> None:
-        mask = tasks.rollout(params).episodes.mask
+        with engine.current():
+            mask = tasks.rollout(params).episodes.mask
         for kind in ("drawn", "forward"):
             tally.inputs[kind, "inner"] += int(tasks.cost({"mask": mask})["env_steps"])
 
@@ -213,9 +214,9 @@ def images(device: str, work: ImageWork, chosen: bool) -> Job:
     made = tuple(torch.rand(1 + work.queries, 1, 28, 28, generator=generator) for _ in range(work.ways))
     classes = ClassSet(tuple(map(str, range(work.ways))), made)
     network = networks.conv4(1, 28, work.ways, filters=work.filters)
-    how = Execution(trace=chosen)
-    source = FewShot(classes, network, ways=work.ways, queries=work.queries, execution=how, device=device)
-    learner = MetaLearner(source, "maml", inner_lr=0.1, inner_steps=5, meta_batch_size=work.tasks)
+    source = FewShot(classes, network, ways=work.ways, queries=work.queries, device=device)
+    engine = Engine(record=chosen)
+    learner = MetaLearner(source, "maml", inner_lr=0.1, inner_steps=5, meta_batch_size=work.tasks, engine=engine)
     product = Product(work.tasks, 2000, 9 * work.filters, work.filters)
     return learning(learner, network, torch.zeros(2, 1, 28, 28, device=device), product)
 

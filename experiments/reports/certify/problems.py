@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from metarl import tree
-from metarl.engine import Execution
+from metarl.engine import Engine
 from metarl.envs.exact.enumeration import EnumeratedTaskBatch, sampled_objective, sampled_product
 from metarl.envs.exact.expected_update import Estimate, expected_update, product_form
 from metarl.envs.exact.gaussian_bandit import GaussianBandit
@@ -149,12 +149,10 @@ def mdp(discount: float = 1.0, discount_weights: bool = True, steps: int = 1) ->
         if estimator.update not in LINEAR:
             return None
         surrogate = make_surrogate(estimator.surrogate, LAMBDA.get(estimator.surrogate))
-        execution = Execution(chunk_size=4096)
-        batch = EnumeratedTaskBatch(
-            tasks, one, policy, surrogate, estimator.steps, execution, discount, discount_weights
-        )
+        batch = EnumeratedTaskBatch(tasks, one, policy, surrogate, estimator.steps, discount, discount_weights)
         method = estimator.method(alpha)
-        grads = method.update(params, batch, method.inner).grads
+        with Engine(record=False, chunk_size=4096).current():
+            grads = method.update(params, batch, method.inner).grads
         mean = tasks.horizon * tree.flatten({k: v[None] for k, v in batch.expectation(grads).items()})[0]
         return Expectation(mean, tasks.horizon * float(batch.deviation(grads)))
 

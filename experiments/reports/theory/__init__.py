@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarl.checkpoint import write_atomically
+from metarl.engine import Engine
 from metarl.experiments.common import cli
 from metarl.experiments.reports.theory import (
     batches,
@@ -88,7 +89,8 @@ def check(number: int, quick: bool, folder: Path) -> CheckedClaim:
     """Check one claim and save its picture in `folder`."""
     claim = CLAIMS[number]
     start = time.perf_counter()
-    findings = claim.check(quick)
+    with Engine().current():  # also of the learners in the claims, which share its records
+        findings = claim.check(quick)
     seconds = time.perf_counter() - start
     picture = folder / f"theory_{claim.name}.png"
     write_atomically(picture, findings.figure.savefig)

@@ -5,7 +5,6 @@ import torch
 from matplotlib.axes import Axes
 
 from metarl import make_method
-from metarl.engine import Execution
 from metarl.experiments.reports.theory.common import TITLES, Findings, Row, is_near, label, listing, panels, scientific
 from metarl.experiments.reports.theory.numerics import (
     ORIGIN,
@@ -62,7 +61,7 @@ def vanishing(ax: Axes, quick: bool) -> list[Row]:
     """Stationary |grad F| of each method for growing batches."""
     sizes, iterations = ([2, 64], 80) if quick else ([1, 4, 16, 64], 800)
     problem = lopsided()
-    everything = logistic_tasks(problem, execution=Execution(trace=True))
+    everything = logistic_tasks(problem)
     alpha = ALPHA_L / smoothness(problem)
     exact = grad_norm(everything, alpha)
     start = find_zero(direction(make_method("maml", alpha), everything), ORIGIN)
@@ -100,6 +99,6 @@ def lopsided() -> Logistic:
 
 def minibatches(problem: Logistic, size: int, start: Vector) -> FiniteSumSource:
     """The problem with minibatches of one size for every role, starting at `start`."""
-    sizes, execution = BatchSizes(size, size, size), Execution(trace=True)
-    tasks = logistic_tasks(problem, batch_sizes=sizes, generator=torch.Generator(), execution=execution)
+    sizes = BatchSizes(size, size, size)
+    tasks = logistic_tasks(problem, batch_sizes=sizes, generator=torch.Generator())
     return FiniteSumSource(tasks, {"w": start})

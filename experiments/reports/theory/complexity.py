@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from metarl import make_method
-from metarl.engine import Execution
 from metarl.experiments.reports.theory.common import TITLES, Findings, Row, label, panels
 from metarl.experiments.reports.theory.numerics import P2, KeepValues, descend, grad_norm, slope
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
@@ -75,7 +74,7 @@ def tail_loss(params: Params, batch: Batch) -> Tensor:
 def slow_tail(trajectories: Axes, power_plot: Axes, iterations: int) -> list[Row]:
     """Three tasks whose gradient dies slowly."""
     centres = torch.tensor([[-0.5], [0.0], [0.5]], dtype=torch.float64)
-    tasks = FiniteSumTaskBatch(tail_loss, {"c": centres}, execution=Execution(trace=True))
+    tasks = FiniteSumTaskBatch(tail_loss, {"c": centres})
     source = FiniteSumSource(tasks, {"w": torch.ones(1, dtype=torch.float64)})
     alpha, expected, rows = 0.5 / TAIL, (2 + TAIL) / (1 + TAIL), []
     for name in ("maml", "hf_maml"):

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from metarl import make_method
-from metarl.engine import Execution
 from metarl.experiments.reports.theory.common import Findings, Row, is_near, label, listing, panels, scientific
 from metarl.experiments.reports.theory.numerics import (
     P2,
@@ -58,7 +57,7 @@ def at(function: Callable[[Tensor], Tensor], x: Tensor) -> FiniteSumTaskBatch:
     def loss(params: Params, batch: Batch) -> Tensor:
         return function(params["w"] + batch["x"]).sum()
 
-    return FiniteSumTaskBatch(loss, {"x": x[:, None]}, execution=Execution(trace=True))
+    return FiniteSumTaskBatch(loss, {"x": x[:, None]})
 
 
 IMPLICIT = make_method("imaml", 0.5, 60, lam=1.0, cg_steps=2)

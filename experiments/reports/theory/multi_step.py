@@ -7,7 +7,6 @@ from torch import Tensor
 
 from metarl import Inner, make_method, tree
 from metarl.derivatives import hessian_vector_products
-from metarl.engine import Execution
 from metarl.experiments.reports.theory.common import Findings, Row, label, listing, panels
 from metarl.experiments.reports.theory.numerics import (
     ORIGIN,
@@ -32,7 +31,6 @@ from metarl.wrappers import CountCost
 SOURCE = "Ji, Yang, Liang 2022"
 STEPS = (1, 2, 4, 8, 16, 32)
 FIXED = 0.5  # alpha L
-EXECUTION = Execution(trace=True)
 
 
 def check(quick: bool = False) -> Findings:
@@ -137,7 +135,7 @@ def variances(ax: Axes, replicas: int) -> list[Row]:
 def variance(problem: Quadratics, alpha: float, steps: int, replicas: int) -> float:
     """Of the meta-gradient at w = 0, one sample for each of its draws."""
     copies = Quadratics(*(leaf.expand(replicas, *leaf.shape[1:]) for leaf in problem))
-    tasks = resampled_quadratics(copies, torch.Generator().manual_seed(0), execution=EXECUTION)
+    tasks = resampled_quadratics(copies, torch.Generator().manual_seed(0))
     method = make_method("multi_step_maml", alpha, steps)
     return average(method.update({"w": ORIGIN}, tasks, method.inner)).spread ** 2
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from metarl import MetaLearner, make_method
 from metarl.callbacks import Callback, Metrics
-from metarl.engine import Execution
 from metarl.experiments.common import cli
 from metarl.experiments.reports.theory.common import Findings, Row, label, panels
 from metarl.experiments.reports.theory.numerics import Direction, KeepValues, difference_quotient, direction, slope
@@ -33,7 +32,7 @@ def loss(params: Params, batch: Batch) -> Tensor:
 def source(start: float) -> FiniteSumSource:
     """Four tasks; MAML's objective has its minimum at zero."""
     centres = torch.tensor(CENTRES, dtype=torch.float64)[:, None]
-    tasks = FiniteSumTaskBatch(loss, {"c": centres}, execution=Execution(trace=True))
+    tasks = FiniteSumTaskBatch(loss, {"c": centres})
     return FiniteSumSource(tasks, {"w": torch.tensor([start], dtype=torch.float64)})
 
 

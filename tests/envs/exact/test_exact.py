@@ -14,7 +14,7 @@ from torch.func import grad, jacrev
 
 from metarl import MetaLearner
 from metarl.agents import make_policy
-from metarl.engine import Execution
+from metarl.engine import Engine
 from metarl.envs import FunctionalDistribution, GaussianBandit, LinearGaussian, TabularMDP, make_distribution
 from metarl.envs.exact.enumeration import (
     EnumeratedTaskBatch,
@@ -286,8 +286,9 @@ def expectation_of(
     method = make_method(outer, 0.5 * tasks.horizon, steps, **options)
     policy = TabularSoftmax(tasks.num_states, tasks.num_actions).double()
     loss = make_surrogate(surrogate, 0.5 if surrogate == "loaded_dice" else None)
-    ways = EnumeratedTaskBatch(tasks, task, policy, loss, steps, Execution(chunk_size=200))
-    return ways.expectation(method.update(params, ways, method.inner).grads)["logits"], ways
+    ways = EnumeratedTaskBatch(tasks, task, policy, loss, steps)
+    with Engine(record=False, chunk_size=200).current():
+        return ways.expectation(method.update(params, ways, method.inner).grads)["logits"], ways
 
 
 @pytest.mark.parametrize("surrogate", sorted(SURROGATES))

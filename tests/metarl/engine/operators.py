@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 from torch.utils import _pytree as pytree
 
+from metarl.engine.graph import trace
+from metarl.engine.memory import NotRecordableError
 from metarl.engine.program import NotPlannableError, Plan, Program
-from metarl.engine.recording import NotRecordableError
-from metarl.engine.tracing import traced
 
 TASKS = 3
 Function = Callable[..., list[Tensor]]
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-def outcome(case: Case, compiled: bool = True) -> Outcome:
+def outcome(case: Case) -> Outcome:
     """Record, run on other data, compare."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # prototypes, deprecations and complex parts: the operators' own
@@ -51,13 +51,11 @@ def outcome(case: Case, compiled: bool = True) -> Outcome:
         except Exception as error:
             return Outcome("plain fails", str(error)[:80])
         try:
-            program = Program(Plan(traced(case.function, case.first).graph))
+            program = Program(Plan(trace(case.function, case.first).graph))
         except (NotRecordableError, NotPlannableError) as error:
             return Outcome("refused", str(error).split("\n")[0])
         except Exception as error:  # no record either, and the reason is torch's
             return Outcome("refused", f"{type(error).__name__}: {str(error).strip()[:100]}")
-        if not compiled:
-            program._rest._parts = None
         try:
             with torch.no_grad():
                 found = program.run(case.then)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metarl.engine import calls
+from metarl.engine.graph import trace
 from metarl.engine.program import Plan, Program
-from metarl.engine.tracing import traced
 
 N = 4  # every tensor in the pool is [N, N], so that all operations fit
 
@@ -99,7 +99,7 @@ def check(steps: list[Step], recorded_on: str, derivative: bool) -> None:
         expected = function(*then)
     except RuntimeError:  # torch refuses it, as a product of integers with floats
         reject()
-    program = Program(Plan(traced(function, first).graph))
+    program = Program(Plan(trace(function, first).graph))
     for _ in range(2):
         for found, wanted in zip(program.run(then), expected, strict=True):
             assert found.dtype == wanted.dtype
@@ -116,7 +116,7 @@ def test_random_compositions(steps: list[Step], recorded_on: str, derivative: bo
 @given(STEPS, st.sampled_from(sorted(RECORDED_ON)))
 def test_random_compositions_called_one_by_one(steps: list[Step], recorded_on: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calls.Script, "_function", lambda *_: None)
+        patch.setattr(calls, "use_torchscript", False)
         check(steps, recorded_on, derivative=False)
 
 
@@ -127,6 +127,7 @@ def test_many_random_compositions(steps: list[Step], recorded_on: str, derivativ
     check(steps, recorded_on, derivative)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", [*MAKE, *WRITE])
 def test_every_step_alone(name: str) -> None:
     for recorded_on in RECORDED_ON:

@@ -1,4 +1,4 @@
-"""A wrong record is found on live data, whatever made it wrong; a right one is not suspected."""
+"""A wrong record is found on live data, whatever made it wrong; a right one passes."""
 
 import gc
 import threading
@@ -14,11 +14,8 @@ from torch import Tensor
 
 from metarl import OUTER, MetaLearner
 from metarl.derivatives import gradients, hessian_vector_products
-from metarl.engine import Execution, RecordWarning
-from metarl.engine import record as record_module
-from metarl.engine import repeated as repeated_module
-from metarl.engine.live import difference, is_due
-from metarl.engine.repeated import Repeated, repeat
+from metarl.engine import Engine, RecordWarning, RepeatedFunction, chunks, steps
+from metarl.engine.compare import Uses, difference
 from metarl.engine.walk import Walk
 from metarl.supervised import FiniteSumTaskBatch
 from metarl.supervised.sinusoid import Sinusoids
@@ -69,24 +66,25 @@ def test_a_record_that_goes_wrong_is_given_up(
 ) -> None:
     if chunk_size == 1 and fault in ("one task", "another task's"):
         pytest.skip("a chunk is one task")
-    make, faulty = record_module.make_runner, threading.Event()
+    make, faulty, engine = chunks.make_runner, threading.Event(), Engine(chunk_size=chunk_size)
 
     def spoiled(*arguments: Any) -> Faulty:
         return Faulty(make(*arguments), lambda out: FAULTS[fault](out) if faulty.is_set() else out)
 
-    monkeypatch.setattr(record_module, "make_runner", spoiled)
-    tasks = FiniteSumTaskBatch(cubes, data()[1], execution=Execution(trace=True, chunk_size=chunk_size))
+    monkeypatch.setattr(chunks, "make_runner", spoiled)
     params, batch = data()
-    wanted = gradients(tasks, params, batch)["w"]
-    faulty.set()  # after the first comparison
-    with pytest.warns(RecordWarning, match="record of gradients is wrong at use 2 .* off by"):
-        found = gradients(tasks, params, batch)["w"]
-    torch.testing.assert_close(found, wanted)
-    torch.testing.assert_close(gradients(tasks, params, batch)["w"], wanted)  # plain from now on, without a word
+    tasks = FiniteSumTaskBatch(cubes, batch)
+    with engine.current():
+        wanted = gradients(tasks, params, batch)["w"]
+        faulty.set()  # after the first comparison
+        with pytest.warns(RecordWarning, match="record of gradients is wrong at use 2 .* off by"):
+            found = gradients(tasks, params, batch)["w"]
+        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(gradients(tasks, params, batch)["w"], wanted)  # plain from now on, without a word
 
 
 def test_steps_of_a_rollout_that_go_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    make, faulty = repeated_module.make_runner, threading.Event()
+    make, faulty = steps.make_runner, threading.Event()
 
     def spoiled(*arguments: Any) -> Faulty:
         return Faulty(make(*arguments), lambda out: [out[0] * 1.01, *out[1:]] if faulty.is_set() else out)
@@ -94,13 +92,12 @@ def test_steps_of_a_rollout_that_go_wrong(monkeypatch: pytest.MonkeyPatch) -> No
     def step(state: Tensor, runs: Tensor, noise: Tensor) -> list[Tensor]:
         return [state.sin() + noise, runs, state]
 
-    monkeypatch.setattr(repeated_module, "make_runner", spoiled)
-    record, noise = Repeated("steps", step), torch.linspace(0, 1, 12).view(4, 3)
+    monkeypatch.setattr(steps, "make_runner", spoiled)
+    engine, noise = Engine(), torch.linspace(0, 1, 12).view(4, 3)
     carried = [torch.ones(3), torch.ones(3, dtype=torch.bool)]
 
     def run() -> Tensor:
-        with record.bound([], [*carried, noise[0]]) as runner:
-            return repeat(runner, carried, [noise])[1][0]
+        return engine.repeat(RepeatedFunction("steps", step, [], (step,), None), carried, [noise])[1][0]
 
     wanted = run()
     faulty.set()
@@ -110,7 +107,7 @@ def test_steps_of_a_rollout_that_go_wrong(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_uses_that_are_compared() -> None:
-    assert [use for use in range(1, 70) if is_due(use)] == [1, 2, 4, 8, 16, 32, 64]
+    assert [use for use in range(1, 70) if Uses.is_due(use)] == [1, 2, 4, 8, 16, 32, 64]
 
 
 def fresh(name: str) -> tuple[Callable[[Sequence[Tensor]], list[Tensor]], list[Tensor]]:
@@ -149,13 +146,14 @@ def test_random_numbers_are_not_disturbed() -> None:
 
 def test_products_of_two_other_losses() -> None:
     params, batch = data()
-    tasks = FiniteSumTaskBatch(cubes, batch, execution=Execution(trace=True))
+    tasks, engine = FiniteSumTaskBatch(cubes, batch), Engine()
     for power in (2, 3, 4):
 
         def loss(params: Params, batch: Batch, power: int = power) -> Tensor:
             return params["w"].pow(power).sum()
 
-        found = hessian_vector_products(tasks, params, batch, {"w": torch.ones(3, 4)}, loss)["w"]
+        with engine.current():
+            found = hessian_vector_products(tasks, params, batch, {"w": torch.ones(3, 4)}, loss)["w"]
         torch.testing.assert_close(found, power * (power - 1) * params["w"].pow(power - 2))
 
 
@@ -164,31 +162,34 @@ class Weighted(TaskWrapper):
 
     weight = 1.0
 
-    def loss(self, params: Params, batch: Batch) -> Tensor:
+    def loss(self, params: Params, batch: Batch) -> Tensor:  # type: ignore[override]
         return self.weight * super().loss(params, batch)
 
 
 def test_a_wrapper_with_another_loss_has_its_own_record() -> None:
     params, batch = data()
-    tasks = FiniteSumTaskBatch(cubes, batch, execution=Execution(trace=True))
-    plain, weighted = gradients(tasks, params, batch)["w"], Weighted(tasks)
-    for weight in (2.0, 3.0):
-        weighted.weight = weight
-        torch.testing.assert_close(gradients(weighted, params, batch)["w"], weight * plain)
+    tasks = FiniteSumTaskBatch(cubes, batch)
+    weighted = Weighted(tasks)
+    with Engine().current():
+        plain = gradients(tasks, params, batch)["w"]
+        for weight in (2.0, 3.0):
+            weighted.weight = weight
+            torch.testing.assert_close(gradients(weighted, params, batch)["w"], weight * plain)
 
 
-def test_threads_that_share_an_execution() -> None:
+def test_threads_that_share_an_engine() -> None:
     params, batch = data()
-    execution, wrong = Execution(trace=True), []
+    engine, wrong = Engine(), []
     losses = [lambda p, b, k=k: (p["w"] * b["x"] * k).sin().sum() for k in (1.0, 2.0, 3.0)]
-    tasks = [FiniteSumTaskBatch(loss, batch, execution=execution) for loss in losses]
-    wanted = [gradients(FiniteSumTaskBatch(t.loss, batch), params, batch)["w"] for t in tasks]
+    tasks = [FiniteSumTaskBatch(loss, batch) for loss in losses]
+    wanted = [gradients(t, params, batch)["w"] for t in tasks]
 
     def work(number: int) -> None:
-        for _ in range(100):
-            found = gradients(tasks[number], params, batch)["w"]
-            if not torch.allclose(found, wanted[number], rtol=1e-5, atol=1e-6):
-                wrong.append(number)
+        with engine.current():
+            for _ in range(100):
+                found = gradients(tasks[number], params, batch)["w"]
+                if not torch.allclose(found, wanted[number], rtol=1e-5, atol=1e-6):
+                    wrong.append(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1, 2)]
     for thread in threads:
@@ -200,15 +201,13 @@ def test_threads_that_share_an_execution() -> None:
 
 def test_records_are_bounded_and_making_them_again_and_again_is_told() -> None:
     params, batch = data()
-    execution = Execution(trace=True)
-    with warnings.catch_warnings(record=True) as caught:
+    engine = Engine()
+    with warnings.catch_warnings(record=True) as caught, engine.current():
         warnings.simplefilter("always")
-        for number in range(40):
-            tasks = FiniteSumTaskBatch(
-                lambda p, b, k=float(number): (p["w"] * k).pow(2).sum(), batch, execution=execution
-            )
+        for number in range(70):
+            tasks = FiniteSumTaskBatch(lambda p, b, k=float(number): (p["w"] * k).pow(2).sum(), batch)
             torch.testing.assert_close(gradients(tasks, params, batch)["w"], 2 * number**2 * params["w"])
-    assert len(execution._kept) == 32
+    assert len(engine._cache) == 64
     assert ["recorded 8 times" in str(w.message) for w in caught].count(True) == 1
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metarl.engine import calls
+from metarl.engine import Engine, RepeatedFunction, calls
+from metarl.engine.graph import trace
+from metarl.engine.memory import NotRecordableError
 from metarl.engine.program import Plan, Program
-from metarl.engine.recording import NotRecordableError, record
-from metarl.engine.repeated import Operations, Repeated, repeat
-from metarl.engine.tracing import traced
+from metarl.engine.recorder import record_operations
+from metarl.engine.runners import PlainRunner, repeat
 
 aten = torch.ops.aten
 
@@ -49,16 +50,14 @@ def used_late(views: Callable[[Tensor], Sequence[Tensor]], x: Tensor) -> list[Te
     return [*once, sum(other[1:], other[0]), *(piece * 2 + 1 for piece in pieces), *pieces]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", VIEWS)
-def test_views_keep_their_memory(name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_keep_their_memory(name: str) -> None:
     def function(x: Tensor) -> list[Tensor]:
         return used_late(VIEWS[name], x)
 
-    if not compiled:
-        monkeypatch.setattr(calls.Script, "_function", lambda *_: None)
     for first in (torch.zeros(4, 4), torch.ones(4, 4)):
-        program = Program(Plan(traced(function, [first]).graph))
+        program = Program(Plan(trace(function, [first]).graph))
         for seed in range(2):
             x = torch.randn(4, 4, generator=torch.Generator().manual_seed(seed))
             same(program.run([x]), function(x))
@@ -84,7 +83,7 @@ def same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
     ],
 )
 def test_results_that_share_memory(function: Callable[..., list[Tensor]]) -> None:
-    program = Program(Plan(traced(function, [torch.zeros(4, 4), torch.zeros(4, 4)]).graph))
+    program = Program(Plan(trace(function, [torch.zeros(4, 4), torch.zeros(4, 4)]).graph))
     x, y = torch.randn(2, 4, 4)
     same(program.run([x, y]), function(x, y))
 
@@ -92,21 +91,23 @@ def test_results_that_share_memory(function: Callable[..., list[Tensor]]) -> Non
 @pytest.mark.parametrize("given_twice", [True, False])
 def test_one_tensor_given_twice_when_recorded(given_twice: bool) -> None:
     x = torch.ones(3)
-    program = Program(Plan(traced(lambda a, b: [a - 2 * b], [x, x if given_twice else x.view(3)]).graph))
+    program = Program(Plan(trace(lambda a, b: [a - 2 * b], [x, x if given_twice else x.view(3)]).graph))
     assert program.run([torch.ones(3), torch.zeros(3)])[0].tolist() == [1.0] * 3
-    record = Repeated("difference", lambda a, b: [a - 2 * b])
-    with compared(record, [x], [x]) as runner:
+    with program_of(lambda a, b: [a - 2 * b], [x], [x]) as runner:
         runner.bind([torch.ones(3)])
         assert runner.run([torch.zeros(3)])[0].tolist() == [1.0] * 3
 
 
 @contextmanager
-def compared(record: Repeated, constants: list[Tensor], inputs: list[Tensor]) -> Iterator[Program]:
+def program_of(
+    function: Callable[..., list[Tensor]], constants: list[Tensor], inputs: list[Tensor]
+) -> Iterator[Program]:
     """The program itself: the first two runners compare their steps with the function."""
+    engine, repeated = Engine(), RepeatedFunction("steps", function, constants, (function,), None)
     for _ in range(2):
-        with record.bound(constants, inputs):
+        with engine.bind(repeated, inputs):
             pass
-    with record.bound(constants, inputs) as runner:
+    with engine.bind(repeated, inputs) as runner:
         assert isinstance(runner, Program)
         yield runner
 
@@ -121,13 +122,14 @@ STEPS: dict[str, Callable[..., list[Tensor]]] = {
 }
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", STEPS)
 def test_what_is_carried_is_read_before_it_is_written(name: str) -> None:
     carried = [torch.tensor([1.0, 2.0]), torch.tensor([-10.0, 20.0]), torch.ones(2, dtype=torch.bool)]
     noise, factor = torch.randn(5, 2), torch.ones(())
-    plain = Operations(STEPS[name])
+    plain = PlainRunner(STEPS[name])
     plain.bind([factor])
-    with compared(Repeated("steps", STEPS[name]), [factor], [*carried, noise[0]]) as runner:
+    with program_of(STEPS[name], [factor], [*carried, noise[0]]) as runner:
         for found, wanted in zip(repeat(runner, carried, [noise]), repeat(plain, carried, [noise]), strict=True):
             same(found, wanted)
 
@@ -154,6 +156,7 @@ def writes_into_a_constant_made_here(x: Tensor) -> list[Tensor]:
     return [total]
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("over_tasks", [True, False])
 @pytest.mark.parametrize("function", [writes_into_a_piece, writes_by_several, writes_into_a_constant_made_here])
 def test_writes_into_what_was_made(function: Callable[[Tensor], list[Tensor]], over_tasks: bool) -> None:
@@ -161,7 +164,7 @@ def test_writes_into_what_was_made(function: Callable[[Tensor], list[Tensor]], o
         pytest.skip("vmap refuses to write what depends on the task into what does not")
     wanted: Callable[..., list[Tensor]] = vmap(function) if over_tasks else function
     shape = (3, 4, 4) if over_tasks else (4, 4)
-    program = Program(Plan(traced(wanted, [torch.zeros(shape)]).graph))
+    program = Program(Plan(trace(wanted, [torch.zeros(shape)]).graph))
     x = torch.randn(shape)
     same(program.run([x]), wanted(x))
 
@@ -183,7 +186,7 @@ BUFFER = torch.zeros(3)
 def test_writes_into_what_was_there_are_refused(function: Callable[[Tensor], list[Tensor]], owner: str) -> None:
     x = torch.ones(3)
     with pytest.raises(NotRecordableError, match=owner):
-        traced(function, [x])
+        trace(function, [x])
     assert x.tolist() == [1.0] * 3  # and have not happened
     assert BUFFER.tolist() == [0.0] * 3
 
@@ -195,7 +198,7 @@ def test_hidden_views_are_not_written_into() -> None:
         return [z.add_(1), y]
 
     with pytest.raises(NotRecordableError, match="_unsafe_view"):
-        traced(function, [torch.ones(3)])
+        trace(function, [torch.ones(3)])
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ def test_hidden_views_are_not_written_into() -> None:
 )
 def test_tensors_in_disguise(function: Callable[[Tensor], list[Tensor]]) -> None:
     """They are found by their memory, and not taken for constants."""
-    program = Program(Plan(traced(function, [torch.zeros(3)]).graph))
+    program = Program(Plan(trace(function, [torch.zeros(3)]).graph))
     x = torch.randn(3)
     same(program.run([x]), function(x))
 
@@ -225,7 +228,7 @@ def test_tensors_in_disguise(function: Callable[[Tensor], list[Tensor]]) -> None
 def test_memory_is_not_read_in_passing(function: Callable[[Tensor], list[Tensor]]) -> None:
     function(torch.ones(3))
     with pytest.raises(NotRecordableError):
-        record(function, [torch.ones(3)])
+        record_operations(function, [torch.ones(3)])
 
 
 def operations_that_write_over_their_arguments() -> list[str]:

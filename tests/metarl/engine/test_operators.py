@@ -40,7 +40,7 @@ def database() -> list[Any]:
     return list(op_db)
 
 
-def count(chosen: Iterable[Case], compiled: bool = True) -> collections.Counter[tuple[str, str]]:
+def count(chosen: Iterable[Case]) -> collections.Counter[tuple[str, str]]:
     """How many came out how, by what was computed; raises for what is different."""
     found: collections.Counter[tuple[str, str]] = collections.Counter()
     different = []
@@ -48,7 +48,7 @@ def count(chosen: Iterable[Case], compiled: bool = True) -> collections.Counter[
         if case.operator in EXCEPTED:
             found[case.kind, "excepted"] += 1
             continue
-        word, reason = outcome(case, compiled)
+        word, reason = outcome(case)
         found[case.kind, word] += 1
         assert reason or word == "equal"
         if word == "different":
@@ -70,8 +70,8 @@ def test_a_sample_of_the_operators(dtype: torch.dtype) -> None:
 
 
 def test_a_sample_called_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls.Script, "_function", lambda *_: None)  # as where nothing can be compiled
-    found = count((case for x in sample()[::4] for case in cases(x, torch.float32, 1)), compiled=False)
+    monkeypatch.setattr(calls, "use_torchscript", False)
+    found = count(case for x in sample()[::4] for case in cases(x, torch.float32, 1))
     assert found["values", "equal"] > 5
 
 

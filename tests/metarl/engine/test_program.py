@@ -1,21 +1,25 @@
 """Recorded programs against the functions they were recorded from."""
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from metarl.engine import Execution, calls
-from metarl.engine.calls import Script
+from metarl.engine import Engine, RepeatedFunction, calls, chunks
+from metarl.engine.calls import CallList
+from metarl.engine.graph import trace
 from metarl.engine.program import Arena, NotPlannableError, Plan, Program
-from metarl.engine.repeated import Operations, Repeated, repeat
+from metarl.engine.runners import PlainRunner, repeat
 from metarl.engine.threads import over_threads
-from metarl.engine.tracing import traced
 
 Function = Callable[..., Sequence[Tensor]]
+
+both_ways = pytest.mark.usefixtures("way")
 
 
 @pytest.fixture(autouse=True)
@@ -73,52 +77,88 @@ def same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@both_ways
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_is_the_function(function: Function) -> None:
-    program = Program(Plan(traced(function, inputs()).graph))
+    program = Program(Plan(trace(function, inputs()).graph))
     for given in (inputs(), [2 * x for x in inputs()]):  # nothing of the first run is left in the second
         before = [x.clone() for x in given]
         same(program.run(given), function(*given))
         same(given, before)
 
 
+@both_ways
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("constants", [1, 2])
 def test_with_some_inputs_bound(function: Function, constants: int) -> None:
     first = inputs()
-    program = Program(Plan(traced(function, first).graph, constants))
+    program = Program(Plan(trace(function, first).graph, constants))
     for fixed in (inputs(), inputs()):
         program.bind(fixed[:constants])
         for rest in (inputs()[constants:], inputs()[constants:]):
             same(program.run(rest), function(*fixed[:constants], *rest))
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_called_one_by_one_where_it_cannot_be_compiled(
-    function: Function, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(source: str) -> None:
-        raise RuntimeError("no compiler today")
+def refuse(source: str) -> None:
+    raise RuntimeError("no compiler today")
 
-    graph = traced(function, inputs()).graph
-    monkeypatch.setattr(torch.jit, "CompilationUnit", refuse)
-    calls._compiled.cache_clear()
+
+def warn(source: str) -> Any:
+    warnings.warn("TorchScript is deprecated", DeprecationWarning, stacklevel=2)
+    return torch._C.CompilationUnit(source)
+
+
+def without_jit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "jit")
+
+
+MISSING: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "no compiler today": lambda patch: patch.setattr(torch.jit, "CompilationUnit", refuse),
+    "module 'torch' has no attribute 'jit'": without_jit,
+    "module 'torch.jit' has no attribute 'optimized_execution'": lambda patch: patch.delattr(
+        torch.jit, "optimized_execution"
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", MISSING)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_called_one_by_one_where_torchscript_is_missing(
+    function: Function, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = trace(function, inputs()).graph
     program, given = Program(Plan(graph)), inputs()
+    wanted = function(*given)
+    MISSING[reason](monkeypatch)
+    calls.compile_script.cache_clear()
     with caplog.at_level(logging.INFO):
-        same(program.run(given), function(*given))
-        same(program.run(given), function(*given))
-    assert [r.message for r in caplog.records] == ["operations are called one by one: no compiler today"]
+        found = [[x.clone() for x in program.run(given)] for _ in range(2)]
+    monkeypatch.undo()
+    for results in found:
+        same(results, wanted)
+    assert [r.message for r in caplog.records] == [f"operations are called one by one: {reason}"]
+
+
+def test_warnings_that_torchscript_is_deprecated_are_no_errors(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.jit, "CompilationUnit", warn)
+    calls.compile_script.cache_clear()
+    with caplog.at_level(logging.INFO):
+        Program(Plan(trace(layer, inputs()).graph)).run(inputs())
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_what_can_be_compiled_is(function: Function, caplog: pytest.LogCaptureFixture) -> None:
-    calls._compiled.cache_clear()
+    calls.compile_script.cache_clear()
     with caplog.at_level(logging.INFO):
-        Program(Plan(traced(function, inputs()).graph)).run(inputs())
+        Program(Plan(trace(function, inputs()).graph)).run(inputs())
     assert not caplog.records
-    assert calls._compiled.cache_info().currsize == 1
+    assert calls.compile_script.cache_info().currsize == 1
 
 
+@both_ways
 def test_convolutions_and_normalisation() -> None:
     layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), nn.MaxPool2d(2)]
     network = nn.Sequential(*layers)
@@ -132,20 +172,21 @@ def test_convolutions_and_normalisation() -> None:
         return list(vmap(grad(loss, argnums=tuple(range(len(params)))))(*leaves))
 
     given = [torch.stack([leaf, leaf + 0.1]) for leaf in params.values()] + [torch.randn(2, 6, 1, 9, 9).double()]
-    same(Program(Plan(traced(gradients, given).graph)).run(given), gradients(*given))
+    same(Program(Plan(trace(gradients, given).graph)).run(given), gradients(*given))
 
 
 def test_random_numbers_are_not_planned() -> None:
     def noisy(x: Tensor) -> list[Tensor]:
         return [x + torch.rand_like(x), x + torch.rand_like(x)]
 
-    graph = traced(noisy, [torch.zeros(50)])
+    graph = trace(noisy, [torch.zeros(50)])
     first, second = graph(torch.zeros(50))
     assert not torch.equal(first, second)  # nor are two draws taken for one
     with pytest.raises(NotPlannableError, match="random numbers"):
         Plan(graph.graph)
 
 
+@both_ways
 def test_places_are_used_again() -> None:
     def chain(x: Tensor) -> list[Tensor]:
         for _ in range(20):
@@ -153,32 +194,33 @@ def test_places_are_used_again() -> None:
         return [x]
 
     x = torch.randn(64, 64) / 64
-    plan = Plan(traced(chain, [x]).graph)
+    plan = Plan(trace(chain, [x]).graph)
     assert plan.nbytes <= 4 * x.numel() * x.element_size()
     same(Program(plan).run([x]), chain(x))
 
 
+@both_ways
 def test_programs_that_share_their_memory() -> None:
     arena = Arena()
-    programs = [(f, Program(Plan(traced(f, inputs()).graph), arena)) for f in FUNCTIONS]
+    programs = [(f, Program(Plan(trace(f, inputs()).graph), arena)) for f in FUNCTIONS]
     for _ in range(2):
         for function, program in programs:
             given = inputs()
             same(program.run(given), function(*given))
     with pytest.raises(ValueError, match="arena must be None for a plan with constants"):
-        Program(Plan(traced(layer, inputs()).graph, 1), arena)
+        Program(Plan(trace(layer, inputs()).graph, 1), arena)
 
 
 def test_the_fast_hyperbolic_tangent() -> None:
     x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([0.0, 1e-8, 100.0, -100.0, torch.inf, -torch.inf])])
-    (found,) = Program(Plan(traced(lambda x: [torch.tanh(x)], [x]).graph)).run([x])
+    (found,) = Program(Plan(trace(lambda x: [torch.tanh(x)], [x]).graph)).run([x])
     assert float((found.double() - x.double().tanh()).abs().max()) < 2e-7
-    (exact,) = Program(Plan(traced(lambda x: [torch.tanh(x)], [x.double()]).graph)).run([x.double()])
+    (exact,) = Program(Plan(trace(lambda x: [torch.tanh(x)], [x.double()]).graph)).run([x.double()])
     assert torch.equal(exact, x.double().tanh())
 
 
 def test_duplicates_are_computed_once() -> None:
-    graph = traced(lambda x: [x.exp() + x.exp(), x * 1.0 + x * 1], [torch.rand(3)]).graph
+    graph = trace(lambda x: [x.exp() + x.exp(), x * 1.0 + x * 1], [torch.rand(3)]).graph
     assert len(graph.find_nodes(op="call_function", target=torch.ops.aten.exp.default)) == 1
 
 
@@ -187,17 +229,18 @@ def counting_down(step: Tensor, state: Tensor, runs: Tensor, noise: Tensor) -> l
     return [after, runs & (after > 0), after + noise, runs]
 
 
+@both_ways
 @pytest.mark.parametrize("steps", [3, 9])
 def test_repeating_is_a_loop(steps: int) -> None:
     state, noise = torch.tensor([2.0, 5.0, 1.0]), torch.randn(steps, 3)
     carried = [state, torch.ones(3, dtype=torch.bool)]
-    record = Repeated("steps", counting_down)
-    plain = Operations(counting_down)
-    plain.bind([torch.ones(())])
+    engine, one = Engine(), torch.ones(())
+    step = RepeatedFunction("steps", counting_down, [one], (counting_down,), None)
+    plain = PlainRunner(counting_down)
+    plain.bind([one])
     for _ in range(2):  # at which the single steps are compared
-        with record.bound([torch.ones(())], [*carried, noise[0]]) as runner:
-            same(repeat(runner, carried, [noise])[1], repeat(plain, carried, [noise])[1])
-    with record.bound([torch.ones(())], [*carried, noise[0]]) as runner:
+        same(engine.repeat(step, carried, [noise])[1], repeat(plain, carried, [noise])[1])
+    with engine.bind(step, [*carried, noise[0]]) as runner:
         assert isinstance(runner, Program)
         for _ in range(2):
             found, wanted = repeat(runner, carried, [noise]), repeat(plain, carried, [noise])
@@ -207,10 +250,11 @@ def test_repeating_is_a_loop(steps: int) -> None:
     assert wanted[1][1][:, 2].tolist() == [True] + [False] * (min(steps, 5) - 1)
 
 
+@both_ways
 def test_programs_in_threads() -> None:
     threads = torch.get_num_threads()
     given = [inputs() for _ in range(40)]
-    plan = Plan(traced(gradient_of_a_network, inputs()).graph)
+    plan = Plan(trace(gradient_of_a_network, inputs()).graph)
     idle = [Program(plan) for _ in range(3)]
 
     def work(i: int) -> list[Tensor]:
@@ -252,9 +296,9 @@ def test_no_graph_is_built_in_threads() -> None:
     assert not any(x.requires_grad for x in over_threads(lambda i: w * i, range(4)))
 
 
-def test_a_script_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_list_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        Script([]).once()
+        CallList([]).run()
     assert not caplog.records  # it is compiled as any other
 
 
@@ -263,31 +307,44 @@ def squares(params: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("execution", "size"),
-    [
-        (Execution(trace=True, memory_budget=40_000), 3),
-        (Execution(trace=True, memory_budget=1), 1),
-        (Execution(trace=True, chunk_size=4), 4),
-        (Execution(trace=True), 7),
-    ],
+    ("engine", "budget", "size"),
+    [(Engine(), 40_000, 3), (Engine(), 1, 1), (Engine(chunk_size=4), chunks.CACHE, 4), (Engine(), chunks.CACHE, 7)],
     ids=str,
 )
-def test_chunks_from_a_budget(execution: Execution, size: int) -> None:
+def test_chunks_that_fit_the_memory(engine: Engine, budget: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven tasks in chunks of three: the last overlaps the one before."""
+    monkeypatch.setattr(chunks, "memory_budget", lambda device: budget)
     params, batch = {"w": torch.randn(7, 30, 30)}, {"x": torch.randn(7, 30, 30)}
-    found = execution.over_tasks("squares", squares, params, batch)
+    found = engine.over_tasks("squares", squares, params, batch)
     torch.testing.assert_close(found, vmap(squares)(params, batch))
-    (recorded,) = execution._kept
-    assert recorded.record is not None
-    assert recorded.record.chunk_size == size
+    (record,) = engine._cache
+    assert isinstance(record, chunks.TaskRecord)
+    assert record.chunk_size == size
 
 
 def test_what_is_differentiated_is_not_recorded() -> None:
     params, batch = {"w": torch.randn(2, 3, 3, requires_grad=True)}, {"x": torch.randn(2, 3, 3)}
-    Execution(trace=True).over_tasks("squares", squares, params, batch).sum().backward()
+    Engine().over_tasks("squares", squares, params, batch).sum().backward()
     assert params["w"].grad is not None
 
 
-def test_bad_budget() -> None:
-    with pytest.raises(ValueError, match="memory_budget must be an integer of at least 1, got 0"):
-        Execution(memory_budget=0)
+def step_of_a_network(w: Tensor, state: Tensor, runs: Tensor, noise: Tensor) -> list[Tensor]:
+    after = torch.tanh(state @ w) + 0.1 * noise
+    return [after, runs & (after[:, 0] < 0.99), after.square().sum(1), runs]
+
+
+def test_both_ways_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A derivative in chunks, and steps that are repeated."""
+    params, batch = {"w": torch.randn(7, 30, 30)}, {"x": torch.randn(7, 30, 30)}
+    w, noise, carried = torch.randn(4, 4), torch.randn(9, 5, 4), [torch.zeros(5, 4), torch.ones(5, dtype=torch.bool)]
+
+    def run(compiled: bool) -> list[Tensor]:
+        monkeypatch.setattr(calls, "use_torchscript", compiled)
+        engine = Engine(chunk_size=3)
+        step = RepeatedFunction("steps", step_of_a_network, [w], (step_of_a_network,), None)
+        for _ in range(3):  # in the third, steps are not compared one by one
+            at_end, kept = engine.repeat(step, carried, [noise])
+        return [engine.over_tasks("gradients", grad(squares), params, batch)["w"], *at_end, *kept]
+
+    for one, other in zip(run(True), run(False), strict=True):
+        assert torch.equal(one, other)

@@ -11,7 +11,8 @@ from torch import Tensor, fx
 from torch.func import functionalize, grad, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from metarl.engine.recording import NotRecordableError, record
+from metarl.engine.memory import NotRecordableError
+from metarl.engine.recorder import record_operations
 
 FACTOR = torch.tensor([2.0, 3.0, 4.0])
 ONE = torch.tensor(1.5)
@@ -53,7 +54,7 @@ def run(graph: fx.Graph) -> Callable[..., Sequence[Tensor]]:
 
 @pytest.mark.parametrize("function", [second_derivatives, several_results, functionalize(in_one_place)])
 def test_the_record_is_the_function_on_other_tensors(function: Callable[..., list[Tensor]]) -> None:
-    replay = run(record(function, inputs(0)))
+    replay = run(record_operations(function, inputs(0)))
     for got, wanted in zip(replay(*inputs(1)), function(*inputs(1)), strict=True):
         assert torch.equal(got, wanted)
 
@@ -66,11 +67,11 @@ def test_the_operations_are_those_that_torch_traces() -> None:
         return [name for name in found if name not in silent]
 
     traced = make_fx(second_derivatives, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs(0))
-    assert names(record(second_derivatives, inputs(0))) == names(traced.graph)
+    assert names(record_operations(second_derivatives, inputs(0))) == names(traced.graph)
 
 
 def test_every_result_is_described() -> None:
-    graph = record(lambda w, x, u: [w.mT[:, 1:] @ x.mT, w.to(torch.float64)], inputs(0))
+    graph = record_operations(lambda w, x, u: [w.mT[:, 1:] @ x.mT, w.to(torch.float64)], inputs(0))
     like = {node.name: node.meta["val"] for node in graph.nodes if node.op != "output"}
     shapes = [(x.shape, x.stride(), x.dtype) for x in like.values()]
     transposed = next(x for name, x in like.items() if name.startswith("slice"))
@@ -96,17 +97,17 @@ def test_every_result_is_described() -> None:
 def test_values_are_refused(function: Callable[[Tensor], list[Tensor]]) -> None:
     function(torch.rand(3))
     with pytest.raises(NotRecordableError, match="values"):
-        record(function, [torch.rand(3)])
+        record_operations(function, [torch.rand(3)])
 
 
 def test_values_that_are_always_the_same_are_given() -> None:
-    replay = run(record(lambda x: [x * float(ONE) + torch.as_tensor(FACTOR.numpy())], [torch.zeros(3)]))
+    replay = run(record_operations(lambda x: [x * float(ONE) + torch.as_tensor(FACTOR.numpy())], [torch.zeros(3)]))
     assert torch.equal(replay(torch.ones(3))[0], ONE + FACTOR)
 
 
 def test_tensors_are_referred_to() -> None:
     factor = torch.ones(3)
-    replay = run(record(lambda x: [x * factor], [torch.ones(3)]))
+    replay = run(record_operations(lambda x: [x * factor], [torch.ones(3)]))
     factor.fill_(7.0)
     assert replay(torch.ones(3))[0].tolist() == [7.0] * 3
 
@@ -123,6 +124,6 @@ def test_nothing_is_kept_that_the_function_lets_go_of() -> None:
         assert alive == [1] * 5
         return [x]
 
-    record(function, [torch.ones(3)])
+    record_operations(function, [torch.ones(3)])
     gc.collect()
     assert [ref() for ref in made] == [None] * 5

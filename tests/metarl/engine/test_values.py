@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn import functional
 
-from metarl.engine.calls import Call, Script
+from metarl.engine.calls import CallList, OperationCall
+from metarl.engine.graph import trace
 from metarl.engine.program import Plan, Program
-from metarl.engine.tracing import traced
 
 aten = torch.ops.aten
 
@@ -45,9 +45,10 @@ OPERATIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 
 
 def run(function: Callable[..., list[Tensor]], first: list[Tensor], then: list[Tensor]) -> list[Tensor]:
-    return Program(Plan(traced(function, first).graph)).run(then)
+    return Program(Plan(trace(function, first).graph)).run(then)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -71,6 +72,7 @@ def test_numbers_beside_tensors(name: str, dtype: torch.dtype) -> None:
                 assert torch.equal(found.signbit() & (found == 0), wanted.signbit() & (wanted == 0)), number
 
 
+@pytest.mark.usefixtures("way")
 def test_a_bool_is_counted() -> None:
     def function(w: Tensor) -> list[Tensor]:
         flags = w > 1
@@ -80,6 +82,7 @@ def test_a_bool_is_counted() -> None:
     assert [x.tolist() for x in found] == [6, [2] * 3, [False] * 3, [2.5] * 3, 3]
 
 
+@pytest.mark.usefixtures("way")
 def test_constants_that_are_equal_but_not_the_same() -> None:
     def function(x: Tensor) -> list[Tensor]:
         return [
@@ -105,7 +108,7 @@ def test_constants_that_are_equal_but_not_the_same() -> None:
     ],
 )
 def test_the_text_of_a_number_is_exact(number: Any) -> None:
-    word = Script([])._word(number)
+    word = CallList([])._word(number)
     back = torch.jit.CompilationUnit(f"def run():\n    return {word}\n").run()
     plain = {float: float, complex: complex}.get(type(number), type(number))(number)
     parts = [(back, plain)]
@@ -118,7 +121,7 @@ def test_the_text_of_a_number_is_exact(number: Any) -> None:
 def test_numbers_without_text_are_called_from_python() -> None:
     for number in (2**70, object()):
         try:
-            word = Script([])._word(number)
+            word = CallList([])._word(number)
         except ValueError:
             continue
         with pytest.raises(RuntimeError, match="out of range"):
@@ -127,8 +130,8 @@ def test_numbers_without_text_are_called_from_python() -> None:
 
 def test_another_operation_of_the_same_name_is_not_taken() -> None:
     x, out = torch.tensor([1.0, 3.0]), torch.empty(1)
-    script = Script([Call(aten.std.correction, (x, [0]), {"keepdim": True, "correction": 0}, None, out)])
-    script.once()
+    script = CallList([OperationCall(aten.std.correction, (x, [0]), {"keepdim": True, "correction": 0}, None, out)])
+    script.run()
     assert out.tolist() == [1.0]
     assert script._functions
 
@@ -156,6 +159,7 @@ def asserts_with_a_message(x: Tensor) -> Tensor:
     return x * 2
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("wanted", [True, False], ids=["used", "unused"])
 @pytest.mark.parametrize("name", [*CHECKS, "asserts", "asserts_with_a_message"])
 def test_errors_are_raised_as_without_a_record(name: str, wanted: bool) -> None:
@@ -168,7 +172,7 @@ def test_errors_are_raised_as_without_a_record(name: str, wanted: bool) -> None:
         return [y.sum() + x.sum()] if wanted else [x.sum() * 2]
 
     first, then = torch.tensor(good), torch.tensor(bad)
-    program = Program(Plan(traced(checked, [first]).graph))
+    program = Program(Plan(trace(checked, [first]).graph))
     torch.testing.assert_close(program.run([first]), checked(first))
     with pytest.raises(Exception) as plain:  # noqa: PT011
         checked(then)
@@ -183,7 +187,7 @@ def test_the_check_of_a_loss_stays_in_its_gradient() -> None:
         return functional.binary_cross_entropy(x, torch.ones_like(x))
 
     gradient = vmap(grad(loss))
-    program = Program(Plan(traced(lambda x: [gradient(x)], [torch.full((3, 2), 0.5)]).graph))
+    program = Program(Plan(trace(lambda x: [gradient(x)], [torch.full((3, 2), 0.5)]).graph))
     with pytest.raises(RuntimeError, match="between 0 and 1"):
         program.run([torch.full((3, 2), 1.5)])
 
@@ -202,13 +206,13 @@ def test_tanh_is_accurate_in_relative_terms() -> None:
 PLACES = """
 import torch
 from metarl.engine.program import Plan, Program
-from metarl.engine.tracing import traced
+from metarl.engine.graph import trace
 torch.set_num_threads(1)
 def network(x, w):
     y = torch.tanh(x @ w)
     return [y, torch.tanh(y * 3 - 1).square()]
 def program(n):
-    return Program(Plan(traced(network, [torch.rand(n, 5, 3), torch.rand(n, 3, 7)]).graph))
+    return Program(Plan(trace(network, [torch.rand(n, 5, 3), torch.rand(n, 3, 7)]).graph))
 x, w = torch.randn(12, 5, 3), torch.randn(12, 3, 7)
 whole = [y.clone() for y in program(12).run([x, w])]
 for n in (1, 2, 3, 4, 6):

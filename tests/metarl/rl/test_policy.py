@@ -1,7 +1,7 @@
-"""The traced, task-batched policy forward against the plain one and a loop over tasks."""
+"""The recorded forward of all tasks against the plain one and a loop over tasks."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -11,17 +11,21 @@ from torch.func import functional_call
 
 from metarl import tree
 from metarl.agents import make_policy
-from metarl.engine import repeated as module
+from metarl.engine import Engine, steps
 from metarl.engine.program import Program
+from metarl.engine.steps import StepRecord
 from metarl.rl import Actor, DiagonalGaussian, policy_params
+from metarl.rl.policy import shared_state, stacked_forward
 from metarl.types import Params
 
 OBSERVATIONS = spaces.Box(-1, 1, (3,))
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def engine() -> Iterator[Engine]:
     torch.manual_seed(0)
+    with Engine().current() as engine:
+        yield engine
 
 
 class Own(nn.Module):
@@ -79,7 +83,7 @@ def check(policy: nn.Module, forward: Callable[[Tensor], tuple[Tensor, ...]], pa
     """`forward`, the vmapped forward and a loop over tasks agree."""
     looped = [functional_call(policy, tree.take(params, i), (obs[i],)) for i in range(len(obs))]
     wanted = [torch.stack(column) for column in zip(*looped, strict=True)]
-    for got in (forward(obs), actor(policy).forward(params, obs)):
+    for got in (forward(obs), stacked_forward(policy, params, shared_state(policy, params), obs)):
         assert len(got) == len(wanted)
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a, b)
@@ -125,13 +129,14 @@ def test_params_are_copies() -> None:
     assert (policy.layer.bias != 7.0).all()
 
 
-def test_what_depends_on_the_parameters_alone_is_computed_once() -> None:
+def test_what_depends_on_the_parameters_alone_is_computed_once(engine: Engine) -> None:
     policy, obs = POLICIES["box"](), torch.randn(3, 5, 3)
     acts = actor(policy)
     with acts.bound(stacked(policy), obs):
         pass
-    (record,) = acts._records
-    (program,) = record.idle(0)
+    (record,) = engine._cache
+    assert isinstance(record, StepRecord)
+    (program,) = record.idle
     assert isinstance(program, Program)
     once, always = ([call.name for call in calls] for calls in (program.once, program.always))
     assert "exp" in once  # the scale is exp(log_std)
@@ -139,15 +144,14 @@ def test_what_depends_on_the_parameters_alone_is_computed_once() -> None:
     assert "tanh" in always
 
 
-def test_recorded_once_per_shape() -> None:
+def test_recorded_once_per_shape(engine: Engine) -> None:
     policy = POLICIES["box"]()
     acts = actor(policy)
     for num_tasks, episodes, records in [(3, 5, 1), (3, 5, 1), (2, 5, 2), (3, 4, 3), (3, 5, 3)]:
         params, obs = stacked(policy, num_tasks), torch.randn(num_tasks, episodes, 3)
         with acts.bound(params, obs) as forward:
             check(policy, forward, params, obs)
-        (record,) = acts._records
-        assert len(record) == records
+        assert len(engine._cache) == records
     doubled, obs = {k: v.double() for k, v in stacked(policy).items()}, torch.randn(3, 5, 3).double()
     with acts.bound(doubled, obs) as forward:
         check(policy, forward, doubled, obs)
@@ -157,14 +161,14 @@ def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     def refuse(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no tracing today")
 
-    monkeypatch.setattr(module, "traced", refuse)
+    monkeypatch.setattr(steps, "trace", refuse)
     policy, obs = Own(), torch.randn(3, 5, 3)
     params, acts = stacked(policy), actor(policy)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):  # tried once
             with acts.bound(params, obs) as forward:
                 check(policy, forward, params, obs)
-    assert [r.message for r in caplog.records] == ["the policy cannot be traced and runs slower: no tracing today"]
+    assert [r.message for r in caplog.records] == ["the policy cannot be recorded and runs slower: no tracing today"]
 
 
 def test_falls_back_where_the_record_is_wrong(
@@ -179,7 +183,7 @@ def test_falls_back_where_the_record_is_wrong(
     params = stacked(policy)
     with actor(policy).bound(params, obs) as forward:
         check(policy, forward, params, obs)
-    assert "cannot be traced" in caplog.text
+    assert "cannot be recorded" in caplog.text
 
 
 def test_buffers_and_frozen_parameters_are_as_they_are_now(caplog: pytest.LogCaptureFixture) -> None:
@@ -190,4 +194,4 @@ def test_buffers_and_frozen_parameters_are_as_they_are_now(caplog: pytest.LogCap
         policy.mean.fill_(mean)
         with acts.bound(stacked(policy), obs) as forward:
             check(policy, forward, stacked(policy), obs)
-    assert "cannot be traced" not in caplog.text
+    assert "cannot be recorded" not in caplog.text

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from metarl import tree
 from metarl.agents import make_policy
-from metarl.envs import FunctionalDistribution, FunctionalEnv, Navigation, PointVelocity
-from metarl.rl import Actor, policy_params
+from metarl.engine import Engine
+from metarl.envs import FunctionalDistribution, FunctionalEnv, Navigation, PointVelocity, TorchVectorEnv
+from metarl.functional_env import FunctionalEnvs
+from metarl.rl import Actor, ReinforcementLearning, policy_params
+from metarl.rl.actor import Environments
 from metarl.rl.distributions import distribution_for
 from metarl.rl.rollout import Rollout
 from metarl.rl.streams import Streams
@@ -85,11 +88,21 @@ class NumpyVec(VectorEnv[Array, Array, Array]):
         return self.obs, self.reward, self.terminated, self.truncated, {}
 
 
-def rollout(vec: Any, policy: nn.Module, params: Params, horizon: int, seed: int = 0) -> Rollout:
-    actor = Actor(policy, distribution_for(vec.single_action_space))
-    leaf = next(iter(params.values()))
-    noise = actor.noise(vec, Streams(seed, len(leaf)), horizon, vec.num_envs // len(leaf), leaf.dtype)
-    return actor.rollout(vec, params, noise)
+def rollout(environments: Environments, policy: nn.Module, params: Params, horizon: int, seed: int = 0) -> Rollout:
+    if isinstance(environments, FunctionalEnvs):
+        space, number = environments.env.action_space, len(next(iter(environments.task.values())))
+    else:
+        space, number = environments.single_action_space, environments.num_envs
+    actor, leaf = Actor(policy, distribution_for(space)), next(iter(params.values()))
+    noise = actor.noise(environments, Streams(seed, len(leaf)), horizon, number // len(leaf), leaf.dtype)
+    with Engine().current():
+        return actor.rollout(environments, params, noise)
+
+
+def functional(tasks: FunctionalDistribution, task: TaskParams, episodes: int) -> FunctionalEnvs:
+    found = tasks.make_functional(task, episodes)
+    assert found is not None
+    return found
 
 
 def setup(name: str, num_tasks: int = 3, seed: int = 0) -> tuple[FunctionalDistribution, nn.Module, Params, TaskParams]:
@@ -103,8 +116,8 @@ def setup(name: str, num_tasks: int = 3, seed: int = 0) -> tuple[FunctionalDistr
 
 def run(name: str, episodes: int = 4, seed: int = 0, vec: Any = None) -> Rollout:
     tasks, policy, params, task = setup(name)
-    vec = tasks.make_vec(task, episodes) if vec is None else vec
-    return rollout(vec, policy, params, tasks.horizon, seed)
+    environments = functional(tasks, task, episodes) if vec is None else vec
+    return rollout(environments, policy, params, tasks.horizon, seed)
 
 
 def numpy_vec(name: str, episodes: int = 4) -> NumpyVec:
@@ -161,6 +174,32 @@ def test_numpy_environments_that_reuse_their_buffers(name: str) -> None:
         torch.testing.assert_close(a[mask], b[mask])
 
 
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_the_vector_environment_of_torch_makes_the_same_steps(name: str) -> None:
+    """Bit for bit: these environments have no noise."""
+    tasks, _, _, task = setup(name)
+    ours, theirs = run(name), run(name, vec=tasks.make_vec(task, 4))
+    for a, b in zip([*ours.episodes, *ours[1:]], [*theirs.episodes, *theirs[1:]], strict=True):
+        assert torch.equal(a, b)
+
+
+class StepsTwice(Walk):
+    """With vector environments of its own."""
+
+    def make_vec(self, task: TaskParams, episodes: int, device: Any = "cpu") -> TorchVectorEnv:
+        return TorchVectorEnv(self.env, task, episodes, 3, device)
+
+
+def test_a_distribution_with_another_make_vec_is_stepped() -> None:
+    _, policy, _, task = setup("walk")
+    assert StepsTwice().make_functional(task, 4) is None
+    source = ReinforcementLearning(StepsTwice(), policy, episodes=4)
+    mask = (
+        source.tasks(task, np.random.default_rng(0)).rollout(tree.broadcast(source.initial_params(), 3)).episodes.mask
+    )
+    assert int(mask.sum(-1).max()) == 3
+
+
 def test_actions_are_clipped_for_the_environment_alone() -> None:
     vec = numpy_vec("navigation")
     actions = run("navigation", vec=vec).actions  # [T, E, H, 2]
@@ -195,7 +234,7 @@ def test_each_task_acts_with_its_own_parameters() -> None:
     tasks, policy, params, task = setup("navigation")
 
     def actions(params: Params) -> Tensor:
-        return rollout(tasks.make_vec(task, 4), policy, params, 6).actions
+        return rollout(functional(tasks, task, 4), policy, params, 6).actions
 
     before = actions(params)
     bias = "policy.action_net.bias"
@@ -208,7 +247,7 @@ def test_each_task_acts_with_its_own_parameters() -> None:
 def test_no_graph_and_float64() -> None:
     tasks, policy, params, task = setup("navigation")
     doubled = {k: v.double().requires_grad_() for k, v in params.items()}
-    episodes, actions, log_probs = rollout(tasks.make_vec(task, 4), policy.double(), doubled, 6)
+    episodes, actions, log_probs = rollout(functional(tasks, task, 4), policy.double(), doubled, 6)
     for x in (episodes.obs, episodes.rewards, episodes.mask, actions, log_probs):
         assert x.dtype == torch.float64
         assert not x.requires_grad

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl.engine import Execution
+from metarl.engine import Engine
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch, ResamplingTaskBatch
 from metarl.theory import (
     Estimation,
@@ -151,7 +151,7 @@ def test_sample_sigma_of_resampled_quadratics() -> None:
     assert found.hessian_sigma == 0.0
 
 
-TASKS, POINTS, TRACED = 3, 12, Execution(trace=True)
+TASKS, POINTS = 3, 12
 
 
 def point_loss(params: Params, batch: Batch) -> Tensor:
@@ -174,12 +174,12 @@ def with_replacement(seed: int) -> TaskBatch:
         rows = torch.randint(POINTS, (TASKS, 5), generator=generator)
         return {key: leaf[torch.arange(TASKS)[:, None], rows] for key, leaf in data.items()}
 
-    return ResamplingTaskBatch(point_loss, TASKS, sampler, generator(seed), execution=TRACED)
+    return ResamplingTaskBatch(point_loss, TASKS, sampler, generator(seed))
 
 
 def without_replacement(seed: int) -> FiniteSumTaskBatch:
     sizes = BatchSizes(inner=5, hessian=5)
-    return FiniteSumTaskBatch(point_loss, points(), batch_sizes=sizes, generator=generator(seed), execution=TRACED)
+    return FiniteSumTaskBatch(point_loss, points(), batch_sizes=sizes, generator=generator(seed))
 
 
 @pytest.mark.parametrize(("make", "population"), [(with_replacement, None), (without_replacement, POINTS)])
@@ -194,7 +194,8 @@ def test_deviations_are_unbiased(make: Callable[[int], TaskBatch], population: i
         "hessian_sigma": (data["A"] - data["A"].mean(1, keepdim=True)).square().sum((2, 3)).mean(),
     }
     settings = Estimation(iterations=1, pairs=1, draws=3, population=population)
-    found = [estimate({"w": w}, make(seed), generator(1000 + seed), settings) for seed in range(120)]
+    with Engine().current():
+        found = [estimate({"w": w}, make(seed), generator(1000 + seed), settings) for seed in range(120)]
     for name, value in exact.items():
         squares = np.asarray([getattr(constants, name) ** 2 for constants in found])
         stderr = squares.std(ddof=1) / math.sqrt(len(squares))
