@@ -16,9 +16,9 @@ from metarl.engine.chunks import TaskRecord
 from metarl.engine.steps import StepRecord
 from metarl.envs import Navigation
 from metarl.rl import ReinforcementLearning
+from metarl.supervised.digits import digits
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import mlp
-from metarl.supervised.shipped import digits
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.theory.quadratics import FreshQuadratics
 from metarl.types import Batch, MetaGrad, Params, TaskSource
