@@ -153,7 +153,7 @@ class ResamplingTaskBatch(SupervisedTaskBatch):
     """Tasks that are distributions of data points: every draw is fresh, as in reinforcement learning.
 
     Args:
-        loss: as of `FiniteSumTaskBatch`, like `score` and `execution`.
+        loss: as of `FiniteSumTaskBatch`, like `score`.
         num_tasks: T.
         sampler: draws the data of all tasks.
         generator: passed to `sampler`.
