@@ -145,7 +145,10 @@ class _Reader(pickle._Unpickler):
         self.builders = {
             **BUILDERS,
             ("torch._utils", "_rebuild_tensor_v2"): self._build_tensor,
-            ("torch._utils", "_rebuild_tensor_v3"): self._build_typed_tensor,
+            # the sixth argument is the dtype, where there is no storage class for it
+            ("torch._utils", "_rebuild_tensor_v3"): lambda entry, *arguments: self._build_tensor(
+                entry._replace(dtype=arguments[5]), *arguments[:3]
+            ),
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }
         order = f"{self.prefix}/byteorder"
@@ -187,19 +190,12 @@ class _Reader(pickle._Unpickler):
         return self.storages[key]
 
     def _build_tensor(
-        self,
-        entry: Entry,
-        offset: int,
-        size: tuple[int, ...],
-        stride: tuple[int, ...],
-        requires_grad: bool = False,
-        hooks: object = None,
-        metadata: object = None,
+        self, entry: Entry, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
     ) -> Tensor:
         flat = entry.data.view(entry.dtype)
         if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)) or len(size) != len(stride):
             raise ValueError("a tensor declares an impossible shape")
-        # the last element must lie inside the storage
+        # the last element must be inside the storage
         numel, last = 1, offset
         for n, step in zip(size, stride, strict=True):
             numel, last = numel * n, last + (n - 1) * step
@@ -211,10 +207,6 @@ class _Reader(pickle._Unpickler):
         if entry.key in self.damaged:
             self.of_damaged[id(tensor)] = tensor
         return tensor
-
-    def _build_typed_tensor(self, entry: Entry, *arguments: Any) -> Tensor:
-        """A tensor of a dtype that has no storage class: the sixth argument is the dtype."""
-        return self._build_tensor(entry._replace(dtype=arguments[5]), *arguments[:5])
 
     def _read(self, name: str) -> bytes:
         """A record's bytes, compared with its checksum."""

@@ -27,7 +27,28 @@ SCALARS = (type(None), bool, int, float, str, bytes)
 NATIVE = (torch.Size, torch.dtype, torch.device, complex, bytearray)  # which older files hold directly
 ARRAY_KINDS = "biufcSUmM"  # of numpy's dtypes; neither objects nor structures
 DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-FACTORIES = {factory.__name__: factory for factory in (list, int, float, dict, set, str, bool, tuple)}
+FACTORIES: dict[str | None, type | None] = {f.__name__: f for f in (list, int, float, dict, set, str, bool, tuple)}
+FACTORIES[None] = None
+
+
+def _build_default_dict(parts: Any) -> defaultdict[Any, Any]:
+    factory, entries = parts
+    return defaultdict(FACTORIES[factory], entries)
+
+
+def _take_array_apart(x: np.ndarray[Any, Any] | np.generic) -> list[Any]:
+    data = torch.tensor(np.frombuffer(x.tobytes(), np.uint8).copy(), dtype=torch.uint8)
+    return [x.dtype.str, list(x.shape), data]
+
+
+def _build_array(parts: Any) -> np.ndarray[Any, Any]:
+    name, shape, data = parts
+    dtype = np.dtype(name)
+    if dtype.kind not in ARRAY_KINDS:
+        raise ValueError(f"the dtype must be of numbers or text, found {name!r:.60}")
+    if dtype.itemsize == 0 or data.numel() == 0:
+        return np.zeros(shape, dtype) if 0 in shape or dtype.itemsize == 0 else np.frombuffer(b"", dtype)
+    return np.frombuffer(data.numpy().tobytes(), dtype).reshape(shape).copy()
 
 
 class Kind(NamedTuple):
@@ -57,12 +78,10 @@ KINDS: dict[str, Kind] = {
     # the type alone does not identify these
     "dict": Kind(dict, lambda x: [list(pair) for pair in x.items()], dict),
     "default_dict": Kind(
-        defaultdict,
-        lambda x: [x.default_factory and x.default_factory.__name__, dict(x)],
-        lambda parts: _default_dict(*parts),
+        defaultdict, lambda x: [getattr(x.default_factory, "__name__", None), dict(x)], _build_default_dict
     ),
-    "array": Kind(np.ndarray, lambda x: _array_parts(x), lambda parts: _array(*parts)),
-    "scalar": Kind(np.generic, lambda x: _array_parts(np.asarray(x)), lambda parts: _array(*parts)[()]),
+    "array": Kind(np.ndarray, _take_array_apart, _build_array),
+    "scalar": Kind(np.generic, _take_array_apart, lambda parts: _build_array(parts)[()]),
     "parameter": Kind(torch.nn.Parameter, lambda x: [x.detach(), x.requires_grad], lambda x: torch.nn.Parameter(*x)),
     "leaf": Kind(Tensor, lambda x: x.detach(), lambda x: x.requires_grad_()),
 }
@@ -135,20 +154,15 @@ def _find_kind(value: Any, where: Where) -> str:
             return "array" if kind is np.ndarray else "scalar"
     elif kind is Tensor:
         return "leaf"
-    elif kind is not defaultdict or value.default_factory is None or value.default_factory in FACTORIES.values():
+    elif kind is not defaultdict or value.default_factory in FACTORIES.values():
         for name, known in KINDS.items():
             if kind is known.type:
                 return name
+    dtype = f" of dtype {value.dtype}" if isinstance(value, np.generic | np.ndarray) else ""
     raise ValueError(
         f"{name_of(where)} must be plain data to be saved (numbers, text, tensors, arrays, and containers of them), "
-        f"got {_describe_type(value)}{_hint(value)}"
+        f"got {kind.__name__}{dtype}{_hint(value)}"
     )
-
-
-def _describe_type(value: Any) -> str:
-    if isinstance(value, np.generic | np.ndarray):
-        return f"{type(value).__name__} of dtype {value.dtype}"
-    return type(value).__name__
 
 
 def _hint(value: Any) -> str:
@@ -180,21 +194,3 @@ def _build(name: Any, parts: Any, where: Where) -> Any:
         return KINDS[name].build(parts)
     except Exception as error:  # wrong parts can cause any of them
         raise ValueError(f"{name_of(where)} must hold the parts of a {name}: {error}") from None
-
-
-def _default_dict(factory: str | None, entries: dict[Any, Any]) -> defaultdict[Any, Any]:
-    return defaultdict(None if factory is None else FACTORIES[factory], entries)
-
-
-def _array_parts(x: np.ndarray[Any, Any]) -> list[Any]:
-    data = torch.tensor(np.frombuffer(x.tobytes(), np.uint8).copy(), dtype=torch.uint8)
-    return [x.dtype.str, list(x.shape), data]
-
-
-def _array(dtype: str, shape: list[int], data: Tensor) -> np.ndarray[Any, Any]:
-    kind = np.dtype(dtype)
-    if kind.kind not in ARRAY_KINDS:
-        raise ValueError(f"the dtype must be of numbers or text, found {dtype!r:.60}")
-    if kind.itemsize == 0 or data.numel() == 0:
-        return np.zeros(shape, kind) if 0 in shape or kind.itemsize == 0 else np.frombuffer(b"", kind)
-    return np.frombuffer(data.numpy().tobytes(), kind).reshape(shape).copy()
