@@ -4,7 +4,7 @@
 `metarl/Navigation-v0`, `metarl/GaussianBandit-v0`, `metarl/HalfCheetahVelocity-v0` and so on (see `make_env`).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
@@ -95,8 +95,9 @@ def make_distribution(name: str, **options: Any) -> EnvDistribution:
     """
     make = constructor(name)
     parameters = signature(make).parameters
-    if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        check_names("option", options, parameters)
+    if all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for option in options:
+            check_choice("option", option, parameters)
     return make(**options)
 
 
@@ -151,19 +152,14 @@ def choose_task(name: str, settings: dict[str, Any]) -> tuple[EnvDistribution, d
     distribution = make_distribution(name, **{key: value for key, value in settings.items() if key in known})
     given = {key: value for key, value in settings.items() if key not in known}
     seed = given.pop("task_seed", None)
-    check_names("setting", given, [*distribution.space.spaces, *known, "task_seed"])
+    for setting in given:
+        check_choice("setting", setting, [*distribution.space.spaces, *known, "task_seed"])
     if given.keys() == distribution.space.spaces.keys():
         return distribution, given
     if seed is None:
         return distribution, {**distribution.example(), **given}
     drawn = distribution.sample(1, np.random.default_rng(check_int("task_seed", seed, minimum=0)))
     return distribution, {**{key: values[0] for key, values in drawn.items()}, **given}
-
-
-def check_names(what: str, names: Iterable[str], choices: Iterable[str]) -> None:
-    """Raise a ValueError for the first of `names` that is not among `choices`."""
-    for name in names:
-        check_choice(what, name, list(choices))
 
 
 FUNCTIONAL_IDS = {

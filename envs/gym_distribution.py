@@ -20,7 +20,7 @@ from metarl.envs.env_store import AnyEnv, EnvMaker, EnvStore, EpisodeLimit, SetT
 from metarl.envs.gym_vector import GymVectorEnv, LocalStepper, Stepper
 from metarl.envs.step_checker import StepChecker
 from metarl.envs.workers import Workers
-from metarl.errors import check_int, check_real, did_you_mean
+from metarl.errors import check_callable, check_int, check_real, check_type, did_you_mean
 from metarl.types import TaskParams
 
 T = TypeVar("T")
@@ -80,7 +80,9 @@ class GymDistribution(EnvDistribution):
     ) -> None:
         self.space = check_space(space)
         self.workers, self.timeout = check_int("workers", workers, 0), check_real("timeout", timeout)
-        maker = EnvMaker(find_env(env), check_kwargs(env_kwargs, space, set_task), check_set_task(set_task))
+        if set_task is not None:
+            check_callable("set_task", set_task, "a function of an environment and a task")
+        maker = EnvMaker(find_env(env), check_kwargs(env_kwargs, space, set_task), set_task)
         if workers:
             check_picklable(maker)
         # One environment is made to learn its spaces and to find mistakes before training starts.
@@ -168,21 +170,13 @@ def check_kwargs(
     env_kwargs: Mapping[str, Any] | None, space: gymnasium.spaces.Dict, set_task: SetTask | None
 ) -> dict[str, Any]:
     """A copy of `env_kwargs`; a ValueError if it is not a mapping or sets a parameter of `space` or a reserved one."""
-    if not isinstance(env_kwargs, Mapping | None):
-        raise ValueError(f"env_kwargs must be a mapping of names to values, got {env_kwargs!r}")
+    check_type("env_kwargs", env_kwargs, (Mapping, type(None)), "a mapping of names to values")
     kwargs, parameters = dict(env_kwargs or {}), set() if set_task else set(space.spaces)
     if twice := parameters & set(kwargs):
         raise ValueError(f"env_kwargs must not set parameters of space, got {sorted(twice)}")
     if reserved := RESERVED & (parameters | set(kwargs)):
         raise ValueError(f"env_kwargs and space must not set {sorted(reserved)}: see horizon, and render_mode of make")
     return kwargs
-
-
-def check_set_task(set_task: SetTask | None) -> SetTask | None:
-    """`set_task` if it is a function or None; a ValueError otherwise."""
-    if set_task is not None and not callable(set_task):
-        raise ValueError(f"set_task must be a function of an environment and a task, got {set_task!r}")
-    return set_task
 
 
 def check_picklable(maker: EnvMaker) -> None:

@@ -151,7 +151,8 @@ class AntVelocity(GoalVelocity):
         threads: int | None = None,
     ) -> None:
         rewards = Rewards(ctrl_cost_weight, contact_cost_weight, healthy_reward, terminate_when_unhealthy)
-        super().__init__(BODY, goal_low, goal_high, horizon, rewards, choose_observation(contact_forces), threads)
+        space = self.choose_space(goal_low, goal_high)
+        super().__init__(BODY, horizon, rewards, choose_observation(contact_forces), threads, space=space)
 
 
 class AntDirection2D(Angle):
@@ -193,6 +194,8 @@ class AntGoal(MujocoDistribution):
         ValueError: naming the argument.
     """
 
+    objective = staticmethod(goal_position)
+
     def __init__(
         self,
         horizon: int = 200,
@@ -210,7 +213,7 @@ class AntGoal(MujocoDistribution):
         space = gymnasium.spaces.Dict({"goal": Box(-self.radius, self.radius, (2,), np.float32)})
         rewards = Rewards(ctrl_cost_weight, contact_cost_weight, healthy_reward, terminate_when_unhealthy)
         observation = choose_observation(contact_forces, place=True)
-        super().__init__(BODY, goal_position, space, horizon, rewards, observation, threads)
+        super().__init__(BODY, horizon, rewards, observation, threads, space=space)
 
     def example(self) -> TaskParams:
         """A place to the front and left."""

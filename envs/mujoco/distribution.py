@@ -47,38 +47,41 @@ class Body(NamedTuple):
 
 
 class MujocoDistribution(EnvDistribution):
-    """Tasks for one body.
+    """Tasks for one body; a subclass has the objective and the space of ONE task's parameters.
 
     Args:
         body: the walker.
-        objective: the part of the reward that differs between tasks.
-        space: the space of ONE task's parameters.
         horizon: control steps per episode, at most.
-        rewards: the weights of the other parts.
+        rewards: the weights of the parts of the reward that do not differ between tasks.
         observation: what is observed, as keywords of Gymnasium's environment.
         threads: number of threads that step the physics; by default one for each CPU. Results do not depend on it.
+        space: of ONE task's parameters; by default the class's `task_space`.
 
     Raises:
         ValueError: naming the argument.
     """
 
+    objective: Objective
+    task_space: gymnasium.spaces.Dict
+
     def __init__(
         self,
         body: Body,
-        objective: Objective,
-        space: gymnasium.spaces.Dict,
         horizon: int,
         rewards: Rewards,
         observation: Mapping[str, bool] | None = None,
         threads: int | None = None,
+        *,
+        space: gymnasium.spaces.Dict | None = None,
     ) -> None:
         self.rewards = check_rewards(rewards)
         self.threads = None if threads is None else check_int("threads", threads)
-        self.body, self.objective, self._observation = body, objective, observation or {}
+        self.body, self._observation = body, observation or {}
         known = signature(body.env).parameters
         weights = {name: value for name, value in rewards._asdict().items() if name in known}
         self._settings = {**weights, **self._observation}
         self.template = body.make(self._settings, None)
+        space = self.task_space if space is None else space
         super().__init__(space, self.template.observation_space, self.template.action_space, horizon)
 
     def make(self, task: TaskParams, render_mode: str | None = None) -> TaskEnv:
@@ -150,20 +153,13 @@ _MOTION = ("velocity", "position")
 class GoalVelocity(MujocoDistribution):
     """Tasks whose parameter is a goal velocity, uniform in [`goal_low`, `goal_high`] m/s."""
 
-    def __init__(
-        self,
-        body: Body,
-        goal_low: float,
-        goal_high: float,
-        horizon: int,
-        rewards: Rewards,
-        observation: Mapping[str, bool] | None = None,
-        threads: int | None = None,
-    ) -> None:
+    objective = staticmethod(goal_velocity)
+
+    def choose_space(self, goal_low: float, goal_high: float) -> gymnasium.spaces.Dict:
+        """The space of the goals; a ValueError that names the argument for limits that do not fit."""
         self.goal_low = check_real("goal_low", goal_low, -np.inf)
         self.goal_high = check_real("goal_high", goal_high, self.goal_low)
-        space = gymnasium.spaces.Dict({"goal": Box(self.goal_low, self.goal_high, (), np.float32)})
-        super().__init__(body, goal_velocity, space, horizon, rewards, observation, threads)
+        return gymnasium.spaces.Dict({"goal": Box(self.goal_low, self.goal_high, (), np.float32)})
 
     def example(self) -> TaskParams:
         """1 m/s."""
@@ -178,16 +174,8 @@ class GoalVelocity(MujocoDistribution):
 class Direction(MujocoDistribution):
     """Tasks whose parameter is forward (1) or backward (-1), with equal probability."""
 
-    def __init__(
-        self,
-        body: Body,
-        horizon: int,
-        rewards: Rewards,
-        observation: Mapping[str, bool] | None = None,
-        threads: int | None = None,
-    ) -> None:
-        space = gymnasium.spaces.Dict({"direction": Box(-1.0, 1.0, (), np.float32)})
-        super().__init__(body, direction, space, horizon, rewards, observation, threads)
+    objective = staticmethod(direction)
+    task_space = gymnasium.spaces.Dict({"direction": Box(-1.0, 1.0, (), np.float32)})
 
     def example(self) -> TaskParams:
         """Forward."""
@@ -209,17 +197,8 @@ class Direction(MujocoDistribution):
 class Angle(MujocoDistribution):
     """Tasks whose parameter is a direction in the plane, uniform in [0, 2 pi] rad."""
 
-    def __init__(
-        self,
-        body: Body,
-        horizon: int,
-        rewards: Rewards,
-        observation: Mapping[str, bool] | None = None,
-        threads: int | None = None,
-        objective: Objective = angle,
-    ) -> None:
-        space = gymnasium.spaces.Dict({"angle": Box(0.0, 2.0 * np.pi, (), np.float32)})
-        super().__init__(body, objective, space, horizon, rewards, observation, threads)
+    objective: Objective = staticmethod(angle)
+    task_space = gymnasium.spaces.Dict({"angle": Box(0.0, 2.0 * np.pi, (), np.float32)})
 
     def example(self) -> TaskParams:
         """Straight ahead."""

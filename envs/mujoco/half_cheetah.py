@@ -57,7 +57,8 @@ class HalfCheetahVelocity(GoalVelocity):
         ctrl_cost_weight: float = 0.05,
         threads: int | None = None,
     ) -> None:
-        super().__init__(BODY, goal_low, goal_high, horizon, Rewards(ctrl_cost_weight), threads=threads)
+        space = self.choose_space(goal_low, goal_high)
+        super().__init__(BODY, horizon, Rewards(ctrl_cost_weight), threads=threads, space=space)
 
     def out_of_distribution(self) -> HalfCheetahVelocity:
         """Faster goals, in a range half as wide: U(2, 3) for the default U(0, 2)."""

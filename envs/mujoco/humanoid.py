@@ -97,9 +97,9 @@ class HumanoidDirection(Angle):
         terminate_when_unhealthy: bool = True,
         threads: int | None = None,
     ) -> None:
-        objective = Weighted(angle, check_real("forward_reward_weight", forward_reward_weight, open_low=False))
+        self.objective = Weighted(angle, check_real("forward_reward_weight", forward_reward_weight, open_low=False))
         rewards = Rewards(ctrl_cost_weight, contact_cost_weight, healthy_reward, terminate_when_unhealthy)
-        super().__init__(BODY, horizon, rewards, threads=threads, objective=objective)
+        super().__init__(BODY, horizon, rewards, threads=threads)
 
 
 BODY = Body(HumanoidEnv, HumanoidVectorEnv, hidden=2)

@@ -81,6 +81,7 @@ class RandomParameters(MujocoDistribution):
     """
 
     walker: ClassVar[Body]
+    objective = staticmethod(forward)
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class RandomParameters(MujocoDistribution):
         boxes: dict[str, gymnasium.Space[Any]] = {
             name: Box(-self.log_scale, self.log_scale, getattr(model, name).shape, np.float32) for name in SCALED
         }
-        super().__init__(self.walker, forward, gymnasium.spaces.Dict(boxes), horizon, rewards, threads=threads)
+        super().__init__(self.walker, horizon, rewards, threads=threads, space=gymnasium.spaces.Dict(boxes))
 
     def models(self, tasks: TaskParams) -> Sequence[MjModel]:
         """Changed copies of the body's model."""
