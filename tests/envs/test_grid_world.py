@@ -6,9 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.utils.env_checker import check_env
 from matplotlib.figure import Figure
-from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from metarl import MetaLearner
 from metarl.agents import make_policy
@@ -114,14 +112,6 @@ def test_render_shows_goal_and_agent() -> None:
     assert frame[128, 128].tolist() == [31, 119, 180]  # the agent in the middle
     assert frame[25, 25].tolist() == [44, 160, 44]  # the goal at the upper left
     assert frame[230, 230].tolist() == [255, 255, 255]
-
-
-@pytest.mark.parametrize("image", [False, True])
-@pytest.mark.parametrize("render_mode", [None, "rgb_array"])
-def test_checkers(image: bool, render_mode: str | None) -> None:
-    env = make_env("grid_world", goal=(4, 0), image=image, render_mode=render_mode)
-    check_env(env, skip_render_check=True)  # the render check needs a registered environment
-    sb3_check_env(env, warn=True)
 
 
 @pytest.mark.parametrize(

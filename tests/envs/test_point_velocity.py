@@ -64,13 +64,6 @@ def test_holding_the_goal_costs_only_the_action() -> None:
     assert reward.item() == pytest.approx(-0.0125, abs=1e-6)
 
 
-def test_never_terminates_and_is_truncated_at_the_horizon() -> None:
-    env = PointVelocity(horizon=4).make_vec({"goal": np.zeros(2)}, 2)
-    env.reset(seed=0)
-    ends = [[bool(x.all()) for x in env.step(torch.zeros(4, 1))[2:4]] for _ in range(4)]
-    assert ends == [[False, False]] * 3 + [[False, True]]
-
-
 def test_golden_goals() -> None:
     # twice numpy's default_rng(0).random(2)
     goal = PointVelocity().sample(2, np.random.default_rng(0))["goal"]

@@ -11,6 +11,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from metarl.envs import (
     ENVS,
+    FUNCTIONAL_IDS,
     MUJOCO,
     GaussianBandit,
     LinearGaussian,
@@ -22,7 +23,8 @@ from metarl.envs import (
     make_env,
 )
 
-IDS = ["metarl/Navigation-v0", "metarl/PointVelocity-v0", "metarl/GridWorld-v0"]
+IDS = [f"metarl/{name}-v0" for name in FUNCTIONAL_IDS]
+UNBOUNDED_ACTIONS = ("metarl/GaussianBandit-v0", "metarl/LinearGaussian-v0")  # Stable-Baselines3 takes no such
 
 
 def test_names() -> None:
@@ -55,22 +57,33 @@ def test_unknown_name() -> None:
         make_distribution("point_velocty")
 
 
-@pytest.mark.filterwarnings("ignore:.*A Box observation space m[a-z]+ value is -?infinity:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*A Box (action|observation) space m[a-z]+ value is -?infinity:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*we recommend using a symmetric and normalized space:UserWarning")
 @pytest.mark.parametrize("render_mode", [None, "rgb_array"])
 @pytest.mark.parametrize("name", IDS)
 def test_checkers(name: str, render_mode: str | None) -> None:
-    check_env(gymnasium.make(name, render_mode=render_mode).unwrapped)
-    sb3_check_env(gymnasium.make(name, render_mode=render_mode), warn=True)
+    check_env(gymnasium.make(name, render_mode=render_mode, horizon=5).unwrapped)
+    if name not in UNBOUNDED_ACTIONS:
+        sb3_check_env(gymnasium.make(name, render_mode=render_mode, horizon=5), warn=True)
 
 
-@pytest.mark.parametrize("name", IDS)
-@pytest.mark.parametrize("horizon", [1, 100, 130])
+@pytest.mark.parametrize(
+    ("name", "horizon"),
+    [
+        *((name, horizon) for name in IDS for horizon in (1, 5, 130)),
+        *((f"metarl/{name}-v0", 3) for name in MUJOCO.values()),
+    ],
+)
 def test_truncates_once_at_the_horizon(name: str, horizon: int) -> None:
     env = gymnasium.make(name, horizon=horizon)
     assert not isinstance(env, TimeLimit)
+    assert env.spec is not None
+    assert env.spec.max_episode_steps is None
     env.reset(seed=0)
-    ends = [env.step(np.zeros(env.action_space.shape, dtype=np.float32))[2:4] for _ in range(horizon)]
+    action = np.zeros(env.action_space.shape, env.action_space.dtype)
+    ends = [env.step(action)[2:4] for _ in range(horizon)]
     assert ends == [(False, False)] * (horizon - 1) + [(False, True)]
+    env.close()
 
 
 def test_goal_and_reward_can_be_chosen() -> None:
