@@ -224,7 +224,7 @@ def refused(bad: Bad, site: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Outco
     def must_not_start(*_: object) -> None:
         raise AssertionError("it starts")
 
-    for module, name in ((train, "train"), (compare, "train"), (benchmark, "measure")):
+    for module, name in ((train, "train"), (compare, "train"), (benchmark, "run_parts")):
         monkeypatch.setattr(module, name, must_not_start)
     monkeypatch.chdir(site)
     monkeypatch.syspath_prepend(site)

@@ -19,9 +19,9 @@ from metarl.engine import Engine
 from metarl.experiments.common.config import TrainConfig, build_source
 from metarl.experiments.reports import benchmark
 from metarl.experiments.reports.benchmark import workloads
-from metarl.experiments.reports.benchmark.growth import series
+from metarl.experiments.reports.benchmark.growth import group_by_size
 from metarl.experiments.reports.benchmark.limits import Flops, Product, Tallied, TalliedSource, Tally, network_flops
-from metarl.experiments.reports.benchmark.page import page
+from metarl.experiments.reports.benchmark.page import markdown_page
 from metarl.experiments.reports.benchmark.profile import WATCHED
 from metarl.functional_call import call
 from metarl.outer import OUTER
@@ -33,7 +33,7 @@ from tests.experiments import runs
 
 TASKS, POINTS = 3, 4
 UPDATES = ("maml", "hf_maml", "reptile", "imaml")
-WATCHED_FUNCTIONS = [getattr(watched.resolved(), watched.name) for watched in WATCHED]
+WATCHED_FUNCTIONS = [getattr(watched.resolve(), watched.name) for watched in WATCHED]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every part, at its tiny size; for speed all in this process, and with a few updates."""
     picture = tmp_path_factory.mktemp("benchmark") / "growth.png"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "alone", lambda call: call())
+        patch.setattr(benchmark, "call_in_new_process", lambda call: call())
         patch.setattr(workloads, "OUTER", UPDATES)
         outcome = runs.call("reports.benchmark", "--quick", "--json", "--picture", picture)
     assert (outcome.code, outcome.err) == (0, "")
@@ -68,7 +68,7 @@ def test_all_parts(quick: dict[str, Any]) -> None:
 
 
 def test_every_update_is_measured() -> None:
-    calls = workloads.navigation(workloads.full_scale("cpu", 1))
+    calls = workloads.plan_navigation(workloads.full_scale("cpu", 1))
     named = [call.args[0].about for call in calls if isinstance(call, partial)]
     assert {(about["name"], about["size"]) for about in named} == {
         (f"navigation {name}", f"{tasks} x 20 x 100")
@@ -113,14 +113,14 @@ def test_mujoco(quick: dict[str, Any]) -> None:
 
 
 def test_growth(quick: dict[str, Any]) -> None:
-    found = series(quick["devices"]["cpu"]["growth"])
+    found = group_by_size(quick["devices"]["cpu"]["growth"])
     assert {size: [row["value"] for row in rows] for size, rows in found.items()} == {"inner steps": [1, 2]}
     assert [row["draws"] for row in found["inner steps"]] == [2, 3]
 
 
 def test_peaks_are_compared_with_the_first() -> None:
     rows = [{"changed": size, "memory_mb": peak} for size, peak in (("a", 2.0), ("b", 5.0), ("a", 3.0))]
-    found = {size: [row["memory_ratio"] for row in of_size] for size, of_size in series(rows).items()}
+    found = {size: [row["memory_ratio"] for row in of_size] for size, of_size in group_by_size(rows).items()}
     assert found == {"a": [1.0, 1.5], "b": [1.0]}
 
 
@@ -132,11 +132,11 @@ def test_profile(quick: dict[str, Any]) -> None:
     assert found["limit_seconds"] == pytest.approx(sum(part["limit_seconds"] for part in found["parts"]))
     assert found["operations"]
     assert all(operation["calls"] > 0 for operation in found["operations"])
-    assert [getattr(watched.resolved(), watched.name) for watched in WATCHED] == WATCHED_FUNCTIONS  # as before
+    assert [getattr(watched.resolve(), watched.name) for watched in WATCHED] == WATCHED_FUNCTIONS  # as before
 
 
 def test_page(quick: dict[str, Any]) -> None:
-    text, operation = page(quick), quick["devices"]["cpu"]["profile"][0]["operations"][0]["operation"]
+    text, operation = markdown_page(quick), quick["devices"]["cpu"]["profile"][0]["operations"][0]["operation"]
     cells = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     for wanted in ("navigation rollout", *(f"navigation {outer}" for outer in UPDATES), "sinusoid maml", operation):
         assert wanted in cells
@@ -155,7 +155,7 @@ def test_some_parts_as_a_table_in_processes_of_their_own() -> None:
 def test_mujoco_is_left_out_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
     assert benchmark.prepare(benchmark.Arguments())[0] == [name for name in benchmark.PARTS if name != "mujoco"]
-    with pytest.raises(ValueError, match="'mujoco' without the extra"):
+    with pytest.raises(ValueError, match="'mujoco', which needs the extra"):
         benchmark.prepare(benchmark.Arguments(only=("mujoco",)))
 
 

@@ -19,7 +19,7 @@ from metarl.agents import make_policy
 from metarl.callbacks import Callback, Metrics
 from metarl.envs import Navigation
 from metarl.evaluation import evaluate
-from metarl.experiments.reports.benchmark.measure import alone
+from metarl.experiments.reports.benchmark.measure import call_in_new_process
 from metarl.inner import adapt_stepwise, sgd
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.networks import mlp
@@ -94,12 +94,12 @@ def growth_in_training(make: Callable[[], TaskSource], outer: str, iterations: i
 
 @pytest.mark.parametrize(("name", "outer"), [("supervised", "maml"), ("navigation", "fo_maml")])
 def test_training_does_not_grow_the_process(name: str, outer: str) -> None:
-    assert alone(partial(growth_in_training, SMALL[name], outer, 1000, False))["grown"] < NOTHING
+    assert call_in_new_process(partial(growth_in_training, SMALL[name], outer, 1000, False))["grown"] < NOTHING
 
 
 def test_a_learner_that_leaks_is_found() -> None:
     """The test above can fail: 27 MB in as many iterations; a few fit into the holes that the warm-up leaves."""
-    assert alone(partial(growth_in_training, SMALL["supervised"], "maml", 1000, True))["grown"] > NOTHING
+    assert call_in_new_process(partial(growth_in_training, SMALL["supervised"], "maml", 1000, True))["grown"] > NOTHING
 
 
 class Graphless(TaskWrapper):
@@ -178,6 +178,6 @@ def peaks(run: Callable[[int], object]) -> dict[str, float]:
 @pytest.mark.parametrize("name", sorted(LARGE))
 @pytest.mark.parametrize("measured", [peaks_of_evaluation, peaks_of_training])
 def test_memory_is_flat_in_inner_steps(measured: Callable[..., dict[str, float]], name: str) -> None:
-    found = alone(partial(measured, LARGE[name]))
+    found = call_in_new_process(partial(measured, LARGE[name]))
     assert found["1"] > 5  # there is something to be measured
     assert found["10"] < 1.3 * found["1"]

@@ -12,17 +12,17 @@ from metarl.experiments.reports.benchmark.measure import Call
 from metarl.experiments.reports.benchmark.workloads import Scale, iteration_row
 
 
-def growth(scale: Scale) -> list[Call]:
+def plan_growth(scale: Scale) -> list[Call]:
     """Exact MAML reusing the inner batch for the Hessian on navigation, one size changed at a time."""
     base = dataclasses.replace(scale.config, outer="maml", hessian_data="reuse")
     return [
-        iteration_row(scale, resized(base, size, value), changed=size, value=value)
+        iteration_row(scale, resize(base, size, value), changed=size, value=value)
         for size, values in scale.growth.items()
         for value in values
     ]
 
 
-def resized(config: TrainConfig, size: str, value: int) -> TrainConfig:
+def resize(config: TrainConfig, size: str, value: int) -> TrainConfig:
     """`config` with one size changed."""
     if size == "hidden units":
         return dataclasses.replace(config, hidden=(value, value))
@@ -30,20 +30,19 @@ def resized(config: TrainConfig, size: str, value: int) -> TrainConfig:
     return dataclasses.replace(config, **{setting: value})  # type: ignore[arg-type]  # every one of them is an int
 
 
-def series(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each size, in order, each with its peak memory relative to that of the size's first row."""
+def group_by_size(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each size, in order, with their peak memory relative to the first row of the size."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault(row["changed"], []).append(row)
-    return {
-        size: [{**row, "memory_ratio": row["memory_mb"] / max(of_size[0]["memory_mb"], 1e-9)} for row in of_size]
-        for size, of_size in found.items()
-    }
+        of_size = found.setdefault(row["changed"], [])
+        first = of_size[0] if of_size else row
+        of_size.append({**row, "memory_ratio": row["memory_mb"] / max(first["memory_mb"], 1e-9)})
+    return found
 
 
 def growth_figure(devices: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     """A column for each size: seconds with their limit above, peak memory below; a colour for each device."""
-    sizes = list(series(next(iter(devices.values()))))
+    sizes = list(group_by_size(next(iter(devices.values()))))
     figure = Figure(figsize=(2.4 * len(sizes), 4.6), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(sizes), squeeze=False, sharex="col", sharey="row")
@@ -52,7 +51,7 @@ def growth_figure(devices: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
         ax.grid(alpha=0.3)
     for number, (device, rows) in enumerate(devices.items()):
         style: dict[str, Any] = {"color": f"C{number}", "markersize": 4}
-        for (above, below), (size, of_size) in zip(axes.T, series(rows).items(), strict=True):
+        for (above, below), (size, of_size) in zip(axes.T, group_by_size(rows).items(), strict=True):
             values = [row["value"] for row in of_size]
             above.plot(values, [row["seconds"] for row in of_size], marker="o", label=device, **style)
             above.plot(values, [row["limit_seconds"] for row in of_size], "--", label=f"{device}, limit", **style)

@@ -1,17 +1,17 @@
-"""What a workload needs at least: its floating-point operations, counted, and the rate of the product they are made of.
+"""The least a workload needs: its floating-point operations, counted, and the rate of the products they consist of.
 
-A linear layer y = W x takes F operations forward. Backward, W^T dy and dy x^T take F each, and the first layer has no
-use for W^T dy. With F1 for the first layer, for the whole network:
+A linear layer y = W x takes F operations forward. Backward, W^T dy and dy x^T take F each, and the first layer does not
+need W^T dy. With F1 for the first layer, for the whole network:
 
     forward  F,    gradient  3 F - F1,    Hessian-vector product  8 F - 5 F1
 
 The last one, forward over reverse along v: y and W^T dy again (2 F), the tangents y' = W x' + V x (2 F), then
 W^T dy' + V^T dy (2 F) and dy' x^T + dy x'^T (2 F), where x' = 0 and no W^T in the first layer leave 3 F1 of 8. Reverse
-over reverse takes as many. Run without a trace it also makes the gradient, which nobody asked for: 9 F - 5 F1.
+over reverse takes the same number. Without a record it also computes the gradient, which is not used: 9 F - 5 F1.
 
-Convolutions are linear layers too. Left out are activations and other elementwise work, which makes the limit too low;
-and that derivatives on the same batch could share forward passes, and that with ReLUs, which have no curvature, a
-Hessian-vector product takes one product of the second layer less, which make it too high.
+Convolutions are linear layers too. Activations and other elementwise work are not counted, which makes the limit too
+low. Two other simplifications make it too high: derivatives on the same batch could share forward passes, and with
+ReLUs, which have no curvature, a Hessian-vector product takes one product of the second layer less.
 """
 
 import math
@@ -36,7 +36,7 @@ class Flops(NamedTuple):
     """Operations of a network on one input."""
 
     forward: float
-    first: float  # of them in the first layer
+    first: float  # in the first layer
 
     @property
     def gradient(self) -> float:
@@ -45,15 +45,15 @@ class Flops(NamedTuple):
 
     @property
     def hessian_vector_product(self) -> float:
-        """Without the gradient, which is no part of it."""
+        """Without the gradient."""
         return 8 * self.forward - 5 * self.first
 
 
 def network_flops(network: nn.Module, inputs: Tensor) -> Flops:
-    """Operations per row of `inputs`; the first layer is what the gradient of the inputs would add to that of the rest.
+    """Operations per row of `inputs`; those of the first layer are what the gradient of the inputs adds.
 
     Raises:
-        ValueError: for inputs that are not numbers one can differentiate by.
+        ValueError: for inputs that are not floating point.
     """
     if not inputs.is_floating_point():
         raise ValueError(f"inputs must be floating point, got {inputs.dtype}")
@@ -73,14 +73,14 @@ def network_flops(network: nn.Module, inputs: Tensor) -> Flops:
 
 
 class Tally:
-    """What one repetition took: observations or images by what was done with them, and the seconds of draws."""
+    """The work of one repetition: observations or images by what was computed of them, and the seconds of draws."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Begin again."""
-        self.inputs: Counter[tuple[str, str]] = Counter()  # by what was computed of them, and the role of their draw
+        """Start again from zero."""
+        self.inputs: Counter[tuple[str, str]] = Counter()  # by kind, and by the role of their draw
         self.draws = 0
         self.draw_seconds = 0.0
 
@@ -89,14 +89,14 @@ class Tally:
         return sum(number for (k, r), number in self.inputs.items() if k == kind and role in (None, r))
 
     def flops(self, network: Flops) -> float:
-        """Operations that all of it needs."""
+        """Operations needed for all of it."""
         derivatives = network.gradient * self.of("gradients")
         derivatives += network.hessian_vector_product * self.of("hessian_vector_products")
         return network.forward * self.of("forward") + derivatives
 
 
 class Tallied(TaskWrapper):
-    """Keeps a tally. A derivative is taken to be of the last batch drawn, or of one of its size."""
+    """Keeps a tally. A derivative is assumed to be of the last batch drawn, or of a batch of the same size."""
 
     def __init__(self, tasks: TaskBatch, tally: Tally) -> None:
         super().__init__(tasks)
@@ -131,7 +131,7 @@ class TalliedSource:
         return self.source.initial_params()
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> Tallied:
-        """The source's tasks, tallied."""
+        """The source's tasks, with the tally."""
         return Tallied(self.source.sample(num_tasks, rng), self._tally)
 
 
@@ -144,7 +144,7 @@ class Product(NamedTuple):
     outputs: int
 
     def rate(self, device: torch.device, seconds: float = 0.02) -> float:
-        """Operations a second now: the median of five times about so many seconds."""
+        """Operations a second now: the median of five measurements of about `seconds`."""
         a = torch.randn(self.tasks, self.rows, self.inputs, device=device)
         b = torch.randn(self.tasks, self.inputs, self.outputs, device=device)
         out = torch.empty(self.tasks, self.rows, self.outputs, device=device)
@@ -163,6 +163,6 @@ class Product(NamedTuple):
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Wait for an accelerator to finish, so that the clock can be read."""
+    """Wait for an accelerator to finish, before the clock is read."""
     if torch.device(device).type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,4 +1,4 @@
-"""One row: the seconds of a workload, its peak memory and its limit, in a process of its own."""
+"""One row: the seconds of a workload, its peak memory and its limit, measured in a new process."""
 
 import multiprocessing
 import resource
@@ -16,31 +16,32 @@ from torch import Tensor, nn
 from metarl.experiments.reports.benchmark.limits import Product, Tally, network_flops, synchronize
 
 Call: TypeAlias = Callable[[], dict[str, Any]]
-"""Makes one row of the results; it can be sent to another process."""
+"""Measures one row of the results; it can be sent to another process."""
 
 
 class Job(NamedTuple):
-    """What is measured, built in the process that measures it."""
+    """A workload ready to run, built in the process that measures it."""
 
     run: Callable[[], object]
-    tally: Tally  # kept by `run`
+    tally: Tally  # updated by `run`
     network: nn.Module
-    inputs: Tensor  # a few of the network's
+    inputs: Tensor  # a few rows for the network
     product: Product
     physics: Callable[[], float] | None = None  # environment steps a second of the physics alone
 
 
 class Workload(NamedTuple):
-    """A job to build, and what is said about it."""
+    """A job to build, and its description."""
 
-    about: dict[str, Any]  # its name, sizes and so on
+    about: dict[str, Any]  # name, sizes and so on
     build: Callable[[], Job]
-    tiny: Callable[[], Job] | None  # the same, run first to load libraries, whose memory is not the workload's
+    tiny: Callable[[], Job] | None  # run first, to load libraries: their memory is not the workload's
     repetitions: int
 
 
 def measure(workload: Workload) -> dict[str, Any]:
     """The row of a workload."""
+    # memory: the first run records and compiles, the second shows the peak of a usual one
     if workload.tiny is not None:
         workload.tiny().run()
     job = workload.build()
@@ -52,6 +53,8 @@ def measure(workload: Workload) -> dict[str, Any]:
     job.run()
     synchronize(device)
     memory = peak_memory(device) - before
+
+    # time: between two measurements of the machine, whose speed drifts
     rates = [machine_rates(job)]
     seconds, draws = [], []
     for _ in range(workload.repetitions):
@@ -67,7 +70,7 @@ def measure(workload: Workload) -> dict[str, Any]:
         "seconds": statistics.median(seconds),
         "least": min(seconds),
         "greatest": max(seconds),
-        "first_seconds": first,  # with what is recorded and compiled
+        "first_seconds": first,  # including recording and compilation
         "draws": job.tally.draws,
         "draw_seconds": statistics.median(draws),
         "memory_mb": memory,
@@ -76,18 +79,18 @@ def measure(workload: Workload) -> dict[str, Any]:
 
 
 def machine_rates(job: Job) -> tuple[float, float]:
-    """Operations a second of the product, and environment steps a second of the physics (0 where there are none)."""
+    """Operations a second of the product, and environment steps a second of the physics (0 without physics)."""
     return job.product.rate(job.inputs.device), 0.0 if job.physics is None else job.physics()
 
 
 def against_limit(job: Job, seconds: float, product_rate: float, physics_rate: float) -> dict[str, Any]:
-    """The rest of a row: rates, what is needed, the limit and how far it is."""
-    needed, drawn = job.tally.flops(network_flops(job.network, job.inputs)), job.tally.of("drawn")
-    limit = needed / product_rate + (drawn / physics_rate if physics_rate else 0.0)
+    """The rest of a row: rates, the needed operations, the limit and the ratio to it."""
+    flops, drawn = job.tally.flops(network_flops(job.network, job.inputs)), job.tally.of("drawn")
+    limit = flops / product_rate + (drawn / physics_rate if physics_rate else 0.0)
     return {
         "unit": "env_steps" if job.tally.of("forward") else "samples",
         "per_second": drawn / seconds,
-        "needed_gflop": 1e-9 * needed,
+        "needed_gflop": 1e-9 * flops,
         "product_gflops": 1e-9 * product_rate,
         **({"physics_per_second": physics_rate} if physics_rate else {}),
         "limit_seconds": limit,
@@ -96,7 +99,7 @@ def against_limit(job: Job, seconds: float, product_rate: float, physics_rate: f
 
 
 def memory_mark(device: torch.device) -> float:
-    """Where the peak of the memory is counted from, in MB."""
+    """The memory in use before the workload, in MB."""
     if device.type != "cuda":
         return peak_memory(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -104,15 +107,15 @@ def memory_mark(device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory this process has had, in MB; on a GPU the most its tensors have had there."""
+    """The peak memory of this process, in MB; on a GPU that of its tensors."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def alone(call: Call) -> dict[str, Any]:
-    """`call()` in a new process, whose peak memory is its own; a forked or spawned one would begin with this one's."""
+def call_in_new_process(call: Call) -> dict[str, Any]:
+    """`call()` in a new process with its own peak memory; a forked or spawned process starts with this one's."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["metarl.experiments.reports.benchmark", "torch._dynamo"])  # imported once for all
     with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as executor:

@@ -1,6 +1,6 @@
-"""Where a meta-iteration goes: seconds by part, next to each part's limit, and the operations that take the most.
+"""The seconds of a meta-iteration by part, next to each part's limit, and its most expensive operations.
 
-The functions are timed from outside. A part's seconds are its own, without those of parts it calls.
+The functions are timed from outside. A part's seconds do not include those of the parts it calls.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from typing import Any, NamedTuple
 
@@ -19,19 +19,19 @@ from torch.profiler import ProfilerActivity
 from metarl.experiments.common.config import TrainConfig
 from metarl.experiments.reports.benchmark.limits import Flops, Tally, network_flops, synchronize
 from metarl.experiments.reports.benchmark.measure import Call
-from metarl.experiments.reports.benchmark.workloads import Scale, iteration
+from metarl.experiments.reports.benchmark.workloads import Scale, build_iteration
 
 REST = "rest of the iteration"
 
 
 class Watched(NamedTuple):
-    """A function to be timed: where it is looked up when it is called, and the part it belongs to."""
+    """A function to time: where its callers look it up, and the part it belongs to."""
 
     owner: str  # a module, or a class in one
     name: str
     part: str
 
-    def resolved(self) -> Any:
+    def resolve(self) -> Any:
         """The owner itself."""
         return pkgutil.resolve_name(self.owner)
 
@@ -50,7 +50,7 @@ WATCHED = (
 
 
 class Clock:
-    """Adds up the seconds of functions, without those of watched functions they call."""
+    """Adds up the seconds of functions, without those of the watched functions they call."""
 
     def __init__(self, device: str) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -78,28 +78,27 @@ class Clock:
 
 @contextmanager
 def watching(clock: Clock) -> Iterator[None]:
-    """Time everything in `WATCHED`, for what is built and called within."""
-    functions = [getattr(watched.resolved(), watched.name) for watched in WATCHED]
-    for watched, function in zip(WATCHED, functions, strict=True):
-        setattr(watched.resolved(), watched.name, clock.watch(watched.part, function))
-    try:
+    """Time all functions of `WATCHED` in this block."""
+    with ExitStack() as stack:
+        for watched in WATCHED:
+            owner, name = watched.resolve(), watched.name
+            function = getattr(owner, name)
+            setattr(owner, name, clock.watch(watched.part, function))
+            stack.callback(setattr, owner, name, function)
         yield
-    finally:
-        for watched, function in zip(WATCHED, functions, strict=True):
-            setattr(watched.resolved(), watched.name, function)
 
 
-def profile(scale: Scale) -> list[Call]:
+def plan_profile(scale: Scale) -> list[Call]:
     """Exact MAML reusing the inner batch for the Hessian on navigation."""
     config = dataclasses.replace(scale.config, outer="maml", hessian_data="reuse")
-    return [partial(profiled, config, scale.repetitions)]
+    return [partial(profile_iteration, config, scale.repetitions)]
 
 
-def profiled(config: TrainConfig, repetitions: int) -> dict[str, Any]:
+def profile_iteration(config: TrainConfig, repetitions: int) -> dict[str, Any]:
     """Seconds of each part, medians over the repetitions, with their limits; and the top operations."""
     device, clock = torch.device(config.device), Clock(config.device)
     with watching(clock):
-        job = iteration(config)
+        job = build_iteration(config)
         for _ in range(2):
             job.run()
         rates, spent = [job.product.rate(device)], []
@@ -110,7 +109,9 @@ def profiled(config: TrainConfig, repetitions: int) -> dict[str, Any]:
             spent.append(dict(clock.seconds))
         rates.append(job.product.rate(device))
     rate = statistics.mean(rates)
-    limits = {part: flops / rate for part, flops in needed(job.tally, network_flops(job.network, job.inputs)).items()}
+    limits = {
+        part: flops / rate for part, flops in needed_flops(job.tally, network_flops(job.network, job.inputs)).items()
+    }
     seconds = {part: statistics.median(one[part] for one in spent) for part in (watched.part for watched in WATCHED)}
     total = sum(seconds.values())
     return {
@@ -126,7 +127,7 @@ def profiled(config: TrainConfig, repetitions: int) -> dict[str, Any]:
     }
 
 
-def needed(tally: Tally, network: Flops) -> dict[str, float]:
+def needed_flops(tally: Tally, network: Flops) -> dict[str, float]:
     """Operations that each part needs."""
     return {
         "rollouts": network.forward * tally.of("forward"),
@@ -137,7 +138,7 @@ def needed(tally: Tally, network: Flops) -> dict[str, float]:
 
 
 def top_operations(run: Callable[[], object], device: torch.device, number: int = 12) -> list[dict[str, Any]]:
-    """The operations of one run with the most seconds of their own, by torch's profiler."""
+    """The operations of one run with the most seconds, without those of operations they call, by torch's profiler."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with torch.profiler.profile(activities=activities, acc_events=True) as recorded:

@@ -1,12 +1,12 @@
 """Environment steps a second of many MuJoCo environments: ours, physics alone, and other ways to step them.
 
-Random actions; the contenders take turns, so that the machine's moods hit all alike.
+Random actions; the contenders take turns, so that a change of the machine's speed affects all of them.
 
-- whole: our vector environment, observations, rewards and checks included; ants that fall go on.
-- physics: `mujoco.rollout` called once a control step with the states it returned, and nothing else done.
-- Sync, Async: Gymnasium's vector environments over the same single environments; Async only for few, as it takes a
-  process each.
-- envpool: where that package is installed, with its own version of MuJoCo.
+- whole: our vector environment, with observations, rewards and checks; ants that fall continue.
+- physics: `mujoco.rollout` called once a control step with the states it returned, and nothing else.
+- Sync, Async: Gymnasium's vector environments over the same single environments; Async only for few, because it
+  starts a process for each.
+- envpool: if that package is installed, with its own version of MuJoCo.
 """
 
 import statistics
@@ -31,24 +31,23 @@ Actions = npt.NDArray[np.float32]
 """`[steps, N, action]`."""
 
 
-class Size(NamedTuple):
+class SteppingSize(NamedTuple):
     """How much is measured."""
 
     environments: tuple[int, ...] = (40, 400)
-    steps: int = 8000  # of all environments together, in each round
+    steps: int = 8000  # of all environments together, in a round
     rounds: int = 7
 
 
-def stepping_rates(name: str, number: int, size: Size) -> dict[str, Any]:
+def measure_stepping(name: str, number: int, size: SteppingSize) -> dict[str, Any]:
     """Environment steps a second of every contender, in turns."""
     tasks = make_distribution(name, **OPTIONS.get(name, {}))
-    steps = max(2, size.steps // number)
-    actions = np.random.default_rng(0).uniform(-1, 1, (steps, number, *(tasks.action_space.shape or ())))
+    actions = random_actions(tasks, number, size.steps)
     runs, close = contenders(name, tasks, number)
     measured: dict[str, list[float]] = {contender: [] for contender in runs}
     for _ in range(size.rounds):
         for contender, run in runs.items():
-            measured[contender].append(run(actions.astype(np.float32)) * steps * number)
+            measured[contender].append(run(actions) * len(actions) * number)
     for end in close:
         end()
     ratio = statistics.median(w / p for w, p in zip(measured["whole"], measured["physics"], strict=True))
@@ -59,32 +58,32 @@ def stepping_rates(name: str, number: int, size: Size) -> dict[str, Any]:
 def contenders(
     name: str, tasks: EnvDistribution, number: int
 ) -> tuple[dict[str, Callable[[Actions], float]], list[Callable[[], object]]]:
-    """Functions from actions to rounds a second, and what closes what they step."""
+    """Functions from actions to rounds a second, and functions that close the environments."""
     task = tasks.sample(1, np.random.default_rng(0))
     ours = tasks.make_vec(task, number)
     one = partial(tasks.make, {key: value[0] for key, value in task.items()})
     sync = gymnasium.vector.SyncVectorEnv([one] * number)
     runs: dict[str, Callable[[Actions], float]] = {
-        "whole": partial(run, ours),
-        "physics": partial(physics, ours),
-        "Sync": partial(run, sync),
+        "whole": partial(step_all, ours),
+        "physics": partial(step_physics, ours),
+        "Sync": partial(step_all, sync),
     }
     close: list[Callable[[], object]] = [ours.close, sync.close]
     if number <= MOST_PROCESSES:
         processes = gymnasium.vector.AsyncVectorEnv([one] * number)
-        runs["Async"] = partial(run, processes)
+        runs["Async"] = partial(step_all, processes)
         close.append(processes.close)
     if find_spec("envpool") is not None:
         import envpool
 
         pool = envpool.make(NAMES[name], env_type="gymnasium", num_envs=number)
-        runs["envpool"] = partial(run, pool)
+        runs["envpool"] = partial(step_all, pool)
         close.append(pool.close)
     return runs, close
 
 
-def run(env: Any, actions: Actions) -> float:
-    """Reset, then as many steps as there are actions; rounds a second, the reset not counted."""
+def step_all(env: Any, actions: Actions) -> float:
+    """Reset, then take all steps; rounds a second, without the reset."""
     env.reset()
     start = time.perf_counter()
     for action in actions:
@@ -92,8 +91,8 @@ def run(env: Any, actions: Actions) -> float:
     return 1.0 / (time.perf_counter() - start)
 
 
-def physics(env: Any, actions: Actions) -> float:
-    """The same steps by `mujoco.rollout` alone, from the same kind of first states."""
+def step_physics(env: Any, actions: Actions) -> float:
+    """The same steps by `mujoco.rollout` alone, from first states of the same distribution."""
     import mujoco
     from mujoco.rollout import Rollout
 
@@ -115,12 +114,19 @@ def physics(env: Any, actions: Actions) -> float:
 
 
 def physics_rate(name: str, number: int, steps: int = 16000) -> float:
-    """Environment steps a second of `number` environments by physics alone, from so many steps of all of them."""
+    """Environment steps a second of `number` environments by physics alone, measured over `steps` steps."""
     tasks = make_distribution(name, **OPTIONS.get(name, {}))
-    env = tasks.make_vec(tasks.sample(1, np.random.default_rng(0)), number)
-    shape = (max(2, steps // number), number, *(tasks.action_space.shape or ()))
-    actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    env, actions = (
+        tasks.make_vec(tasks.sample(1, np.random.default_rng(0)), number),
+        random_actions(tasks, number, steps),
+    )
     try:
-        return number * len(actions) * physics(env, actions)
+        return number * len(actions) * step_physics(env, actions)
     finally:
         env.close()
+
+
+def random_actions(tasks: EnvDistribution, number: int, steps: int) -> Actions:
+    """Uniform actions for `number` environments, `steps` of them together."""
+    shape = (max(2, steps // number), number, *(tasks.action_space.shape or ()))
+    return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)

@@ -1,9 +1,9 @@
-"""What is run: rollouts, and meta-iterations of everything."""
+"""The workloads: rollouts, and meta-iterations of every kind."""
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from metarl.engine import Engine
 from metarl.experiments.common.config import TrainConfig, build_learner, build_source
 from metarl.experiments.reports.benchmark.limits import Product, TalliedSource, Tally
 from metarl.experiments.reports.benchmark.measure import Call, Job, Workload, measure
-from metarl.experiments.reports.benchmark.stepping import NAMES, Size, physics_rate, stepping_rates
+from metarl.experiments.reports.benchmark.stepping import NAMES, SteppingSize, measure_stepping, physics_rate
 from metarl.outer import OUTER, inner_defaults
 from metarl.rl import ReinforcementLearning
 from metarl.supervised import networks
@@ -38,24 +38,24 @@ TINY_IMAGES = ImageWork(2, 2, 2, 4)
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large everything is, and how often it is repeated."""
+    """All sizes, and the number of repetitions."""
 
     device: str
     repetitions: int
-    tiny_first: bool  # whether each row loads its libraries before it is measured
+    tiny_first: bool  # whether each row loads its libraries before its memory is measured
     config: TrainConfig
     tasks: tuple[int, ...]  # of navigation
     rollout_tasks: tuple[int, ...]
     many_tasks: tuple[int, ...]  # of exact MAML reusing the inner batch for the Hessian, besides `tasks`
     growth: dict[str, tuple[int, ...]]
     cheetahs: int
-    stepping: Size
+    stepping: SteppingSize
     sinusoids: int
     images: ImageWork
 
 
 def full_scale(device: str, repetitions: int) -> Scale:
-    """The published sizes, and on an accelerator those that fill it."""
+    """The published sizes, and on an accelerator also sizes that fill it."""
     gpu = torch.device(device).type != "cpu"
     return Scale(
         device=device,
@@ -73,7 +73,7 @@ def full_scale(device: str, repetitions: int) -> Scale:
             "hidden units": (32, 100, 256),
         },
         cheetahs=40,
-        stepping=Size(),
+        stepping=SteppingSize(),
         sinusoids=32,
         images=ImageWork(),
     )
@@ -91,65 +91,59 @@ def quick_scale(device: str) -> Scale:
         many_tasks=(),
         growth={"inner steps": (1, 2)},
         cheetahs=3,
-        stepping=Size((4,), 40, 1),
+        stepping=SteppingSize((4,), 40, 1),
         sinusoids=3,
         images=TINY_IMAGES,
     )
 
 
-def rollouts(scale: Scale) -> list[Call]:
+def plan_rollouts(scale: Scale) -> list[Call]:
     """Episodes with the policy in the loop."""
-    configs = [dataclasses.replace(scale.config, meta_batch_size=tasks) for tasks in scale.rollout_tasks]
-    return [rl_row(scale, {"name": "navigation rollout"}, rollout, config) for config in configs]
+    configs = [replace(scale.config, meta_batch_size=tasks) for tasks in scale.rollout_tasks]
+    return [rl_row(scale, {"name": "navigation rollout"}, build_rollout, config) for config in configs]
 
 
-def navigation(scale: Scale) -> list[Call]:
+def plan_navigation(scale: Scale) -> list[Call]:
     """Every outer update with fresh draws, and MAML reusing the inner batch for the Hessian, with the fewest draws."""
+    reuse = replace(scale.config, outer="maml", hessian_data="reuse")
     configs = [
-        dataclasses.replace(scale.config, meta_batch_size=tasks, outer=outer)
-        for tasks in scale.tasks
-        for outer in OUTER
+        replace(scale.config, meta_batch_size=tasks, outer=outer) for tasks, outer in product(scale.tasks, OUTER)
     ]
-    again = dataclasses.replace(scale.config, outer="maml", hessian_data="reuse")
-    configs += [dataclasses.replace(again, meta_batch_size=tasks) for tasks in (*scale.tasks, *scale.many_tasks)]
+    configs += [replace(reuse, meta_batch_size=tasks) for tasks in (*scale.tasks, *scale.many_tasks)]
     return [iteration_row(scale, config) for config in configs]
 
 
-def mujoco(scale: Scale) -> list[Call]:
-    """Exact MAML on half-cheetah goal velocity, and rates of stepping environments without a policy; CPU only."""
+def plan_mujoco(scale: Scale) -> list[Call]:
+    """Exact MAML on half-cheetah goal velocity, and ways to step environments without a policy; CPU only."""
     if torch.device(scale.device).type != "cpu":
         return []
-    config = dataclasses.replace(scale.config, env="half_cheetah_velocity", meta_batch_size=scale.cheetahs)
-    configs = [config, dataclasses.replace(config, hessian_data="reuse")]
-    stepping: list[Call] = [
-        partial(stepping_rates, name, number, scale.stepping)
-        for name in NAMES
-        for number in scale.stepping.environments
-    ]
-    return [*(iteration_row(scale, config) for config in configs), *stepping]
+    config = replace(scale.config, env="half_cheetah_velocity", meta_batch_size=scale.cheetahs)
+    rows = [iteration_row(scale, config), iteration_row(scale, replace(config, hessian_data="reuse"))]
+    stepping = product(NAMES, scale.stepping.environments)
+    return [*rows, *(partial(measure_stepping, name, number, scale.stepping) for name, number in stepping)]
 
 
-def sinusoid(scale: Scale) -> list[Call]:
-    """Exact MAML; so short that ten times the repetitions are taken."""
-    often = dataclasses.replace(scale, repetitions=10 * scale.repetitions)
+def plan_sinusoid(scale: Scale) -> list[Call]:
+    """Exact MAML; an iteration is so short that it is repeated ten times as often."""
+    often = replace(scale, repetitions=10 * scale.repetitions)
     about = {"name": "sinusoid maml", "size": f"{scale.sinusoids} x (10 + 10)"}
-    make = partial(sinusoids, scale.device)
+    make = partial(build_sinusoids, scale.device)
     return [
         row(often, {**about, "inner_steps": steps}, partial(make, scale.sinusoids, steps), partial(make, 2, steps))
         for steps in (1, 5)
     ]
 
 
-def conv4(scale: Scale) -> list[Call]:
-    """Exact MAML: every task in one vmap, and as the scripts choose."""
+def plan_conv4(scale: Scale) -> list[Call]:
+    """Exact MAML: all tasks in one vmap, and as in the scripts."""
     work, ways = scale.images, {"all at once": False, "as chosen": True}
     about = {"size": f"{work.tasks} x {work.ways} x (1 + {work.queries})", "inner_steps": 5}
     return [
         row(
             scale,
             {"name": f"4-conv maml, {how}", **about},
-            partial(images, scale.device, work, chosen),
-            partial(images, scale.device, TINY_IMAGES, chosen),
+            partial(build_images, scale.device, work, chosen),
+            partial(build_images, scale.device, TINY_IMAGES, chosen),
         )
         for how, chosen in ways.items()
     ]
@@ -159,13 +153,13 @@ def iteration_row(scale: Scale, config: TrainConfig, **about: Any) -> Call:
     """One meta-iteration of a reinforcement-learning run."""
     name = f"{config.env} {config.outer}{', inner batch reused' if config.hessian_data == 'reuse' else ''}"
     steps = config.inner_steps or inner_defaults(config.outer)[1]
-    return rl_row(scale, {"name": name, "inner_steps": steps, **about}, iteration, config)
+    return rl_row(scale, {"name": name, "inner_steps": steps, **about}, build_iteration, config)
 
 
 def rl_row(scale: Scale, about: dict[str, Any], build: Callable[[TrainConfig], Job], config: TrainConfig) -> Call:
-    """`build(config)`, to be measured."""
+    """A reinforcement-learning workload, to be measured."""
     size = f"{config.meta_batch_size} x {config.episodes} x {config.horizon}"
-    tiny = dataclasses.replace(config, meta_batch_size=2, episodes=2, horizon=5)
+    tiny = replace(config, meta_batch_size=2, episodes=2, horizon=5)
     return row(scale, {"size": size, **about}, partial(build, config), partial(build, tiny))
 
 
@@ -174,7 +168,7 @@ def row(scale: Scale, about: dict[str, Any], build: Callable[[], Job], tiny: Cal
     return partial(measure, Workload(about, build, tiny if scale.tiny_first else None, scale.repetitions))
 
 
-def rollout(config: TrainConfig) -> Job:
+def build_rollout(config: TrainConfig) -> Job:
     """One rollout of all tasks."""
     source, tally = build_source(config), Tally()
     tasks = source.sample(config.meta_batch_size, np.random.default_rng(0))
@@ -189,27 +183,27 @@ def rollout(config: TrainConfig) -> Job:
     return Job(run, tally, source.policy, observations(source), policy_product(config))
 
 
-def iteration(config: TrainConfig) -> Job:
-    """One iteration of `MetaLearner.learn`, everything included."""
+def build_iteration(config: TrainConfig) -> Job:
+    """One iteration of `MetaLearner.learn`, with everything in it."""
     learner = build_learner(config)
     source = learner.source
     assert isinstance(source, ReinforcementLearning)
     physics = None
     if config.env in NAMES:
         physics = partial(physics_rate, config.env, config.meta_batch_size * config.episodes)
-    return learning(learner, source.policy, observations(source), policy_product(config), physics)
+    return build_learning(learner, source.policy, observations(source), policy_product(config), physics)
 
 
-def sinusoids(device: str, tasks: int, steps: int) -> Job:
+def build_sinusoids(device: str, tasks: int, steps: int) -> Job:
     """One iteration of exact MAML."""
     source = Sinusoids(device=device)
     assert source.network is not None
     learner = MetaLearner(source, "maml", inner_lr=0.01, inner_steps=steps, meta_batch_size=tasks)
-    return learning(learner, source.network, torch.zeros(1, 1, device=device), Product(tasks, 10, 40, 40))
+    return build_learning(learner, source.network, torch.zeros(1, 1, device=device), Product(tasks, 10, 40, 40))
 
 
-def images(device: str, work: ImageWork, chosen: bool) -> Job:
-    """One iteration of exact MAML on random images; its product is that of a convolution, written as one."""
+def build_images(device: str, work: ImageWork, chosen: bool) -> Job:
+    """One iteration of exact MAML on random images; its product is a convolution written as a matrix product."""
     generator = torch.Generator().manual_seed(0)
     made = tuple(torch.rand(1 + work.queries, 1, 28, 28, generator=generator) for _ in range(work.ways))
     classes = ClassSet(tuple(map(str, range(work.ways))), made)
@@ -217,30 +211,30 @@ def images(device: str, work: ImageWork, chosen: bool) -> Job:
     source = FewShot(classes, network, ways=work.ways, queries=work.queries, device=device)
     engine = Engine(record=chosen)
     learner = MetaLearner(source, "maml", inner_lr=0.1, inner_steps=5, meta_batch_size=work.tasks, engine=engine)
-    product = Product(work.tasks, 2000, 9 * work.filters, work.filters)
-    return learning(learner, network, torch.zeros(2, 1, 28, 28, device=device), product)
+    convolution = Product(work.tasks, 2000, 9 * work.filters, work.filters)
+    return build_learning(learner, network, torch.zeros(2, 1, 28, 28, device=device), convolution)
 
 
-def learning(
+def build_learning(
     learner: MetaLearner,
     network: torch.nn.Module,
     inputs: torch.Tensor,
-    product: Product,
+    layer: Product,
     physics: Callable[[], float] | None = None,
 ) -> Job:
-    """One iteration of a learner, tallied."""
+    """One iteration of a learner, with a tally."""
     tally = Tally()
     learner.source = TalliedSource(learner.source, tally)
-    return Job(lambda: learner.learn(1), tally, network, inputs, product, physics)
+    return Job(lambda: learner.learn(1), tally, network, inputs, layer, physics)
 
 
 def observations(source: ReinforcementLearning) -> torch.Tensor:
-    """A few inputs of the policy."""
+    """A few inputs for the policy."""
     leaf = next(source.policy.parameters())
     return torch.zeros(2, *(source.distribution.observation_space.shape or ())).to(leaf)
 
 
 def policy_product(config: TrainConfig) -> Product:
-    """The second layer's, for all tasks, episodes and steps; of at most 2000 tasks."""
+    """The second layer's product, for all tasks (at most 2000), episodes and steps."""
     tasks, rows = min(config.meta_batch_size, 2000), config.episodes * (config.horizon or 100)
     return Product(tasks, rows, config.hidden[0], config.hidden[-1])

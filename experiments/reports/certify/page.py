@@ -1,13 +1,13 @@
 """The page: all tables, with an explanation of each, as Markdown."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
-from metarl.experiments.common.tables import markdown_table
 from metarl.experiments.reports.certify.certificates import EXACT, LIMIT, SEEN, Certificate
 from metarl.experiments.reports.certify.estimators import FIRST_ORDER, OTHER, SAMPLED
 from metarl.experiments.reports.certify.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT
+from metarl.experiments.reports.columns import Columns, number, table, text
 from metarl.rl import SURROGATES
 
 INTRODUCTION = """\
@@ -112,19 +112,19 @@ def markdown_page(results: Mapping[str, Any]) -> str:
     parts = [
         INTRODUCTION.format(limit=LIMIT, exact=EXACT),
         BANDIT.format(samples=samples["bandit"], product=product, objective=objective),
-        table(BANDIT_COLUMNS, merge_equal(results["bandit"])),
+        table(BANDIT_COLUMNS, merge_equal(results["bandit"])) + "\n",
         MDP.format(samples=samples["mdp"]),
-        table(MDP_COLUMNS, merge_equal(results["mdp"])),
+        table(MDP_COLUMNS, merge_equal(results["mdp"])) + "\n",
         STEPS,
-        table(STEPS_COLUMNS, results["several_steps"]),
+        table(STEPS_COLUMNS, results["several_steps"]) + "\n",
         DISCOUNTED,
-        table(DISCOUNTED_COLUMNS, results["discounted"]),
+        table(DISCOUNTED_COLUMNS, results["discounted"]) + "\n",
         CREDITS,
-        table(CREDIT_COLUMNS, results["credit"]),
+        table(CREDIT_COLUMNS, results["credit"]) + "\n",
         HESSIANS,
-        table(HESSIAN_COLUMNS, results["hessians"]),
+        table(HESSIAN_COLUMNS, results["hessians"]) + "\n",
         WRONG.format(limit=LIMIT, seen=SEEN),
-        table(WRONG_COLUMNS, results["wrong_formulas"]),
+        table(WRONG_COLUMNS, results["wrong_formulas"]) + "\n",
     ]
     return "\n".join(parts)
 
@@ -140,24 +140,7 @@ def merge_equal(rows: Iterable[Certificate]) -> list[Certificate]:
     return [{**group[0], "surrogate": name} for group, name in zip(groups.values(), joined, strict=True)]
 
 
-# Columns: a head, and the text of a row's cell.
-
-Columns: TypeAlias = Mapping[str, Callable[[Certificate], str]]
-
-
-def table(columns: Columns, rows: Sequence[Certificate]) -> str:
-    """A line for each row."""
-    return markdown_table(list(columns), [[cell(row) for cell in columns.values()] for row in rows]) + "\n"
-
-
-def text(key: str) -> Callable[[Certificate], str]:
-    """The row's entry as it is."""
-    return lambda row: str(row[key])
-
-
-def number(key: str, spec: str) -> Callable[[Certificate], str]:
-    """The row's entry as a number, empty if there is none."""
-    return lambda row: "" if row[key] is None else format(row[key], spec)
+# Cells and columns.
 
 
 def first_component(row: Certificate) -> str:
