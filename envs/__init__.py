@@ -20,7 +20,7 @@ from metarl.envs.exact.gaussian_bandit import GaussianBandit
 from metarl.envs.exact.linear_gaussian import LinearGaussian
 from metarl.envs.exact.tabular import TabularMDP
 from metarl.envs.functional import FunctionalEnv, FunctionalGymEnv
-from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.grid_world import GridWorld
 from metarl.envs.gym_distribution import GymDistribution
 from metarl.envs.gym_vector import GymVectorEnv

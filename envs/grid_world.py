@@ -21,7 +21,7 @@ from torch import Tensor
 
 from metarl.envs.base import check_rng, check_task
 from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
-from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.plots import plot_goal_place
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int
@@ -79,10 +79,6 @@ class GridWorldEnv(FunctionalEnv):
         """The cell: float32 `[n, size^2]`, or uint8 `[n, 1, 40, 40]`."""
         cell = (self.size * state[:, 1] + state[:, 0]).long()
         return self._views[state.device].index_select(0, cell)
-
-    def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
-        """Never."""
-        return torch.zeros(len(state), dtype=torch.bool, device=state.device)
 
     def render(self, state: Tensor, task: TaskTensors) -> Frame:
         """The goal's cell in green, the agent in blue."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from metarl.envs.base import check_rng, check_task
 from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
-from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.plots import plot_goal_place
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int, check_real

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from metarl.envs.base import check_task
 from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
-from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.plots import plot_goal_speed
 from metarl.envs.rendering import AGENT, DARK, GOAL, GREY, LIGHT, Canvas, Point
 from metarl.errors import check_real
@@ -74,10 +74,6 @@ class PointVelocityEnv(FunctionalEnv):
     def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
         """The velocity, m/s."""
         return state[:, 1:]
-
-    def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
-        """Never."""
-        return torch.zeros(len(state), dtype=torch.bool, device=state.device)
 
     def render(self, state: Tensor, task: TaskTensors) -> Frame:
         """A road that moves past the mass; above it the velocity as a bar and the goal as a line."""

@@ -59,9 +59,9 @@ class FunctionalEnv(ABC):
     def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
         """What the agent sees, `[n, ...]`, in the type of `observation_space`."""
 
-    @abstractmethod
     def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
-        """Whether an episode ends on arriving in `state`, bool `[n]`; not asked of first states."""
+        """Whether an episode ends on arriving in `state`, bool `[n]`, by default never; not asked of first states."""
+        return torch.zeros(len(state), dtype=torch.bool, device=state.device)
 
     def render(self, state: Tensor, task: TaskTensors) -> Frame:
         """A picture of ONE environment: `state` is `[S]`, the tensors of `task` are without n.

@@ -19,7 +19,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
-from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int, check_real
 from metarl.types import Params, TaskParams
@@ -48,10 +48,6 @@ class GaussianBanditEnv(FunctionalEnv):
     def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
         """1."""
         return torch.ones_like(state[:, :1])
-
-    def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
-        """Never."""
-        return torch.zeros(len(state), dtype=torch.bool, device=state.device)
 
     def render(self, state: Tensor, task: TaskTensors) -> Frame:
         """The first two dimensions: the centre in green, the last action in blue."""

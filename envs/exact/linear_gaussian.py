@@ -19,7 +19,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors, normal
-from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_real
 from metarl.types import Params, TaskParams
@@ -53,10 +53,6 @@ class LinearGaussianEnv(FunctionalEnv):
     def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
         """x."""
         return state
-
-    def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
-        """Never."""
-        return torch.zeros(len(state), dtype=torch.bool, device=state.device)
 
     def render(self, state: Tensor, task: TaskTensors) -> Frame:
         """The line, its origin in green, x in blue."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metarl.envs.base import check_rng
 from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
-from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.rendering import AGENT, GREY, Canvas, Point
 from metarl.errors import check_int
 from metarl.types import Params, TaskParams
@@ -53,10 +53,6 @@ class TabularEnv(FunctionalEnv):
     def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
         """The state's number, int64."""
         return state[:, 0].long()
-
-    def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
-        """Never."""
-        return torch.zeros(len(state), dtype=torch.bool, device=state.device)
 
     def render(self, state: Tensor, task: TaskTensors) -> Frame:
         """The states on a circle, the current one in blue."""

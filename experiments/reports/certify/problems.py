@@ -17,7 +17,7 @@ from metarl.envs.exact.expected_update import Estimate, expected_update, product
 from metarl.envs.exact.gaussian_bandit import GaussianBandit
 from metarl.envs.exact.policies import GaussianMean, TabularSoftmax
 from metarl.envs.exact.tabular import two_state_problem
-from metarl.envs.functional_tasks import FunctionalDistribution
+from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.experiments.reports.certify.estimators import FIRST_ORDER, LINEAR, PULLED, SAMPLED, Estimator
 from metarl.outer import Method
 from metarl.rl import SURROGATES, ReinforcementLearning

@@ -203,9 +203,6 @@ class Dial(FunctionalEnv):
     def observation(self, state: Tensor, task: Any) -> Tensor:
         return state
 
-    def terminal(self, state: Tensor, task: Any) -> Tensor:
-        return torch.zeros(len(state), dtype=torch.bool)
-
 
 class Wide(nn.Module):
     """Actions of standard deviation 3, whatever is seen."""

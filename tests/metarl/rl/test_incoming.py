@@ -238,9 +238,6 @@ class Faulty(FunctionalEnv):
             return state[:, 0].long()
         return self.spoil("observation", state)
 
-    def terminal(self, state: Tensor, task: Any) -> Tensor:
-        return torch.zeros(len(state), dtype=torch.bool)
-
 
 LINE = Box(-np.inf, np.inf, (1,), np.float32)
 
