@@ -77,13 +77,11 @@ class ClassSet:
         Raises:
             ValueError: for an unknown name.
         """
-        where = {name: i for i, name in enumerate(self.names)}
-        rows = []
-        for name in names:
-            if name not in where:
+        chosen, images = tuple(names), dict(zip(self.names, self.images, strict=True))
+        for name in chosen:
+            if name not in images:
                 raise ValueError(f"there is no class {name!r} among {len(self)}{did_you_mean(name, self.names)}")
-            rows.append(where[name])
-        return ClassSet(tuple(self.names[i] for i in rows), tuple(self.images[i] for i in rows))
+        return ClassSet(chosen, tuple(images[name] for name in chosen))
 
     def check_enough(self, images: int) -> None:
         """Raise a `ValueError` that names the first class with fewer than `images` images."""
@@ -110,9 +108,8 @@ class Splits:
         for part, classes in parts.items():
             for name in classes.names:
                 if name in seen:
-                    raise ValueError(
-                        f"the parts must have no class in common, but {name!r} is in {seen[name]} and {part}"
-                    )
+                    both = f"{name!r} is in {seen[name]} and {part}"
+                    raise ValueError(f"the parts must have no class in common, but {both}")
                 seen[name] = part
         kinds = {part: (classes.image_shape, classes.images[0].dtype) for part, classes in parts.items()}
         if len(set(kinds.values())) > 1:

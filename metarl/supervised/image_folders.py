@@ -91,9 +91,8 @@ def split_folders(
     """
     decoder = _make_decoder(image_size, color, inverted)
     folders = [_find_part(Path(root), names) for names in PARTS.values()]
-    found = [
-        _find(folder, check_int("at_least", at_least)) for folder in folders
-    ]  # all of them, before any file is decoded
+    # find all of them before any file is decoded
+    found = [_find(folder, check_int("at_least", at_least)) for folder in folders]
     return Splits(*(_read(classes, decoder, progress) for classes in found))
 
 
@@ -143,9 +142,8 @@ def _walk(root: Path, folder: Path) -> Iterator[tuple[str, list[Path]]]:
 
 def _read(classes: dict[str, list[Path]], decoder: Decoder, progress: bool) -> ClassSet:
     first, images = next(iter(classes.values()))[0], []
-    with tqdm(
-        total=sum(map(len, classes.values())), unit="image", disable=None if progress else True, dynamic_ncols=True
-    ) as bar:
+    total, disable = sum(map(len, classes.values())), None if progress else True
+    with tqdm(total=total, unit="image", disable=disable, dynamic_ncols=True) as bar:
         shape = decoder(first).shape
         for files in classes.values():
             of_class = torch.empty(len(files), *shape, dtype=torch.uint8)

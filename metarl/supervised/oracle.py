@@ -108,9 +108,7 @@ class FiniteSumTaskBatch(SupervisedTaskBatch):
         self.batch_sizes, self.generator = batch_sizes, generator
         for role, size in batch_sizes._asdict().items():
             if size is not None:
-                _check_batch_size(
-                    f"batch_sizes.{role}", size, "query" if role == "outer" else "support", self._set(role)
-                )
+                _check_batch_size(role, size, self._set(role))
         if generator is None and any(size is not None for size in batch_sizes):
             raise ValueError(f"generator must be a torch.Generator for minibatches {batch_sizes}, got None")
 
@@ -232,14 +230,16 @@ def _points(leaves: list[Tensor], dim: int) -> int:
     return next((leaf.shape[dim] for leaf in leaves if leaf.ndim > dim), 1)
 
 
-def _check_batch_size(name: str, size: int, set_name: str, data: Batch) -> None:
+def _check_batch_size(role: str, size: int, data: Batch) -> None:
+    set_name = "query" if role == "outer" else "support"
     points = {leaf.shape[1] if leaf.ndim > 1 else 0 for leaf in data.values()}
     if len(points) != 1:
         raise ValueError(
             f"{set_name} must have leaves [T, n, ...] with one n for minibatches, got n in {sorted(points)}"
         )
-    if check_int(name, size) > min(points):
-        raise ValueError(f"{name} must be at most {min(points)}, the size of the {set_name} set, got {size}")
+    if check_int(f"batch_sizes.{role}", size) > min(points):
+        limit = f"{min(points)}, the size of the {set_name} set"
+        raise ValueError(f"batch_sizes.{role} must be at most {limit}, got {size}")
 
 
 def _take(data: Batch, rows: Tensor | None) -> Batch:

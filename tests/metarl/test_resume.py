@@ -15,6 +15,7 @@ import metarl
 from metarl import OUTER, MetaLearner
 from metarl.agents import make_policy
 from metarl.callbacks import Callback, Metrics
+from metarl.engine import Engine
 from metarl.envs import Navigation
 from metarl.rl import ReinforcementLearning
 from tests.environment import with_root
@@ -24,6 +25,7 @@ FACTORIES: dict[str, dict[str, Any]] = {
     "adam": {},
     "momentum": {"optimizer": functools.partial(torch.optim.SGD, momentum=0.9), "schedule": lambda n: 1 / (1 + n)},
 }
+ENGINE = Engine()  # one in each process, which saves most of the recording
 CASES = [(outer, name) for outer in sorted(OUTER) for name in FACTORIES]
 
 
@@ -52,13 +54,13 @@ def make_source() -> ReinforcementLearning:
 
 def make(outer: str, name: str) -> MetaLearner:
     arguments = {"inner_lr": 0.01, "meta_batch_size": 2, "learning_rate": 0.01, "max_grad_norm": 1.0, "seed": 3}
-    return MetaLearner(make_source(), outer, **arguments, **FACTORIES[name])
+    return MetaLearner(make_source(), outer, engine=ENGINE, **arguments, **FACTORIES[name])
 
 
 def resume(folder: Path, cases: list[tuple[str, str]]) -> None:
     """What the other process does."""
     for outer, name in cases:
-        learner = MetaLearner.load(folder / f"{outer}-{name}-half", make_source(), **FACTORIES[name])
+        learner = MetaLearner.load(folder / f"{outer}-{name}-half", make_source(), engine=ENGINE, **FACTORIES[name])
         learner.learn(N, [Best()]).save(folder / f"{outer}-{name}-resumed")
 
 
