@@ -1,14 +1,20 @@
-"""Random generators: the streams of a seed, torch generators, and their states as text for checkpoints."""
+"""Random generators: the streams of a seed, torch and global generators, and states as text for checkpoints."""
 
 import json
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum, unique
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metarl.state_dict import check_like
+
+T = TypeVar("T")
 
 
 @unique
@@ -72,6 +78,37 @@ class DrawingFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def torch_generator(rng: np.random.Generator, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator that follows from `rng`."""
     return torch.Generator(device).manual_seed(int(rng.integers(2**63)))
+
+
+def _global_states() -> dict[str, Any]:
+    numpy = np.random.get_state()  # noqa: NPY002
+    return {"numpy.random": numpy, "random": random.getstate(), "torch": torch.get_rng_state().numpy()}
+
+
+@contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """Seed the global random generators of Python, numpy and torch, and restore them afterwards."""
+    before = _global_states()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(before["random"])
+        np.random.set_state(before["numpy.random"])  # noqa: NPY002
+        torch.set_rng_state(torch.from_numpy(before["torch"]))
+
+
+def under_two_global_seeds(result: Callable[[], T]) -> tuple[T, T, str]:
+    """The same thing done under two global seeds, and the names of the global generators that it used."""
+    got, used = [], set()
+    for seed in (1, 2):
+        with global_seed(seed):
+            before = {name: pickle.dumps(state) for name, state in _global_states().items()}
+            got.append(result())
+            used |= {name for name, state in _global_states().items() if pickle.dumps(state) != before[name]}
+    return got[0], got[1], " and ".join(sorted(used))
 
 
 def generator_state(rng: np.random.Generator) -> str:

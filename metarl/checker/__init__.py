@@ -1,38 +1,53 @@
-"""Is a task distribution what `metarl.types.TaskDistribution` promises? One call names everything that is not.
+"""Check that a task distribution keeps the contract of `metarl.types.TaskDistribution`; every problem is reported.
 
     >>> from metarl.envs import Navigation
     >>> check_task_distribution(Navigation(horizon=10))
 
-A check is a function of a `Probe` that yields the problems it finds; `CHECKS` lists them, each with those that must
-have passed before it makes sense. Random actions show what they show: an error that they never meet stays unseen.
+A check is a function of a `Probe` that yields problems; `CHECKS` lists all of them. Actions are random: what they never
+reach is not checked.
 """
 
-from collections.abc import Collection, Iterable
+import inspect
+import pickle
+from collections.abc import Collection, Iterable, Mapping
 
-from metarl.checker.action_range import warn_of_action_range
-from metarl.checker.checks import CHECKS, WORKER_CHECKS
-from metarl.checker.global_generators import global_seed
-from metarl.checker.probe import Check, Probe
-from metarl.checker.reporting import problems_of
+import numpy as np
+from gymnasium import spaces
+
+from metarl.checker.environments import ENVIRONMENT_CHECKS
+from metarl.checker.probe import (
+    MANY,
+    SHORT,
+    Checks,
+    Probe,
+    Problems,
+    bounds,
+    compare,
+    equal,
+    find_problems,
+    mismatch,
+    problem,
+    rows,
+)
 from metarl.errors import check_choice, check_int
+from metarl.random import global_seed, under_two_global_seeds
+from metarl.rl.actions import warn_of_action_range
 from metarl.types import TaskDistribution
-
-__all__ = ["CHECKS", "WORKER_CHECKS", "TaskDistributionError", "check_task_distribution"]
 
 
 class TaskDistributionError(ValueError):
     """What is wrong with a task distribution.
 
     Attributes:
-        problems: for each, what was wanted, what was found and how to mend it.
-        unchecked: what could not be looked at because of them.
+        problems: for each, what was wanted, what was found and how to fix it.
+        unchecked: the checks that could not run because of them.
     """
 
     def __init__(self, name: str, problems: Iterable[str], unchecked: Iterable[str] = ()) -> None:
         self.name, self.problems, self.unchecked = name, tuple(problems), tuple(unchecked)
-        lines = [f"{name} breaks what a task distribution promises; to be mended ({len(self.problems)}):"]
+        lines = [f"{name} is not a valid task distribution; problems ({len(self.problems)}):"]
         lines += [f"  {number}. {problem}" for number, problem in enumerate(self.problems, start=1)]
-        lines += [f"Not checked before that is mended: {', '.join(self.unchecked)}."] if self.unchecked else []
+        lines += [f"Not checked until these are fixed: {', '.join(self.unchecked)}."] if self.unchecked else []
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[type["TaskDistributionError"], tuple[str, tuple[str, ...], tuple[str, ...]]]:
@@ -48,58 +63,174 @@ def check_task_distribution(
     workers: bool = False,
     waive: Collection[str] = (),
 ) -> None:
-    """Return if `distribution` keeps every promise of `metarl.types.TaskDistribution`, as far as trying it shows.
+    """Return if no try of `distribution` breaks the contract of `metarl.types.TaskDistribution`.
 
-    It is tried with random actions inside the action space: its types and shapes, its randomness, the ends of its
-    episodes, what its environments share, and whether `make_vec` behaves as `make`. Environment i of
-    `vec.reset(seed=s)` should start as `make(task).reset(seed=s + i)`; if episodes are random, the same means will do.
-    Behaviours are compared for 50 steps, values looked at for 1000, the end waited for 10 000. The global random
-    generators are left as they were.
+    Random actions inside the action space try its types and shapes, its randomness, the ends of its episodes, what its
+    environments share, and whether `make_vec` behaves as `make`. Environment i of `vec.reset(seed=s)` should start as
+    `make(task).reset(seed=s + i)`; if episodes are random, equal means are enough. Behaviours are compared for 50
+    steps, values checked for 1000, ends for 10 000. The global random generators are restored.
 
     Args:
         distribution: the tasks.
-        episodes: per task, of the vector environments tried.
-        num_tasks: of the vector environments tried, at least two.
+        episodes: per task, in the vector environments tried.
+        num_tasks: in the vector environments tried, at least two.
         seed: of the tasks, the environments and the actions.
-        workers: also ask that it survives pickling, as worker processes need.
-        waive: names of checks that are left out, such as `tasks_make_a_difference` where tasks differ only at a goal
-            that short random episodes do not reach.
+        workers: also check that it survives pickling, as worker processes need.
+        waive: names of checks to leave out, such as `tasks_make_a_difference` where tasks differ only at a goal that
+            short random episodes do not reach.
 
     Warns:
         UserWarning: actions are integers, or their bounds are far from where policies start.
 
     Raises:
-        TaskDistributionError: naming every problem, and how to mend it.
-        ValueError: `episodes`, `num_tasks` or `seed` cannot work, or `waive` has another name than a check's.
+        TaskDistributionError: names every problem, and how to fix it.
+        ValueError: `episodes`, `num_tasks` or `seed` is out of range, or `waive` names an unknown check.
     """
-    every = CHECKS | WORKER_CHECKS
-    waived = _named(waive, every)
-    probe = Probe(
-        distribution,
-        num_tasks=check_int("num_tasks", num_tasks, 2),
-        episodes=check_int("episodes", episodes),
-        seed=check_int("seed", seed, 0),
-    )
-    found: dict[str, None] = {}  # in order, each once: what one check trips over, others do, too
-    blocked: set[Check] = set()
+    if isinstance(waive, str):
+        raise ValueError(f"waive must be a collection of names, such as [{waive!r}], got {waive!r}")
+    skipped = {check_choice("waive", name, CHECKS) for name in waive} | (set() if workers else {"survives_pickling"})
+    num_tasks, episodes = check_int("num_tasks", num_tasks, 2), check_int("episodes", episodes)
+    probe = Probe(distribution, num_tasks, episodes, check_int("seed", seed, 0))
+    found: dict[str, None] = {}  # in order, each once: several checks may meet the same exception
+    failed: set[str] = set()
     unchecked = []
     with global_seed(probe.seed):
-        for check, needs in (every if workers else CHECKS).items():
-            if check in waived:
+        for name, (check, needs) in CHECKS.items():
+            if name in skipped:
                 continue
-            if blocked.intersection(needs):
-                unchecked.append(check.__name__.replace("_", " "))
-                blocked.add(check)
-            elif problems := problems_of(check, probe):
+            if failed.intersection(needs):
+                unchecked.append(name.replace("_", " "))
+                failed.add(name)
+            elif problems := find_problems(check, probe):
                 found.update(dict.fromkeys(problems))
-                blocked.add(check)
+                failed.add(name)
     if found:
         raise TaskDistributionError(type(distribution).__name__, found, unchecked)
     warn_of_action_range(distribution.action_space)
 
 
-def _named(names: Collection[str], checks: Iterable[Check]) -> set[Check]:
-    by_name = {check.__name__: check for check in checks}
-    if isinstance(names, str):
-        raise ValueError(f"waive must be a collection of names, such as [{names!r}], got {names!r}")
-    return {by_name[check_choice("waive", name, by_name)] for name in names}
+def spaces_and_horizon_are_supported(probe: Probe) -> Problems:
+    """Tasks are a dictionary; policies take a Box or a Discrete, and act in a Box of one dimension or a Discrete."""
+    names = ("space", "observation_space", "action_space", "horizon")
+    tasks, observations, actions, horizon = (getattr(probe.distribution, name, None) for name in names)
+    discrete = "a Discrete that starts at 0"
+    if not isinstance(tasks, spaces.Dict) or not tasks.spaces:
+        fix = "in the constructor set self.space = gymnasium.spaces.Dict({'goal': gymnasium.spaces.Box(-1, 1, (2,))})"
+        yield problem("space", "be a gymnasium.spaces.Dict with an entry for every parameter of a task", tasks, fix)
+        tasks = {}
+    for name, entry in tasks.items():
+        if entry.shape is None or entry.dtype is None:
+            yield problem(f"space[{name!r}]", "describe one array", entry, "use a Box, Discrete or MultiDiscrete")
+    if not isinstance(observations, spaces.Box) and not _counts_from_zero(observations):
+        fix = "flatten a composite space into one Box (gymnasium.spaces.flatten_space); count from 0"
+        yield problem("observation_space", f"be a Box, or {discrete}", observations, fix)
+    if not (isinstance(actions, spaces.Box) and len(actions.shape) == 1) and not _counts_from_zero(actions):
+        fix = "turn a MultiDiscrete into a Discrete of all combinations; flatten arrays to one dimension"
+        yield problem("action_space", f"be a Box of one dimension, or {discrete}", actions, fix)
+    if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
+        fix = "in the constructor set self.horizon to the most steps that an episode can have"
+        yield problem("horizon", "be a positive integer", repr(horizon), fix)
+
+
+def _counts_from_zero(space: object) -> bool:
+    return isinstance(space, spaces.Discrete) and space.start == 0
+
+
+def methods_take_the_documented_arguments(probe: Probe) -> Problems:
+    """They exist and can be called as metarl calls them."""
+    calls = {"sample": ("num_tasks", "rng"), "make": ("task",), "make_vec": ("task", "episodes", "device")}
+    for name, arguments in calls.items():
+        method = getattr(probe.distribution, name, None)
+        wanted = f"be a method {name}({', '.join(arguments)})".replace("device", "device='cpu'")
+        if not callable(method):
+            yield problem(name, wanted, method, f"define {name} as in metarl.types.TaskDistribution")
+            continue
+        signature = inspect.signature(method)
+        try:
+            signature.bind(*arguments)
+            signature.bind(*arguments[:2])  # the device has a default
+        except TypeError as error:
+            fix = f"give {name} the arguments of metarl.types.TaskDistribution, device with default 'cpu'"
+            yield problem(name, wanted, f"{name}{signature} ({error})", fix)
+
+
+def sample_has_the_form_of_the_space(probe: Probe) -> Problems:
+    """Keys and shapes `[T, ...]`, also for one task."""
+    found: dict[str, str] = {}  # the first problem of each parameter
+    space = probe.distribution.space
+    for number in (probe.num_tasks, 1):
+        call, drawn = f"sample({number}, rng)", probe.distribution.sample(number, np.random.default_rng(probe.seed))
+        if not isinstance(drawn, Mapping) or set(drawn) != set(space):
+            got = f"the keys {sorted(drawn)}" if isinstance(drawn, Mapping) else type(drawn).__name__
+            wanted = f"be a dictionary with the keys of space, {sorted(space)}"
+            yield problem(call, wanted, got, "use the same names in both")
+            return
+        for name, entry in space.items():
+            shape, value = (number, *(entry.shape or ())), drawn[name]
+            if not isinstance(value, np.ndarray) or value.shape != shape:
+                got = f"shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+                fix = f"draw with size=(num_tasks, ...), or correct the shape of space[{name!r}]"
+                wanted = f"be an array of shape {shape}, one row per task"
+                found.setdefault(name, problem(f"{call}[{name!r}]", wanted, got, fix))
+    yield from found.values()
+
+
+def sample_is_inside_the_space(probe: Probe) -> Problems:
+    """Types and bounds, of many tasks."""
+    for name, value in probe.draw(probe.seed).items():
+        for wrong in mismatch(value, probe.distribution.space[name], f"space[{name!r}]", " in task {}".format):
+            yield problem(f"sample(...)[{name!r}]", *wrong)
+
+
+def sample_uses_only_the_generator_it_is_given(probe: Probe) -> Problems:
+    """The same generator gives the same tasks, and no other generator is used."""
+    one, other, used = under_two_global_seeds(lambda: probe.draw(probe.seed))
+    if used:
+        fix = "draw from the argument rng: rng.uniform(...), not np.random.uniform(...)"
+        yield problem("sample", "not use the global random generators", f"draws from {used}", fix)
+    elif not equal(one, other):
+        fix = "draw everything from the argument rng; create no generator in sample, keep none in self"
+        yield problem("sample", "give the same tasks for the same rng", "different tasks the second time", fix)
+
+
+def sample_draws_different_tasks(probe: Probe) -> Problems:
+    """For other generators, in other calls and within one call."""
+    if all(np.equal(*bounds(entry)).all() for entry in probe.distribution.space.values()):
+        return  # there is only one task
+    rng = np.random.default_rng([probe.seed, 1])
+    one, other, third = probe.draw(rng), probe.draw(rng), probe.draw([probe.seed, 2])
+    fix = "draw from the argument rng itself, not from a copy or from a generator with a fixed seed"
+    if equal(one, third):
+        yield problem("sample", "give different tasks for different rngs", "identical ones", fix)
+    elif equal(one, other):
+        yield problem("sample", "give different tasks in the next call with the same rng", "identical ones", fix)
+    elif all((value == value[:1]).all() for value in one.values()):
+        fix = "draw with size=(num_tasks, ...) instead of repeating one draw"
+        yield problem(f"sample({MANY}, rng)", "draw each task independently", f"one task {MANY} times", fix)
+
+
+def survives_pickling(probe: Probe) -> Problems:
+    """Worker processes get the same distribution."""
+    try:
+        restored: TaskDistribution = pickle.loads(pickle.dumps(probe.distribution))
+    except Exception as error:  # pickle raises whatever the objects raise
+        found = f"{type(error).__name__}: {error}"
+        fix = "use functions and classes of a module, not lambdas or local ones; open files and devices in make"
+        yield problem("the distribution", "survive pickling, for worker processes", found, fix)
+        return
+    again, actions = Probe(restored, probe.num_tasks, probe.episodes, probe.seed), probe.actions(SHORT, "make")
+    one, other = (each.run("make", actions, probe.seed) for each in (probe, again))
+    if not equal(probe.tasks, again.tasks) or compare(one, other):
+        fix = "let __getstate__, __setstate__ or __reduce__ keep everything that sample and make use"
+        yield problem("the distribution", "be the same after pickling", "other tasks or another environment", fix)
+
+
+CHECKS: Checks = {
+    **rows("", spaces_and_horizon_are_supported, methods_take_the_documented_arguments),
+    **rows("spaces_and_horizon_are_supported methods_take_the_documented_arguments", sample_has_the_form_of_the_space),
+    **rows("sample_has_the_form_of_the_space", sample_is_inside_the_space, sample_uses_only_the_generator_it_is_given),
+    **rows("sample_has_the_form_of_the_space", sample_draws_different_tasks),
+    **ENVIRONMENT_CHECKS,
+    **rows("make_repeats_itself_with_the_seed", survives_pickling),
+}
+"""Every check by its name, with the names of the checks that must pass before it makes sense."""

@@ -8,6 +8,7 @@ The log-probability is always that of the action the policy took, before it is c
 integer inside their bounds.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -26,6 +27,9 @@ ACTIONS = ("clip", "rescale", "squash")
 
 MOSTLY = 0.9
 """The share of clipped actions from which on users are warned: little is left to learn from."""
+
+WIDE = 20
+"""The width of a box from which on users are warned: a new policy acts within [-2, 2]."""
 
 
 def check_actions(actions: str, space: spaces.Space[Any]) -> str:
@@ -121,6 +125,28 @@ def warn_if_clipped(space: spaces.Space[Any], sampled: Tensor, actions: str = "c
         f" are clipped: the policy can hardly learn. {advice(space)}",
         stacklevel=2,
     )
+
+
+def warn_of_action_range(space: spaces.Space[Any]) -> None:
+    """Warn of integer boxes, and of bounds far from N(0, 1), where policies start: nearly all is clipped or unused."""
+    if not isinstance(space, spaces.Box):
+        return
+    found = f"action_space {space}"
+    if space.dtype.kind in "iub":
+        fix = "Use a Discrete if they are choices"
+        warnings.warn(f"{found} is of integers: the policy's numbers are rounded. {fix}.", stacklevel=3)
+    low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
+    below = np.vectorize(lambda x: 0.5 * (1 + math.erf(x / math.sqrt(2))))  # of N(0, 1)
+    outside = 1 - (below(high) - below(low))
+    if (outside > MOSTLY).any():
+        i = int(outside.argmax())
+        found += f": in dimension {i}, {outside[i]:.0%} of N(0, 1), where policies start, is outside and clipped"
+        warnings.warn(f"{found}. {advice(space)}.", stacklevel=3)
+    width = np.where(np.isfinite(low) & np.isfinite(high), high - low, 0.0)
+    if (width > WIDE).any():
+        i = int(width.argmax())
+        found = f"action_space {space} is {width[i]:g} wide in dimension {i}, but policies start within [-2, 2]"
+        warnings.warn(f"{found}. {advice(space)}.", stacklevel=3)
 
 
 def advice(space: spaces.Space[Any]) -> str:
