@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad
 
 from metarl import tree
-from metarl.engine import Engine
+from metarl.engine import Engine, current_engine
 from metarl.errors import check_int, check_real
 from metarl.outer import Method
 from metarl.rl.oracle import ReinforcementLearning
@@ -85,7 +85,7 @@ def expected_update(
     check_int("samples", samples, minimum=2)
     check_int("chunk", chunk)
     rng, total, squares = np.random.default_rng(seed), torch.zeros(()), torch.zeros(())
-    with Engine().current():
+    with current_engine(Engine()).current():
         for begin in range(0, samples, chunk):
             number = min(chunk, samples - begin)
             copies = {key: np.repeat(np.asarray(x)[None], number, axis=0) for key, x in task.items()}

@@ -17,7 +17,7 @@ Certificate: TypeAlias = dict[str, Any]
 
 def certify_sampled(problem: ExactProblem, estimator: Estimator, samples: int) -> Certificate:
     """The certificate of an estimator by Monte Carlo; biases are in standard errors."""
-    sample = problem.measure(problem.sources[estimator.surrogate], estimator.method(problem.alpha), samples)
+    sample = problem.measure(problem.source(estimator.surrogate), estimator.method(problem.alpha), samples)
     exact = problem.expectation(estimator)
     return {
         **compare(estimator, problem, exact, sample),

@@ -71,13 +71,14 @@ class ExactProblem:
         )
 
     @functools.cached_property
-    def sources(self) -> dict[str, ReinforcementLearning]:
-        """The oracle of each surrogate, made once: its recorded functions serve every estimator."""
-        return {surrogate: self.source(surrogate) for surrogate in SURROGATES}
+    def engine(self) -> Engine:
+        """One for all estimators: an update's records serve the others."""
+        return Engine()
 
     def measure(self, source: ReinforcementLearning, method: Method, samples: int, chunk: int = 100_000) -> Estimate:
         """The expectation of a meta-gradient by Monte Carlo, in the papers' scale."""
-        found = expected_update(source, self.task, self.params, method, samples, chunk=chunk)
+        with self.engine.current():
+            found = expected_update(source, self.task, self.params, method, samples, chunk=chunk)
         horizon = self.tasks.horizon
         return Estimate(horizon * found.mean, horizon * found.stderr, horizon * found.std, samples)
 
