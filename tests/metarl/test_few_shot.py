@@ -222,7 +222,7 @@ def source(**changes: Any) -> FewShot:
     return FewShot(classes, arguments.pop("network", mlp(1, arguments["ways"], hidden=())), **arguments)
 
 
-def described(batch: Batch, task: int) -> dict[int, tuple[int, list[int]]]:
+def describe(batch: Batch, task: int) -> dict[int, tuple[int, list[int]]]:
     """From each label of a task of numbered images to its class and its images."""
     x, y = batch["x"][task, :, 0].long(), batch["y"][task]
     found = {}
@@ -239,7 +239,7 @@ def test_tasks_are_ways_shots_and_queries() -> None:
     assert (support["x"].shape, support["y"].shape) == ((5, 6, 1), (5, 6))
     assert (query["x"].shape, query["y"].shape) == ((5, 12, 1), (5, 12))
     for task in range(5):
-        inner, outer = described(support, task), described(query, task)
+        inner, outer = describe(support, task), describe(query, task)
         assert set(inner) == set(outer) == {0, 1, 2}
         assert len({c for c, _ in inner.values()}) == 3  # different classes
         for label in range(3):
@@ -259,7 +259,7 @@ def test_resampling_draws_fresh_images_of_the_same_classes() -> None:
     tasks = source(setting="resampling", shots=5).sample(4, np.random.default_rng(0))
     batches = [tasks.draw({}, role) for role in ("inner", "inner", "hessian", "outer", "outer")]
     for task in range(4):
-        found = [described(batch, task) for batch in batches]
+        found = [describe(batch, task) for batch in batches]
         classes = [{label: c for label, (c, _) in d.items()} for d in found]
         assert all(c == classes[0] for c in classes)
         assert [len(d[0][1]) for d in found] == [5, 5, 5, 4, 4]

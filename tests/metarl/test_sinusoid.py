@@ -34,7 +34,7 @@ def resampled(num_tasks: int = 4, seed: int = 0, **arguments: Any) -> Resampling
     return tasks
 
 
-def fitted(data: Batch) -> tuple[Tensor, Tensor]:
+def fit(data: Batch) -> tuple[Tensor, Tensor]:
     """Amplitudes and phases `[T]` of the sinusoids through the points, by least squares, if there are such."""
     x, y = data["x"][..., 0].double(), data["y"].double()
     basis = torch.stack([x.sin(), x.cos()], 2)  # A sin(x + b) = A cos(b) sin(x) + A sin(b) cos(x)
@@ -61,7 +61,7 @@ def test_the_published_network() -> None:
 def test_amplitudes_phases_and_inputs_are_uniform_in_their_ranges() -> None:
     support = sampled(4000, shots=20).support
     x = support["x"]
-    amplitudes, phases = fitted(support)
+    amplitudes, phases = fit(support)
     for values, low, high in ((amplitudes, 0.1, 5.0), (phases, 0.0, math.pi), (x.double().flatten(), -5.0, 5.0)):
         share = (values.sort().values - low) / (high - low)
         end = 10 / len(share)  # one range in 22 000 leaves that much of an end empty
@@ -105,7 +105,7 @@ def test_every_sample_is_new() -> None:
     source, rng = Sinusoids(), np.random.default_rng(0)
     first, second = (source.sample(5, rng).draw({}, "inner") for _ in range(2))
     assert not torch.isin(first["x"], second["x"]).any()
-    assert ((fitted(first)[0] - fitted(second)[0]).abs() > 1e-4).all()
+    assert ((fit(first)[0] - fit(second)[0]).abs() > 1e-4).all()
 
 
 def test_finite_sums_are_drawn_once() -> None:
@@ -121,9 +121,9 @@ def test_resampling_draws_fresh_points_of_the_same_sinusoids() -> None:
     draws = [tasks.draw({}, role) for role in (*ROLES, *ROLES)]
     x = torch.cat([draw["x"].flatten() for draw in draws])
     assert len(set(x.tolist())) > 0.99 * len(x)  # in float32 two points may be the same
-    amplitudes, phases = fitted(draws[0])
+    amplitudes, phases = fit(draws[0])
     for draw in draws[1:]:
-        for got, wanted in zip(fitted(draw), (amplitudes, phases), strict=True):
+        for got, wanted in zip(fit(draw), (amplitudes, phases), strict=True):
             torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
 
 

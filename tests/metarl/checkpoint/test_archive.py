@@ -105,7 +105,7 @@ def huge_shape(path: Path) -> None:
 
 def huge_storage(path: Path) -> None:
     torch.save({"format": OLD, "params": torch.zeros(777)}, path)
-    repacked(path, lambda data: data.replace(struct.pack("<H", 777), struct.pack("<H", 60000)))
+    repack(path, lambda data: data.replace(struct.pack("<H", 777), struct.pack("<H", 60000)))
 
 
 def compressed(path: Path) -> None:
@@ -115,12 +115,12 @@ def compressed(path: Path) -> None:
 
 def long_text(path: Path) -> None:
     torch.save({"format": OLD}, path)
-    repacked(path, lambda data: b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x.")
+    repack(path, lambda data: b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x.")
 
 
 def long_bytearray(path: Path) -> None:
     torch.save({"format": OLD}, path)
-    repacked(path, lambda data: b"\x80\x05\x96" + struct.pack("<Q", 1 << 30) + b"x.")
+    repack(path, lambda data: b"\x80\x05\x96" + struct.pack("<Q", 1 << 30) + b"x.")
 
 
 def deep_lists(path: Path) -> None:
@@ -130,7 +130,7 @@ def deep_lists(path: Path) -> None:
     torch.save({"format": OLD, "params": bomb}, path)
 
 
-def repacked(path: Path, change: Callable[[bytes], bytes]) -> None:
+def repack(path: Path, change: Callable[[bytes], bytes]) -> None:
     """The archive with another pickle in it."""
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: archive.read(info) for info in archive.infolist()}
@@ -160,7 +160,7 @@ def attributes_of_a_class(path: Path) -> None:
     """What would set `Counter.update`."""
     torch.save({"format": OLD}, path)
     body = b"ccollections\nCounter\n(N}X\x06\x00\x00\x00updateK\x01stb."
-    repacked(path, lambda data: b"\x80\x02" + body)
+    repack(path, lambda data: b"\x80\x02" + body)
 
 
 @pytest.mark.parametrize(

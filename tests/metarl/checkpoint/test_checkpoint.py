@@ -21,13 +21,13 @@ def source(size: int = 2) -> FiniteSumSource:
     return FiniteSumSource(tasks, {"w": torch.zeros(size)})
 
 
-def trained(outer: Any = "maml", **arguments: Any) -> MetaLearner:
+def train(outer: Any = "maml", **arguments: Any) -> MetaLearner:
     return MetaLearner(source(), outer, meta_batch_size=2, **arguments).learn(2)
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    trained().save(tmp_path / "checkpoint.pt")
+    train().save(tmp_path / "checkpoint.pt")
     return tmp_path / "checkpoint.pt"
 
 
@@ -58,7 +58,7 @@ def test_a_crash_while_renaming(saved: Path, monkeypatch: pytest.MonkeyPatch, fu
     before = saved.read_bytes()
     monkeypatch.setattr(os, function, crash)
     with pytest.raises(OSError, match="no space"):
-        trained(seed=1).save(saved)
+        train(seed=1).save(saved)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]
 
@@ -166,7 +166,7 @@ MOMENTUM = functools.partial(torch.optim.SGD, momentum=0.9)
     ],
 )
 def test_what_a_file_cannot_hold_must_be_given(tmp_path: Path, arguments: dict[str, Any], named: str) -> None:
-    learner = trained(**arguments)
+    learner = train(**arguments)
     learner.save(tmp_path / "file")
     with pytest.raises(ValueError, match=f"{named} must be given"):
         MetaLearner.load(tmp_path / "file", source())
@@ -190,7 +190,7 @@ def test_settings_come_from_the_file(tmp_path: Path) -> None:
         "max_grad_norm": 0.7,
         "seed": 11,
     }
-    learner = trained("maml", **arguments)
+    learner = train("maml", **arguments)
     learner.save(tmp_path / "file")
     loaded = MetaLearner.load(tmp_path / "file", source())
     assert loaded._config() == learner._config()

@@ -39,7 +39,7 @@ class Scores(Callback):
         return {"scores": [1.0]}
 
 
-def trained(**arguments: Any) -> MetaLearner:
+def train(**arguments: Any) -> MetaLearner:
     return MetaLearner(source(), "maml", meta_batch_size=2, **arguments).learn(2, [Scores()])
 
 
@@ -63,13 +63,13 @@ def variants(state: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
             yield from variants(entry, (*where, i))
 
 
-def replaced(state: Any, where: tuple[Any, ...], value: Any) -> Any:
+def replace(state: Any, where: tuple[Any, ...], value: Any) -> Any:
     if not where:
         return value
     if isinstance(state, Mapping):
-        return {**state, where[0]: replaced(state[where[0]], where[1:], value)}
+        return {**state, where[0]: replace(state[where[0]], where[1:], value)}
     entries = list(state)
-    entries[where[0]] = replaced(entries[where[0]], where[1:], value)
+    entries[where[0]] = replace(entries[where[0]], where[1:], value)
     return type(state)(entries)
 
 
@@ -87,13 +87,13 @@ def equal(one: Any, other: Any) -> bool:
 def test_refused_or_loaded_as_it_is(tmp_path: Path, name: str) -> None:
     """Through a file for a sample of the variants, and from the state itself for all of them."""
     arguments = OPTIMIZERS[name]
-    learner = trained(**arguments)
+    learner = train(**arguments)
     whole, path = copy.deepcopy(learner.state_dict()), tmp_path / "checkpoint.pt"
     fresh = MetaLearner(source(), "maml", meta_batch_size=2, **arguments)
     given = arguments if name == "momentum" else {}  # the others' settings are in the file
     tried, refused = 0, 0
     for where, value in variants(whole):
-        variant = replaced(whole, where, value)
+        variant = replace(whole, where, value)
         tried += 1
         try:
             if tried % 8 == 0:
@@ -139,15 +139,15 @@ def test_refused_or_loaded_as_it_is(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_the_message_names_the_entry(where: tuple[Any, ...], value: Any, message: str) -> None:
-    learner = trained()
+    learner = train()
     with pytest.raises(ValueError, match=message):
-        learner.load_state_dict(replaced(learner.state_dict(), where, value))
+        learner.load_state_dict(replace(learner.state_dict(), where, value))
 
 
 def test_what_was_refused_has_changed_nothing() -> None:
-    learner = trained()
+    learner = train()
     before = copy.deepcopy(learner.state_dict())
-    other = replaced(trained(seed=0).learn(1).state_dict(), ("outer_step", "steps"), "x")
+    other = replace(train(seed=0).learn(1).state_dict(), ("outer_step", "steps"), "x")
     with pytest.raises(StateError):
         learner.load_state_dict(other)
     assert equal(learner.state_dict(), before)
@@ -166,7 +166,7 @@ def test_the_steps_from_theory() -> None:
     state = step.state_dict()
     step.load_state_dict(state)
     for where, value in variants(state):
-        changed = replaced(state, where, value)
+        changed = replace(state, where, value)
         try:
             step.load_state_dict(changed)
         except ValueError:
@@ -176,7 +176,7 @@ def test_the_steps_from_theory() -> None:
 
 def test_a_callback_that_cannot_read_its_state() -> None:
     learner = MetaLearner(source(), "maml", inner_lr=0.01, meta_batch_size=2).learn(1, [SmoothnessMonitor(num_tasks=2)])
-    learner.load_state_dict(replaced(learner.state_dict(), ("callbacks",), [("SmoothnessMonitor", {"warned": "x"})]))
+    learner.load_state_dict(replace(learner.state_dict(), ("callbacks",), [("SmoothnessMonitor", {"warned": "x"})]))
     with pytest.raises(StateError, match=r"warned must be bool, found str 'x'"):
         learner.learn(1, [SmoothnessMonitor(num_tasks=2)])
 

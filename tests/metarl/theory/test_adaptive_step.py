@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from metarl import MetaLearner, NonFiniteError
-from metarl.callbacks import Callback, Metrics
 from metarl.step import MeanGrad, average
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
 from metarl.theory import AdaptiveStep, StepSizeRule, fallah_rule, ji_rule
@@ -22,6 +21,7 @@ from metarl.theory.logistic import (
 from metarl.theory.quadratics import quadratic_source, quadratic_tasks, quadratics_1d
 from metarl.types import MetaGrad, Params, TaskBatch
 from metarl.wrappers import CheckFinite, CountCost, RecordDraws, TaskWrapper, wrap_like
+from tests.keep import Keep
 
 PAIR = quadratics_1d()  # curvatures 1 and 2, centres 1 and -1
 RULE = StepSizeRule(c=0.5, constant=4.0, slope=2.0)
@@ -120,16 +120,6 @@ def make_learner(seed: int = 0) -> MetaLearner:
     source = minibatch_source()
     step = AdaptiveStep(fallah_rule("maml", L, rho, 0.5), source, 3, seed=seed)
     return MetaLearner(source, "maml", inner_lr=0.5, meta_batch_size=4, outer_step=step)
-
-
-class Keep(Callback):
-    """Keeps all metrics."""
-
-    def __init__(self) -> None:
-        self.metrics: list[Metrics] = []
-
-    def on_iteration(self, learner: MetaLearner, metrics: Metrics) -> None:
-        self.metrics.append(metrics)
 
 
 def test_everything_is_counted_and_logged() -> None:

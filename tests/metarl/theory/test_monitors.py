@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metarl import Inner, MetaGrad, MetaLearner, Method, NonFiniteError, make_method
-from metarl.callbacks import Callback, Metrics
+from metarl.callbacks import Callback
 from metarl.inner import sgd
 from metarl.logging import RunLog
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
@@ -38,6 +38,7 @@ from metarl.theory.quadratics import (
     resampled_quadratics,
 )
 from metarl.types import Params, TaskBatch
+from tests.keep import Keep
 from tests.reference import problems
 
 PROBLEM = random_quadratics(np.random.default_rng(6), 4, 3)
@@ -45,19 +46,7 @@ ALPHA = 0.2
 
 
 def make_source() -> FiniteSumSource:
-    return quadratic_source(PROBLEM, tasks=quadratic_tasks(PROBLEM))  # not traced: the runs are short
-
-
-class Keep(Callback):
-    """Keeps all metrics, and the parameters they belong to."""
-
-    def __init__(self) -> None:
-        self.metrics: list[Metrics] = []
-        self.params: list[Params] = []
-
-    def on_iteration(self, learner: MetaLearner, metrics: Metrics) -> None:
-        self.metrics.append(metrics)
-        self.params.append(learner.params)
+    return quadratic_source(PROBLEM)
 
 
 def make(outer: str | Method = "maml", **arguments: Any) -> MetaLearner:
@@ -96,7 +85,7 @@ def test_gradient_norm_is_that_of_the_loss() -> None:
     """On P2: plain autograd through `loss_after`, which is MAML's objective; the score is another thing."""
     problem, losses = six_logistic_tasks(), logistic_loss()
     data = [{"X": x, "y": y} for x, y in zip(problem.x, problem.y, strict=True)]
-    source = logistic_source(problem, logistic_tasks(problem))
+    source = logistic_source(problem)
     learner = MetaLearner(source, "sign_maml", inner_lr=0.01, meta_batch_size=3, learning_rate=0.3)
     keep = watch(learner, 2, StationarityMonitor(source, 6, every=1, inner_lr=0.5, inner_steps=2))
     for metrics, params in zip(keep.metrics, keep.params, strict=True):
@@ -204,7 +193,7 @@ def test_smoothness_is_logged_at_the_first_iteration_and_every_few() -> None:
 def test_it_follows_the_parameters() -> None:
     """Logistic tasks are flatter away from the origin: the dense Hessians at each look, found from below."""
     problem, losses = six_logistic_tasks(), logistic_loss()
-    source = logistic_source(problem, logistic_tasks(problem))
+    source = logistic_source(problem)
     learner = MetaLearner(source, inner_lr=0.5, meta_batch_size=6, learning_rate=0.5)
     keep = watch(learner, 4, SmoothnessMonitor(2, num_tasks=6, iterations=60))
     found = []
