@@ -74,7 +74,7 @@ class EpisodeLimit(gymnasium.wrappers.TimeLimit[Any, Any]):
 
     def where(self) -> str:
         """The environment, its task and its step, for messages."""
-        task = "" if self.task is None else f" of task {numbers(self.task)}"
+        task = "" if self.task is None else f" of task {as_numbers(self.task)}"
         return f"{type(self.env.unwrapped).__name__}{task}, step {self._steps}"
 
 
@@ -203,7 +203,7 @@ def _close_lists(idle: list[EpisodeLimit], taken: dict[int, list[EpisodeLimit]],
     close_all(envs, quiet=quiet)
 
 
-def numbers(task: TaskParams) -> dict[str, Any]:
+def as_numbers(task: TaskParams) -> dict[str, Any]:
     """One task's parameters as plain numbers and lists."""
     return {name: np.asarray(value).tolist() for name, value in task.items()}
 

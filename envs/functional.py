@@ -1,4 +1,4 @@
-"""A functional environment as an ordinary Gymnasium environment; `metarl.functional_env` says what the functions are.
+"""A functional environment as an ordinary Gymnasium environment; `metarl.functional_env` defines the functions.
 
 `metarl.envs.vector` steps N of them at a time, on any device.
 """

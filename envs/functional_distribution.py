@@ -17,7 +17,7 @@ from metarl.types import TaskParams
 class FunctionalDistribution(EnvDistribution):
     """A distribution over a `FunctionalEnv`.
 
-    A subclass says in its constructor what the environment and the space of its parameters are.
+    The constructor of a subclass passes its environment and the space of its parameters.
 
     Args:
         env: the functions all environments share.

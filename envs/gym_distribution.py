@@ -16,7 +16,7 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 from metarl.envs.base import EnvDistribution, check_device, check_task, check_tasks
-from metarl.envs.env_store import AnyEnv, EnvMaker, EnvStore, EpisodeLimit, SetTask, numbers
+from metarl.envs.env_store import AnyEnv, EnvMaker, EnvStore, EpisodeLimit, SetTask, as_numbers
 from metarl.envs.gym_vector import GymVectorEnv, LocalStepper, Stepper
 from metarl.envs.step_checker import StepChecker
 from metarl.envs.workers import Workers
@@ -191,7 +191,7 @@ def check_picklable(maker: EnvMaker) -> None:
 
 def build_trial(maker: EnvMaker, task: TaskParams) -> AnyEnv:
     """One environment for `task`; a ValueError if it cannot be made, or is not a gymnasium.Env."""
-    wanted = f"env must be one that can be made with the parameters of space, here {numbers(task)}"
+    wanted = f"env must be one that can be made with the parameters of space, here {as_numbers(task)}"
     env = _attempt(wanted, lambda: maker.build(task))
     if not isinstance(env, gymnasium.Env):
         old = hasattr(env, "reset") and hasattr(env, "step")
@@ -201,7 +201,7 @@ def build_trial(maker: EnvMaker, task: TaskParams) -> AnyEnv:
 
 def check_trial(maker: EnvMaker, task: TaskParams, env: AnyEnv) -> None:
     """Raise a ValueError if `set_task`, a space or `reset` of `env` does not work."""
-    wanted = f"set_task must accept the unwrapped environment and a task, here {numbers(task)}"
+    wanted = f"set_task must accept the unwrapped environment and a task, here {as_numbers(task)}"
     _attempt(wanted, lambda: maker.set(env, task))
     for name, space in (("observation", env.observation_space), ("action", env.action_space)):
         if not isinstance(space, ARRAYS):

@@ -126,7 +126,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         self._stepper, self._begun = stepper, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """Begin new episodes everywhere, or where `options={"reset_mask": mask}` (bool `[N]`) says so.
+        """Begin new episodes everywhere, or only where the mask of `options={"reset_mask": mask}` (bool `[N]`) is true.
 
         Environment i starts as one alone does with `reset(seed=seed + i)`. Returns the observations of all
         environments `[N, ...]`, also of those that are not reset.

@@ -38,7 +38,7 @@ class StepChecker:
     def check_reset(self, result: Any, where: Where, *, ranges: bool = True) -> None:
         """Raise a ValueError unless `result` is (observation, info)."""
         if not isinstance(result, tuple) or len(result) != 2:
-            refuse(where, "reset must return (observation, info), unlike the old Gym interface", _form(result))
+            refuse(where, "reset must return (observation, info), unlike the old Gym interface", _describe(result))
         if not isinstance(result[1], dict):
             refuse(where, "the info of reset must be a dict", repr(result[1]))
         self._check_observation(result[0], where, ranges)
@@ -46,7 +46,7 @@ class StepChecker:
     def check_step(self, result: Any, where: Where, *, ranges: bool) -> tuple[bool, bool]:
         """Raise a ValueError unless `result` is what a step returns; returns both flags as Python booleans."""
         if not isinstance(result, tuple) or len(result) != 5:
-            refuse(where, f"step must return {STEP}, unlike the old Gym interface", _form(result))
+            refuse(where, f"step must return {STEP}, unlike the old Gym interface", _describe(result))
         observation, reward, terminated, truncated, info = result
         if (  # fast path: nearly every step ends here, after a few comparisons
             type(observation) is np.ndarray
@@ -108,5 +108,5 @@ def _scalar_kind(x: Any) -> str:
     return array.dtype.kind if array.shape == () else "O"
 
 
-def _form(value: Any) -> str:
+def _describe(value: Any) -> str:
     return f"{len(value)} values" if isinstance(value, tuple) else f"a {type(value).__name__}"

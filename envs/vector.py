@@ -57,9 +57,9 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
 
     @torch.no_grad()
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
-        """Begin new episodes everywhere, or where `options={"reset_mask": mask}` (bool `[N]`) says so.
+        """Begin new episodes everywhere, or only where the mask of `options={"reset_mask": mask}` (bool `[N]`) is true.
 
-        Returns the observations of all environments `[N, ...]`, also of those that were left as they are.
+        Returns the observations of all environments `[N, ...]`, also of those that are not reset.
 
         Raises:
             ValueError: an unknown option, or a mask of another shape or type.
@@ -117,7 +117,7 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
 
 
 def numpy_reset_mask(options: Mapping[str, Any], num_envs: int, *, begun: bool) -> npt.NDArray[np.bool_]:
-    """Which of `num_envs` environments `reset(options=...)` is about, for vector environments that speak numpy.
+    """The mask (bool `[num_envs]`) of `reset(options=...)`, for vector environments in numpy.
 
     Raises:
         ValueError: an unknown option, or a mask of another shape or type.

@@ -128,7 +128,7 @@ class TabularMDP(FunctionalDistribution):
         """`sum_t c_t sum_s P(s_t = s) sum_a Q_t(s, a) grad pi(a | s)` of ONE task, with discounted Q_t.
 
         With the weights c_t = discount^t this is the gradient of the discounted return (the policy gradient theorem).
-        Without them, c_t = 1, it is what most implementations estimate.
+        Without them, c_t = 1, this is what most implementations estimate.
         """
         policy = params["logits"].softmax(-1)
         rewards, transitions = (task[key].to(policy.dtype) for key in ("rewards", "transitions"))

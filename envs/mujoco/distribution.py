@@ -90,7 +90,7 @@ class MujocoDistribution(EnvDistribution):
         if render_mode is not None:
             check_choice("render_mode", render_mode, self.template.metadata["render_modes"])
         env = self.body.make(self._settings, render_mode)
-        self.change(env.model, env.data, one)
+        self.change_model(env.model, env.data, one)
         return TaskEnv(env, self.objective, one, self.horizon)
 
     def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> MujocoVectorEnv:
@@ -98,16 +98,16 @@ class MujocoDistribution(EnvDistribution):
         check_int("episodes", episodes)
         check_device(device)
         tasks = check_tasks(self.space, task)
-        models = [model for model in self.models(tasks) for _ in range(episodes)]
+        models = [model for model in self.make_models(tasks) for _ in range(episodes)]
         return self.body.vector(
             self.template, models, self.objective, tasks, self.rewards, self._observation, self.horizon, self.threads
         )
 
-    def models(self, tasks: TaskParams) -> Sequence[MjModel]:
+    def make_models(self, tasks: TaskParams) -> Sequence[MjModel]:
         """A model for each of T tasks."""
         return [self.template.model] * len(next(iter(tasks.values())))
 
-    def change(self, model: MjModel, data: MjData, task: TaskParams) -> None:
+    def change_model(self, model: MjModel, data: MjData, task: TaskParams) -> None:
         """Change the model into that of ONE task; by default all tasks share one model."""
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:

@@ -101,12 +101,12 @@ class RandomParameters(MujocoDistribution):
         }
         super().__init__(self.walker, horizon, rewards, threads=threads, space=gymnasium.spaces.Dict(boxes))
 
-    def models(self, tasks: TaskParams) -> Sequence[MjModel]:
+    def make_models(self, tasks: TaskParams) -> Sequence[MjModel]:
         """Changed copies of the body's model."""
         models = []
         for t in range(len(tasks["body_mass"])):
             model = copy.copy(self.template.model)
-            self.change(model, MjData(model), {name: value[t] for name, value in tasks.items()})
+            self.change_model(model, MjData(model), {name: value[t] for name, value in tasks.items()})
             models.append(model)
         return models
 
@@ -114,7 +114,7 @@ class RandomParameters(MujocoDistribution):
         """The unchanged body."""
         return {name: np.zeros(entry.shape or (), np.float32) for name, entry in self.space.items()}
 
-    def change(self, model: MjModel, data: MjData, task: TaskParams) -> None:
+    def change_model(self, model: MjModel, data: MjData, task: TaskParams) -> None:
         """Scale the parameters, and let MuJoCo recompute what depends on masses and inertias."""
         for name, exponents in task.items():
             getattr(model, name)[:] *= self.base ** exponents.astype(np.float64)

@@ -120,7 +120,7 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
         return cost
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """Begin new episodes everywhere, or where `options={"reset_mask": mask}` (bool `[N]`) says so.
+        """Begin new episodes everywhere, or only where the mask of `options={"reset_mask": mask}` (bool `[N]`) is true.
 
         Returns the observations of all environments `[N, ...]`, also of those that are not reset.
 
