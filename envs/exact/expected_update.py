@@ -53,7 +53,7 @@ class Estimate(NamedTuple):
     std: float  # of one task's meta-gradient: the root of the sum of the variances
     samples: int
 
-    def off(self, target: Tensor) -> float:
+    def z_score(self, target: Tensor) -> float:
         """The distance of the mean from `target` `[P]` in standard errors, of the worst component, with its sign."""
         scores = (self.mean - target) / self.stderr
         return float(scores[scores.abs().argmax()])

@@ -25,8 +25,8 @@ def certify_sampled(problem: ExactProblem, estimator: Estimator, samples: int) -
         "expectation": sample.mean.tolist(),
         "stderr": sample.stderr.tolist(),
         "std": sample.std,
-        "off_exact": None if exact is None else sample.off(exact.mean),
-        "bias_in_se": {name: sample.off(target) for name, target in problem.targets.items()},
+        "off_exact": None if exact is None else sample.z_score(exact.mean),
+        "bias_in_se": {name: sample.z_score(target) for name, target in problem.targets.items()},
     }
 
 
@@ -58,10 +58,10 @@ def judge(
     update: str, claim: str | None, targets: dict[str, Tensor], exact: Expectation | None, sample: Estimate | None
 ) -> tuple[str, bool]:
     """The verdict on an estimator, and whether it fails its certificate."""
-    if exact is not None and sample is not None and abs(off := sample.off(exact.mean)) > LIMIT:
+    if exact is not None and sample is not None and abs(off := sample.z_score(exact.mean)) > LIMIT:
         return f"**FAILS**: {off:+.1f} SE from its exact expectation", True
     if claim is not None:
-        sampled_off = sample is not None and abs(sample.off(targets[claim])) > LIMIT
+        sampled_off = sample is not None and abs(sample.z_score(targets[claim])) > LIMIT
         exact_off = exact is not None and relative_error(exact.mean, targets[claim]) > EXACT
         failed = sampled_off or exact_off
         return f"**FAILS**: documented as unbiased for the {claim}" if failed else f"unbiased for the {claim}", failed

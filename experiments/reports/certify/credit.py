@@ -98,7 +98,7 @@ def row(problem: ExactProblem, credit: Credit, targets: dict[str, Tensor], sampl
         "direction_error": float((found.mean / along - target).norm() / target.norm()),
         "direction_stderr": float((found.stderr / along).norm() / target.norm()),
         "projection": along,
-        "bias_in_se": found.off(target),
+        "bias_in_se": found.z_score(target),
         "verdict": verdict,
         "failed": failed,
     }
@@ -106,7 +106,7 @@ def row(problem: ExactProblem, credit: Credit, targets: dict[str, Tensor], sampl
 
 def judge(credit: Credit, found: Estimate, target: Tensor) -> tuple[str, bool]:
     """The verdict, and whether the row fails: a documented unbiased one is biased, or a known bias is not seen."""
-    off = found.off(target)
+    off = found.z_score(target)
     if credit.is_unbiased:
         failed = abs(off) > LIMIT
         return (f"**FAILS**: {off:+.1f} SE" if failed else "unbiased"), failed

@@ -96,7 +96,7 @@ def row(formula: Formula, samples: int) -> Certificate:
     """Measure and judge one formula."""
     sample = formula.problem.measure(formula.source, formula.method, samples)
     target = formula.problem.targets[formula.target]
-    off = sample.off(target)
+    off = sample.z_score(target)
     return {
         "what": formula.what,
         "formula": formula.formula,
