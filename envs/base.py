@@ -33,7 +33,7 @@ class EnvDistribution(FixedSettings, ABC):
         horizon: steps per episode, at most.
 
     Raises:
-        ValueError: `horizon` is not a positive integer.
+        ValueError: an argument that does not fit, which the message names. This holds for all subclasses, too.
     """
 
     space: gymnasium.spaces.Dict

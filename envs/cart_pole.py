@@ -95,9 +95,6 @@ class CartPole(GymDistribution):
         horizon: steps per episode, at most.
         workers: processes that step the environments; 0 steps them in this process, which is faster here.
 
-    Raises:
-        ValueError: naming the argument.
-
     >>> tasks = CartPole()
     >>> {name: value.round(2) for name, value in tasks.sample(2, np.random.default_rng(0)).items()}
     {'length': array([1.05, 0.59], dtype=float32), ...}
@@ -113,9 +110,6 @@ class CartPoleGoal(GymDistribution):
     Args:
         horizon: steps per episode, at most.
         workers: as for `CartPole`.
-
-    Raises:
-        ValueError: naming the argument.
     """
 
     def __init__(self, horizon: int = 200, workers: int = 0) -> None:

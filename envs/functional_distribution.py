@@ -23,9 +23,6 @@ class FunctionalDistribution(EnvDistribution):
         env: the functions all environments share.
         space: the space of ONE task's parameters.
         horizon: steps per episode, at most.
-
-    Raises:
-        ValueError: `horizon` is not a positive integer.
     """
 
     def __init__(self, env: FunctionalEnv, space: gymnasium.spaces.Dict, horizon: int) -> None:

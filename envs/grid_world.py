@@ -109,9 +109,6 @@ class GridWorld(FunctionalDistribution):
         horizon: steps per episode; every episode has this many.
         image: observe a picture `[1, 40, 40]` instead of a one-hot vector.
 
-    Raises:
-        ValueError: naming the argument.
-
     >>> GridWorld().sample(2, np.random.default_rng(0))["goal"]
     array([[1, 4],
            [1, 3]])

@@ -105,9 +105,6 @@ class Navigation(_NavigationDistribution):
         goal_low: lower edge of the square, in both coordinates.
         goal_high: upper edge.
 
-    Raises:
-        ValueError: naming the argument.
-
     >>> Navigation().sample(2, np.random.default_rng(0))["goal"].round(3)
     array([[ 0.137, -0.23 ],
            [-0.459, -0.483]], dtype=float32)
@@ -135,9 +132,6 @@ class NavigationRing(_NavigationDistribution):
         radius_high: outer radius.
         horizon: steps per episode, at most.
         squared_distance: as for `Navigation`.
-
-    Raises:
-        ValueError: naming the argument.
     """
 
     def __init__(

@@ -107,9 +107,6 @@ class PointVelocity(FunctionalDistribution):
         goal_low: slowest goal, m/s.
         goal_high: fastest goal, m/s. Above 4 the goal cannot be reached.
 
-    Raises:
-        ValueError: naming the argument.
-
     >>> PointVelocity().sample(2, np.random.default_rng(0))["goal"].round(3)
     array([1.274, 0.54 ], dtype=float32)
     """

@@ -69,9 +69,6 @@ class GaussianBandit(FunctionalDistribution):
         centre_low: lower edge of the cube.
         centre_high: upper edge.
 
-    Raises:
-        ValueError: naming the argument.
-
     >>> tasks = GaussianBandit()
     >>> tasks.expected_return({"mean": torch.tensor([0.3])}, {"centre": torch.tensor([1.5])}).round(decimals=2)
     tensor(-2.4400)

@@ -70,9 +70,6 @@ class LinearGaussian(FunctionalDistribution):
         noise: sigma, the standard deviation of the disturbance.
         start: x_0.
 
-    Raises:
-        ValueError: naming the argument.
-
     >>> sorted(LinearGaussian().sample(2, np.random.default_rng(0)))
     ['a', 'b']
     """

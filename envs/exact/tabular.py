@@ -76,9 +76,6 @@ class TabularMDP(FunctionalDistribution):
         num_actions: A.
         horizon: H, steps per episode.
 
-    Raises:
-        ValueError: naming the argument.
-
     >>> TabularMDP(num_states=4).sample(2, np.random.default_rng(0))["transitions"].shape
     (2, 4, 2, 4)
     """

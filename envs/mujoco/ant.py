@@ -104,9 +104,6 @@ class AntDirection(Direction):
         terminate_when_unhealthy: end the episode when the ant falls or turns over.
         contact_forces: whether they are observed.
         threads: number of threads that step the physics.
-
-    Raises:
-        ValueError: naming the argument.
     """
 
     def __init__(
@@ -133,9 +130,6 @@ class AntVelocity(GoalVelocity):
         horizon: this argument and those not listed here are as for `AntDirection`.
         goal_low: slowest goal, m/s.
         goal_high: fastest goal, m/s.
-
-    Raises:
-        ValueError: naming the argument.
     """
 
     def __init__(
@@ -159,9 +153,6 @@ class AntDirection2D(Angle):
     """Run in a direction of the plane: reward `v . (cos, sin)(angle) + 1 - 0.5 |a|^2`, as in ProMP.
 
     `task["angle"]` is a number, rad, uniform in [0, 2 pi]. The arguments are those of `AntDirection`.
-
-    Raises:
-        ValueError: naming the argument.
     """
 
     def __init__(
@@ -189,9 +180,6 @@ class AntGoal(MujocoDistribution):
         horizon: this argument and those not listed here are as for `AntDirection`.
         radius: of the disc, or half the side of the square, m.
         region: `square` or `disc`.
-
-    Raises:
-        ValueError: naming the argument.
     """
 
     objective = staticmethod(goal_position)

@@ -56,9 +56,6 @@ class MujocoDistribution(EnvDistribution):
         observation: what is observed, as keywords of Gymnasium's environment.
         threads: number of threads that step the physics; by default one for each CPU. Results do not depend on it.
         space: of ONE task's parameters; by default the class's `task_space`.
-
-    Raises:
-        ValueError: naming the argument.
     """
 
     objective: Objective

@@ -42,9 +42,6 @@ class HalfCheetahVelocity(GoalVelocity):
         ctrl_cost_weight: of |a|^2.
         threads: number of threads that step the physics.
 
-    Raises:
-        ValueError: naming the argument.
-
     >>> HalfCheetahVelocity().sample(2, np.random.default_rng(0))["goal"].round(3)
     array([1.274, 0.54 ], dtype=float32)
     """
@@ -75,9 +72,6 @@ class HalfCheetahDirection(Direction):
         horizon: control steps per episode, 0.05 s each.
         ctrl_cost_weight: of |a|^2.
         threads: number of threads that step the physics.
-
-    Raises:
-        ValueError: naming the argument.
     """
 
     def __init__(self, horizon: int = 200, ctrl_cost_weight: float = 0.05, threads: int | None = None) -> None:

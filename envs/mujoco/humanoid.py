@@ -82,9 +82,6 @@ class HumanoidDirection(Angle):
         contact_cost_weight: of the squared contact forces; this cost is at most 10.
         terminate_when_unhealthy: end the episode at a fall.
         threads: number of threads that step the physics.
-
-    Raises:
-        ValueError: naming the argument.
     """
 
     def __init__(

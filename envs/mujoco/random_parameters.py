@@ -75,9 +75,6 @@ class RandomParameters(MujocoDistribution):
         ctrl_cost_weight: of |a|^2.
         terminate_when_unhealthy: end the episode at a fall.
         threads: number of threads that step the physics.
-
-    Raises:
-        ValueError: naming the argument.
     """
 
     walker: ClassVar[Body]
