@@ -69,7 +69,7 @@ def test_all_parts(quick: dict[str, Any]) -> None:
 
 def test_every_update_is_measured() -> None:
     calls = workloads.plan_navigation(workloads.full_scale("cpu", 1))
-    named = [call.args[0].about for call in calls if isinstance(call, partial)]
+    named = [call.args[0] for call in calls if isinstance(call, partial)]
     assert {(about["name"], about["size"]) for about in named} == {
         (f"navigation {name}", f"{tasks} x 20 x 100")
         for name in (*OUTER, "maml, inner batch reused")

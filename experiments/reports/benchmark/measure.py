@@ -30,21 +30,17 @@ class Job(NamedTuple):
     physics: Callable[[], float] | None = None  # environment steps a second of the physics alone
 
 
-class Workload(NamedTuple):
-    """A job to build, and its description."""
+def measure(
+    about: dict[str, Any], build: Callable[[], Job], tiny: Callable[[], Job] | None, repetitions: int
+) -> dict[str, Any]:
+    """The row of a workload: what is known `about` it, with the measurements.
 
-    about: dict[str, Any]  # name, sizes and so on
-    build: Callable[[], Job]
-    tiny: Callable[[], Job] | None  # run first, to load libraries: their memory is not the workload's
-    repetitions: int
-
-
-def measure(workload: Workload) -> dict[str, Any]:
-    """The row of a workload."""
+    `tiny` is a small version of the same job. It runs first and loads libraries, whose memory is not the workload's.
+    """
     # memory: the first run records and compiles, the second shows the peak of a usual one
-    if workload.tiny is not None:
-        workload.tiny().run()
-    job = workload.build()
+    if tiny is not None:
+        tiny().run()
+    job = build()
     device = job.inputs.device
     before, start = memory_mark(device), time.perf_counter()
     job.run()
@@ -57,7 +53,7 @@ def measure(workload: Workload) -> dict[str, Any]:
     # time: between two measurements of the machine, whose speed drifts
     rates = [machine_rates(job)]
     seconds, draws = [], []
-    for _ in range(workload.repetitions):
+    for _ in range(repetitions):
         job.tally.clear()
         start = time.perf_counter()
         job.run()
@@ -66,7 +62,7 @@ def measure(workload: Workload) -> dict[str, Any]:
         draws.append(job.tally.draw_seconds)
     rates.append(machine_rates(job))
     return {
-        **workload.about,
+        **about,
         "seconds": statistics.median(seconds),
         "least": min(seconds),
         "greatest": max(seconds),

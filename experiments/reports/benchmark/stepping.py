@@ -11,7 +11,7 @@ Random actions; the contenders take turns, so that a change of the machine's spe
 
 import statistics
 import time
-from collections.abc import Callable
+from contextlib import ExitStack, closing
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -43,43 +43,36 @@ def measure_stepping(name: str, number: int, size: SteppingSize) -> dict[str, An
     """Environment steps a second of every contender, in turns."""
     tasks = make_distribution(name, **OPTIONS.get(name, {}))
     actions = random_actions(tasks, number, size.steps)
-    runs, close = contenders(name, tasks, number)
-    measured: dict[str, list[float]] = {contender: [] for contender in runs}
-    for _ in range(size.rounds):
-        for contender, run in runs.items():
-            measured[contender].append(run(actions) * len(actions) * number)
-    for end in close:
-        end()
+    with ExitStack() as stack:
+        envs = {
+            contender: stack.enter_context(closing(env)) for contender, env in make_envs(name, tasks, number).items()
+        }
+        runs = {contender: partial(step_all, env) for contender, env in envs.items()}
+        runs["physics"] = partial(step_physics, envs["whole"])
+        measured: dict[str, list[float]] = {contender: [] for contender in runs}
+        for _ in range(size.rounds):
+            for contender, run in runs.items():
+                measured[contender].append(run(actions) * len(actions) * number)
     ratio = statistics.median(w / p for w, p in zip(measured["whole"], measured["physics"], strict=True))
     medians = {contender: statistics.median(values) for contender, values in measured.items()}
     return {"env": name, "environments": number, **medians, "whole / physics": ratio}
 
 
-def contenders(
-    name: str, tasks: EnvDistribution, number: int
-) -> tuple[dict[str, Callable[[Actions], float]], list[Callable[[], object]]]:
-    """Functions from actions to rounds a second, and functions that close the environments."""
+def make_envs(name: str, tasks: EnvDistribution, number: int) -> dict[str, Any]:
+    """The vector environments of all contenders but physics, which uses ours."""
     task = tasks.sample(1, np.random.default_rng(0))
-    ours = tasks.make_vec(task, number)
     one = partial(tasks.make, {key: value[0] for key, value in task.items()})
-    sync = gymnasium.vector.SyncVectorEnv([one] * number)
-    runs: dict[str, Callable[[Actions], float]] = {
-        "whole": partial(step_all, ours),
-        "physics": partial(step_physics, ours),
-        "Sync": partial(step_all, sync),
+    envs: dict[str, Any] = {
+        "whole": tasks.make_vec(task, number),
+        "Sync": gymnasium.vector.SyncVectorEnv([one] * number),
     }
-    close: list[Callable[[], object]] = [ours.close, sync.close]
     if number <= MOST_PROCESSES:
-        processes = gymnasium.vector.AsyncVectorEnv([one] * number)
-        runs["Async"] = partial(step_all, processes)
-        close.append(processes.close)
+        envs["Async"] = gymnasium.vector.AsyncVectorEnv([one] * number)
     if find_spec("envpool") is not None:
         import envpool
 
-        pool = envpool.make(NAMES[name], env_type="gymnasium", num_envs=number)
-        runs["envpool"] = partial(step_all, pool)
-        close.append(pool.close)
-    return runs, close
+        envs["envpool"] = envpool.make(NAMES[name], env_type="gymnasium", num_envs=number)
+    return envs
 
 
 def step_all(env: Any, actions: Actions) -> float:

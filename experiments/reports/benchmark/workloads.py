@@ -1,7 +1,7 @@
 """The workloads: rollouts, and meta-iterations of every kind."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from metarl import MetaLearner
 from metarl.engine import Engine
 from metarl.experiments.common.config import TrainConfig, build_learner, build_source
 from metarl.experiments.reports.benchmark.limits import Product, TalliedSource, Tally
-from metarl.experiments.reports.benchmark.measure import Call, Job, Workload, measure
+from metarl.experiments.reports.benchmark.measure import Call, Job, measure
 from metarl.experiments.reports.benchmark.stepping import NAMES, SteppingSize, measure_stepping, physics_rate
 from metarl.outer import OUTER, inner_defaults
 from metarl.rl import ReinforcementLearning
@@ -33,62 +33,55 @@ class ImageWork(NamedTuple):
     filters: int = 32
 
 
-TINY_IMAGES = ImageWork(2, 2, 2, 4)
+IMAGES, TINY_IMAGES, STEPPING = ImageWork(), ImageWork(2, 2, 2, 4), SteppingSize()
+
+GROWTH = {
+    "tasks": (5, 10, 20, 40, 80),
+    "episodes": (10, 20, 40),
+    "horizon": (50, 100, 200),
+    "inner steps": (1, 2, 5, 10, 20),
+    "hidden units": (32, 100, 256),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """All sizes, and the number of repetitions."""
+    """The number of repetitions and all sizes; the defaults are the published sizes."""
 
-    device: str
-    repetitions: int
-    tiny_first: bool  # whether each row loads its libraries before its memory is measured
     config: TrainConfig
-    tasks: tuple[int, ...]  # of navigation
-    rollout_tasks: tuple[int, ...]
-    many_tasks: tuple[int, ...]  # of exact MAML reusing the inner batch for the Hessian, besides `tasks`
-    growth: dict[str, tuple[int, ...]]
-    cheetahs: int
-    stepping: SteppingSize
-    sinusoids: int
-    images: ImageWork
+    repetitions: int
+    tiny_first: bool = True  # whether each row loads its libraries before its memory is measured
+    tasks: tuple[int, ...] = (20, 40)  # of navigation
+    rollout_tasks: tuple[int, ...] = (20, 40)
+    many_tasks: tuple[int, ...] = ()  # of exact MAML reusing the inner batch for the Hessian, besides `tasks`
+    growth: Mapping[str, tuple[int, ...]] = field(default_factory=GROWTH.copy)
+    cheetahs: int = 40
+    stepping: SteppingSize = STEPPING
+    sinusoids: int = 32
+    images: ImageWork = IMAGES
+
+    @property
+    def device(self) -> str:
+        """Where everything is measured."""
+        return self.config.device
 
 
 def full_scale(device: str, repetitions: int) -> Scale:
     """The published sizes, and on an accelerator also sizes that fill it."""
-    gpu = torch.device(device).type != "cpu"
-    return Scale(
-        device=device,
-        repetitions=repetitions,
-        tiny_first=True,
-        config=TrainConfig(horizon=100, device=device),
-        tasks=(20, 40),
-        rollout_tasks=(20, 40, 100, 1000, 4000, 16000) if gpu else (20, 40),
-        many_tasks=(1000,) if gpu else (),
-        growth={
-            "tasks": (5, 10, 20, 40, 80),
-            "episodes": (10, 20, 40),
-            "horizon": (50, 100, 200),
-            "inner steps": (1, 2, 5, 10, 20),
-            "hidden units": (32, 100, 256),
-        },
-        cheetahs=40,
-        stepping=SteppingSize(),
-        sinusoids=32,
-        images=ImageWork(),
-    )
+    scale = Scale(config=TrainConfig(horizon=100, device=device), repetitions=repetitions)
+    if torch.device(device).type == "cpu":
+        return scale
+    return replace(scale, rollout_tasks=(20, 40, 100, 1000, 4000, 16000), many_tasks=(1000,))
 
 
 def quick_scale(device: str) -> Scale:
     """Tiny sizes."""
     return Scale(
-        device=device,
+        config=TrainConfig(meta_batch_size=3, episodes=2, horizon=5, hidden=(8,), device=device),
         repetitions=1,
         tiny_first=False,
-        config=TrainConfig(meta_batch_size=3, episodes=2, horizon=5, hidden=(8,), device=device),
         tasks=(3,),
         rollout_tasks=(3,),
-        many_tasks=(),
         growth={"inner steps": (1, 2)},
         cheetahs=3,
         stepping=SteppingSize((4,), 40, 1),
@@ -165,7 +158,7 @@ def rl_row(scale: Scale, about: dict[str, Any], build: Callable[[TrainConfig], J
 
 def row(scale: Scale, about: dict[str, Any], build: Callable[[], Job], tiny: Callable[[], Job]) -> Call:
     """A workload, to be measured."""
-    return partial(measure, Workload(about, build, tiny if scale.tiny_first else None, scale.repetitions))
+    return partial(measure, about, build, tiny if scale.tiny_first else None, scale.repetitions)
 
 
 def build_rollout(config: TrainConfig) -> Job:
