@@ -48,11 +48,12 @@ class RefusedError(ValueError):
 
 
 def write(file: IO[bytes], content: Any) -> None:
-    """Write `content`, plain values and tensors, and seal it."""
-    hashing = _Hashing(file)
-    torch.save(content, hashing)  # type: ignore[arg-type]  # it needs no more of a file than `write` and `flush`
-    file.seek(-END, 2)
-    file.write(SEALED.to_bytes(END, "little") + b"metarl:sha256:" + hashing.digest.hexdigest().encode())
+    """Write `content`, plain values and tensors, to a new file that can also be read, and seal it."""
+    torch.save(content, file)
+    size = file.seek(-END, 2)  # without the length of the archive's comment, which is zero so far
+    seal = _compute_seal(file, size)
+    file.seek(size)
+    file.write(SEALED.to_bytes(END, "little") + seal)
 
 
 def read(file: IO[bytes]) -> Content:
@@ -82,22 +83,14 @@ def read(file: IO[bytes]) -> Content:
     return Content(value, intact is not None, reader.length)
 
 
-class _Hashing:
-    """Passes on what is written, and hashes all but the last bytes: the seal's length replaces them."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self._last = b""
-
-    def write(self, data: bytes) -> int:
-        waiting = self._last + bytes(data)
-        self.digest.update(memoryview(waiting)[:-END])
-        self._last = waiting[-END:]
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
+def _compute_seal(file: IO[bytes], size: int) -> bytes:
+    """The seal of the first `size` bytes."""
+    file.seek(0)
+    digest, left = hashlib.sha256(), size
+    while left > 0 and (block := file.read(min(left, 1 << 20))):
+        digest.update(block)
+        left -= len(block)
+    return b"metarl:sha256:" + digest.hexdigest().encode()
 
 
 def _check_seal(file: IO[bytes], size: int) -> bool | None:
@@ -106,12 +99,7 @@ def _check_seal(file: IO[bytes], size: int) -> bool | None:
     length, seal = file.read(END), file.read()
     if length != SEALED.to_bytes(END, "little") or not SEAL.fullmatch(seal):
         return None
-    file.seek(0)
-    digest, left = hashlib.sha256(), size - SEALED - END
-    while left > 0 and (block := file.read(min(left, 1 << 20))):
-        digest.update(block)
-        left -= len(block)
-    return seal == b"metarl:sha256:" + digest.hexdigest().encode()
+    return seal == _compute_seal(file, size - SEALED - END)
 
 
 def _name_damaged(value: Any, damaged: dict[int, Tensor]) -> str:
