@@ -226,7 +226,7 @@ def test_convolutions_take_what_the_formulas_say() -> None:
     assert flops.first == 2 * 9 * 4 * 28 * 28
     gradient, product = counted(*problem(network, 1, 28, 28))
     assert gradient == flops.gradient
-    # the gradient, and the first layer's W^T dy, which torch's second derivative of a convolution computes for nobody
+    # plus the gradient, and the W^T dy of the first layer, which torch computes although it is not used
     assert product == flops.hessian_vector_product + flops.forward + flops.first
 
 

@@ -32,7 +32,7 @@ Actions = npt.NDArray[np.float32]
 
 
 class SteppingSize(NamedTuple):
-    """How much is measured."""
+    """The number of environments, steps and rounds."""
 
     environments: tuple[int, ...] = (40, 400)
     steps: int = 8000  # of all environments together, in a round

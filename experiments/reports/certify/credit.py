@@ -24,7 +24,7 @@ RETURN, PRACTICE = "gradient of the discounted return", "common practice"
 
 
 class Credit(NamedTuple):
-    """How actions get credit."""
+    """The baseline, normalisation and weights that give actions their credit."""
 
     episodes: int
     baseline: str = "none"
