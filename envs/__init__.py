@@ -19,7 +19,7 @@ from metarl.envs.cart_pole import CartPole, CartPoleGoal
 from metarl.envs.exact.gaussian_bandit import GaussianBandit
 from metarl.envs.exact.linear_gaussian import LinearGaussian
 from metarl.envs.exact.tabular import TabularMDP
-from metarl.envs.functional import FunctionalEnv, FunctionalGymEnv
+from metarl.envs.functional import FunctionalEnv, FunctionalGymEnv, functional_step
 from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.grid_world import GridWorld
 from metarl.envs.gym_distribution import GymDistribution
@@ -51,6 +51,7 @@ __all__ = [
     "TorchVectorEnv",
     "WorkerError",
     "constructor",
+    "functional_step",
     "make_distribution",
     "make_env",
 ]

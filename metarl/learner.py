@@ -42,7 +42,7 @@ from metarl.settings import FixedSettings
 from metarl.signals import first_signal
 from metarl.state_dict import snapshot
 from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, average
-from metarl.types import LearningSource, Params, Rule, TaskBatch, TaskSource
+from metarl.types import ChecksSize, HasEpisodes, LearningSource, Params, Rule, TaskBatch, TaskSource
 from metarl.wrappers import CheckFinite, CountCost, check_finite, find_non_finite
 
 
@@ -121,8 +121,9 @@ class MetaLearner(FixedSettings):
         self.meta_batch_size = check_int("meta_batch_size", meta_batch_size)
         check_at_least("meta_batch_size", meta_batch_size, self.method.min_tasks, "this outer update")
         check_at_least("meta_batch_size", meta_batch_size, processes.size, "as many processes")
-        check_at_least("episodes", getattr(source, "episodes", None), self.method.min_episodes, "this outer update")
-        if hasattr(source, "check_size"):
+        episodes = source.episodes if isinstance(source, HasEpisodes) else None
+        check_at_least("episodes", episodes, self.method.min_episodes, "this outer update")
+        if isinstance(source, ChecksSize):
             source.check_size(self.meta_batch_size, "meta_batch_size")
         self.seed = check_int("seed", seed, minimum=0)
         check_hessian(self.method, source, stacklevel=2)

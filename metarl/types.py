@@ -116,6 +116,21 @@ class TaskSource(Protocol):
 
 
 @runtime_checkable
+class HasEpisodes(Protocol):
+    """A source whose draws are episodes."""
+
+    episodes: int
+
+
+@runtime_checkable
+class ChecksSize(Protocol):
+    """A source that can tell early whether its draws fit into memory."""
+
+    def check_size(self, num_tasks: int, argument: str = "num_tasks") -> None:
+        """Raise a `ValueError` where a draw for so many tasks cannot fit; `argument` is their name."""
+
+
+@runtime_checkable
 class LearningSource(Protocol):
     """What a source must offer besides if it learns something itself, such as how to normalise observations.
 

@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from metarl.engine import RepeatedFunction, current_engine
-from metarl.functional_env import UNIFORM_LOW, FunctionalEnvs, functional_step
+from metarl.functional_env import UNIFORM_LOW, FunctionalEnvs, FunctionalTaskDistribution, functional_step
 from metarl.rl.actions import clipper
 from metarl.rl.distributions import ActionDistribution, DistParams
 from metarl.rl.incoming import check_finite_episodes, check_functional, env_name
@@ -24,10 +24,24 @@ from metarl.rl.policy import shared_state, stacked_forward
 from metarl.rl.rollout import NOISE_STEPS, Forward, Noise, Rollout, Steps, finished, sequences, step_through
 from metarl.rl.streams import Streams
 from metarl.tree import float_leaf, tree_map
-from metarl.types import Params
+from metarl.types import HasThreads, Params, TaskDistribution, TaskParams
 
 Environments: TypeAlias = FunctionalEnvs | VectorEnv[Any, Any, Any]
 """T x E environments in task-major order: as functions, or stepped with autoreset disabled, speaking numpy or torch."""
+
+
+def make_environments(
+    distribution: TaskDistribution, task: TaskParams, episodes: int, device: torch.device | str
+) -> Environments:
+    """T x `episodes` environments: as functions where the distribution offers these, else a vector environment."""
+    if isinstance(distribution, FunctionalTaskDistribution):
+        functional = distribution.make_functional(task, episodes, device)
+        if functional is not None:
+            return functional
+    vec = distribution.make_vec(task, episodes, device)
+    if isinstance(vec, HasThreads):
+        vec.threads = torch.get_num_threads()
+    return vec
 
 
 class Actor:

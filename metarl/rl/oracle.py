@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from metarl.devices import pick_device
 from metarl.errors import NonFiniteError, check_choice, check_has, check_int, check_real, check_type
-from metarl.functional_env import FunctionalTaskDistribution
+from metarl.functional_env import FunctionalEnvs
 from metarl.memory import check_fits, itemsize, space_numbers
 from metarl.network_check import check_second_derivatives
 from metarl.rl.actions import warn_if_clipped
-from metarl.rl.actor import Actor, Environments
+from metarl.rl.actor import Actor, Environments, make_environments
 from metarl.rl.advantages import (
     Baseline,
     Episodes,
@@ -47,7 +47,7 @@ from metarl.rl.sums import discounted_sums
 from metarl.rl.surrogates import make_surrogate
 from metarl.settings import FixedSettings
 from metarl.tree import float_leaf
-from metarl.types import Batch, HasThreads, Loss, Params, Role, TaskBatch, TaskDistribution, TaskParams
+from metarl.types import Batch, Loss, Params, Role, TaskBatch, TaskDistribution, TaskParams
 from metarl.wrappers import unwrap
 
 log = logging.getLogger(__name__)
@@ -304,22 +304,15 @@ class RLTaskBatch:
 
     @functools.cached_property
     def _environments(self) -> Environments:
-        source, distribution = self._source, self._source.distribution
-        if isinstance(distribution, FunctionalTaskDistribution):
-            functional = distribution.make_functional(self.task, source.episodes, source.device)
-            if functional is not None:
-                return functional
-        vec = distribution.make_vec(self.task, source.episodes, source.device)
-        weakref.finalize(self, _close, vec)
-        if isinstance(vec, HasThreads):
-            vec.threads = torch.get_num_threads()
-        return vec
-
-    # The functions are the source's own, so that the next batch of tasks needs no new record.
+        source = self._source
+        found = make_environments(source.distribution, self.task, source.episodes, source.device)
+        if not isinstance(found, FunctionalEnvs):
+            weakref.finalize(self, _close, found)
+        return found
 
     @property
     def loss(self) -> Loss:
-        """See `metarl.rl.losses`, also for the others."""
+        """The surrogate loss of one task; like the others the source's own, so the next batch needs no new record."""
         return self._source.losses.loss
 
     @property
