@@ -33,7 +33,6 @@ from metarl.envs.rendering import AGENT, DARK, GOAL, GREY, Canvas, Point
 from metarl.errors import check_choice
 
 DYNAMICS = {"length": (0.25, 1.5), "masspole": (0.05, 0.5), "masscart": (0.5, 2.0)}
-GOALS = {"goal": (-1.0, 1.0)}
 TRACK = -1.5  # height in the picture
 
 
@@ -100,22 +99,16 @@ class CartPole(GymDistribution):
     {'length': array([1.05, 0.59], dtype=float32), ...}
     """
 
-    def __init__(self, horizon: int = 200, workers: int = 0) -> None:
-        super().__init__(PlainCartPoleEnv, _box(DYNAMICS), horizon=horizon, set_task=set_cart_pole, workers=workers)
-
-
-class CartPoleGoal(GymDistribution):
-    """CartPole with uniformly drawn dynamics and a hidden, uniformly drawn goal position.
-
-    Args:
-        horizon: steps per episode, at most.
-        workers: as for `CartPole`.
-    """
+    env_class: ClassVar[type[PlainCartPoleEnv]] = PlainCartPoleEnv
+    ranges: ClassVar[dict[str, tuple[float, float]]] = DYNAMICS
 
     def __init__(self, horizon: int = 200, workers: int = 0) -> None:
-        space = _box({**DYNAMICS, **GOALS})
-        super().__init__(CartPoleGoalEnv, space, horizon=horizon, set_task=set_cart_pole, workers=workers)
+        space = gymnasium.spaces.Dict({name: Box(*ends, (), np.float32) for name, ends in self.ranges.items()})
+        super().__init__(self.env_class, space, horizon=horizon, set_task=set_cart_pole, workers=workers)
 
 
-def _box(ranges: dict[str, tuple[float, float]]) -> gymnasium.spaces.Dict:
-    return gymnasium.spaces.Dict({name: Box(low, high, (), np.float32) for name, (low, high) in ranges.items()})
+class CartPoleGoal(CartPole):
+    """`CartPole` with a hidden, uniformly drawn goal position; the arguments are the same."""
+
+    env_class = CartPoleGoalEnv
+    ranges: ClassVar = {**DYNAMICS, "goal": (-1.0, 1.0)}
