@@ -10,7 +10,9 @@ reach is not checked.
 import inspect
 import pickle
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
 
@@ -21,8 +23,6 @@ from metarl.checker.probe import (
     Checks,
     Probe,
     Problems,
-    bounds,
-    compare,
     equal,
     find_problems,
     mismatch,
@@ -195,7 +195,7 @@ def sample_uses_only_the_generator_it_is_given(probe: Probe) -> Problems:
 
 def sample_draws_different_tasks(probe: Probe) -> Problems:
     """For other generators, in other calls and within one call."""
-    if all(np.equal(*bounds(entry)).all() for entry in probe.distribution.space.values()):
+    if all(_is_one_point(entry) for entry in probe.distribution.space.values()):
         return  # there is only one task
     rng = np.random.default_rng([probe.seed, 1])
     one, other, third = probe.draw(rng), probe.draw(rng), probe.draw([probe.seed, 2])
@@ -209,6 +209,13 @@ def sample_draws_different_tasks(probe: Probe) -> Problems:
         yield problem(f"sample({MANY}, rng)", "draw each task independently", f"one task {MANY} times", fix)
 
 
+def _is_one_point(space: gymnasium.Space[Any]) -> bool:
+    if isinstance(space, spaces.Box):
+        return bool((space.low == space.high).all())
+    numbers = space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2)
+    return bool(np.all(np.asarray(numbers) == 1))
+
+
 def survives_pickling(probe: Probe) -> Problems:
     """Worker processes get the same distribution."""
     try:
@@ -220,7 +227,7 @@ def survives_pickling(probe: Probe) -> Problems:
         return
     again, actions = Probe(restored, probe.num_tasks, probe.episodes, probe.seed), probe.actions(SHORT, "make")
     one, other = (each.run("make", actions, probe.seed) for each in (probe, again))
-    if not equal(probe.tasks, again.tasks) or compare(one, other):
+    if not equal(probe.tasks, again.tasks) or probe.compare(one, other):
         fix = "let __getstate__, __setstate__ or __reduce__ keep everything that sample and make use"
         yield problem("the distribution", "be the same after pickling", "other tasks or another environment", fix)
 

@@ -31,9 +31,9 @@ from metarl.checker.probe import (
     Run,
     StepResult,
     as_action,
-    compare,
     differ,
     first,
+    join,
     plain,
     play,
     play_side_by_side,
@@ -147,19 +147,21 @@ def ends_episodes_at_the_horizon(call: Call, probe: Probe) -> Problems:
     """Truncated at the horizon and nowhere else, and not where an episode terminates."""
     subject, horizon = f"an episode of {call}", probe.distribution.horizon
     wanted = f"be truncated at step {horizon}, the horizon, if it has not terminated"
+    fix = "count the steps since reset, and return truncated=True at the distribution's horizon, not before"
     for _, env, actions in probe.tries(call, LONGEST, LONG):
         ended = np.zeros(1 if call == "make" else probe.num_envs, bool)
         for step, result in enumerate(steps(env, actions, probe.seed)):
             terminated, truncated = (np.atleast_1d(plain(flag)).astype(bool) & ~ended for flag in result[2:])
-            ended |= terminated | truncated
-            fix = "count the steps since reset, and return truncated=True at the distribution's horizon, not before"
+            if step < horizon and not (terminated | truncated).any():
+                continue
             if (terminated & truncated).any():
-                fix = "set truncated to steps >= horizon and not terminated"
-                yield problem(subject, "end in one way", f"terminated and truncated, both at step {step}", fix)
+                found = f"terminated and truncated, both at step {step}"
+                yield problem(subject, "end in one way", found, "set truncated to steps >= horizon and not terminated")
                 return
             if truncated.any() and step < horizon:
                 yield problem(subject, wanted, f"truncated at step {step}", fix)
                 return
+            ended |= terminated | truncated
             if step == horizon and not ended.all():
                 yield problem(subject, wanted, "an episode that goes on", fix)
                 return
@@ -171,17 +173,17 @@ def repeats_itself_with_the_seed(call: Call, probe: Probe) -> Problems:
     """A fresh environment and a used one, for any state of the global generators."""
     actions = probe.actions(SHORT, call)
     one, other, used = under_two_global_seeds(lambda: probe.run(call, actions, probe.seed))
-    if found := compare(one, other):
+    if found := probe.compare(one, other):
         fix = "draw from self.np_random, after super().reset(seed=seed), or from generators that reset(seed=...) seeds"
         fix += f"; now it draws from the global generator of {used}" if used else ""
-        yield problem(call, REPEATS, probe.describe(call, found), fix)
+        yield problem(call, REPEATS, found, fix)
         return
     with probe.build(call) as env:
         play(env, probe.actions(SHORT, call, key=1), probe.seed + 1)
         again = play(env, actions, probe.seed)
-    if found := compare(one, again):
+    if found := probe.compare(one, again):
         wanted = f"{REPEATS}, also after other episodes"
-        yield problem(call, wanted, probe.describe(call, found), "let reset set everything that an episode changes")
+        yield problem(call, wanted, found, "let reset set everything that an episode changes")
 
 
 def shares_nothing(call: Call, probe: Probe) -> Problems:
@@ -190,10 +192,10 @@ def shares_nothing(call: Call, probe: Probe) -> Problems:
     alone = [probe.run(call, actions, probe.seed, number) for number in (0, probe.other)]
     with probe.build(call) as one, probe.build(call, probe.task(call, probe.other)) as other:
         beside = play_side_by_side([one, other], actions, probe.seed)
-    if found := [each for pair in zip(alone, beside, strict=True) for each in compare(*pair)]:
+    if found := probe.compare(alone[0], beside[0]) or probe.compare(alone[1], beside[1]):
         wanted = "not change when another one is made and stepped"
         fix = "keep the state of an environment in its self, not in class or module variables or in a shared object"
-        yield problem(f"an environment of {call}", wanted, probe.describe(call, found), fix)
+        yield problem(f"an environment of {call}", wanted, found, fix)
 
 
 def leaves_the_task_alone(call: Call, probe: Probe) -> Problems:
@@ -208,18 +210,18 @@ def leaves_the_task_alone(call: Call, probe: Probe) -> Problems:
     with probe.build(call, task) as env:
         for key, value in task.items():
             value[...] = other[key]
-        found = compare(expected, play(env, actions, probe.seed))
+        found = probe.compare(expected, play(env, actions, probe.seed))
     if found:
         wanted = "not depend on what the caller later writes into the task"
         fix = "copy what is kept: np.array(...) or torch.tensor(...), not np.asarray(...) or torch.from_numpy(...)"
-        yield problem(call, wanted, probe.describe(call, found), fix)
+        yield problem(call, wanted, found, fix)
 
 
 def tasks_make_a_difference(probe: Probe) -> Problems:
     """To rewards or observations; rewards that never vary may be sparse and are no problem."""
     tries = [probe.actions(SHORT, "make", key=key) for key in range(4)]
     runs = [[probe.run("make", actions, probe.seed, t) for actions in tries] for t in range(probe.num_tasks)]
-    same = not any(compare(*pair) for others in runs for pair in zip(runs[0], others, strict=True))
+    same = not any(probe.compare(*pair) for others in runs for pair in zip(runs[0], others, strict=True))
     varied = len(np.unique(np.concatenate([run.reward[1:] for run in runs[0]]))) > 1
     if same and varied and any((value != value[:1]).any() for value in probe.tasks.values()):
         found = f"the same observations and rewards in all {probe.num_tasks} tasks tried, {len(tries)} episodes each"
@@ -301,15 +303,15 @@ def make_vec_is_as_random_as_make(probe: Probe) -> Problems:
     def part(run: Run) -> Run:  # if starts are random, they must differ
         return run.start() if probe.random_starts else run
 
-    if not any(all(compare(part(runs[0]), part(other)) for other in runs[1:]) for runs in probe.samples):
+    if not any(all(probe.compare(part(runs[0]), part(other)) for other in runs[1:]) for runs in probe.samples):
         return  # where chance is rare, equal episodes prove nothing
     actions, seeds = probe.actions_of_make(SHORT), range(probe.seed, probe.seed + 100 * SEEDS, 100)
     runs = [part(probe.run("make_vec", actions, seed)) for seed in seeds]
     first_of_task = np.arange(probe.num_envs) // probe.episodes * probe.episodes
-    if not any(compare(runs[0], run) for run in runs):
+    if not any(probe.compare(runs[0], run) for run in runs):
         fix = "seed every generator in reset(seed=...) from its argument"
         yield problem("make_vec", "give different episodes for different seeds, as make does", "identical ones", fix)
-    elif probe.episodes > 1 and not any(compare(run, run.envs(first_of_task)) for run in runs):
+    elif probe.episodes > 1 and not any(probe.compare(run, run.envs(first_of_task)) for run in runs):
         fix = "draw noise of shape [num_envs, ...]; seed environment i with seed + i"
         yield problem("make_vec", "draw every episode of a task independently, as make does", "identical ones", fix)
 
@@ -321,8 +323,7 @@ def make_vec_behaves_as_make(probe: Probe) -> Problems:
 
     def differences(tasks: Iterable[int]) -> str:
         alone = [probe.run("make", actions[:, i], probe.seed + i, task) for i, task in enumerate(tasks)]
-        found = ((i, compare(run, together.envs([i]), TOLERANCE)) for i, run in enumerate(alone))
-        return probe.describe("make_vec", (each._replace(env=i) for i, several in found for each in several))
+        return probe.compare(join(alone), together, TOLERANCE)
 
     order = "repeat the tasks with np.repeat(value, episodes, axis=0), not np.tile"
     if not (found := differences(i // probe.episodes for i in range(probe.num_envs))):
@@ -344,9 +345,9 @@ def _other_means(probe: Probe) -> str:
     with probe.build("make_vec") as vec:
         rounds = [_summaries(play(vec, everywhere, probe.seed + k)) for k in range(-(-MANY // probe.episodes))]
     for t in range(probe.num_tasks):
-        alone = [_summaries(probe.run("make", actions, probe.seed + k, t)) for k in range(MANY)]
+        alone = join([probe.run("make", actions, probe.seed + k, t) for k in range(MANY)])
         together = [summaries[t * probe.episodes : (t + 1) * probe.episodes] for summaries in rounds]
-        one, other = np.concatenate(alone), np.concatenate(together)
+        one, other = _summaries(alone), np.concatenate(together)
         stderr = np.sqrt(one.var(0) / len(one) + other.var(0) / len(other))
         allowed = STDERRS * stderr + TOLERANCE * (1 + np.abs(one.mean(0)))
         if (far := np.abs(one.mean(0) - other.mean(0)) > allowed).any():

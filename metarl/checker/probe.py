@@ -5,7 +5,7 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -135,29 +135,11 @@ def _join(results: list[list[Array]]) -> Run:
     return Run(observation, reward, *(flag.astype(bool) for flag in flags))
 
 
-class Difference(NamedTuple):
-    """How far two runs are apart in one quantity."""
-
-    quantity: str
-    size: float
-    step: int  # the first at which they differ
-    env: int
-
-
-def compare(a: Run, b: Run, tolerance: float = 0.0) -> list[Difference]:
-    """The largest difference in each quantity; nothing is compared after the first end of an episode."""
-    length = min(len(a.reward), len(b.reward))
-    running = (a.running[:length] & b.running[:length]).astype(bool)
-    # both must truncate at the horizon, which is a check of its own
-    a, b = (run._replace(terminated=run.terminated & ~run.truncated) for run in (a, b))
-    found = []
-    for quantity in ("observation", "reward", "terminated"):
-        x, y = (getattr(run, quantity)[:length] for run in (a, b))
-        sizes = np.where(running, _distances(x, y, tolerance), 0.0)
-        if sizes.any():
-            env = int(sizes.max(0).argmax())
-            found.append(Difference(quantity, sizes[:, env].max(), first(sizes[:, env]), env))
-    return found
+def join(runs: Sequence[Run]) -> Run:
+    """Runs of single environments as one run of all; what has ended stays as it is."""
+    numbers = np.arange(max(len(run.reward) for run in runs))
+    columns = ([value.take(numbers, 0, mode="clip") for value in column] for column in zip(*runs, strict=True))
+    return Run(*(np.concatenate(column, axis=1) for column in columns))
 
 
 def differ(a: Array, b: Array, tolerance: float = 0.0) -> bool:
@@ -257,27 +239,33 @@ class Probe:
     @cached_property
     def random_starts(self) -> bool:
         """Whether what a reset returns depends on its seed."""
-        return any(compare(runs[0].start(), other.start()) for runs in self.samples for other in runs[1:])
+        return any(self.compare(runs[0].start(), other.start()) for runs in self.samples for other in runs[1:])
 
     @cached_property
     def random(self) -> bool:
         """Whether an episode depends on the seed."""
-        return any(compare(runs[0], other) for runs in self.samples for other in runs[1:])
+        return any(self.compare(runs[0], other) for runs in self.samples for other in runs[1:])
 
-    def describe(self, call: Call, found: Iterable[Difference]) -> str:
-        """The largest difference in each quantity, in words."""
-        worst: dict[str, Difference] = {}
-        for each in found:
-            if each.quantity not in worst or each.size > worst[each.quantity].size:
-                worst[each.quantity] = each
-        return ", and ".join(
-            f"{quantity} differs by up to {size:.3g}, first at step {step}{self.where(call, env)}"
-            for quantity, size, step, env in worst.values()
-        )
+    def compare(self, a: Run, b: Run, tolerance: float = 0.0) -> str:
+        """The largest difference in each quantity, in words; nothing is compared after the first end of an episode."""
+        length = min(len(a.reward), len(b.reward))
+        running = (a.running[:length] & b.running[:length]).astype(bool)
+        # both must truncate at the horizon, which is a check of its own
+        a, b = (run._replace(terminated=run.terminated & ~run.truncated) for run in (a, b))
+        found = []
+        for quantity in ("observation", "reward", "terminated"):
+            x, y = (getattr(run, quantity)[:length] for run in (a, b))
+            sizes = np.where(running, _distances(x, y, tolerance), 0.0)
+            if sizes.any():
+                i = int(sizes.max(0).argmax())
+                where = self.where(i) if sizes.shape[1] > 1 else ""
+                step, size = first(sizes[:, i]), sizes[:, i].max()
+                found.append(f"{quantity} differs by up to {size:.3g}, first at step {step}{where}")
+        return ", and ".join(found)
 
-    def where(self, call: Call, i: int) -> str:
+    def where(self, i: int) -> str:
         """Environment i of a vector environment, in words."""
-        return "" if call == "make" else f" in environment {i} (task {i // self.episodes}, episode {i % self.episodes})"
+        return f" in environment {i} (task {i // self.episodes}, episode {i % self.episodes})"
 
 
 def copy_task(task: TaskParams) -> TaskParams:
@@ -339,31 +327,31 @@ def mismatch(
     array: Array, space: gymnasium.Space[Any], name: str, where: Callable[[int], str], size: tuple[int, ...] = (MANY,)
 ) -> Iterator[tuple[str, str, str]]:
     """If `array` is not `[*size, ...]` of values in the space: what was wanted, what was found, how to fix it."""
-    (low, high), shape = bounds(space), (*size, *(space.shape or ()))
+    shape = (*size, *(space.shape or ()))
     if array.shape != shape:
         yield f"have shape {shape}", str(array.shape), f"reshape it, or correct the shape of {name}"
-    elif array.dtype != space.dtype:
+        return
+    if array.dtype != space.dtype:
         fix = f"convert it with .astype({space.dtype}), or correct the dtype of {name}"
         yield f"have dtype {space.dtype}", str(array.dtype), fix
-    elif (bad := ~np.isfinite(array)).any():
-        yield "be finite", f"NaN or infinity{where(first(np.atleast_1d(bad)))}", FINITE
-    elif (bad := (array < low) | (array > high)).any():
-        found = f"{array[bad][0]}{where(first(np.atleast_1d(bad)))}"
-        yield f"lie inside {space}", found, f"keep it inside the bounds, or widen the bounds of {name}"
-
-
-def bounds(space: gymnasium.Space[Any]) -> tuple[Any, Any]:
-    """The lowest and the highest values."""
+        return
+    rows = array.reshape(-1, *(space.shape or ()))
+    if (bad := ~np.isfinite(rows)).any():
+        yield "be finite", f"NaN or infinity{where(first(bad))}", FINITE
+        return
     if isinstance(space, spaces.Box):
-        return space.low, space.high
-    low, numbers = getattr(space, "start", 0), getattr(space, "nvec", 2)  # else a MultiDiscrete or a MultiBinary
-    return low, low + (space.n if isinstance(space, spaces.Discrete) else numbers) - 1
+        bad = (rows < space.low) | (rows > space.high)
+    else:
+        bad = np.array([not space.contains(row) for row in rows])
+    if bad.any():
+        fix = f"keep it inside the bounds, or widen the bounds of {name}"
+        yield f"lie inside {space}", f"{rows[bad][0]}{where(first(bad))}", fix
 
 
 def step_mismatches(result: StepResult, probe: Probe, call: Call) -> Iterator[tuple[str, str, str, str]]:
     """The quantity, what was wanted, what was found and how to fix it."""
     space, size = probe.distribution.observation_space, () if call == "make" else (probe.num_envs,)
-    where, observation = partial(probe.where, call), plain(result.observation)
+    where, observation = probe.where if size else lambda i: "", plain(result.observation)
     if isinstance(space, spaces.Discrete) and observation.dtype.kind in "iu":
         observation = observation.astype(space.dtype)  # integers of any size will do
     if not isinstance(result.observation, (np.ndarray, Tensor) if size else (np.ndarray, np.generic, int)):
@@ -378,5 +366,5 @@ def step_mismatches(result: StepResult, probe: Probe, call: Call) -> Iterator[tu
             wanted = f"be {size[0]} values of type {kind}, one per environment" if size else f"be one {kind}"
             fix = "stack one value per environment" if size else f"return {kind}({name})"
             yield name, wanted, f"shape {array.shape} of {array.dtype}", fix
-        elif (bad := ~np.isfinite(array)).any():
+        elif kind == "float" and (bad := ~np.isfinite(array)).any():
             yield name, "be finite", f"{array[bad][0]}{where(first(np.atleast_1d(bad)))}", FINITE
