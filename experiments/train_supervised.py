@@ -209,7 +209,10 @@ def build_learner(config: FiniteSumConfig, processes: Processes = ALONE) -> Meta
     check_points(learner)
     if config.outer_step in OPTIMIZERS:
         return learner
-    return MetaLearner(problem.train, outer_step=theory_step(config, learner, problem), **arguments)
+    step = theory_step(config, learner, problem)
+    return MetaLearner.from_parts(
+        problem.train, learner.method, step, meta_batch_size=size, seed=config.seed, processes=processes
+    )
 
 
 def check_sizes(config: FiniteSumConfig, problem: SupervisedProblem) -> None:

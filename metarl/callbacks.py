@@ -1,33 +1,34 @@
 """Callbacks of `MetaLearner.learn`: progress, checkpoints, held-out evaluation. Logging is in `metarl.logging`.
 
-They are called in the order they are given. One that saves belongs last, so that it saves what the others did.
+They are called in the given order. Put one that saves last, so that it saves the state of the others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
 
 from tqdm import tqdm
 
-from metarl import checkpoint
-from metarl.errors import check_has, check_int, check_step_sizes, check_type
+from metarl import checkpoint, tree
+from metarl.errors import check_int, check_source, check_step_sizes, check_type, shorten
+from metarl.step import Stepped
 from metarl.types import TaskSource
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # types only: the learner imports this module
     from metarl.learner import MetaLearner
 
 Metrics: TypeAlias = dict[str, float]
-"""One iteration's numbers by tag; callbacks may add to it for those after them."""
+"""The numbers of one iteration by tag; a callback may add numbers for the callbacks after it."""
 
 
 class Callback:
-    """The base: does nothing. Override what is needed."""
+    """A hook into `MetaLearner.learn`. This base class does nothing: override what you need."""
 
     first_process_only: ClassVar[bool] = False
-    """Whether only the first of several processes has it: for what shows or writes, and computes nothing together."""
+    """Whether only the first of several processes runs it: for output, without computations that all must share."""
 
     def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
-        """Before the first iteration; training ends at `total_iterations` in all."""
+        """Before the first iteration; training ends when `total_iterations` are done, earlier ones included."""
 
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
         """After every iteration; `learner.stop()` ends training after it."""
@@ -36,14 +37,47 @@ class Callback:
         """After the last iteration, also when a signal or a callback ended training; not after an error."""
 
     def close(self) -> None:
-        """Always called last, after errors too."""
+        """Always called last, also after errors."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What belongs into a checkpoint, so that a resumed run goes on the same."""
+        """What a checkpoint must hold for a resumed run to continue exactly."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""
+
+
+def check_callbacks(callbacks: object) -> list[Callback]:
+    """The callbacks as a list.
+
+    Raises:
+        ValueError: for a single callback instead of a list, or for objects that are no callbacks.
+    """
+    if isinstance(callbacks, Callback):
+        raise ValueError(f"callbacks must be a list, got one callback: write [{type(callbacks).__name__}(...)]")
+    if not isinstance(callbacks, Iterable):
+        raise ValueError(f"callbacks must be a list of callbacks, got {shorten(callbacks)}")
+    given = list(callbacks)
+    for callback in given:
+        check_type("callbacks", callback, Callback, "objects of subclasses of metarl.callbacks.Callback")
+    return given
+
+
+def collect_metrics(
+    iteration: int, score: str, score_before: float, stepped: Stepped, counts: Mapping[str, int]
+) -> Metrics:
+    """The numbers of an iteration; `score` is the score's name, `counts` are those of the whole training."""
+    meta_grad = stepped.meta_grad
+    return {
+        "iteration": iteration,
+        f"rollout/{score}_before": score_before,
+        f"rollout/{score}_after": meta_grad.score,
+        "train/meta_grad_norm": float(tree.norm(meta_grad.grads)),
+        "train/meta_grad_spread": meta_grad.spread,
+        **{f"train/{key}": value for key, value in meta_grad.info.items()},
+        **{f"train/{key}": value for key, value in stepped.info.items()},
+        **{f"oracle/{key}": value for key, value in sorted(counts.items())},
+    }
 
 
 class ProgressBar(Callback):
@@ -60,10 +94,10 @@ class ProgressBar(Callback):
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
         assert self._bar is not None
         name = learner.source.score_name
-        shown = {when: f"{metrics[f'rollout/{name}_{when}']:.4g}" for when in ("before", "after")}
+        numbers = {when: f"{metrics[f'rollout/{name}_{when}']:.4g}" for when in ("before", "after")}
         if "time/env_steps_per_second" in metrics:
-            shown["steps/s"] = f"{metrics['time/env_steps_per_second']:.3g}"
-        self._bar.set_postfix(shown, refresh=False)
+            numbers["steps/s"] = f"{metrics['time/env_steps_per_second']:.3g}"
+        self._bar.set_postfix(numbers, refresh=False)
         self._bar.update()
 
     def close(self) -> None:
@@ -72,7 +106,7 @@ class ProgressBar(Callback):
 
 
 class Checkpointing(Callback):
-    """Saves to `path` every `every` iterations and at the end; the previous file stays until the new one is whole."""
+    """Saves to `path` every `every` iterations and at the end; a crash while saving keeps the previous file."""
 
     first_process_only = True
 
@@ -82,7 +116,7 @@ class Checkpointing(Callback):
         self.every = check_int("every", every)
 
     def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
-        checkpoint.check(learner.state_dict())  # what cannot be saved is known before hours have gone into it
+        checkpoint.check(learner.state_dict())  # an error now, not after hours of training
 
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
         if learner.iterations % self.every == 0:
@@ -95,7 +129,7 @@ class Checkpointing(Callback):
 class HeldOutEvaluation(Callback):
     """Adds `eval/<score>_step_k` to the metrics every `every` iterations, always on the same held-out tasks.
 
-    `step_sizes` has an inner step size for each step; `None` is the one of training.
+    `step_sizes` has an inner step size for each step; `None` means as in training.
     """
 
     def __init__(
@@ -108,7 +142,7 @@ class HeldOutEvaluation(Callback):
     ) -> None:
         self.every = check_int("every", every)
         if source is not None:
-            check_has("source", source, ("sample", "initial_params"), "a source of tasks, as ReinforcementLearning")
+            check_source(source)
         self.source = source
         self.num_tasks = check_int("num_tasks", num_tasks)
         self.step_sizes = check_step_sizes(step_sizes)
@@ -122,7 +156,7 @@ class HeldOutEvaluation(Callback):
                 steps=len(self.step_sizes),
                 step_sizes=self.step_sizes,
                 seed=self.seed,
-                warn=False,  # early in training the curve may fall for a while
+                warn=False,  # early in training the curve may still fall
             )
             for step, value in enumerate(curve.mean):
                 metrics[f"eval/{learner.source.score_name}_step_{step}"] = value

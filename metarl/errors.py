@@ -118,6 +118,18 @@ def check_type(name: str, value: object, types: type | tuple[type, ...], wanted:
         raise ValueError(f"{name} must be {wanted}, got {shorten(value)}")
 
 
+def check_source(source: object) -> None:
+    """Raise a `ValueError` unless `source` is a task source."""
+    methods = ("sample", "initial_params", "score_name")
+    check_has("source", source, methods, "a task source, such as metarl.rl.ReinforcementLearning")
+
+
+def check_at_least(name: str, value: int, minimum: int, needed_by: str) -> None:
+    """Raise a `ValueError` that names the argument if `value` is too small for `needed_by`."""
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum} for {needed_by}, got {value}")
+
+
 def check_callable(name: str, value: object, wanted: str) -> None:
     """Raise a `ValueError` that names the argument if `value` cannot be called."""
     if not callable(value):

@@ -1,6 +1,7 @@
 """How good is a policy after 0, 1, 2, ... gradient steps on tasks it has never seen?"""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from metarl.derivatives import scores
 from metarl.engine import Engine, current_engine
+from metarl.errors import MoreStepsWarning
 from metarl.inner import adapt_stepwise
 from metarl.processes import ALONE, Processes, shard, share_of
 from metarl.statistics import confidence_interval
@@ -65,6 +67,14 @@ def note_if_worse(evaluation: Evaluation, trained: int, score: str) -> str | Non
         f" {evaluation.mean[trained]:.4g}; use fewer steps, smaller ones after step {trained}, or train with"
         f" inner_steps={step}"
     )
+
+
+def warn_if_worse(evaluation: Evaluation, trained: int, score: str) -> bool:
+    """Give a `MoreStepsWarning`, to the caller's caller, if more inner steps make the score worse; whether it did."""
+    note = note_if_worse(evaluation, trained, score)
+    if note is not None:
+        warnings.warn(note, MoreStepsWarning, stacklevel=3)
+    return note is not None
 
 
 def evaluate(

@@ -1,13 +1,10 @@
-"""The loop: sample tasks, let the outer update make a meta-gradient, step; with everything needed to go on later."""
+"""The loop: sample tasks, compute the meta-gradient, take an outer step. It can be saved and continued exactly."""
 
 import copy
-import hashlib
-import inspect
 import time
-import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Self
@@ -16,57 +13,43 @@ import numpy as np
 import torch
 
 from metarl import checkpoint, tree
-from metarl.arguments import check_at_least, check_callbacks, check_source, check_tasks
-from metarl.callbacks import Callback, Metrics
-from metarl.checkpoint.learner_state import (
-    check_complete,
-    check_config,
-    check_entries,
-    check_same_source_state,
-    load_source_state,
-    read_arguments,
-    restore_callbacks,
-    restore_source_on_error,
-    source_state,
-    state_errors,
-)
+from metarl.callbacks import Callback, Metrics, check_callbacks, collect_metrics
+from metarl.checkpoint import learner_state
 from metarl.engine import Engine, current_engine
-from metarl.errors import MoreStepsWarning, NonFiniteError, check_has, check_int, check_step_sizes, check_type
-from metarl.evaluation import Evaluation, ScoreBefore, evaluate, note_if_worse
+from metarl.errors import NonFiniteError, check_has, check_int, check_source, check_step_sizes, check_type
+from metarl.evaluation import Evaluation, ScoreBefore, evaluate, warn_if_worse
 from metarl.inner import adapt
-from metarl.memory import check_fits
-from metarl.outer import Method, check_hessian, inner_defaults, make_method
+from metarl.outer import Method, check_method, make_method
 from metarl.processes import ALONE, Processes, shard, share_of
 from metarl.random import Stream, generator_state, restore_generator, stream_generator
 from metarl.settings import FixedSettings
 from metarl.signals import first_signal
 from metarl.state_dict import snapshot
-from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, average
-from metarl.types import ChecksSize, HasEpisodes, LearningSource, Params, Rule, TaskBatch, TaskSource
+from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, average
+from metarl.types import LearningSource, Params, Rule, TaskBatch, TaskSource
 from metarl.wrappers import CheckFinite, CountCost, check_finite, find_non_finite
 
 
 class MetaLearner(FixedSettings):
     """Meta-trains initial parameters so that a few inner steps adapt them to a task.
 
+    This constructor takes names and numbers; `from_parts` takes a `Method` and an `OuterStep` of your own.
+
     Args:
         source: where tasks come from, for example `metarl.rl.ReinforcementLearning`.
-        outer: the name of a registered method, or a `Method` of your own.
-        inner_lr: alpha, the inner step size of a named method; `None` takes the method's default.
-        inner_steps: N; likewise.
-        outer_options: options of a named method, such as `{"hessian_data": "reuse"}`.
+        outer: the name of a registered method.
+        inner_lr: alpha, the inner step size; default: the method's own.
+        inner_steps: N, the number of inner steps; default: the method's own.
+        outer_options: options of the method, such as `{"hessian_data": "reuse"}`.
         meta_batch_size: T, tasks per iteration.
         learning_rate: beta, the outer step size.
         optimizer: a class of `torch.optim`, or any factory `(leaves, lr=...)`.
         max_grad_norm: clips the mean meta-gradient.
         schedule: from the number of finished iterations to a factor of `learning_rate`.
-        outer_step: how a meta-gradient moves the parameters, instead of a step of `optimizer`; the four arguments above
-            then have no meaning and must be left alone.
         seed: everything random in training follows from it.
-        processes: who train together (see `metarl.processes`). All of them make the same learner and call the same
-            methods; the tasks are shared, the results are everyone's, and do not depend on how many they are.
-        engine: computes derivatives and rollouts; `metarl.engine.Engine(record=False)` records nothing. Default: the
-            current engine, or if there is none, a new `Engine()`.
+        processes: the processes that train together (see `metarl.processes`). All of them make the same learner and
+            call the same methods. They share the tasks, and all get the results, which do not depend on their number.
+        engine: computes derivatives and rollouts (see `metarl.engine`); default: the current engine, or a new one.
 
     Raises:
         ValueError: for arguments that cannot work, before anything starts.
@@ -84,12 +67,12 @@ class MetaLearner(FixedSettings):
         2
     """
 
-    live: ClassVar[frozenset[str]] = frozenset({"source", "meta_batch_size", "outer_step", "processes", "engine"})
+    live: ClassVar[frozenset[str]] = frozenset({"source", "meta_batch_size", "processes", "engine"})
 
     def __init__(
         self,
         source: TaskSource,
-        outer: str | Method = "maml",
+        outer: str = "maml",
         *,
         inner_lr: float | None = None,
         inner_steps: int | None = None,
@@ -99,73 +82,96 @@ class MetaLearner(FixedSettings):
         optimizer: OptimizerFactory = torch.optim.Adam,
         max_grad_norm: float | None = None,
         schedule: Schedule | None = None,
-        outer_step: OuterStep | None = None,
         seed: int = 0,
         processes: Processes = ALONE,
         engine: Engine | None = None,
     ) -> None:
-        check_source("source", source)
+        check_type("outer_options", outer_options, (Mapping, NoneType), "a mapping of the method's options")
+        if isinstance(outer, Method):
+            raise ValueError("outer must be the name of a registered method; for a Method use MetaLearner.from_parts")
+        options = dict(outer_options or {})
+        if wrong := {"name", "inner_lr", "inner_steps"} & set(options):
+            raise ValueError(f"outer_options must be options of {outer!r}, got {min(wrong)!r}")
+        method = make_method(outer, inner_lr, inner_steps, **options)
+        self._set_up(source, method, meta_batch_size, seed, processes, engine)
+        self.outer_step: OuterStep = OptimizerStep(self.params, optimizer, learning_rate, max_grad_norm, schedule)
+
+    @classmethod
+    def from_parts(
+        cls,
+        source: TaskSource,
+        method: Method,
+        outer_step: OuterStep | None = None,
+        *,
+        meta_batch_size: int = 20,
+        seed: int = 0,
+        processes: Processes = ALONE,
+        engine: Engine | None = None,
+    ) -> Self:
+        """A learner with a method and an outer step of your own.
+
+        Args:
+            source: as for the constructor.
+            method: your own `Method(update, inner)`, or `make_method("maml", inner_lr=0.1)`.
+            outer_step: how a meta-gradient moves the parameters; default: a step of Adam.
+            meta_batch_size: as for the constructor, like the arguments after it.
+
+        Raises:
+            ValueError: for arguments that cannot work, before anything starts.
+        """
+        check_type("method", method, Method, "a metarl.Method, such as make_method('maml')")
+        learner = cls.__new__(cls)
+        learner._set_up(source, method, meta_batch_size, seed, processes, engine)
+        learner.outer_step = OptimizerStep(learner.params) if outer_step is None else outer_step
+        check_has("outer_step", learner.outer_step, ("__call__", "state_dict", "load_state_dict"), "an OuterStep")
+        return learner
+
+    def _set_up(
+        self, source: TaskSource, method: Method, size: int, seed: int, processes: Processes, engine: Engine | None
+    ) -> None:
+        """Everything but the outer step."""
+        check_source(source)
         check_type("processes", processes, Processes, "the processes from metarl.processes.joined()")
         check_type("engine", engine, (Engine, NoneType), "a metarl.engine.Engine or None")
-        check_type("outer_options", outer_options, (Mapping, NoneType), "a mapping of the method's options")
-        if outer_step is not None:
-            check_has("outer_step", outer_step, ("__call__", "state_dict", "load_state_dict"), "an OuterStep")
-        self.source = source
-        self.processes = processes
+        self.meta_batch_size, self.seed = check_int("meta_batch_size", size), check_int("seed", seed, minimum=0)
+        if size < processes.size:
+            raise ValueError(f"meta_batch_size must be at least {processes.size} for as many processes, got {size}")
+        check_method(method, source, size, stacklevel=3)
+        self.source, self.method, self.processes = source, method, processes
         self.engine = current_engine(default=Engine()) if engine is None else engine
-        self.outer = outer
-        self.inner_lr = inner_defaults(outer)[0] if isinstance(outer, str) and inner_lr is None else inner_lr
-        self.outer_options = dict(outer_options or {})
-        self.method = self._make_method(inner_lr, inner_steps)
-        check_fits(f"inner_steps = {self.method.inner.steps}", self.method.inner.steps, bytes_each=8)  # a rule for each
-        self.meta_batch_size = check_int("meta_batch_size", meta_batch_size)
-        check_at_least("meta_batch_size", meta_batch_size, self.method.min_tasks, "this outer update")
-        check_at_least("meta_batch_size", meta_batch_size, processes.size, "as many processes")
-        episodes = source.episodes if isinstance(source, HasEpisodes) else None
-        check_at_least("episodes", episodes, self.method.min_episodes, "this outer update")
-        if isinstance(source, ChecksSize):
-            source.check_size(self.meta_batch_size, "meta_batch_size")
-        self.seed = check_int("seed", seed, minimum=0)
-        check_hessian(self.method, source, stacklevel=2)
-        self.params: Params = source.initial_params()
-        arguments: dict[str, Any] = {
-            "learning_rate": learning_rate,
-            "optimizer": optimizer,
-            "max_grad_norm": max_grad_norm,
-            "schedule": schedule,
-        }
-        if outer_step is not None and (changed := {k: v for k, v in arguments.items() if v != _defaults()[k]}):
-            raise ValueError(f"outer_step replaces the optimizer's step: leave its arguments alone, got {changed}")
-        self.outer_step: OuterStep = OptimizerStep(self.params, **arguments) if outer_step is None else outer_step
+        self.params = source.initial_params()
         self.counts: Counter[str] = Counter()
         self.iterations, self._warned_of_steps = 0, False
         self.stopped_by: str | None = None
         self._rng = np.random.default_rng(seed)
-        self._callbacks: list[Callback] = []
-        self._saved_callbacks: list[tuple[str, dict[str, Any]]] = []
+        self._callback_states = learner_state.CallbackStates()
         self._stop_requested: str | None = None
         self._fix_settings()
+
+    @property
+    def inner_lr(self) -> float | None:
+        """The inner step size of a method made by its name; `None` for your own method."""
+        return self.method.recipe and self.method.recipe.inner_lr
 
     def learn(self, iterations: int, callbacks: Iterable[Callback] = ()) -> Self:
         """Train for `iterations` more iterations.
 
-        The first SIGINT (Ctrl-C), SIGTERM or SIGHUP lets the running iteration finish and ends training in good order,
-        with the callbacks' `on_end` (so a checkpoint is written); `stopped_by` then names the signal. It ends in all
-        processes after the same iteration, whichever got the signal. After an error the learner can still be saved, and
-        learn on.
+        After the first SIGINT (Ctrl-C), SIGTERM or SIGHUP the current iteration finishes and training ends normally,
+        with the callbacks' `on_end` (so a checkpoint is written); `stopped_by` then names the signal. All processes end
+        after the same iteration, whichever of them got the signal. After an error you can still save the learner and
+        continue training.
 
         Raises:
-            NonFiniteError: at the first NaN or infinity; the parameters are those of the last good iteration.
-            ValueError: for `callbacks` that are none; when the processes do not begin with the same parameters.
-            ConnectionError: when another process has ended, as one does that raised a `NonFiniteError`.
+            NonFiniteError: at the first NaN or infinity; the parameters are those after the last good iteration.
+            ValueError: for wrong `callbacks`, or when the processes start with different parameters.
+            ConnectionError: when another process has ended, for example after a `NonFiniteError`.
         """
         check_int("iterations", iterations)
         given = check_callbacks(callbacks)
         self._check_same_everywhere()
-        active = self._callbacks = [c for c in given if self.processes.is_first or not c.first_process_only]
+        active = [c for c in given if self.processes.is_first or not c.first_process_only]
         self._stop_requested = self.stopped_by = None
-        with self._kept_at_errors(), ExitStack() as closing, first_signal(self.stop), self.engine.current():
-            restore_callbacks(self._callbacks, self._saved_callbacks)
+        with self._callback_states.of(active), ExitStack() as closing, first_signal(self.stop), self.engine.current():
             for callback in reversed(active):  # all are closed, in order, even if one of them fails
                 closing.callback(callback.close)
             for callback in active:
@@ -174,7 +180,7 @@ class MetaLearner(FixedSettings):
                 metrics = self._iterate()
                 for callback in active:
                     callback.on_iteration(self, metrics)
-                self.stopped_by = self._request_anywhere()
+                self.stopped_by = self.processes.first(self._stop_requested)
                 if self.stopped_by:
                     break
             for callback in active:
@@ -182,35 +188,26 @@ class MetaLearner(FixedSettings):
         return self
 
     def stop(self, reason: str = "stop()") -> None:
-        """End `learn` after the running iteration, in all processes; for callbacks."""
+        """End `learn` after the current iteration, in all processes; for callbacks."""
         self._stop_requested = reason
 
-    def _request_anywhere(self) -> str | None:
-        """What the first process that was asked to stop was told; the same in all processes."""
-        if not self.processes.any(self._stop_requested is not None):
-            return None
-        return next(reason for reason in self.processes.gather_objects(self._stop_requested) if reason is not None)
-
     def _check_same_everywhere(self) -> None:
-        digest = hashlib.sha256(generator_state(self._rng).encode())
-        for leaf in (*self.params.values(), *source_state(self.source).values()):
-            digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        found = self.processes.gather_objects(f"{self.iterations} {digest.hexdigest()}")
-        if different := [rank for rank, one in enumerate(found) if one != found[0]]:
+        values = {**self.params, **learner_state.source_state(self.source)}
+        if different := self.processes.differ(f"{self.iterations} {generator_state(self._rng)}", values.values()):
             raise ValueError(
                 f"params, seed and iterations must be the same in every process, but those of {different} differ from "
-                "process 0; has the network been made without a seed?"
+                "process 0; was the network made without a seed?"
             )
 
     def adapt(self, tasks: TaskBatch, steps: int | None = None) -> Params:
         """The parameters adapted to each of `tasks`, stacked `[T, ...]`, after `steps` (default: as in training).
 
-        More steps than in training may make the score worse: `evaluate` tells.
+        More steps than in training may make the score worse; `evaluate` warns of that.
 
         Raises:
-            ValueError: for `tasks` that are not a batch of tasks, such as `source.sample(5, rng)`.
+            ValueError: unless `tasks` are a batch of tasks, such as `source.sample(5, rng)`.
         """
-        check_tasks("tasks", tasks)
+        check_has("tasks", tasks, ("draw", "loss", "num_tasks"), "a batch of tasks, such as source.sample(5, rng)")
         inner = self.method.inner
         if steps is not None:
             inner = inner._replace(steps=check_int("steps", steps, minimum=0))
@@ -230,74 +227,87 @@ class MetaLearner(FixedSettings):
         """The score after 0, 1, ..., `steps` inner steps on held-out tasks.
 
         Args:
-            source: of the held-out tasks; default: the training source, whose tasks are drawn anew from `seed`. If the
-                training source normalises observations, make it with `dataclasses.replace(learner.source, ...)`.
-            num_tasks: how many.
+            source: of the held-out tasks; default: new tasks of the training source. If the training source normalises
+                observations, make it with `dataclasses.replace(learner.source, ...)`.
+            num_tasks: the number of held-out tasks.
             steps: inner steps.
-            step_sizes: an inner step size for each step; `None`, for all or for one: as in training.
-            seed: of the tasks and of everything random in them; training is not disturbed.
+            step_sizes: an inner step size for each step; `None` for a step, or for all: as in training.
+            seed: of the tasks and everything random in them; training is not affected.
             warn: give a `MoreStepsWarning`, once, when more steps than in training make a trained score worse.
 
         Raises:
             ValueError: for arguments that cannot work, naming them.
         """
-        check_source("source", self.source if source is None else source)
-        check_int("steps", steps, minimum=0)
-        sizes = [self.inner_lr] * steps if step_sizes is None else check_step_sizes(step_sizes)
-        if len(sizes) != steps:
-            raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(sizes)}")
-        rules = self.rules(sizes)
-        rng = stream_generator(check_int("seed", seed, minimum=0), Stream.HELD_OUT_TASKS)
         source = self.source if source is None else source
-        check_same_source_state(source, self.source)
+        check_source(source)
+        check_int("steps", steps, minimum=0)
+        rules = self.rules([None] * steps if step_sizes is None else step_sizes)
+        if len(rules) != steps:
+            raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(rules)}")
+        rng = stream_generator(check_int("seed", seed, minimum=0), Stream.HELD_OUT_TASKS)
+        learner_state.check_same_source_state(source, self.source)
         tasks = source.sample(check_int("num_tasks", num_tasks), rng)
         curve = evaluate(self.params, tasks, rules, self.processes, self.engine)
         if warn and self.iterations and not self._warned_of_steps:
-            note = note_if_worse(curve, self.method.inner.steps, self.source.score_name)
-            if note is not None:
-                self._warned_of_steps = True
-                warnings.warn(note, MoreStepsWarning, stacklevel=2)
+            self._warned_of_steps = warn_if_worse(curve, self.method.inner.steps, self.source.score_name)
         return curve
 
     def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
-        """The method's inner rule at each of the step sizes; `None` is the one of training."""
-        check_step_sizes(step_sizes)
-        return [self.method.inner.rule if size in (None, self.inner_lr) else self._rule(size) for size in step_sizes]
-
-    def _rule(self, step_size: float | None) -> Rule:
-        if not isinstance(self.outer, str):
-            raise ValueError("step_sizes need a method given by its name, which knows how to make its rule")
-        return self._make_method(step_size, None).inner.rule
+        """The method's inner rule for each step size; `None` means as in training."""
+        return [self.method.make_rule(size) for size in check_step_sizes(step_sizes)]
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint: everything the next iteration depends on. Of several processes, the first one does."""
+        """Write a checkpoint with everything the next iteration depends on; of several processes, the first writes."""
         check_type("path", path, (str, Path), "a path")
         if self.processes.is_first:
             checkpoint.save(Path(path), self.state_dict())
 
     @classmethod
-    def load(cls, path: str | Path, source: TaskSource, **arguments: Any) -> Self:
-        """The learner saved at `path`, ready to go on exactly where it was.
+    def load(
+        cls,
+        path: str | Path,
+        source: TaskSource,
+        *,
+        method: Method | None = None,
+        outer_step: OuterStep | None = None,
+        optimizer: OptimizerFactory | None = None,
+        schedule: Schedule | None = None,
+        processes: Processes = ALONE,
+        engine: Engine | None = None,
+    ) -> Self:
+        """The learner saved at `path`, ready to continue exactly where it stopped.
+
+        `metarl.load` opens a run of the command line without any of these arguments.
 
         Args:
             path: a checkpoint.
-            source: the same kind of source it was trained with.
-            arguments: of the constructor that a file cannot hold: an `outer` given as a `Method`, an `optimizer` other
-                than a class of `torch.optim`, a `schedule` other than those of `metarl.schedules`, an `outer_step`,
-                `processes` (as many as you like). `metarl.load` opens a run of the command line without any.
+            source: the same kind of source as in training.
+            method: needed if it was a method of your own, which a file cannot hold.
+            outer_step: needed if it was an outer step of your own.
+            optimizer: needed if it was not a class of `torch.optim`.
+            schedule: needed if it was not one of `metarl.schedules`.
+            processes: any number of processes that continue together.
+            engine: as for the constructor.
 
         Raises:
-            ValueError: when the file is not a whole checkpoint, or does not fit the source.
+            ValueError: when the file is not a whole checkpoint, or does not fit the source or the arguments.
         """
         check_type("path", path, (str, Path), "a path")
         state = checkpoint.load(Path(path))
-        try:
-            check_complete(state)
-            learner = cls(source, **read_arguments(state["config"], arguments, _defaults()))
+        with learner_state.file_errors(Path(path)):
+            learner_state.check_complete(state)
+            config, params = state["config"], source.initial_params()
+            learner = cls.from_parts(
+                source,
+                learner_state.restore_method(config, method),
+                outer_step or learner_state.restore_outer_step(config, params, optimizer, schedule),
+                meta_batch_size=config["meta_batch_size"],
+                seed=config["seed"],
+                processes=processes,
+                engine=engine,
+            )
             learner.load_state_dict(state)
-        except FOREIGN as error:
-            raise ValueError(f"checkpoint {path} does not fit: {error}{checkpoint.hint(Path(path).parent)}") from error
-        return learner
+            return learner
 
     def state_dict(self) -> dict[str, Any]:
         """What `save` saves."""
@@ -308,47 +318,49 @@ class MetaLearner(FixedSettings):
             "counts": dict(self.counts),
             "iterations": self.iterations,
             "rng": generator_state(self._rng),
-            "source": source_state(self.source),
-            "callbacks": self._callback_states(),
+            "source": learner_state.source_state(self.source),
+            "callbacks": self._callback_states.collect(),
         }
+
+    def _config(self) -> dict[str, Any]:
+        return learner_state.describe_config(self.method, self.outer_step, self.meta_batch_size, self.seed)
 
     def load_state_dict(self, state: Mapping[str, Any], changed: Collection[str] = ()) -> None:
         """Continue from `state_dict()`.
 
         Args:
             state: from `state_dict()`, or a checkpoint.
-            changed: what this learner may have otherwise: `learning_rate`, `schedule`.
+            changed: settings that may differ from the saved ones: `learning_rate`, `schedule`.
 
         Raises:
-            ValueError: when something is missing, it was saved with other settings, or the parameters do not fit.
+            ValueError: when an entry is missing or does not fit, or other settings differ.
         """
         check_type("state", state, Mapping, "a dictionary from state_dict()")
-        check_complete(state)
-        check_config(state["config"], self._config(), changed)
-        with restore_source_on_error(self.source):
-            with state_errors("source"):
-                load_source_state(self.source, state.get("source", {}))
-            self._check_state(state)
-        self.params = {k: state["params"][k].to(leaf.device) for k, leaf in self.params.items()}
-        self.counts = Counter(state["counts"])
-        self.iterations = state["iterations"]
-        self._saved_callbacks = list(state["callbacks"])
-        checkpoint.note_if_unsealed(state)
-
-    def _check_state(self, state: Mapping[str, Any]) -> None:
-        """Compare everything with this learner before it is used; what checks itself, as it is read, is read here."""
-        check_entries(state, self.params)
+        learner_state.check_complete(state)
+        learner_state.check_config(state["config"], self._config(), changed)
         rng = copy.deepcopy(self._rng)
-        restore_generator(rng, state["rng"])
-        with state_errors("outer_step"):
-            self.outer_step.load_state_dict(state["outer_step"])
-        self._rng = rng
+        with learner_state.restore_source_on_error(self.source):
+            # entries that are checked while they are loaded
+            with learner_state.state_errors("source"):
+                learner_state.load_source_state(self.source, state.get("source", {}))
+            learner_state.check_entries(state, self.params)
+            restore_generator(rng, state["rng"])
+            with learner_state.state_errors("outer_step"):
+                self.outer_step.load_state_dict(state["outer_step"])
+        self.params = {k: state["params"][k].to(leaf.device) for k, leaf in self.params.items()}
+        self.counts, self.iterations, self._rng = Counter(state["counts"]), state["iterations"], rng
+        self._callback_states = learner_state.CallbackStates(state["callbacks"])
+        checkpoint.note_if_unsealed(state)
 
     def _iterate(self) -> Metrics:
         start, steps_before = time.perf_counter(), self.counts["env_steps"]
+
+        # sample tasks: every process samples all of them and computes its share
         tasks = shard(self.source.sample(self.meta_batch_size, self._rng), self.processes)
         spent: Counter[str] = Counter()
         first = ScoreBefore(CheckFinite(CountCost(tasks, spent)))
+
+        # adapt, take the meta-gradient (see `_update`) and step; an error leaves parameters and outer step as before
         good = snapshot(self.outer_step.state_dict())
         try:
             stepped = self.outer_step(self.params, first, self._update)
@@ -358,97 +370,26 @@ class MetaLearner(FixedSettings):
             self.outer_step.load_state_dict(good)
             raise error.at(iteration=self.iterations + 1) from error
         self.params = stepped.params
+
+        # the source learns last, so all draws of an iteration have the same observation statistics
         if isinstance(self.source, LearningSource):
             self.source.learn_from(tasks, lambda rows: self.processes.sum(tree.total(rows)))
         self.iterations += 1
+
+        # metrics: scores and counts of all processes
         score_before, *counts = self.processes.sum(
             torch.tensor([first.total_score, *spent.values()], dtype=torch.float64)
         ).tolist()
         self.counts.update(dict(zip(spent, map(int, counts), strict=True)))
-        return self._metrics(stepped, score_before / self.meta_batch_size, start, steps_before)
+        score_before /= self.meta_batch_size
+        metrics = collect_metrics(self.iterations, self.source.score_name, score_before, stepped, self.counts)
+        seconds = metrics["time/iteration_seconds"] = time.perf_counter() - start
+        if "env_steps" in self.counts:
+            metrics["time/env_steps_per_second"] = (self.counts["env_steps"] - steps_before) / seconds
+        return metrics
 
     def _update(self, params: Params, tasks: TaskBatch) -> MeanGrad:
         meta_grad = self.method.update(params, tasks, self.method.inner)
         share = share_of(tasks)
         check_finite(meta_grad.grads, "meta-gradient", share.first)
         return average(meta_grad, share.mean)
-
-    def _metrics(self, stepped: Stepped, score_before: float, start: float, steps_before: int) -> Metrics:
-        name, meta_grad = self.source.score_name, stepped.meta_grad
-        metrics: Metrics = {
-            "iteration": self.iterations,
-            f"rollout/{name}_before": score_before,
-            f"rollout/{name}_after": meta_grad.score,
-            "train/meta_grad_norm": float(tree.norm(meta_grad.grads)),
-            "train/meta_grad_spread": meta_grad.spread,
-            **{f"train/{key}": value for key, value in meta_grad.info.items()},
-            **{f"train/{key}": value for key, value in stepped.info.items()},
-            **{f"oracle/{key}": value for key, value in sorted(self.counts.items())},
-        }
-        seconds = metrics["time/iteration_seconds"] = time.perf_counter() - start
-        if "env_steps" in self.counts:
-            metrics["time/env_steps_per_second"] = (self.counts["env_steps"] - steps_before) / seconds
-        return metrics
-
-    def _make_method(self, inner_lr: float | None, inner_steps: int | None) -> Method:
-        if isinstance(self.outer, str):
-            for name in ("name", "inner_lr", "inner_steps"):
-                if name in self.outer_options:
-                    raise ValueError(f"outer_options must be options of {self.outer!r}, got {name!r}")
-            return make_method(self.outer, inner_lr, inner_steps, **self.outer_options)
-        if not isinstance(self.outer, Method):
-            raise ValueError(f"outer must be the name of a registered method or a Method, got {self.outer!r}")
-        if self.outer_options or inner_lr is not None or inner_steps is not None:
-            raise ValueError("inner_lr, inner_steps and outer_options go with a method's name; a Method has its own")
-        return self.outer
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For `copy.deepcopy` and `pickle`: a method given by its name is made anew, and records are left out."""
-        named = {"method": self.method.inner.steps} if isinstance(self.outer, str) else {}
-        return {**vars(self), **named}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self.outer, str):
-            self.method = self._make_method(self.inner_lr, state["method"])
-
-    def _callback_states(self) -> list[tuple[str, dict[str, Any]]]:
-        return [(type(c).__name__, c.state_dict()) for c in self._callbacks] + self._saved_callbacks
-
-    @contextmanager
-    def _kept_at_errors(self) -> Iterator[None]:
-        """After an error, what callbacks hold stays for a checkpoint, and those that cannot say it are given up."""
-        try:
-            yield
-        except BaseException:
-            callbacks, self._callbacks = self._callbacks, []
-            for callback in reversed(callbacks):
-                try:
-                    self._saved_callbacks.insert(0, (type(callback).__name__, callback.state_dict()))
-                except Exception as error:
-                    name = type(callback).__name__
-                    warnings.warn(f"{name} could not give its state, which is not kept: {error}", stacklevel=3)
-            raise
-
-    def _config(self) -> dict[str, Any]:
-        step = self.outer_step
-        return {
-            "outer": self.outer if isinstance(self.outer, str) else None,
-            "inner_lr": self.inner_lr,
-            "inner_steps": self.method.inner.steps if isinstance(self.outer, str) else None,
-            "outer_options": self.outer_options,
-            "meta_batch_size": self.meta_batch_size,
-            "outer_step": None if isinstance(step, OptimizerStep) else type(step).__name__,
-            **(step.config() if isinstance(step, OptimizerStep) else {}),
-            "seed": self.seed,
-        }
-
-
-FOREIGN = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError)
-"""What the constructor may raise for the settings in a file of somebody else."""
-
-
-def _defaults() -> dict[str, Any]:
-    """The defaults of the constructor's arguments."""
-    parameters = inspect.signature(MetaLearner.__init__).parameters
-    return {name: parameter.default for name, parameter in parameters.items()}

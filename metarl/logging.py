@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
@@ -14,9 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from metarl.callbacks import Callback, Metrics
 from metarl.checkpoint import write_atomically
 from metarl.errors import check_type
-
-if TYPE_CHECKING:
-    from metarl.learner import MetaLearner
+from metarl.learner import MetaLearner
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ class RunLog(Callback):
         self.texts = texts
         self._writer: SummaryWriter | None = None
 
-    def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
+    def on_start(self, learner: MetaLearner, total_iterations: int) -> None:
         self.repair(learner.iterations)
         writer = self.writer(purge_step=learner.iterations + 1)
         for tag, text in self.texts.items():
@@ -89,7 +87,7 @@ class RunLog(Callback):
         if missing := [number for number in range(first, iterations + 1) if number not in there]:
             logger.warning("%s lacks %s: it was damaged; curves have gaps there", self.path, _ranges(missing))
 
-    def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
+    def on_iteration(self, learner: MetaLearner, metrics: Metrics) -> None:
         line = json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}) + "\n"
         try:
             with self.path.open("a") as file:

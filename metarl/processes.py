@@ -5,10 +5,11 @@ All processes then add the sums of all in the same order (`metarl.tree.total`), 
 for bit. Apart from these sums, they exchange only a few numbers for the log.
 """
 
+import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -75,6 +76,20 @@ class Processes:
         with _as_connection_errors():
             dist.all_gather_object(every, value)
         return every
+
+    def first(self, value: T | None) -> T | None:
+        """The first `value` that is not `None`, in the order of the processes; the same in all of them."""
+        if not self.any(value is not None):
+            return None
+        return next(one for one in self.gather_objects(value) if one is not None)
+
+    def differ(self, text: str, tensors: Iterable[Tensor]) -> list[int]:
+        """The processes whose `text` or `tensors` are not those of the first process, compared by a digest."""
+        digest = hashlib.sha256(text.encode())
+        for x in tensors:
+            digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        found = self.gather_objects(digest.hexdigest())
+        return [rank for rank, one in enumerate(found) if one != found[0]]
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true in any process."""

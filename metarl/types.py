@@ -98,11 +98,7 @@ class HasName(Protocol):
 
 
 class TaskSource(Protocol):
-    """Where batches of tasks come from, and the parameters training starts at.
-
-    A source may also have `check_second_derivatives()`, which raises a `ValueError` where its loss cannot be
-    differentiated twice, and `hessian_warning`, a sentence where the loss's Hessian is not the objective's.
-    """
+    """Where batches of tasks come from, and the parameters training starts at."""
 
     @property
     def score_name(self) -> str:
@@ -131,16 +127,33 @@ class ChecksSize(Protocol):
 
 
 @runtime_checkable
-class LearningSource(Protocol):
-    """What a source must offer besides if it learns something itself, such as how to normalise observations.
+class ChecksSecondDerivatives(Protocol):
+    """A source that can tell early whether its loss can be differentiated twice."""
 
-    What it has learned stays as it is during an iteration and in evaluations.
+    def check_second_derivatives(self) -> None:
+        """Raise a `ValueError` if it cannot."""
+
+
+@runtime_checkable
+class HasHessianWarning(Protocol):
+    """A source whose loss may have another Hessian than the objective."""
+
+    @property
+    def hessian_warning(self) -> str | None:
+        """The reason in a sentence, or `None` if both have the same Hessian."""
+
+
+@runtime_checkable
+class LearningSource(Protocol):
+    """What a source also needs if it learns something itself, such as how to normalise observations.
+
+    It does not learn during an iteration, nor in evaluations.
     """
 
     def learn_from(self, tasks: TaskBatch, sum_everywhere: Callable[[Tensor], Tensor]) -> None:
-        """Learn from the tasks of one finished iteration, of which each process has a share.
+        """Learn from the tasks of a finished iteration, of which each process has a share.
 
-        `sum_everywhere` adds up a row for each own task `[t, ...]`, over the tasks of all processes.
+        `sum_everywhere` sums one row for each own task, `[t, ...]`, over the tasks of all processes.
         """
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -86,7 +86,18 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any], Mapping[str, tuple
             "optimizer": (3, None, "adam", dict, lambda leaves, lr: None),
             "max_grad_norm": NOT_POSITIVE,
             "schedule": (3, "linear", 0.1),
+            "seed": NOT_SEEDS,
+            "processes": (2, None, "two"),
+        },
+    ),
+    "from_parts": (
+        lambda **a: MetaLearner.from_parts(**a),
+        {"source": quadratics(), "method": make_method("maml"), "meta_batch_size": 2},
+        {
+            "source": (None, 3),
+            "method": (None, 3, *NOT_NAMES),
             "outer_step": (3, "adam", torch.optim.Adam),
+            "meta_batch_size": NOT_COUNTS,
             "seed": NOT_SEEDS,
             "processes": (2, None, "two"),
         },

@@ -3,21 +3,23 @@
 It also holds what the task source has learned, such as statistics of observations (`metarl.types.LearningSource`).
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metarl import checkpoint
 from metarl.errors import StateError
+from metarl.outer import Method, make_method
 from metarl.schedules import from_data
 from metarl.state_dict import check_count, check_keys, check_like, check_mapping, describe, name_of
+from metarl.step import OptimizerFactory, OptimizerStep, OuterStep, Schedule
 from metarl.types import LearningSource, Params, TaskSource
-
-if TYPE_CHECKING:
-    from metarl.callbacks import Callback
 
 
 def check_complete(state: Mapping[str, Any]) -> None:
@@ -39,6 +41,8 @@ def check_config(found: object, own: Mapping[str, Any], changed: Collection[str]
     saved = check_mapping(found, ("config",))
     free = {*changed, *(["scheduled"] if "schedule" in changed else [])}
     added = {"schedule"} - set(saved)  # older versions did not write it
+    if more := set(saved) - set(own) - {"learning_rate", "optimizer", "max_grad_norm", "scheduled", "schedule"}:
+        raise StateError(f"config must hold the settings of a learner, found also {sorted(more)}")
     for key, value in own.items():
         if key not in free | added and not _equal(saved.get(key), value):
             raise StateError(f"{key} is {value!r}, but the checkpoint was trained with {saved.get(key)!r}")
@@ -79,32 +83,57 @@ def _check_callbacks(found: object) -> None:
             raise StateError(f"callbacks[{i}] must have a dictionary as its state, found {describe(pair[1])}")
 
 
-def read_arguments(found: object, given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The constructor's arguments from a checkpoint's configuration; those that are `given` take precedence.
+def describe_config(method: Method, outer_step: OuterStep, meta_batch_size: int, seed: int) -> dict[str, Any]:
+    """A learner's settings, as a checkpoint holds them; `None` for a method or an outer step without a name."""
+    recipe, own_step = method.recipe, not isinstance(outer_step, OptimizerStep)
+    return {
+        "outer": None if recipe is None else recipe.name,
+        "inner_lr": None if recipe is None else recipe.inner_lr,
+        "inner_steps": None if recipe is None else method.inner.steps,
+        "outer_options": {} if recipe is None else dict(recipe.options),
+        "meta_batch_size": meta_batch_size,
+        "outer_step": type(outer_step).__name__ if own_step else None,
+        **(outer_step.config() if isinstance(outer_step, OptimizerStep) else {}),
+        "seed": seed,
+    }
 
-    `known` are the names of all arguments.
+
+def restore_method(config: object, method: Method | None) -> Method:
+    """The method of a checkpoint's configuration; `method` takes precedence.
 
     Raises:
-        StateError: when an argument that a file cannot hold is missing, or the file has unknown settings.
+        StateError: when it must be given: the checkpoint is of a method without a name.
+        ValueError: for options that the method does not know.
     """
-    config = check_mapping(found, ("config",))
-    arguments = {key: value for key, value in config.items() if key not in ("scheduled", "outer_step")}
-    own_step = config.get("outer_step") is not None
-    if more := set(arguments) - set(known):
-        raise StateError(f"config must hold the settings of a learner, found also {sorted(more)}")
-    if not own_step:
-        arguments["optimizer"] = _find_optimizer(config["optimizer"])
-        arguments["schedule"] = from_data(config.get("schedule"))
+    saved = check_mapping(config, ("config",))
+    if method is not None:
+        return method
+    if saved["outer"] is None:
+        raise StateError("method must be given to load this checkpoint: a file cannot hold it")
+    return make_method(saved["outer"], saved["inner_lr"], saved["inner_steps"], **saved["outer_options"])
+
+
+def restore_outer_step(
+    config: object, params: Params, optimizer: OptimizerFactory | None, schedule: Schedule | None
+) -> OptimizerStep:
+    """The outer step of a checkpoint's configuration; `optimizer` and `schedule` take precedence.
+
+    Raises:
+        StateError: naming what must be given, because a file cannot hold it.
+    """
+    saved = check_mapping(config, ("config",))
+    optimizer = optimizer or _find_optimizer(saved.get("optimizer"))
+    schedule = schedule or from_data(saved.get("schedule"))
     missing = {
-        "outer": config["outer"] is None,
-        "optimizer": not own_step and arguments["optimizer"] is None,
-        "schedule": not own_step and config["scheduled"] and arguments["schedule"] is None,
-        "outer_step": own_step,
+        "outer_step": saved.get("outer_step") is not None,
+        "optimizer": optimizer is None,
+        "schedule": schedule is None and saved.get("scheduled"),
     }
     for argument, is_missing in missing.items():
-        if is_missing and argument not in given:
+        if is_missing:
             raise StateError(f"{argument} must be given to load this checkpoint: a file cannot hold it")
-    return {**arguments, **given}
+    assert optimizer is not None
+    return OptimizerStep(params, optimizer, saved["learning_rate"], saved["max_grad_norm"], schedule)
 
 
 def _find_optimizer(name: object) -> type[torch.optim.Optimizer] | None:
@@ -127,6 +156,15 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 @contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn the errors that wrong settings in a file can raise into one `ValueError` that names the file."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"checkpoint {path} does not fit: {error}{checkpoint.hint(path.parent)}") from error
+
+
+@contextmanager
 def state_errors(name: str) -> Iterator[None]:
     """Turn any error raised inside, where an object reads its state, into one `StateError` that names the object."""
     try:
@@ -139,14 +177,52 @@ def state_errors(name: str) -> Iterator[None]:
         raise StateError(f"{name} does not fit: {kind}{reason}") from error
 
 
-def restore_callbacks(callbacks: Iterable["Callback"], saved: list[tuple[str, dict[str, Any]]]) -> None:
-    """Give each callback the first saved state of its class, and remove that from `saved`."""
-    for callback in callbacks:
-        for i, (kind, state) in enumerate(saved):
+class HasState(Protocol):
+    """A callback, as far as its state is concerned."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class CallbackStates:
+    """The states of the callbacks in training, and saved states whose callbacks are not in training now."""
+
+    def __init__(self, saved: Iterable[tuple[str, dict[str, Any]]] = ()) -> None:
+        self._saved = list(saved)
+        self._active: Sequence[HasState] = ()
+
+    def collect(self) -> list[tuple[str, dict[str, Any]]]:
+        """The name of the class and the state of every callback."""
+        return [(type(callback).__name__, callback.state_dict()) for callback in self._active] + self._saved
+
+    @contextmanager
+    def of(self, callbacks: Sequence[HasState]) -> Iterator[None]:
+        """Train with `callbacks`: each gets the first saved state of its class.
+
+        If an error is raised inside, their states are kept for a checkpoint, and the callbacks are dropped.
+        """
+        self._active = callbacks
+        try:
+            for callback in callbacks:
+                self._restore(callback)
+            yield
+        except BaseException:
+            self._active = ()
+            for callback in reversed(callbacks):
+                name = type(callback).__name__
+                try:
+                    self._saved.insert(0, (name, callback.state_dict()))
+                except Exception as error:
+                    warnings.warn(f"the state of {name} is lost, because its state_dict failed: {error}", stacklevel=3)
+            raise
+
+    def _restore(self, callback: HasState) -> None:
+        for i, (kind, state) in enumerate(self._saved):
             if kind == type(callback).__name__:
                 with state_errors(f"callbacks[{i}], the state of {kind},"):
                     callback.load_state_dict(state)
-                del saved[i]
+                del self._saved[i]
                 break
 
 

@@ -2,13 +2,13 @@
 
 from metarl.outer import e_maml, fo_maml, hf_maml, imaml, maml, moreau, multi_step_maml, reptile, sign_maml  # noqa: F401 (each registers)
 from metarl.outer.pull_back import outer_gradient, pull_back
-from metarl.outer.registry import OUTER, Method, builder, check_hessian, inner_defaults, make_method, options, register
+from metarl.outer.registry import OUTER, Method, builder, check_method, inner_defaults, make_method, options, register
 
 __all__ = [
     "OUTER",
     "Method",
     "builder",
-    "check_hessian",
+    "check_method",
     "inner_defaults",
     "make_method",
     "options",

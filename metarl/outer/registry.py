@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from metarl.errors import HessianWarning, check_int, check_real, check_type, did_you_mean
-from metarl.types import Inner, OuterUpdate
+from metarl.errors import HessianWarning, check_at_least, check_int, check_real, check_type, did_you_mean
+from metarl.memory import check_fits
+from metarl.types import ChecksSecondDerivatives, ChecksSize, HasEpisodes, HasHessianWarning, Inner, OuterUpdate, Rule
 
 
 class Recipe(NamedTuple):
@@ -35,6 +36,18 @@ class Method:
     needs_hessian: bool = False  # of the tasks' loss, exactly or by differences of gradients
     differentiates_twice: bool = False  # takes exact Hessian-vector products, of any loss
     recipe: Recipe | None = field(default=None, init=False)  # set by `make_method`; a method of your own has none
+
+    def make_rule(self, step_size: float | None) -> Rule:
+        """The inner rule with another step size; `None` means its own.
+
+        Raises:
+            ValueError: when the method was not made by its name.
+        """
+        if step_size is None or (self.recipe and step_size == self.recipe.inner_lr):
+            return self.inner.rule
+        if self.recipe is None:
+            raise ValueError("step_sizes need a method made by its name, such as make_method('maml')")
+        return self.recipe._replace(inner_lr=step_size).make().inner.rule
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For `copy.deepcopy` and `pickle`: a named method is made again, because its functions cannot be pickled."""
@@ -130,17 +143,23 @@ def make_method(name: str, inner_lr: float | None = None, inner_steps: int | Non
     return method
 
 
-def check_hessian(method: Method, source: object, stacklevel: int) -> None:
-    """Check that a task source has the second derivatives that `method` takes, if the source can tell.
+def check_method(method: Method, source: object, num_tasks: int, stacklevel: int) -> None:
+    """Check that `method` can be trained on `num_tasks` tasks of `source`, as far as the source can tell.
 
     Gives a `HessianWarning`, at `stacklevel` above here, if the loss's Hessian is not the objective's.
 
     Raises:
-        ValueError: when the loss cannot be differentiated twice.
+        ValueError: for too few tasks or episodes, or a loss that cannot be differentiated twice.
     """
-    if method.differentiates_twice and callable(check := getattr(source, "check_second_derivatives", None)):
-        check()
-    reason = getattr(source, "hessian_warning", None)
+    if isinstance(source, ChecksSize):
+        source.check_size(num_tasks, "meta_batch_size")
+    check_fits(f"inner_steps = {method.inner.steps}", method.inner.steps, bytes_each=8)  # one rule each
+    check_at_least("meta_batch_size", num_tasks, method.min_tasks, "this outer update")
+    if isinstance(source, HasEpisodes):
+        check_at_least("episodes", source.episodes, method.min_episodes, "this outer update")
+    if method.differentiates_twice and isinstance(source, ChecksSecondDerivatives):
+        source.check_second_derivatives()
+    reason = source.hessian_warning if isinstance(source, HasHessianWarning) else None
     if method.needs_hessian and reason is not None:
         name = "this outer update" if method.recipe is None else repr(method.recipe.name)
         warnings.warn(f"{name} uses the loss's Hessian, but {reason}", HessianWarning, stacklevel=stacklevel + 1)

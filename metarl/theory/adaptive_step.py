@@ -36,13 +36,13 @@ class AdaptiveStep:
 
     Example:
         >>> import torch
-        >>> from metarl import MetaLearner
+        >>> from metarl import MetaLearner, make_method
         >>> from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
         >>> from metarl.theory import fallah_rule
         >>> tasks = FiniteSumTaskBatch(lambda w, b: (w["x"] - b["c"]) ** 2 / 2, {"c": torch.tensor([0.0, 1.0])})
         >>> source = FiniteSumSource(tasks, {"x": torch.tensor(2.0)})
         >>> step = AdaptiveStep(fallah_rule("maml", L=1.0, rho=0.0, inner_lr=0.1), source, num_tasks=1)
-        >>> MetaLearner(source, "maml", meta_batch_size=2, outer_step=step).learn(3).iterations
+        >>> MetaLearner.from_parts(source, make_method("maml"), step, meta_batch_size=2).learn(3).iterations
         3
     """
 

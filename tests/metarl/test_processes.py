@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl import Inner, MetaLearner, Method, NonFiniteError, adapt
+from metarl import Inner, MetaLearner, Method, NonFiniteError, adapt, make_method
 from metarl.agents import make_policy
 from metarl.callbacks import Callback, Checkpointing, HeldOutEvaluation, Metrics
 from metarl.engine import Engine
@@ -111,10 +111,11 @@ SINGLE_PRECISION = ("sinusoids", "resampled", "navigation")
 
 def make(case: str, num_tasks: int, processes: Processes) -> MetaLearner:
     make_source, outer, arguments = CASES[case]
-    source = make_source()
-    arguments = {"meta_batch_size": num_tasks, "inner_lr": 0.05, **arguments(source)}
-    engine = Engine(record=case in ("quadratics", "logistic"))
-    return MetaLearner(source, outer, seed=3, processes=processes, engine=engine, **arguments)
+    source, engine = make_source(), Engine(record=case in ("quadratics", "logistic"))
+    shared: dict[str, Any] = {"meta_batch_size": num_tasks, "seed": 3, "processes": processes, "engine": engine}
+    if arguments is adaptive:
+        return MetaLearner.from_parts(source, make_method(outer, 0.05), **adaptive(source), **shared)
+    return MetaLearner(source, outer, inner_lr=0.05, **arguments(source), **shared)
 
 
 class Log(Callback):
@@ -265,7 +266,9 @@ def broken(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
 
 
 def break_down(processes: Processes) -> None:
-    MetaLearner(ShiftedSource(), Method(broken, Inner(sgd(0.1))), meta_batch_size=5, processes=processes).learn(1)
+    MetaLearner.from_parts(
+        ShiftedSource(), Method(broken, Inner(sgd(0.1))), meta_batch_size=5, processes=processes
+    ).learn(1)
 
 
 def test_each_names_its_own_task(pool: Pool) -> None:
@@ -299,7 +302,7 @@ def too_few(processes: Processes) -> None:
 def too_few_for_the_step(processes: Processes) -> None:
     source = ShiftedSource()
     step = AdaptiveStep(fallah_rule("maml", L=1.0, rho=0.1, inner_lr=0.1), source, num_tasks=2)
-    MetaLearner(source, outer_step=step, meta_batch_size=4, processes=processes).learn(1)
+    MetaLearner.from_parts(source, make_method("maml"), step, meta_batch_size=4, processes=processes).learn(1)
 
 
 @pytest.mark.parametrize(

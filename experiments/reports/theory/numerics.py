@@ -13,6 +13,7 @@ from metarl import Inner, MetaLearner, Method, make_method, tree
 from metarl.callbacks import Callback, Metrics
 from metarl.experiments.common import cli
 from metarl.inner import adapt
+from metarl.step import OptimizerStep
 from metarl.theory.logistic import six_logistic_tasks, smoothness
 from metarl.types import TaskBatch, TaskSource
 
@@ -132,7 +133,7 @@ def descend(
     source: TaskSource, method: Method, iterations: int, learning_rate: float, num_tasks: int, *watches: KeepValues
 ) -> Vector:
     """The end of plain gradient descent with the real learner."""
-    sgd = torch.optim.SGD
-    learner = MetaLearner(source, method, meta_batch_size=num_tasks, learning_rate=learning_rate, optimizer=sgd, seed=0)
+    step = OptimizerStep(source.initial_params(), torch.optim.SGD, learning_rate)
+    learner = MetaLearner.from_parts(source, method, step, meta_batch_size=num_tasks)
     cli.learn(learner, iterations, watches)
     return learner.params["w"]

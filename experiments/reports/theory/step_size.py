@@ -93,7 +93,7 @@ def descend(start: float, rule: StepSizeRule, iterations: int) -> Descent:
     tasks = source(start)
     watch, step_sizes = KeepValues(lambda w: w.item()), KeepStepSizes()
     step = AdaptiveStep(rule, tasks, num_tasks=len(CENTRES))
-    learner = MetaLearner(tasks, make_method("maml", ALPHA), meta_batch_size=len(CENTRES), outer_step=step)
+    learner = MetaLearner.from_parts(tasks, make_method("maml", ALPHA), step, meta_batch_size=len(CENTRES))
     cli.learn(learner, iterations, [watch, step_sizes])
     return Descent(watch.seen, step_sizes.outer_lr)
 

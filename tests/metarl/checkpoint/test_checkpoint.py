@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from metarl import MetaLearner, checkpoint, make_method
+from metarl import Inner, MetaLearner, Method, checkpoint, make_method
+from metarl.inner import sgd
 from metarl.random import generator_state, restore_generator
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 
@@ -21,7 +22,9 @@ def source(size: int = 2) -> FiniteSumSource:
     return FiniteSumSource(tasks, {"w": torch.zeros(size)})
 
 
-def train(outer: Any = "maml", **arguments: Any) -> MetaLearner:
+def train(outer: str = "maml", method: Method | None = None, **arguments: Any) -> MetaLearner:
+    if method is not None:
+        return MetaLearner.from_parts(source(), method, meta_batch_size=2, **arguments).learn(2)
     return MetaLearner(source(), outer, meta_batch_size=2, **arguments).learn(2)
 
 
@@ -153,14 +156,14 @@ def test_a_source_of_other_shapes(saved: Path) -> None:
         MetaLearner.load(saved, source(3))
 
 
-METHOD = make_method("maml", 0.1)
+METHOD = Method(make_method("maml", 0.1).update, Inner(sgd(0.1)))
 MOMENTUM = functools.partial(torch.optim.SGD, momentum=0.9)
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"outer": METHOD}, "outer"),
+        ({"method": METHOD}, "method"),
         ({"optimizer": MOMENTUM}, "optimizer"),
         ({"schedule": lambda n: 1 / (1 + n)}, "schedule"),
     ],
@@ -175,9 +178,10 @@ def test_what_a_file_cannot_hold_must_be_given(tmp_path: Path, arguments: dict[s
 
 
 @pytest.mark.parametrize(("argument", "value"), [("learning_rate", 0.5), ("seed", 4), ("meta_batch_size", 1)])
-def test_other_settings_are_refused(saved: Path, argument: str, value: float) -> None:
-    with pytest.raises(ValueError, match=argument):
-        MetaLearner.load(saved, source(), **{argument: value})
+def test_other_settings_are_refused(saved: Path, argument: str, value: Any) -> None:
+    arguments = {"meta_batch_size": 2, argument: value}
+    with pytest.raises(ValueError, match=f"{argument} is {value}, but the checkpoint was trained with"):
+        MetaLearner(source(), **arguments).load_state_dict(checkpoint.load(saved))
 
 
 def test_settings_come_from_the_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from metarl import MetaLearner, NonFiniteError
+from metarl import MetaLearner, NonFiniteError, make_method
 from metarl.step import MeanGrad, average
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
 from metarl.theory import AdaptiveStep, StepSizeRule, fallah_rule, ji_rule
@@ -119,7 +119,7 @@ def make_learner(seed: int = 0) -> MetaLearner:
     L, rho = smoothness(six_logistic_tasks()), hessian_smoothness(six_logistic_tasks())
     source = minibatch_source()
     step = AdaptiveStep(fallah_rule("maml", L, rho, 0.5), source, 3, seed=seed)
-    return MetaLearner(source, "maml", inner_lr=0.5, meta_batch_size=4, outer_step=step)
+    return MetaLearner.from_parts(source, make_method("maml", 0.5), step, meta_batch_size=4)
 
 
 def test_everything_is_counted_and_logged() -> None:
@@ -186,7 +186,9 @@ def test_training_follows_the_rule_to_the_stationary_point(name: str) -> None:
     wanted = descent(rule, alpha, 30.0, 60_000)
     assert wanted[-1] == pytest.approx(1 / 17, abs=1e-8)
     source = quadratic_source(PAIR, torch.tensor([30.0], dtype=torch.float64))
-    learner = MetaLearner(source, inner_lr=alpha, meta_batch_size=2, outer_step=AdaptiveStep(rule, source, 2))
+    learner = MetaLearner.from_parts(
+        source, make_method("maml", alpha), AdaptiveStep(rule, source, 2), meta_batch_size=2
+    )
     for steps in (20, 60):
         learner.learn(steps - learner.iterations)
         assert learner.params["w"].item() == pytest.approx(wanted[steps], rel=1e-12)
@@ -196,7 +198,7 @@ def test_a_nan_in_its_own_gradients_is_found() -> None:
     """And the learner is as it was before the iteration."""
     good, bad = quadratic_source(PAIR), {"A": torch.full((2, 1, 1, 1), torch.nan), "c": torch.zeros(2, 1, 1)}
     own = FiniteSumSource(FiniteSumTaskBatch(good.tasks.loss, bad), at(0.0))
-    learner = MetaLearner(good, "maml", meta_batch_size=2, outer_step=AdaptiveStep(RULE, own, 1))
+    learner = MetaLearner.from_parts(good, make_method("maml"), AdaptiveStep(RULE, own, 1), meta_batch_size=2)
     before = learner.state_dict()["outer_step"]
     with pytest.raises(NonFiniteError, match="iteration 1"):
         learner.learn(1)

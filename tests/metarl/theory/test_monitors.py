@@ -49,9 +49,8 @@ def make_source() -> FiniteSumSource:
     return quadratic_source(PROBLEM)
 
 
-def make(outer: str | Method = "maml", **arguments: Any) -> MetaLearner:
-    lr = {"inner_lr": ALPHA} if isinstance(outer, str) else {}
-    return MetaLearner(make_source(), outer, meta_batch_size=2, **lr, learning_rate=0.1, **arguments)
+def make(outer: str = "maml", **arguments: Any) -> MetaLearner:
+    return MetaLearner(make_source(), outer, meta_batch_size=2, inner_lr=ALPHA, learning_rate=0.1, **arguments)
 
 
 def watch(learner: MetaLearner, iterations: int, *monitors: Callback) -> Keep:
@@ -326,7 +325,8 @@ def test_points_of_another_shape(point: Params) -> None:
 
 @pytest.mark.parametrize("monitor", [StationarityMonitor(make_source(), 4), SmoothnessMonitor(num_tasks=4)])
 def test_a_method_does_not_tell_its_step_size(monitor: Callback) -> None:
-    learner = make(make_method("maml", ALPHA))
+    named = make_method("maml", ALPHA)
+    learner = MetaLearner.from_parts(make_source(), Method(named.update, named.inner), meta_batch_size=2)
     with pytest.raises(ValueError, match="inner_lr must be given"):
         learner.learn(1, [monitor])
     assert learner.iterations == 0
