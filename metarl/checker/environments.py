@@ -44,17 +44,17 @@ from metarl.checker.probe import (
     steps,
 )
 from metarl.random import under_two_global_seeds
-from metarl.types import TaskParams
 
 SHORTER = 20  # steps of an episode whose means are compared
 STDERRS = 6.0  # that two means may differ by
 REPEATS = "give the same numbers for the same seed and actions"
-
+RESET = ("observation", "info")
+STEP = ("observation", "reward", "terminated", "truncated", "info")
 
 FORM = {  # what Gymnasium's `check_env` says of the form of an environment, and how to fix it
-    "result returned by `env.reset|reset method did not return": "return (observation, info); info may be {}",
+    "result returned by `env.reset|reset method did not return": f"return ({', '.join(RESET)}); info may be {{}}",
     "reset with|does not provide": "define reset(self, *, seed=None, options=None)",
-    "old step API|step result to be a tuple|element tuple": "return (observation, reward, terminated, truncated, info)",
+    "old step API|step result to be a tuple|element tuple": f"return ({', '.join(STEP)})",
     "expecting a numpy array, actual": "return a numpy array",
     "reward returned by": "return float(reward)",
     "`terminated` signal": "return bool(terminated)",
@@ -89,37 +89,26 @@ def make_gives_an_environment(probe: Probe) -> Problems:
 def make_vec_gives_an_environment(probe: Probe) -> Problems:
     """With `num_envs`, and the form of `reset` and `step`; also with a single environment."""
     one = {name: value[:1] for name, value in probe.task("make_vec").items()}
-    for task, episodes in ((probe.task("make_vec"), probe.episodes), (one, 1)):
-        if found := list(_other_vector(probe, task, episodes)):
-            yield from found
+    for task, number, episodes in ((probe.task("make_vec"), probe.num_tasks, probe.episodes), (one, 1, 1)):
+        call = f"make_vec({number} tasks, {episodes} episodes)"
+        vec: Any = probe.distribution.make_vec(task, episodes, "cpu")
+        if not isinstance(vec, vector.VectorEnv):
+            fix = "derive it from gymnasium.vector.VectorEnv"
+            yield problem(call, "return a gymnasium.vector.VectorEnv", type(vec).__name__, fix)
             return
-
-
-def _other_vector(probe: Probe, task: TaskParams, episodes: int) -> Problems:
-    number = len(next(iter(task.values())))
-    call = f"make_vec({number} tasks, {episodes} episodes)"
-    vec: Any = probe.distribution.make_vec(task, episodes, "cpu")
-    if not isinstance(vec, vector.VectorEnv):
-        fix = "derive it from gymnasium.vector.VectorEnv"
-        yield problem(call, "return a gymnasium.vector.VectorEnv", type(vec).__name__, fix)
-        return
-    with closing(vec):
-        if vec.num_envs != number * episodes:
-            fix = "build one environment per episode of each task, and set self.num_envs to their number"
-            yield problem(f"{call}.num_envs", f"be {number * episodes}, tasks times episodes", vec.num_envs, fix)
-            return
-        start = vec.reset(seed=probe.seed)
-        if not isinstance(start, tuple) or len(start) != 2:
-            yield problem(f"{call}.reset(seed)", "return (observation, info)", _form(start), "info may be {}")
-            return
-        result = vec.step(as_action(probe.actions(1, "make_vec")[0][: vec.num_envs], start[0]))
-        if not isinstance(result, tuple) or len(result) != 5:
-            wanted = "return (observation, reward, terminated, truncated, info)"
-            yield problem(f"{call}.step(action)", wanted, _form(result), "return all five; `done` became two flags")
-
-
-def _form(value: Any) -> str:
-    return type(value).__name__ + (f" of {len(value)}" if isinstance(value, tuple) else "")
+        with closing(vec):
+            if vec.num_envs != number * episodes:
+                fix = "build one environment per episode of each task, and set self.num_envs to their number"
+                yield problem(f"{call}.num_envs", f"be {number * episodes}, tasks times episodes", vec.num_envs, fix)
+                return
+            start = vec.reset(seed=probe.seed)
+            result = vec.step(as_action(probe.actions(1, "make_vec")[0][: vec.num_envs], start[0]))
+        # older versions of Gym returned less
+        for method, returned, wanted in (("reset(seed)", start, RESET), ("step(action)", result, STEP)):
+            if not isinstance(returned, tuple) or len(returned) != len(wanted):
+                found = f"{type(returned).__name__} of length {len(returned)}"
+                yield problem(f"{call}.{method}", f"return ({', '.join(wanted)})", found, "return all of them")
+                return
 
 
 def has_the_spaces_of_the_distribution(call: Call, probe: Probe) -> Problems:
@@ -279,22 +268,17 @@ def make_vec_resets_where_the_mask_says(probe: Probe) -> Problems:
         elif not probe.random_starts and differ(got[mask], start[mask], TOLERANCE):
             yield problem(subject, "begin new episodes where mask is true", "other observations there", fix)
         elif 1 < probe.distribution.horizon <= LONG:
-            ended, truncated = _ends_after_a_masked_reset(probe, vec, mask)
-            if not ended[~mask].all():
+            # one step, a reset under the mask, and the rest of the horizon: only the others end now
+            like = vec.reset(seed=probe.seed)[0]
+            action, *rest = probe.actions(LONG, "make_vec")
+            vec.step(as_action(action, like))
+            vec.reset(options={"reset_mask": mask.copy()})
+            for action in rest:
+                terminated, truncated = (plain(flag).astype(bool) for flag in vec.step(as_action(action, like))[2:4])
+            if not (terminated | truncated)[~mask].all():
                 yield problem(subject, "keep the step counts of the other environments", "a later end of theirs", fix)
             if truncated[mask].any():
                 yield problem(subject, "count steps from 0 where mask is true", "an end one step too early", fix)
-
-
-def _ends_after_a_masked_reset(probe: Probe, vec: Any, mask: Array) -> tuple[Array, Array]:
-    """What has ended and what is truncated at the horizon, if a first step was followed by a reset under `mask`."""
-    like = vec.reset(seed=probe.seed)[0]
-    action, *rest = probe.actions(LONG, "make_vec")
-    vec.step(as_action(action, like))
-    vec.reset(options={"reset_mask": mask.copy()})
-    for action in rest:
-        terminated, truncated = (plain(flag).astype(bool) for flag in vec.step(as_action(action, like))[2:4])
-    return terminated | truncated, truncated
 
 
 def make_vec_is_as_random_as_make(probe: Probe) -> Problems:

@@ -1,14 +1,17 @@
 """Small task distributions for the checker: a walk on a line, good as it is, with any part replaced by a faulty one."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
+import pytest
 from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import VectorEnv
 
+from metarl.checker import TaskDistributionError, check_task_distribution
 from metarl.envs.vector import AUTORESET
 
 Change: TypeAlias = Callable[..., Any] | None
@@ -150,3 +153,17 @@ def env(step: Change = None, reset: Change = None, base: type[Walk] = Walk) -> A
 def vec(step: Change = None, reset: Change = None, base: type[Walk] = Walk) -> Any:
     """A walk whose vector environments return something else."""
     return walk(base, vec=changed(base.vec, step, reset))
+
+
+Fault: TypeAlias = tuple[Any, str]
+"""A distribution with one fault, and parts of the message on it, in order and with " ~ " between them."""
+
+
+def check_fault(fault: Fault, **kwargs: Any) -> None:
+    """The fault is named and nothing else: what was wanted, what was found, how to fix it."""
+    distribution, parts = fault
+    with pytest.raises(TaskDistributionError) as caught:
+        check_task_distribution(distribution, **kwargs)
+    (found,) = caught.value.problems
+    assert re.search(".*".join(map(re.escape, parts.split(" ~ "))), found), found
+    assert re.match(r".* must .*; got .*\. Fix: .*\.$", found), found

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from metarl import MetaLearner
 from metarl.agents import make_policy
-from metarl.envs import FunctionalDistribution, FunctionalEnv, GymDistribution
+from metarl.envs import ENVS, FunctionalDistribution, FunctionalEnv, GymDistribution, make_distribution
 from metarl.experiments.film import actor as film_actor
 from metarl.rl import ReinforcementLearning, SquashedGaussian
-from metarl.rl.actions import ACTIONS, clipper
+from metarl.rl.actions import ACTIONS, clipper, warn_of_action_range
 from metarl.rl.distributions import distribution_for
 from tests.envs.toy_envs import LENGTH, Countdown, set_length
 
@@ -275,3 +275,30 @@ def test_a_change_of_actions_reaches_rollouts_and_losses() -> None:
 
 def same_evaluations(one: MetaLearner, other: MetaLearner) -> bool:
     return torch.equal(*(x.evaluate(num_tasks=2, steps=2).scores for x in (one, other)))
+
+
+RANGES = [
+    (Box(20.0, 30.0, (2,)), r"dimension 0, 100% of N\(0, 1\).*outside and clipped. Pass actions='rescale'"),
+    (Box(np.float32([-1, 20]), np.float32([1, np.inf])), r"dimension 1, 100% of N\(0, 1\).*TransformAction"),
+    (Box(-0.01, 0.01, (1,)), r"99% of N\(0, 1\)"),
+    (Box(-np.inf, -5.0, (1,)), r"100% of N\(0, 1\)"),
+    (Box(-100.0, 100.0, (1,)), r"is 200 wide in dimension 0, but policies start within \[-2, 2\]. Pass actions"),
+    (Box(0, 5, (1,), np.uint8), "is of integers.*Use a Discrete"),
+    (Box(-1, 1, (3,), np.int64), "is of integers"),
+    (Box(0, 1, (1,), bool), "is of integers"),
+]
+
+
+@pytest.mark.parametrize(("space", "message"), RANGES)
+def test_bounds_that_policies_do_not_meet(space: Box, message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        warn_of_action_range(space)
+
+
+def test_usual_bounds_are_fine() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for space in (Box(-1.0, 1.0, (6,)), Box(-2.0, 2.0, (1,)), Box(0.0, 1.0, (1,)), Box(-np.inf, np.inf, (2,))):
+            warn_of_action_range(space)
+        for name in ENVS:
+            warn_of_action_range(make_distribution(name).action_space)

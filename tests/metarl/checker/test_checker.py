@@ -5,7 +5,6 @@ import pickle
 import random
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +18,6 @@ from metarl.checker import CHECKS, TaskDistributionError, check_task_distributio
 from metarl.checker.probe import Probe, find_problems, random_actions
 from metarl.envs import ENVS, GymDistribution, Navigation, make_distribution
 from metarl.envs.grid_world import GridWorld
-from metarl.rl.actions import warn_of_action_range
 from tests.reference.walks import NoisyWalk, SharedGeneratorWalk, Walk, WalkEnv, WalkVec, changed, vec, walk
 
 
@@ -188,7 +186,7 @@ def test_the_author_is_sent_to_their_own_file() -> None:
             return {"goal": super().sample(-num_tasks, rng)["goal"]}
 
     (problem,) = found_in(Wrong()).problems
-    place = r"sample\(\) must work; got ValueError: num_tasks must be .*test_checker_borders\.py:\d+ \(in sample\)"
+    place = r"sample\(\) must work; got ValueError: num_tasks must be .*test_checker\.py:\d+ \(in sample\)"
     assert re.search(place, problem)
 
 
@@ -262,33 +260,6 @@ def test_the_error_travels_between_processes() -> None:
     error = TaskDistributionError("Careless", ["one", "two"], ["three"])
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.problems, again.unchecked) == (str(error), ("one", "two"), ("three",))
-
-
-RANGES = [
-    (Box(20.0, 30.0, (2,)), r"dimension 0, 100% of N\(0, 1\).*outside and clipped. Pass actions='rescale'"),
-    (Box(np.float32([-1, 20]), np.float32([1, np.inf])), r"dimension 1, 100% of N\(0, 1\).*TransformAction"),
-    (Box(-0.01, 0.01, (1,)), r"99% of N\(0, 1\)"),
-    (Box(-np.inf, -5.0, (1,)), r"100% of N\(0, 1\)"),
-    (Box(-100.0, 100.0, (1,)), r"is 200 wide in dimension 0, but policies start within \[-2, 2\]. Pass actions"),
-    (Box(0, 5, (1,), np.uint8), "is of integers.*Use a Discrete"),
-    (Box(-1, 1, (3,), np.int64), "is of integers"),
-    (Box(0, 1, (1,), bool), "is of integers"),
-]
-
-
-@pytest.mark.parametrize(("space", "message"), RANGES)
-def test_bounds_that_policies_do_not_meet(space: Box, message: str) -> None:
-    with pytest.warns(UserWarning, match=message):
-        warn_of_action_range(space)
-
-
-def test_usual_bounds_are_fine() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for space in (Box(-1.0, 1.0, (6,)), Box(-2.0, 2.0, (1,)), Box(0.0, 1.0, (1,)), Box(-np.inf, np.inf, (2,))):
-            warn_of_action_range(space)
-        for name in ENVS:
-            warn_of_action_range(make_distribution(name).action_space)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64])
