@@ -7,7 +7,7 @@
 | `constants` | estimates of L, rho and the variances, from any source of tasks | Fallah et al. (2020) |
 | `step_sizes` | bounds of the inner step size, rules for the outer one | Fallah et al. (2020), Ji et al. (2022) |
 | `adaptive_step` | the outer step that follows such a rule | Fallah et al. (2020), Ji et al. (2022) |
-| `monitors` | callbacks: `|grad F(w)|`, distances to stationary points, alpha L | |
+| `monitors` | callbacks: norm of the meta-gradient, distances to stationary points, alpha L | |
 
 `metarl theory` compares what the papers claim with what these tools measure (docs/theory.md).
 """

@@ -3,8 +3,8 @@
 | | what | how |
 | --- | --- | --- |
 | L | Lipschitz constant of the tasks' gradients | largest eigenvalue of the Hessians, by power iteration |
-| rho | Lipschitz constant of their Hessians | power iteration on `(H(u) - H(v)) / |u - v|` for points near w |
-| sigma | spread of the tasks' gradients, `sqrt(mean_i |grad f_i - grad f|^2)` | variance over tasks, minus the noise |
+| rho | Lipschitz constant of their Hessians | power iteration on `(H(u) - H(v)) / norm(u - v)` for points near w |
+| sigma | spread of the tasks' gradients, `sqrt(mean_i norm(g_i - mean g)^2)` | variance over tasks, minus the noise |
 | sigma~ | standard deviation of one sample's gradient | variance between draws, times samples per draw |
 | sigma_H | the same of one sample's Hessian, in Frobenius norm | as sigma~, on products with random vectors |
 
