@@ -133,7 +133,7 @@ def bandit_expectation(estimator: Estimator, objective: Tensor) -> Expectation |
 def mdp(discount: float = 1.0, discount_weights: bool = True, steps: int = 1) -> ExactProblem:
     """Two states, two actions, three steps (P3), one trajectory in every batch, tabular softmax, return to go.
 
-    The targets, for `steps` inner steps, are those of the discounted return with or without `discount_weights`.
+    The targets are for `steps` inner steps, and of the discounted return even without `discount_weights`.
     """
     tasks, task, logits = two_state_problem()
     policy, params = TabularSoftmax(2, 2).double(), {"logits": torch.as_tensor(logits)}
@@ -162,14 +162,10 @@ def mdp(discount: float = 1.0, discount_weights: bool = True, steps: int = 1) ->
         OBJECTIVE: grad(lambda w: sampled_objective(tasks, one, w, alpha, steps, discount))(params),
         PATH_PRODUCT: sampled_product(tasks, one, params, alpha, steps, discount),
     }
-    flat, name = (
-        {key: tasks.horizon * w["logits"].flatten() for key, w in targets.items()},
-        "mdp" if discount == 1 else "discounted",
-    )
-    weights = (discount, discount_weights)
-    return ExactProblem(
-        name, tasks, task, policy, params, alpha, 1, flat, ("dice",), PATH_PRODUCT, expectation, *weights
-    )
+    flat = {key: tasks.horizon * w["logits"].flatten() for key, w in targets.items()}
+    name = "mdp" if discount == 1 else "discounted"
+    known = flat, ("dice",), PATH_PRODUCT, expectation
+    return ExactProblem(name, tasks, task, policy, params, alpha, 1, *known, discount, discount_weights)
 
 
 def tensors(task: TaskParams) -> dict[str, Tensor]:
