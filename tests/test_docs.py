@@ -10,10 +10,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import metarl
 from metarl.agents import make_policy
+from metarl.derivatives import gradients
 from metarl.envs import Navigation
 from metarl.experiments import train
 from metarl.experiments.command import SCRIPTS
@@ -21,7 +23,7 @@ from metarl.rl import ReinforcementLearning
 from tests.pages import PAGES, ROOT, commands, headings, links, python_blocks, run_blocks
 
 DOCS = ROOT / "docs"
-RUN_HERE = {"README.md", "getting_started.md", "environments.md", "distributed.md", "troubleshooting.md"}
+RUN_HERE = {"README", "getting_started", "environments", "engine", "distributed", "troubleshooting"}
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def environments() -> Iterator[dict[str, Any]]:
 
 
 def test_every_page_with_python_is_run() -> None:
-    assert {page.name for page in PAGES if python_blocks(page)} == RUN_HERE
+    assert {page.stem for page in PAGES if python_blocks(page)} == RUN_HERE
 
 
 def test_getting_started(in_folder: Path) -> None:
@@ -62,9 +64,22 @@ def test_the_task_distribution_trains(environments: dict[str, Any]) -> None:
     assert len([line for line in block.splitlines() if line]) < 30
 
 
-def test_processes(in_folder: Path) -> None:
+@pytest.fixture
+def source() -> ReinforcementLearning:
+    """Tasks of a few steps."""
     tasks = Navigation(horizon=5)
-    source = ReinforcementLearning(tasks, make_policy(tasks.observation_space, tasks.action_space), episodes=3)
+    return ReinforcementLearning(tasks, make_policy(tasks.observation_space, tasks.action_space), episodes=3)
+
+
+def test_engine(source: ReinforcementLearning) -> None:
+    tasks = source.sample(2, np.random.default_rng(0))
+    params = metarl.tree.broadcast(source.initial_params(), 2)
+    given = {"tasks": tasks, "params": params, "batch": tasks.draw(params, "inner"), "source": source}
+    for names in run_blocks(DOCS / "engine.md", MetaLearner=metarl.MetaLearner, gradients=gradients, **given):
+        assert names["grads"].keys() == params.keys()
+
+
+def test_processes(in_folder: Path, source: ReinforcementLearning) -> None:
     for names in run_blocks(DOCS / "distributed.md", source=source, folder=in_folder / "run"):
         assert names["learner"].iterations == 2
         assert (in_folder / "run" / "checkpoint.pt").exists()
