@@ -84,11 +84,8 @@ def test_rescaled_and_squashed() -> None:
     assert clipper(space, CPU, "rescale")(sampled).tolist() == wanted
     squashed = clipper(space, CPU, "squash")(sampled).numpy()
     np.testing.assert_allclose(squashed, [25, 1] + np.tanh(sampled.numpy()) * [5, 2], rtol=1e-6)
-    assert clipper(Box(0, 10, (1,), np.uint8), CPU, "rescale")(torch.tensor([[-9.0], [-0.4], [9.0]])).tolist() == [
-        [0],
-        [3],
-        [10],
-    ]
+    sent = clipper(Box(0, 10, (1,), np.uint8), CPU, "rescale")(torch.tensor([[-9.0], [-0.4], [9.0]]))
+    assert sent.tolist() == [[0], [3], [10]]
 
 
 REFUSED = [
@@ -104,7 +101,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("space", "actions", "message"), REFUSED)
-def test_what_cannot_be_had_is_refused(space: Any, actions: Any, message: str) -> None:
+def test_unsupported_spaces_are_refused(space: Any, actions: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         distribution_for(space, actions)
 
@@ -132,7 +129,7 @@ def test_the_squashed_log_probability_where_tanh_is_rounded_to_one() -> None:
 
 
 class Knob(gymnasium.Env[Any, Any]):
-    """Rewards actions near 27; notes what it gets."""
+    """Rewards actions near 27; records the actions."""
 
     got: list[np.ndarray] = []  # noqa: RUF012
 
@@ -162,13 +159,13 @@ def learner(actions: str, space: Any = None, horizon: int = 5, **kwargs: Any) ->
     return MetaLearner(source, "maml", meta_batch_size=2, **kwargs)
 
 
-def test_users_are_warned_where_all_actions_are_clipped() -> None:
+def test_clipping_all_actions_warns() -> None:
     with pytest.warns(UserWarning, match=r"100% of the first actions in dimension 0.*Box\(20.*actions='rescale'"):
         learner("clip").learn(1)
 
 
 @pytest.mark.parametrize("actions", ["rescale", "squash"])
-def test_a_far_box_can_be_learned_in(actions: str) -> None:
+def test_learning_in_a_distant_box(actions: str) -> None:
     """From 25 on average to near 27: as the mean over all actions sent in the first and the last iterations."""
     one = learner(actions, learning_rate=0.05)
     before = one.evaluate(num_tasks=4, steps=0).mean[0]
@@ -205,7 +202,7 @@ class Dial(FunctionalEnv):
 
 
 class Wide(nn.Module):
-    """Actions of standard deviation 3, whatever is seen."""
+    """Actions of standard deviation 3 for any observation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,10 +234,9 @@ def test_films_send_actions_as_training_does() -> None:
     assert act(np.zeros(1)).tolist() == [27.5]
 
 
-def test_vector_environments_refuse_what_would_wrap() -> None:
-    tasks = GymDistribution(
-        Knob, LENGTH, horizon=3, set_task=set_nothing, env_kwargs={"space": Box(-10, 10, (1,), np.int8)}
-    )
+def test_vector_environments_refuse_actions_that_would_wrap() -> None:
+    kwargs = {"space": Box(-10, 10, (1,), np.int8)}
+    tasks = GymDistribution(Knob, LENGTH, horizon=3, set_task=set_nothing, env_kwargs=kwargs)
     vec = tasks.make_vec({"length": [1]}, 1)
     vec.reset(seed=0)
     with pytest.raises(ValueError, match="actions must fit into int8, got 200"):
@@ -257,24 +253,16 @@ def test_discrete_actions_are_sent_as_they_are() -> None:
 
 
 def test_a_change_of_actions_reaches_rollouts_and_losses() -> None:
-    """The same as a source made that way, after one that was used."""
+    """Changing `actions` after training gives the same as a source created with them."""
     space = Box(0.0, 4.0, (1,), np.float32)
     one, other = learner("clip", space).learn(1), learner("squash", space)
     other.params = one.params
     one.source.actions = "squash"  # type: ignore[attr-defined]
-    batches = [
-        x.source.sample(2, np.random.default_rng(0)).draw(
-            {name: leaf.expand(2, *leaf.shape) for name, leaf in x.params.items()}, "inner"
-        )
-        for x in (one, other)
-    ]
+    params = {name: leaf.expand(2, *leaf.shape) for name, leaf in one.params.items()}
+    batches = [x.source.sample(2, np.random.default_rng(0)).draw(params, "inner") for x in (one, other)]
     for name, leaf in batches[0].items():
         assert torch.equal(leaf, batches[1][name]), name
-    assert same_evaluations(one, other)
-
-
-def same_evaluations(one: MetaLearner, other: MetaLearner) -> bool:
-    return torch.equal(*(x.evaluate(num_tasks=2, steps=2).scores for x in (one, other)))
+    assert torch.equal(*(x.evaluate(num_tasks=2, steps=2).scores for x in (one, other)))
 
 
 RANGES = [
@@ -290,7 +278,7 @@ RANGES = [
 
 
 @pytest.mark.parametrize(("space", "message"), RANGES)
-def test_bounds_that_policies_do_not_meet(space: Box, message: str) -> None:
+def test_unusual_action_bounds_warn(space: Box, message: str) -> None:
     with pytest.warns(UserWarning, match=message):
         warn_of_action_range(space)
 
