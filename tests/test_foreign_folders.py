@@ -12,24 +12,19 @@ NAMES = ("envs", "agents", "experiments")
 TINY = ["--meta-batch-size", "2", "--episodes", "2", "--horizon", "5", "--iterations", "1", "--eval-tasks", "2"]
 
 LIBRARY = """
-import sys
-from pathlib import Path
-
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
-import metarl.agents
-import metarl.envs
-import metarl.experiments
-from metarl.envs import GymDistribution
+import metarl.envs  # registers with Gymnasium; the workers import this script, too
 
 
 def main():
     env = gymnasium.make("metarl/Navigation-v0", goal=(0.3, 0.4))
     env.reset(seed=0)
     print(round(env.step(np.zeros(2, np.float32))[1], 3))
-    with GymDistribution("Pendulum-v1", Dict({"g": Box(5.0, 15.0, (), np.float32)}), workers=2) as pendulums:
+    space = Dict({"g": Box(5.0, 15.0, (), np.float32)})
+    with metarl.envs.GymDistribution("Pendulum-v1", space, workers=2) as pendulums:
         print(pendulums.make_vec({"g": [9.8, 1.6]}, 1).reset(seed=0)[0].shape)
     print(metarl.load("runs/tiny").iterations)
     try:
