@@ -46,15 +46,8 @@ CHEAP = (4,)
 
 
 def test_cheap_claims_hold(tmp_path: Path) -> None:
-    options = [
-        "--quick",
-        "--claims",
-        *CHEAP,
-        "--out",
-        tmp_path / "pictures",
-        "--write",
-        tmp_path / "docs" / "theory.md",
-    ]
+    page = tmp_path / "docs" / "theory.md"
+    options = ["--quick", "--claims", *CHEAP, "--out", tmp_path / "pictures", "--write", page]
     outcome = runs.call("reports.theory", *options, "--json")
     assert outcome.code == 0, outcome.out
     found = json.loads(outcome.out)["claims"]
@@ -62,7 +55,7 @@ def test_cheap_claims_hold(tmp_path: Path) -> None:
     assert all(row["holds"] for claim in found.values() for row in claim["rows"])
     assert [len(claim["rows"]) for claim in found.values()] == [6]
 
-    text = (tmp_path / "docs" / "theory.md").read_text()
+    text = page.read_text()
     for number in CHEAP:
         assert f"## {number}. {CLAIMS[number].title}" in text
         assert f"](../pictures/theory_{CLAIMS[number].name}.png)" in text
