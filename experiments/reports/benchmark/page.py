@@ -1,6 +1,7 @@
 """The measurements as Markdown tables."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from metarl.experiments.reports.benchmark.growth import group_by_size
@@ -46,13 +47,10 @@ def markdown_page(results: dict[str, Any]) -> str:
     sections = [EXPLANATION]
     for device, found in results["devices"].items():
         sections.append(f"## {device}: {found['name']}")
-        sections += [TABLES.get(part, workload_table)(rows) for part, rows in found.items() if part != "name" and rows]
+        sections += [
+            TABLES.get(part, partial(table, WORKLOAD))(rows) for part, rows in found.items() if part != "name" and rows
+        ]
     return "\n\n".join(sections)
-
-
-def workload_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Seconds, rates, memory and limits."""
-    return table(WORKLOAD, rows)
 
 
 def mujoco_tables(rows: Sequence[dict[str, Any]]) -> str:
