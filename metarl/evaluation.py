@@ -21,10 +21,10 @@ from metarl.wrappers import CheckFinite, CountCost, TaskWrapper
 
 
 class Evaluation(NamedTuple):
-    """An adaptation curve: a score per task after every number of steps."""
+    """An adaptation curve: the score of every task after 0, 1, 2, ... inner steps."""
 
     scores: Tensor  # [K + 1, T]
-    costs: list[dict[str, int]]  # K + 1: what adaptation up to each step took, all tasks together
+    costs: list[dict[str, int]]  # K + 1: the cost of adaptation up to each step, all tasks together
 
     @property
     def mean(self) -> list[float]:
@@ -50,9 +50,9 @@ class Evaluation(NamedTuple):
 
 
 def note_if_worse(evaluation: Evaluation, trained: int, score: str) -> str | None:
-    """What to tell where more inner steps than the `trained` make the score worse, else `None`.
+    """A note if more inner steps than the `trained` ones make the score worse, else `None`.
 
-    Worse means: the mean over tasks of the change since step `trained` is negative by more than two standard errors.
+    Worse means that the mean change since step `trained` is negative by more than two standard errors over tasks.
     """
     steps, tasks = len(evaluation.scores) - 1, evaluation.scores.shape[1]
     if steps <= trained or tasks < 2:
@@ -84,15 +84,15 @@ def evaluate(
     processes: Processes = ALONE,
     engine: Engine | None = None,
 ) -> Evaluation:
-    """Adapt to every task with one rule per step; score before the first step and after each, on data of its own.
+    """Adapt to every task with one rule per step; score before the first step and after each, on separate data.
 
-    No graph is built, and `params` are not changed. Only the data that adaptation used is counted as its cost.
+    No graph is built, and `params` do not change. Only the data used for adaptation count as its cost.
 
     Args:
-        params: where adaptation starts, not stacked.
+        params: the starting point, not stacked.
         tasks: held-out tasks.
-        rules: the inner rule of each step, so that step sizes may change.
-        processes: who share the tasks; each gets the evaluation of all. Fewer tasks than processes are not shared.
+        rules: the inner rule of each step; their step sizes may differ.
+        processes: share the tasks, and each gets the evaluation of all. Fewer tasks than processes are not shared.
         engine: computes derivatives and rollouts; default: the current one (see `metarl.engine`).
     """
     own = shard(tasks, processes) if processes.size <= tasks.num_tasks else tasks
@@ -110,7 +110,7 @@ def evaluate(
 
 
 class ScoreBefore(TaskWrapper):
-    """Notes the scores of the first inner batch: how good the initial parameters are before adaptation."""
+    """Keeps the scores of the first inner batch: those of the initial parameters, before adaptation."""
 
     scores: Tensor | None = None  # [t]
 
@@ -122,5 +122,5 @@ class ScoreBefore(TaskWrapper):
 
     @property
     def total_score(self) -> float:
-        """The sum over tasks; NaN where nothing was drawn."""
+        """The sum over tasks; NaN before the first draw."""
         return math.nan if self.scores is None else float(total(self.scores.cpu().double()))

@@ -1,4 +1,4 @@
-"""The inner loop: how a task's parameters move, and the path they leave.
+"""The inner loop: how the parameters of a task move, and the path they take.
 
 Every rule is a function of ONE task, `rule(params, grads, anchor) -> params`; `adapt` applies it to all tasks.
 """
@@ -17,14 +17,14 @@ from metarl.tree import broadcast, tree_map
 from metarl.types import Batch, Inner, Params, Rule, TaskBatch
 
 Adjoint: TypeAlias = Callable[[Params], tuple[Params, Params, Params | None]]
-"""From a cotangent of what a rule gives to those of its three arguments; `None` for zero."""
+"""From the cotangent of a rule's result to those of its three arguments; `None` for zero."""
 
 
 @dataclass(frozen=True)
 class Elementwise:
-    """A rule that treats every number by itself, and so is the same for one task and for a stack of them: no vmap.
+    """A rule that acts on every number separately, so it works on stacked tasks without vmap.
 
-    Where it is linear in its arguments, `adjoint` says what `rule_pull_back` would otherwise ask of autograd.
+    If it is linear in its arguments, `adjoint` replaces autograd in `rule_pull_back`.
     """
 
     rule: Rule
@@ -68,7 +68,7 @@ def prox_sgd(learning_rate: float, lam: float) -> Rule:
 
 
 def restart_sgd(learning_rate: float) -> Rule:
-    """`anchor - alpha g`: always from where adaptation began, the step of FO-MuML (Mishchenko et al., 2023)."""
+    """`anchor - alpha g`, always from the starting point: the step of FO-MuML (Mishchenko et al., 2023)."""
     alpha = check_real("learning_rate", learning_rate, open_low=False)
 
     @Elementwise
@@ -79,7 +79,7 @@ def restart_sgd(learning_rate: float) -> Rule:
 
 
 class AdaptationPath(NamedTuple):
-    """What adaptation leaves behind: N + 1 points and, between them, what the steps were made from, where kept."""
+    """The path of adaptation: N + 1 points and, if kept, the batches and gradients of the N steps."""
 
     params: list[Params]  # w_0 ... w_N, stacked
     batches: list[Batch]  # D_0 ... D_{N-1}
@@ -97,13 +97,13 @@ def rule_pull_back(
 ) -> tuple[Params, Params, Params | None]:
     """The vector-Jacobian products of one inner step with respect to its three arguments; no loss is involved.
 
-    For `w - alpha g` they are `(v, -alpha v, 0)`; for `w - alpha sign(g)` they are `(v, 0, 0)`. `None` stands for zero
-    where the rule says so itself. `grads` may be left out where `has_adjoint`.
+    For `w - alpha g` they are `(v, -alpha v, 0)`; for `w - alpha sign(g)` they are `(v, 0, 0)`. The last one may be
+    `None` for zero. `grads` is not needed if `has_adjoint(rule)`.
     """
     if isinstance(rule, Elementwise) and rule.adjoint is not None:
         return rule.adjoint(cotangent)
     if grads is None:
-        raise ValueError("grads must be given for a rule without an adjoint of its own, got None")
+        raise ValueError("grads must be given for a rule without its own adjoint, got None")
     with torch.enable_grad():
         arguments = [tree_map(lambda x: x.detach().requires_grad_(), x) for x in (params, grads, anchor)]
         moved = {k: v for k, v in inner_step(rule, *arguments).items() if v.requires_grad}
@@ -115,7 +115,7 @@ def rule_pull_back(
 
 
 def has_adjoint(rule: Rule) -> bool:
-    """Whether a rule says itself how to pull back through it, whatever the gradient was."""
+    """Whether a rule has its own adjoint, which does not depend on the gradient."""
     return isinstance(rule, Elementwise) and rule.adjoint is not None
 
 

@@ -1,4 +1,4 @@
-"""Writing a run down: a line of JSON per iteration, and the same numbers in TensorBoard."""
+"""Logs of a run: a line of JSON per iteration, and the same numbers in TensorBoard."""
 
 import json
 import logging
@@ -19,11 +19,11 @@ from metarl.learner import MetaLearner
 logger = logging.getLogger(__name__)
 
 Line: TypeAlias = dict[str, float | None]
-"""One iteration's metrics; `None` where a number was not finite."""
+"""The metrics of one iteration; `None` for a number that was not finite."""
 
 
 def parse_line(text: str) -> Line | None:
-    """One line of `metrics.jsonl`, or nothing where it is not one: numbers or `null` by tag."""
+    """One line of `metrics.jsonl`, numbers or `null` by tag; `None` if it is something else."""
     try:
         line: Any = json.loads(text)
         if not isinstance(line, dict) or not all(v is None or type(v) in (int, float) for v in line.values()):
@@ -34,19 +34,19 @@ def parse_line(text: str) -> Line | None:
 
 
 def read_metrics(folder: Path) -> list[Line]:
-    """The iterations logged in `folder`, in order; what is not a whole line of metrics is left out."""
+    """The logged iterations in `folder`, in order, without broken lines."""
     lines = {_iteration(line): line for text in _texts(folder) if (line := parse_line(text)) and _iteration(line)}
     return [lines[iteration] for iteration in sorted(lines)]
 
 
 def _iteration(line: Line) -> int:
-    """The number of the iteration, or 0 where a line has none."""
+    """The number of the iteration; 0 if the line has none."""
     number = line.get("iteration")
     return number if isinstance(number, int) and number > 0 else 0
 
 
 def _texts(folder: Path) -> list[str]:
-    """The lines of the file, whatever they hold; one cut off by a crash is not a line."""
+    """The lines of the file with any content, without a last one that a crash cut off."""
     try:
         return (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     except FileNotFoundError:
@@ -56,8 +56,8 @@ def _texts(folder: Path) -> list[str]:
 class RunLog(Callback):
     """Appends to `metrics.jsonl` and to TensorBoard events in `folder`; `texts` (Markdown) go to TensorBoard by tag.
 
-    A resumed run drops what an interrupted one had logged beyond its last checkpoint, and what is not a line of
-    metrics, so that every iteration is there once; it warns of those that are missing.
+    A resumed run drops the lines that an interrupted run logged after its last checkpoint, and broken lines, so that
+    every iteration is there once; it warns of missing iterations.
     """
 
     first_process_only = True
@@ -76,7 +76,7 @@ class RunLog(Callback):
             writer.add_text(tag, text)
 
     def repair(self, iterations: int) -> None:
-        """Keep a line for each of the first `iterations`, in order, and nothing else."""
+        """Keep one line for each of the first `iterations`, in order."""
         texts = _texts(self.folder)
         kept = [line for line in read_metrics(self.folder) if _iteration(line) <= iterations]
         content = "".join(json.dumps(line) + "\n" for line in kept)
@@ -85,7 +85,7 @@ class RunLog(Callback):
         there = {_iteration(line) for line in kept}
         first = min(there, default=1) if texts else iterations + 1  # training may have begun without a log
         if missing := [number for number in range(first, iterations + 1) if number not in there]:
-            logger.warning("%s lacks %s: it was damaged; curves have gaps there", self.path, _ranges(missing))
+            logger.warning("%s lacks %s: it was damaged, so curves have gaps there", self.path, _ranges(missing))
 
     def on_iteration(self, learner: MetaLearner, metrics: Metrics) -> None:
         line = json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}) + "\n"
@@ -104,13 +104,13 @@ class RunLog(Callback):
             self._writer = None
 
     def writer(self, purge_step: int | None = None) -> SummaryWriter:
-        """The TensorBoard writer, opened when first needed."""
+        """The TensorBoard writer, opened at first use."""
         if self._writer is None:
             self._writer = SummaryWriter(str(self.folder), purge_step=purge_step)
         return self._writer
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """A figure in TensorBoard."""
+        """Add a figure to TensorBoard."""
         self.writer().add_figure(tag, figure, step, close=False)
 
 

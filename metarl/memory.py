@@ -1,4 +1,4 @@
-"""Does it fit? A lower bound of what a computation must hold at once, against the memory that is there."""
+"""Does it fit? A lower bound on the memory of a computation, compared with the available memory."""
 
 import math
 from pathlib import Path
@@ -9,35 +9,35 @@ import numpy as np
 
 
 def available_bytes() -> int | None:
-    """The bytes that this process may still take, or nothing where the system does not say.
+    """The bytes that this process may still allocate, or `None` if the system does not tell.
 
-    The least of what is free, of the control group's limit (containers), and of the address space (`ulimit -v`).
+    The smallest of the free memory, the control group's limit (containers) and the address space (`ulimit -v`).
     """
     found = [_meminfo(), _control_group(), _address_space()]
     return min((number for number in found if number is not None), default=None)
 
 
 def check_fits(sizes: str, numbers: int, bytes_each: int = 4) -> None:
-    """Raise a `ValueError` where so many numbers do not fit into memory.
+    """Raise a `ValueError` if so many numbers do not fit into memory.
 
     Args:
-        sizes: the arguments and their values, as `meta_batch_size x episodes = 20 x 20`, for the message.
-        numbers: that must be there at the same time, at least.
-        bytes_each: of a number.
+        sizes: the arguments and their values for the message, such as `meta_batch_size x episodes = 20 x 20`.
+        numbers: the smallest number of values in memory at the same time.
+        bytes_each: bytes of a number.
     """
     available = available_bytes()
     if available is not None and numbers * bytes_each > available:
-        needed, there = numbers * bytes_each / 1e9, available / 1e9
-        raise ValueError(f"{sizes} must fit into memory: they need {needed:.3g} GB at least, and {there:.3g} are free")
+        needed, free = numbers * bytes_each / 1e9, available / 1e9
+        raise ValueError(f"{sizes} must fit into memory: they need {needed:.3g} GB at least, and {free:.3g} are free")
 
 
 def space_numbers(space: gymnasium.Space[Any]) -> int:
-    """How many numbers an element of a Box has; 1 for others."""
+    """The number of values of an element of a Box; 1 for other spaces."""
     return math.prod(space.shape or (1,))
 
 
 def itemsize(space: gymnasium.Space[Any]) -> int:
-    """Bytes of a number of an element."""
+    """Bytes of one value of an element."""
     return int(np.dtype(space.dtype or np.float32).itemsize)
 
 

@@ -47,10 +47,10 @@ def stream_generator(seed: int, stream: Stream) -> np.random.Generator:
 
 
 class DrawingFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, what this thread would draw from torch's default generator comes from `generator`.
+    """A context in which this thread draws from `generator` instead of torch's default generator.
 
-    The same numbers as from the default generator with the same seed, which is neither read nor changed. Other threads
-    do not see it: unlike `torch.manual_seed` and `fork_rng`, which all threads share.
+    The numbers are those of the default generator with the same seed, which is neither read nor changed. Other threads
+    are not affected, unlike with `torch.manual_seed` and `fork_rng`, which act on all threads.
 
     Example:
         >>> with DrawingFrom(torch.Generator().manual_seed(3)):
@@ -120,11 +120,11 @@ def restore_generator(rng: np.random.Generator, state: str) -> None:
     """Set a numpy generator to a state from `generator_state`.
 
     Raises:
-        ValueError: when it is not one.
+        ValueError: when `state` is something else.
     """
     try:
         read = json.loads(state)
-        check_like(read, rng.bit_generator.state)  # or numpy makes integers of what are none
+        check_like(read, rng.bit_generator.state)  # numpy would convert other types to integers
         rng.bit_generator.state = read
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"the checkpoint's random state must be a numpy generator's, got {state!r:.80}") from error

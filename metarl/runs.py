@@ -1,4 +1,4 @@
-"""Runs that the command line made, opened from Python."""
+"""Runs of the command line, opened from Python."""
 
 import importlib
 from collections.abc import Iterable
@@ -16,18 +16,18 @@ def load(run: str | Path, *, plugins: Iterable[str] = (), processes: Processes =
         metarl.load("runs/nav").evaluate(num_tasks=40)
         metarl.load("runs/nav", device="cpu", learning_rate=1e-4).learn(100).save("further.pt")
 
-    The tasks, the policy and the schedule come from the run's `config.json`, as settings; nothing in the folder is
-    executed or changed. Further training goes on with the run's schedule, which stays at its end when it is over.
+    The tasks, the policy and the schedule are made from the settings in the run's `config.json`; nothing in the folder
+    is executed or changed. Further training continues with the run's schedule, which stays constant after its end.
 
     Args:
         run: the run's folder.
-        plugins: modules that the run needs, such as one that registers an outer update; the names in the folder are
-            not imported unless they stand here, or have been imported.
-        processes: who train together.
+        plugins: modules that the run needs, such as one that registers an outer update. Modules named in the folder
+            are only imported if they are listed here.
+        processes: the processes that train together.
         changes: settings that a resumed run may change: `device`, `learning_rate`, `anneal_iterations`.
 
     Raises:
-        ValueError: when the folder is not a run's, or something in it is missing, damaged, or does not fit.
+        ValueError: when the folder is not a run's, or a file in it is missing, damaged, or does not fit.
     """
     check_type("run", run, (str, Path), "the folder of a run")
     check_type("processes", processes, Processes, "the processes from metarl.processes.joined()")

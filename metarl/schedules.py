@@ -1,4 +1,4 @@
-"""Schedules of the outer step size that a checkpoint can hold: a name and numbers, no code."""
+"""Schedules of the outer step size that a checkpoint can hold: a name and numbers without code."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,11 +28,11 @@ class Linear:
 
 
 SCHEDULES: Mapping[str, type[Linear]] = {"linear": Linear}
-"""What may stand in a file."""
+"""The schedules that a file may name."""
 
 
 def as_data(schedule: Callable[[int], float] | None) -> dict[str, Any] | None:
-    """The schedule as a name and numbers; `None` where there is no schedule, or it is a function of somebody else."""
+    """The schedule as a name and numbers; `None` without a schedule, or for a function of your own."""
     for name, kind in SCHEDULES.items():
         if type(schedule) is kind:
             return {"name": name, **vars(schedule)}
@@ -40,10 +40,10 @@ def as_data(schedule: Callable[[int], float] | None) -> dict[str, Any] | None:
 
 
 def from_data(data: object) -> Linear | None:
-    """The schedule that `as_data` was given.
+    """The schedule from the data of `as_data`.
 
     Raises:
-        StateError: where `data` is something else.
+        StateError: when `data` does not describe one.
     """
     if data is None:
         return None

@@ -1,4 +1,4 @@
-"""Signals that ask a program to end: the first lets what is running finish, a second one acts as usual."""
+"""Signals that end a program: the first lets the current work finish, the second acts as usual."""
 
 import signal
 import threading
@@ -9,10 +9,10 @@ from types import FrameType
 
 @contextmanager
 def first_signal(request: Callable[[str], None]) -> Iterator[None]:
-    """Call `request` with the name of the first SIGINT, SIGTERM or SIGHUP; the next one of its kind acts as before.
+    """Call `request` with the name of the first SIGINT, SIGTERM or SIGHUP; the next signal of its kind acts as usual.
 
-    SIGHUP stays ignored where it is, as under `nohup`. Threads other than the main one may not set handlers, so there
-    everything acts as before.
+    SIGHUP stays ignored if it was ignored before, as under `nohup`. Only the main thread may set handlers; in other
+    threads all signals act as usual.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -31,5 +31,5 @@ def first_signal(request: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            if handler is not None:  # installed by something other than Python, which cannot restore it
+            if handler is not None:  # a handler that was not set from Python cannot be restored
                 signal.signal(number, handler)

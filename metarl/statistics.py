@@ -1,7 +1,7 @@
 """Confidence intervals for scores of sampled tasks and training runs.
 
-Held-out tasks are a sample, and so are the seeds of training: a mean over 40 tasks is uncertain even for one fixed
-policy, and a mean over three seeds is uncertain however many tasks there are. An interval must hold both.
+Held-out tasks are a sample, and so are the seeds of training. A mean over 40 tasks is uncertain even for one policy,
+and a mean over three seeds is uncertain for any number of tasks. An interval must include both.
 """
 
 import functools
@@ -17,10 +17,10 @@ Array = npt.NDArray[np.float64]
 
 
 def confidence_interval(scores: npt.ArrayLike, level: float = 0.95) -> tuple[float, float] | None:
-    """An interval for the mean score over all runs and tasks that could have been drawn.
+    """An interval for the mean score over all possible runs and tasks.
 
     For one run it is Student's t interval over its tasks, and says nothing about other runs. For several runs on the
-    same tasks, a score is taken as `mean + run + task + rest`. The mean squares A (runs), B (tasks) and E (rest) of the
+    same tasks, a score is `mean + run + task + rest`. The mean squares A (runs), B (tasks) and E (rest) of the
     two-way analysis of variance give the variance of the mean, `V = (A + B - E) / (n m)`. Few runs estimate A badly, so
     the normal interval is widened to the t interval's width in proportion to A's share of the variance (a first-order
     Welch correction; Welch, 1947), and likewise for B.
@@ -28,14 +28,14 @@ def confidence_interval(scores: npt.ArrayLike, level: float = 0.95) -> tuple[flo
     Coverage by simulation: docs/results.md.
 
     Args:
-        scores: `[tasks]` of one run, or `[runs, tasks]`: every run on the same tasks.
+        scores: `[tasks]` of one run, or `[runs, tasks]` of runs on the same tasks.
         level: the interval's coverage, in (0, 1).
 
     Returns:
-        The lower and the upper end; `None` for a single task, which does not show how much tasks differ.
+        The lower and the upper end; `None` for a single task, which does not tell how much tasks differ.
 
     Raises:
-        ValueError: for scores that are not finite or have another shape, and for a level outside (0, 1).
+        ValueError: for scores that are not finite or have the wrong shape, and for a level outside (0, 1).
 
     Example:
         >>> interval = confidence_interval([-9.0, -11.0, -10.0, -12.0, -8.0])

@@ -1,7 +1,7 @@
-"""The few types everything else is written in.
+"""The few types of the framework.
 
-A batch of tasks is a stochastic oracle: `draw` gives every task a fresh batch of data at the parameters it is asked
-for, `loss` is the pure loss of one task. Reinforcement learning and finite sums differ only in the oracle.
+A batch of tasks is a stochastic oracle: `draw` gives every task a fresh batch of data at its parameters, `loss` is the
+pure loss of one task. Reinforcement learning and finite sums differ only in the oracle.
 
 "Stacked" means that every leaf has the tasks as its first dimension: `[T, ...]`.
 """
@@ -19,10 +19,10 @@ from torch import Tensor
 from metarl.tree import Params as Params
 
 Batch: TypeAlias = dict[str, Tensor]
-"""The data of one draw. What an oracle puts in, only its own `loss` and `score` look at."""
+"""The data of one draw. Only the task batch that made it, with its `loss` and `score`, knows the keys."""
 
 Role: TypeAlias = Literal["inner", "outer", "hessian"]
-"""What a draw is for: D_in, D_o or D_h of the papers."""
+"""The use of a draw: D_in, D_o or D_h of the papers."""
 
 TaskParams: TypeAlias = dict[str, npt.NDArray[Any]]
 """Environment parameters of T tasks: every array is `[T, ...]`."""
@@ -102,13 +102,13 @@ class TaskSource(Protocol):
 
     @property
     def score_name(self) -> str:
-        """What the score is called in logs: `return`, `accuracy`, `minus_loss`."""
+        """The name of the score in logs: `return`, `accuracy`, `minus_loss`."""
 
     def initial_params(self) -> Params:
         """The parameters before training."""
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskBatch:
-        """`num_tasks` tasks; everything random in them follows from `rng`."""
+        """A batch of `num_tasks` tasks; everything random in them follows from `rng`."""
 
 
 @runtime_checkable
@@ -157,31 +157,31 @@ class LearningSource(Protocol):
         """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What it has learned, for checkpoints."""
+        """The state for checkpoints."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`; a ValueError where it does not fit."""
+        """Continue from `state_dict()`; raises a `ValueError` if it does not fit."""
 
 
 class Rule(Protocol):
-    """One inner step of ONE task, `rule(params, grads, anchor) -> params`; adaptation began at `anchor`."""
+    """One inner step of ONE task, `rule(params, grads, anchor) -> params`; `anchor` is the start of adaptation."""
 
     def __call__(self, params: Params, grads: Params, anchor: Params) -> Params: ...
 
 
 class Inner(NamedTuple):
-    """The inner loop: a rule and how often it is applied."""
+    """The inner loop: a rule and its number of steps."""
 
     rule: Rule
     steps: int = 1
 
 
 class MetaGrad(NamedTuple):
-    """What an outer update returns."""
+    """The result of an outer update."""
 
     grads: Params  # stacked [T, ...]: the mean moves w, the spread is logged (see `metarl.step.MeanGrad`)
     score: Tensor  # [T], after adaptation
-    info: Mapping[str, Tensor] = MappingProxyType({})  # [T] each: what else is worth logging
+    info: Mapping[str, Tensor] = MappingProxyType({})  # [T] each: other values for the log
 
 
 class OuterUpdate(Protocol):
@@ -191,7 +191,7 @@ class OuterUpdate(Protocol):
 
 
 class TaskDistribution(Protocol):
-    """A distribution over environments that differ in the parameters `space` describes."""
+    """A distribution over environments that differ in the parameters of `space`."""
 
     space: gymnasium.spaces.Dict
     observation_space: gymnasium.Space[Any]

@@ -1,11 +1,11 @@
-"""From what the policy samples to what the environment takes.
+"""From the policy's samples to the actions that environments take.
 
     clip      a, clipped to the bounds of the action space, as Stable-Baselines3 does
     rescale   low + (a + 1) (high - low) / 2, clipped: [-1, 1] is the whole box
     squash    low + (tanh a + 1) (high - low) / 2, which needs no clipping
 
-The log-probability is always that of the action the policy took, before it is clipped. Integer boxes get the nearest
-integer inside their bounds.
+The log-probability is always that of the sampled action, before clipping. Integer boxes get the nearest integer inside
+their bounds.
 """
 
 import math
@@ -21,22 +21,22 @@ from torch import Tensor
 from metarl.errors import check_choice
 
 Sender: TypeAlias = Callable[[Tensor], Tensor]
-"""From sampled actions `[N, *action]` to what environments take, `[N, *action]`."""
+"""From sampled actions `[N, *action]` to those for the environments, `[N, *action]`."""
 
 ACTIONS = ("clip", "rescale", "squash")
 
 MOSTLY = 0.9
-"""The share of clipped actions from which on users are warned: little is left to learn from."""
+"""Users are warned from this share of clipped actions on: the policy can hardly learn from them."""
 
 WIDE = 20
 """The width of a box from which on users are warned: a new policy acts within [-2, 2]."""
 
 
 def check_actions(actions: str, space: spaces.Space[Any]) -> str:
-    """`actions` if it is one of `ACTIONS` that can be had for the action space.
+    """`actions` if it is one of `ACTIONS` and fits the action space.
 
     Raises:
-        ValueError: an unknown name; `rescale` or `squash` for other spaces than a Box with finite bounds.
+        ValueError: for an unknown name, and for `rescale` or `squash` unless the space is a Box with finite bounds.
     """
     check_choice("actions", actions, ACTIONS)
     if actions != "clip" and not (isinstance(space, spaces.Box) and space.is_bounded()):
@@ -47,13 +47,13 @@ def check_actions(actions: str, space: spaces.Space[Any]) -> str:
 def clipper(
     space: spaces.Space[Any], device: torch.device, actions: str = "clip", dtype: torch.dtype | None = None
 ) -> Sender:
-    """From what the policy sampled to what the environment takes, inside the bounds of a Box.
+    """The function from sampled actions to those for the environments, inside the bounds of a Box.
 
     Args:
-        space: of one environment's actions; a Discrete takes them as they are.
-        device: where actions are.
+        space: the action space of one environment; actions of a Discrete do not change.
+        device: of the actions.
         actions: one of `ACTIONS`.
-        dtype: of what is sent; default: the space's.
+        dtype: of the result; default: the space's.
     """
     if not isinstance(space, spaces.Box):
         return lambda action: action
@@ -77,7 +77,7 @@ def clipper(
 
 
 def _inside(bound: Any, own: torch.dtype) -> Tensor:
-    """Bounds as numbers that can be cast to the space's type: float64 for integers, the type itself for the rest."""
+    """The bounds as numbers that can be cast to the space's type: float64 for integers, else the type itself."""
     if own.is_floating_point:
         most = torch.finfo(own).max
         return torch.as_tensor(bound).clamp(-most, most)
@@ -88,7 +88,7 @@ def _inside(bound: Any, own: torch.dtype) -> Tensor:
 
 
 def _exactly(space: spaces.Box, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """At the bounds of 64-bit integers, which float64 may not hold, the bounds themselves."""
+    """Use the exact bounds of 64-bit integers, which float64 may not hold."""
     low, high = (_inside(bound, torch.int64).to(device) for bound in (space.low, space.high))
     lowest, highest = (torch.as_tensor(bound.view(np.int64)).to(device) for bound in (space.low, space.high))
 
@@ -100,22 +100,19 @@ def _exactly(space: spaces.Box, device: torch.device) -> Callable[[Tensor, Tenso
 
 
 def clipped_share(space: spaces.Space[Any], sampled: Tensor, actions: str = "clip") -> Tensor | None:
-    """How many of the sampled actions `[..., A]` are outside the bounds, for each dimension `[A]`.
-
-    `None` where nothing is ever clipped.
-    """
+    """The share of sampled actions `[..., A]` outside the bounds, for each dimension `[A]`; `None` without clipping."""
     if not isinstance(space, spaces.Box) or actions == "squash":
         return None
     low, high = (torch.as_tensor(bound.astype(np.float64)).to(sampled.device) for bound in (space.low, space.high))
     if actions == "rescale":
         low, high = -torch.ones_like(low), torch.ones_like(high)
     elif np.issubdtype(space.dtype, np.integer) or space.dtype == bool:
-        low, high = low - 0.5, high + 0.5  # what is rounded to a bound is not clipped
+        low, high = low - 0.5, high + 0.5  # rounding to a bound is not clipping
     return ((sampled < low) | (sampled > high)).double().flatten(0, -2).mean(0)
 
 
 def warn_if_clipped(space: spaces.Space[Any], sampled: Tensor, actions: str = "clip") -> None:
-    """Warn when nearly all of the actions `[n, A]` of a first rollout are clipped in some dimension."""
+    """Warn if nearly all actions `[n, A]` of the first rollout are clipped in some dimension."""
     share = clipped_share(space, sampled, actions)
     if share is None or float(share.max()) < MOSTLY:
         return
@@ -150,7 +147,7 @@ def warn_of_action_range(space: spaces.Space[Any]) -> None:
 
 
 def advice(space: spaces.Space[Any]) -> str:
-    """What to do about a box that is far from where the policy starts."""
+    """How to fix a box that is far from the policy's first actions."""
     if isinstance(space, spaces.Box) and space.is_bounded():
         return "Pass actions='rescale' or 'squash', under which [-1, 1] is the whole box"
     return "Shift and scale the actions in a wrapper, such as gymnasium.wrappers.TransformAction"

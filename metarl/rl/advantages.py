@@ -2,13 +2,13 @@
 
 Episodes are rows of `[T, E, H]` arrays; `mask` is 1 for the steps that happened. Rewards after the end are zero.
 
-How an episode ends matters to its value. After a *terminal* state there is no reward, so the value is zero. A *time
-limit* can mean two things. The horizon is part of the task: the return within it is what is maximised and reported, its
-value at the limit is zero, and values depend on the time (the default). Or it only cuts off an endless task: then the
-value of the last observation stands in for the rest (`bootstrap`), and values do not depend on the time.
+The end of an episode matters for its value. After a *terminal* state there is no reward, so the value is zero. A *time
+limit* can mean two things. By default the horizon is part of the task: the return within it is maximised and reported,
+the value at the limit is zero, and values depend on the time. With `bootstrap` the limit only cuts an endless task: the
+value of the last observation replaces the rest, and values do not depend on the time.
 
-A baseline that is fitted to the very episodes it serves biases the policy gradient: it has seen their actions. With
-cross-fitting every episode is served by a fit to the task's other folds of episodes, and the bias is gone.
+A baseline that is fitted to the same episodes it is used for biases the policy gradient, because it has seen their
+actions. With cross-fitting the baseline of an episode is fitted to the task's other folds of episodes, without bias.
 """
 
 import logging
@@ -23,11 +23,11 @@ from metarl.rl.sums import discounted_sums
 log = logging.getLogger(__name__)
 
 FOLDS = 5
-"""Into so many parts the episodes of a task are divided for cross-fitting; fewer episodes are left out one by one."""
+"""The number of folds for cross-fitting; with fewer episodes each is a fold."""
 
 
 class Episodes(NamedTuple):
-    """What value estimates are made from."""
+    """The data for value estimates."""
 
     obs: Tensor  # [T, E, H, *obs]
     rewards: Tensor  # [T, E, H]
@@ -60,50 +60,50 @@ def generalized_advantages(
     return discounted_sums((rewards + discount * next_values - values) * mask, discount * gae_lambda)
 
 
-def centred(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` `[T, E, H]` less its mean, and its standard deviation `[T]`, over the steps of each task that happened."""
+def center(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` `[T, E, H]` minus its mean, and its standard deviation `[T]`, over the steps of each task that happened."""
     count = mask.sum((1, 2), keepdim=True).clamp(min=1)
-    gap = (x - (x * mask).sum((1, 2), keepdim=True) / count) * mask
-    return gap, (gap.square().sum((1, 2), keepdim=True) / count).sqrt()[:, 0, 0]
+    centered = (x - (x * mask).sum((1, 2), keepdim=True) / count) * mask
+    return centered, (centered.square().sum((1, 2), keepdim=True) / count).sqrt()[:, 0, 0]
 
 
-def normalized(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` `[T, E, H]` with mean 0 and standard deviation 1 over the steps of each task, and what it was divided by."""
-    gap, deviation = centred(x, mask)
+def normalize(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` `[T, E, H]` with mean 0 and standard deviation 1 over the steps of each task, and its divisor `[T]`."""
+    centered, deviation = center(x, mask)
     scale = deviation + 1e-8
-    return gap / scale[:, None, None], scale
+    return centered / scale[:, None, None], scale
 
 
-def scaled(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` `[T, E, H]` with mean square 1 over the steps of each task, and what it was divided by.
+def scale_to_one(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` `[T, E, H]` with mean square 1 over the steps of each task, and its divisor `[T]`.
 
-    Nothing is subtracted, so a task's gradient has another length and the same direction.
+    Nothing is subtracted, so only the length of a task's gradient changes, not its direction.
     """
     count = mask.sum((1, 2)).clamp(min=1)
     scale = ((x * mask).square().sum((1, 2)) / count).sqrt() + 1e-8
     return x * mask / scale[:, None, None], scale
 
 
-def less_other_folds(x: Tensor, mask: Tensor) -> Tensor:
-    """`x` `[T, E, H]` less its mean over the steps of the task's other folds of episodes."""
+def subtract_other_folds(x: Tensor, mask: Tensor) -> Tensor:
+    """`x` `[T, E, H]` minus its mean over the steps of the task's other folds of episodes."""
     total, count = ([part.sum((1, 2)) for part in folds(y, True)] for y in (x * mask, mask))
-    means = torch.stack(over_others(total), 1) / torch.stack(over_others(count), 1).clamp(min=1)  # [T, K]
+    means = torch.stack(sum_others(total), 1) / torch.stack(sum_others(count), 1).clamp(min=1)  # [T, K]
     return (x - means[:, fold_numbers(x.shape[1], x.device), None]) * mask
 
 
 def folds(x: Tensor, cross_fit: bool) -> tuple[Tensor, ...]:
-    """`[T, E, ...]` in K parts along the episodes; one part without cross-fitting."""
+    """`[T, E, ...]` split into K folds along the episodes; a single fold without cross-fitting."""
     return x.tensor_split(min(FOLDS, x.shape[1]) if cross_fit else 1, dim=1)
 
 
 def fold_numbers(episodes: int, device: torch.device) -> Tensor:
-    """Which fold each episode is in, `[E]`."""
+    """The fold of each episode, `[E]`."""
     sizes = [part.shape[1] for part in folds(torch.empty(1, episodes, device=device), True)]
     return torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
 
 
-def over_others(parts: list[Tensor]) -> list[Tensor]:
-    """For each of K parts the sum of all others: added up, as a difference would leave a rest of what is left out."""
+def sum_others(parts: list[Tensor]) -> list[Tensor]:
+    """For each of K parts the sum of all others, added up: `total - part` would keep rounding errors of `part`."""
     zero = torch.zeros_like(parts[0])
     return [sum((x for j, x in enumerate(parts) if j != k), zero) for k in range(len(parts))]
 
@@ -124,10 +124,10 @@ class LinearBaseline:
     (left out when bootstrapping), 1.
 
     Args:
-        observations: whether to use the observations; without them the baseline depends on the time alone, which is
-            what images and wide vectors want: time and memory grow with the square of the features.
-        ridge: the regulariser. Where a task's system is still singular to rounding, it grows tenfold until it is not,
-            and that is logged.
+        observations: whether to use the observations. Without them the baseline depends on the time alone: better for
+            images and wide vectors, because time and memory grow with the square of the number of features.
+        ridge: the regulariser. If the system of a task is still singular to rounding, it is multiplied by ten until
+            it is not, and that is logged.
     """
 
     def __init__(self, observations: bool = True, ridge: float = 1e-5) -> None:
@@ -139,12 +139,12 @@ class LinearBaseline:
     ) -> tuple[Tensor, Tensor]:
         """V(s_t) `[T, E, H]` and the value after the last step `[T, E]`.
 
-        When bootstrapping, `V(s_t) = r_t + ... + discount^n V(s_end)` must hold on average for all steps. Where an
-        episode ends depends on chance, as the return does, so least squares on the difference of the features would
-        be inconsistent. The features of s_t are taken as instruments instead (LSTD(1); Bradtke and Barto, 1996).
+        When bootstrapping, `V(s_t) = r_t + ... + discount^n V(s_end)` must hold on average for all steps. The end of an
+        episode is random, as the return is, so least squares on the difference of the features would be inconsistent.
+        Instead, the features of s_t are the instruments (LSTD(1); Bradtke and Barto, 1996).
 
-        With `cross_fit` each of at most `FOLDS` parts of the episodes has the fit to the task's other parts. A single
-        episode has no others, and its values are zero.
+        With `cross_fit` each of at most `FOLDS` folds gets the fit to the task's other folds. A single episode has no
+        others, and its values are zero.
         """
         features = self._features(episodes.obs, bootstrap)  # [T, E, H, F]
         targets = discounted_sums(episodes.rewards, discount).double()
@@ -170,6 +170,7 @@ class LinearBaseline:
 
     def _fit(self, z: Tensor, x: Tensor | None, y: Tensor, mask: Tensor, cross_fit: bool) -> Tensor:
         """Weights w `[T, K, F]` of each fold, with mean z (y - x w) = 0 over the others; without `x`, x = z."""
+        # sums over the steps of each fold
         rows = folds(z * mask[..., None], cross_fit), folds(y * mask, cross_fit)
         grams, moments, products = [], [], []
         differences = [None] * len(rows[0]) if x is None else folds(x * mask[..., None], cross_fit)
@@ -179,12 +180,14 @@ class LinearBaseline:
             moments.append(own.mT @ target.flatten(1, 2)[..., None])
             if difference is not None:
                 products.append(own.mT @ difference.flatten(1, 2))
-        gram, moment = (_combined(sums, cross_fit) for sums in (grams, moments))
+        # the fit of a fold uses the sums of the others
+        gram, moment = (_combine(sums, cross_fit) for sums in (grams, moments))
         _check_finite(gram, len(z))
         if not products:
             return self._solve(gram, moment).view(len(z), -1, z.shape[-1])
-        # x regressed on z, then y on that: symmetric, and the same where z' x has an inverse
-        product = _combined(products, cross_fit)
+        # two-stage least squares: regress x on z, then y on the result. The system is symmetric, and has the solution
+        # of z' (y - x w) = 0 wherever z' x has an inverse.
+        product = _combine(products, cross_fit)
         _check_finite(product, len(z))
         projected = self._solve(gram, torch.cat([product, moment], dim=-1))  # [T * K, F, F + 1]
         system = product.mT @ projected
@@ -196,6 +199,7 @@ class LinearBaseline:
         identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         ridge = torch.full((len(gram), 1, 1), self.ridge, dtype=gram.dtype, device=gram.device)
         factor, failed = torch.linalg.cholesky_ex(gram + ridge * identity)
+        # more regularisation for the tasks that are singular to rounding
         while failed.any():
             ridge = torch.where(failed[:, None, None] > 0, 10 * ridge, ridge)
             log.warning("baseline: singular features in %d tasks, ridge now %.0e", int((failed > 0).sum()), ridge.max())
@@ -203,9 +207,9 @@ class LinearBaseline:
         return torch.cholesky_solve(right, factor)
 
 
-def _combined(sums: list[Tensor], cross_fit: bool) -> Tensor:
-    """Sums `[T, ...]` of each of K folds, added up over the others of each: `[T * K, ...]`."""
-    return torch.stack(over_others(sums), 1).flatten(0, 1) if cross_fit else sums[0]
+def _combine(sums: list[Tensor], cross_fit: bool) -> Tensor:
+    """From the sums `[T, ...]` of K folds to those of all other folds, `[T * K, ...]`."""
+    return torch.stack(sum_others(sums), 1).flatten(0, 1) if cross_fit else sums[0]
 
 
 def _check_finite(gram: Tensor, tasks: int) -> None:
@@ -216,7 +220,7 @@ def _check_finite(gram: Tensor, tasks: int) -> None:
 
 
 def _products(features: Tensor, weights: Tensor) -> Tensor:
-    """Features `[T, E, H, F]` of each episode times the weights of its fold, `[T, E, H]`."""
+    """Features `[T, E, H, F]` times the weights of each episode's fold, `[T, E, H]`."""
     if weights.shape[1] == 1:
         return torch.einsum("tehf,tf->teh", features, weights[:, 0])
     return torch.einsum("tehf,tef->teh", features, weights[:, fold_numbers(features.shape[1], weights.device)])

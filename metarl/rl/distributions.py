@@ -1,7 +1,7 @@
 """Action distributions as pure functions of the parameters a policy's forward returns.
 
-Sampling is split in two, so that it can stay outside vmap with an explicit generator: `noise` draws what is random,
-`sample` is a deterministic function of it. Shapes: parameters `[..., A]`, actions `[..., A]` (`[...]` when discrete).
+Sampling has two parts, so that it can stay outside vmap with an explicit generator: `noise` draws random numbers,
+`sample` is a deterministic function of them. Shapes: parameters `[..., A]`, actions `[..., A]` (`[...]` when discrete).
 """
 
 import math
@@ -17,14 +17,14 @@ DistParams: TypeAlias = tuple[Tensor, ...]
 
 
 class ActionDistribution(Protocol):
-    """What the oracle needs of a distribution."""
+    """The interface of an action distribution."""
 
     @property
     def action_shape(self) -> tuple[int, ...]:
         """The shape of one action."""
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        """The random numbers behind actions of the batch shape `shape`, on the generator's device."""
+        """The random numbers for actions of the batch shape `shape`, on the generator's device."""
 
     def sample(self, params: DistParams, noise: Tensor) -> Tensor:
         """Actions from noise."""
@@ -56,9 +56,9 @@ class DiagonalGaussian:
 
 
 class SquashedGaussian(DiagonalGaussian):
-    """The hyperbolic tangents of independent normal numbers u; parameters `(loc, scale)` are those of u.
+    """The hyperbolic tangents of independent normal numbers u; the parameters `(loc, scale)` are those of u.
 
-    An action is kept as u, so that nothing is lost where tanh u is rounded to 1. Environments get tanh u, moved to
+    Actions are stored as u, so that nothing is lost when tanh u is rounded to 1. Environments get tanh u, moved to
     their bounds (see `metarl.rl.actions`).
     """
 
@@ -92,10 +92,10 @@ class Categorical:
 
 
 def distribution_for(space: spaces.Space[Any], actions: str = "clip") -> ActionDistribution:
-    """The distribution that fits an action space, and how its actions reach the environment (`metarl.rl.actions`).
+    """The distribution for an action space; `actions` as in `metarl.rl.actions`.
 
     Raises:
-        ValueError: for spaces other than one-dimensional Box and Discrete starting at 0, or `actions` that do not fit.
+        ValueError: unless the space is a one-dimensional Box, or a Discrete that starts at 0, and `actions` fit it.
     """
     check_actions(actions, space)
     if isinstance(space, spaces.Box) and len(space.shape) == 1:

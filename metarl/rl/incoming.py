@@ -1,8 +1,8 @@
-"""What comes in from environments: checked, so that nothing is cast, broadcast or spread without a word.
+"""Checks of what environments return, so that nothing is cast, broadcast or propagated silently.
 
-At every reset and step of a vector environment: the number of things returned, shapes, kinds of numbers, flags, the
+At every reset and step of a vector environment: the number of values returned, shapes, kinds of numbers, flags, the
 range of Discrete observations. At its first reset and its first step: the range of other observations. After a
-rollout: NaN and infinity, which name the environment, task, episode and step.
+rollout: NaN and infinity, with the environment, task, episode and step.
 """
 
 import math
@@ -24,7 +24,7 @@ STEP = "(observations, rewards, terminated, truncated, infos)"
 
 
 class Arrived(NamedTuple):
-    """What a step returned, `[T, E, ...]`."""
+    """The values of a step, `[T, E, ...]`."""
 
     obs: Tensor
     reward: Tensor
@@ -33,12 +33,12 @@ class Arrived(NamedTuple):
 
 
 class Incoming:
-    """Reads what a vector environment of T x E environments returns.
+    """Checks and converts what a vector environment of T x E environments returns.
 
     Args:
-        vec: the environments, speaking numpy or torch.
+        vec: the environments, in numpy or torch.
         per_task: T and E.
-        device: where tensors go.
+        device: of the tensors.
         dtype: of observations and rewards.
     """
 
@@ -56,7 +56,7 @@ class Incoming:
         """The observations `[T, E, ...]` of `reset`.
 
         Raises:
-            ValueError: they are not what was promised.
+            ValueError: when they do not fit the observation space.
         """
         self._step = 0
         if not isinstance(result, tuple) or len(result) != 2:
@@ -64,10 +64,10 @@ class Incoming:
         return self._observations(result[0])
 
     def next(self, result: Any) -> Arrived:
-        """What `step` returned.
+        """The values of `step`.
 
         Raises:
-            ValueError: it is not what was promised.
+            ValueError: when they have the wrong form, or do not fit the observation space.
         """
         self._step += 1
         if not isinstance(result, tuple) or len(result) != 5:
@@ -78,6 +78,7 @@ class Incoming:
 
     def _observations(self, x: Any) -> Tensor:
         array = self._array("observations", x, self._shape, "iub" if self._whole else "iubf")
+        # the range of a Box costs time: look at the first observations only
         if self._step < 2 or self._discrete:
             self._check_range(array)
         return self._tensor(array, self._dtype)
@@ -89,11 +90,12 @@ class Incoming:
         return flags.bool()
 
     def _array(self, name: str, x: Any, shape: tuple[int, ...], kinds: str) -> Any:
-        """`x` as an array or a tensor, of the shape and one of the kinds of numbers."""
+        """`x` as an array or a tensor of this shape, with one of these kinds of numbers."""
         try:
             array = x if isinstance(x, Tensor | np.ndarray) else np.asarray(x)
         except ValueError:  # rows of different lengths
             array = np.asarray(None)
+        # describe what is expected and what came, and refuse it
         if tuple(array.shape) != shape or _kind(array) not in kinds:
             words = {"biuf": "numbers", "biu": "booleans"}.get(kinds, f"as {self._space} says,")
             found = f"{array.dtype} of shape {tuple(array.shape)}" if _kind(array) != "O" else f"a {type(x).__name__}"
@@ -103,7 +105,7 @@ class Incoming:
         return array
 
     def _tensor(self, array: Any, dtype: torch.dtype | None = None) -> Tensor:
-        """`[T * E, ...]` to `[T, E, ...]`; one copy where x is numpy, whose memory the environment may use again."""
+        """`[T * E, ...]` to `[T, E, ...]`; numpy arrays are copied, because the environment may reuse their memory."""
         if isinstance(array, Tensor):
             whole = array.to(self._device, dtype)
         else:
@@ -131,14 +133,14 @@ def env_name(vec: VectorEnv[Any, Any, Any]) -> str:
 
 
 def warn_outside(name: str, space: spaces.Space[Any]) -> None:
-    """Observations of floats are used as they are, so a warning is enough; the same text comes once."""
+    """Warn, once per text: float observations outside their space are used as they are."""
     warnings.warn(
         f"{name}: observations should lie inside {space}, but some do not; they are used as they are", stacklevel=2
     )
 
 
 def outside_of(space: spaces.Space[Any], array: Any) -> Any:
-    """Which numbers are outside the bounds of a Box or a Discrete; NaN is not."""
+    """Which numbers are outside the bounds of a Box or a Discrete; NaN counts as inside."""
     if isinstance(space, spaces.Discrete):
         return (array < int(space.start)) | (array >= int(space.start + space.n))
     low, high = space.low, space.high  # type: ignore[attr-defined]
@@ -160,10 +162,10 @@ def _form(value: Any) -> str:
 
 
 def check_actions_finite(name: str, obs: Tensor, action: Tensor, running: Tensor, step: int) -> None:
-    """Before they are sent: the actions `[T, E, ...]` of environments that run, which saw `obs`.
+    """Check the actions `[T, E, ...]` for `obs` in running environments, before they are sent.
 
     Raises:
-        NonFiniteError: naming the task, episode and step; the observation, if that is to blame.
+        NonFiniteError: naming the task, episode and step; the observation, if that is not finite either.
     """
     if not action.is_floating_point() or math.isfinite(action.sum().item()):
         return
@@ -175,10 +177,10 @@ def check_actions_finite(name: str, obs: Tensor, action: Tensor, running: Tensor
 
 
 def check_functional(env: FunctionalEnv, obs: Tensor, mask: Tensor) -> None:
-    """The observations `[T, E, H, ...]` of functional environments, which are stepped without looking at them.
+    """Check the observations `[T, E, H, ...]` of functional environments, which are stepped without checks.
 
     Raises:
-        ValueError: they are of another shape than the space, or beyond a Discrete.
+        ValueError: when their shape is not the space's, or they are outside a Discrete.
     """
     name, space = type(env).__name__, env.observation_space
     if tuple(obs.shape[3:]) != space.shape:
@@ -190,9 +192,9 @@ def check_functional(env: FunctionalEnv, obs: Tensor, mask: Tensor) -> None:
 
 
 def check_finite_episodes(name: str, episodes: Episodes, actions: Tensor, log_probs: Tensor) -> None:
-    """What was seen and done in a rollout, up to each episode's end; all are `[T, E, H, ...]`.
+    """Check everything in a rollout up to the end of each episode; all tensors are `[T, E, H, ...]`.
 
-    What environments return after their end is set to zero where it is not finite.
+    Values after the end of an episode are set to zero if any are not finite.
 
     Raises:
         NonFiniteError: naming the first step, and its task and episode.
@@ -200,8 +202,9 @@ def check_finite_episodes(name: str, episodes: Episodes, actions: Tensor, log_pr
     everything = [episodes.obs, actions, log_probs, episodes.rewards, episodes.final_obs]
     floating = [x for x in everything if x.is_floating_point()]
     total = torch.stack([x.sum().float() for x in floating]).sum()
-    if bool(torch.isfinite(total)):  # one synchronisation; a sum that overflows is looked at again
+    if bool(torch.isfinite(total)):  # one synchronisation; the sum may overflow, so look again below
         return
+    # find the earliest step with a NaN or an infinity while its episode was running
     running = episodes.mask > 0
     first: tuple[int, str, int, int, int] | None = None
     for what, x, number in zip(("observation", "action", "action", "reward"), everything, (0, 1, 1, 1), strict=False):
@@ -212,6 +215,7 @@ def check_finite_episodes(name: str, episodes: Episodes, actions: Tensor, log_pr
                 first = step, what, task, episode, step + number
     if first is not None:
         raise _not_finite(first[1], name, *first[2:])
+    # none: it came after the end of an episode
     for x in floating[:-1]:
         x.masked_fill_(~running.view(*running.shape, *[1] * (x.ndim - 3)), 0)
     bad = ~torch.isfinite(episodes.final_obs).flatten(2).all(2)

@@ -1,9 +1,9 @@
-"""Observations normalised by running statistics, which belong to the policy and are learned with it.
+"""Observations normalised by running statistics, which are part of the policy.
 
     (obs - mean) / sqrt(variance + 1e-8), clipped to [-10, 10]
 
-The statistics stay as they are during an iteration, so that D_in, D_o and D_h are drawn by the same policy, and in
-evaluations. After an iteration they take in what all of its draws have seen, in all processes.
+The statistics do not change during an iteration, so that the same policy draws D_in, D_o and D_h, nor in evaluations.
+After an iteration they are updated with the observations of all its draws, in all processes.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ PREFIX = "network."
 
 
 class Moments:
-    """Mean and sum of squared deviations of everything seen so far, in float64."""
+    """Mean and sum of squared deviations of all observations so far, in float64."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.count = torch.zeros((), dtype=torch.float64)
@@ -31,7 +31,7 @@ class Moments:
         self.squares = torch.zeros(shape, dtype=torch.float64)
 
     def add(self, count: Tensor, sums: Tensor, squares: Tensor, reference: Tensor) -> None:
-        """Take in `count` more observations: the sums of `x - reference` and of its square."""
+        """Update with `count` more observations, given the sums of `x - reference` and of its square."""
         before = self.mean - reference
         total = self.count + count
         after = (self.count * before + sums) / total
@@ -40,18 +40,18 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """Of what has been seen; 1 before that."""
+        """The variance of the observations so far; 1 before the first."""
         return self.squares / self.count if self.count > 0 else torch.ones_like(self.squares)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint holds."""
+        """The state for a checkpoint."""
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: when it does not fit.
         """
         for name, own in self.state_dict().items():
             value = state.get(name)
@@ -63,16 +63,16 @@ class Moments:
 
 
 class NormalizedPolicy(nn.Module):
-    """A policy whose `network` sees normalised observations; at first they are what they were.
+    """A policy whose `network` gets normalised observations; before the first update they do not change.
 
-    Its parameters are the network's, under names that begin with `network.`.
+    Its parameters are the network's, with names that start with `network.`.
 
     Args:
         network: a module whose `forward(obs [B, ...])` returns the parameters of the action distribution.
-        space: of the observations.
+        space: the observation space.
 
     Raises:
-        ValueError: `space` is no Box of floating-point numbers.
+        ValueError: unless `space` is a Box of floating-point numbers.
 
     >>> policy = NormalizedPolicy(nn.Linear(2, 1), spaces.Box(-1.0, 1.0, (2,)))
     >>> policy.observe(torch.tensor([[[[3.0, 5.0], [1.0, 5.0]]]]), torch.ones(1, 1, 2)).shape
@@ -92,11 +92,11 @@ class NormalizedPolicy(nn.Module):
         self.register_buffer("scale", torch.ones(space.shape))
 
     def forward(self, obs: Tensor) -> Any:
-        """What the network returns for `obs` `[B, ...]`."""
+        """The network's output for `obs` `[B, ...]`."""
         return self.network(self.normalize(obs))
 
     def normalize(self, obs: Tensor) -> Tensor:
-        """`obs` `[..., *obs_shape]` as the network sees them, in the same type."""
+        """`obs` `[..., *obs_shape]`, normalised, in the same dtype."""
         return ((obs - self.shift.to(obs.dtype)) * self.scale.to(obs.dtype)).clamp(-CLIP, CLIP)
 
     def own(self, params: Params) -> Params:
@@ -104,16 +104,16 @@ class NormalizedPolicy(nn.Module):
         return {name.removeprefix(PREFIX): leaf for name, leaf in params.items()}
 
     def observe(self, obs: Tensor, mask: Tensor) -> Tensor:
-        """A float64 row for each task, for `learn`: of observations `[T, E, H, ...]` where `mask` `[T, E, H]` is 1."""
+        """A float64 row per task, for `learn`, from observations `[T, E, H, ...]` where `mask` `[T, E, H]` is 1."""
 
-        def row(o: Tensor, m: Tensor) -> Tensor:  # task by task: a sum must not depend on what is beside it
+        def row(o: Tensor, m: Tensor) -> Tensor:  # task by task: a sum must not depend on the other tasks
             away = (o.double() - self.shift.double()).flatten(2) * m[..., None].double()
             return torch.cat([m.sum(dtype=torch.float64)[None], away.sum((0, 1)), (away**2).sum((0, 1))])
 
         return torch.stack([row(o, m) for o, m in zip(obs, mask, strict=True)])
 
     def learn(self, seen: Tensor) -> None:
-        """Take in a sum of rows of `observe`; from now on observations are normalised accordingly."""
+        """Update the statistics with a sum of rows of `observe`."""
         count, (sums, squares) = seen[0].cpu(), seen[1:].cpu().view(2, *self.shift.shape)
         self.moments.add(count, sums, squares, self.shift.double().cpu())
         self._update_buffers()
@@ -122,7 +122,7 @@ class NormalizedPolicy(nn.Module):
         """Continue from `moments.state_dict()`.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: when it does not fit.
         """
         self.moments.load_state_dict(state)
         self._update_buffers()

@@ -33,9 +33,9 @@ from metarl.rl.advantages import (
     LinearBaseline,
     ZeroBaseline,
     generalized_advantages,
-    less_other_folds,
-    normalized,
-    scaled,
+    normalize,
+    scale_to_one,
+    subtract_other_folds,
 )
 from metarl.rl.distributions import distribution_for
 from metarl.rl.losses import Losses
@@ -258,10 +258,10 @@ class ReinforcementLearning(FixedSettings):
         credit = generalized_advantages(rewards, values, last_values, mask, self.discount, self.gae_lambda)
         scale = torch.ones_like(rewards[:, 0, 0])
         if self.normalize_advantages and not self.cross_fit:
-            credit, scale = normalized(credit, mask)
+            credit, scale = normalize(credit, mask)
         elif self.normalize_advantages:
-            centred = less_other_folds(credit, mask) if self.chosen_baseline == "none" else credit
-            credit, scale = scaled(centred, mask)
+            credit = subtract_other_folds(credit, mask) if self.chosen_baseline == "none" else credit
+            credit, scale = scale_to_one(credit, mask)
         if self.discount_weights:
             credit = credit * self.discount ** torch.arange(credit.shape[-1], dtype=credit.dtype, device=credit.device)
         return credit, scale

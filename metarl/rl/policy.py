@@ -25,7 +25,7 @@ from metarl.types import Params
 def policy_params(policy: nn.Module, obs: Tensor) -> Params:
     """The parameters of `policy` that its action distribution depends on, detached, in the module's order.
 
-    An actor-critic's value network is not among them, so nothing is ever computed for it.
+    They leave out an actor-critic's value network, so nothing is computed for it.
     """
     outputs = sum(output.sum() for output in policy(obs))
     named = [(name, leaf) for name, leaf in policy.named_parameters() if leaf.requires_grad]
@@ -34,10 +34,10 @@ def policy_params(policy: nn.Module, obs: Tensor) -> Params:
 
 
 def check_policy(policy: nn.Module, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """Whether `policy` can be meta-trained on these spaces.
+    """Check that `policy` can be meta-trained on these spaces.
 
     Raises:
-        ValueError: naming the layer that cannot be batched over tasks (see `metarl.network_check`), or outputs that
+        ValueError: naming the layer that cannot be batched over tasks (see `metarl.network_check`), or when the outputs
             are not the parameters of an action distribution.
     """
     obs = probe_observations(policy, observation_space)
@@ -53,11 +53,11 @@ def check_policy(policy: nn.Module, observation_space: spaces.Space[Any], action
 
 
 def probe_observations(policy: nn.Module, space: spaces.Space[Any]) -> Tensor:
-    """Three observations `[3, ...]` of the space, as a policy is given them: in the dtype of its parameters."""
+    """Three observations `[3, ...]` of the space, in the dtype of the policy's parameters."""
     number, rng = 3, copy.deepcopy(space)
     rng.seed(0)
     obs = np.stack([np.asarray(rng.sample()) for _ in range(number)])
-    if isinstance(space, spaces.Discrete):  # different ones, where that can be
+    if isinstance(space, spaces.Discrete):  # different ones, if the space has several
         obs = space.start + np.arange(number) % space.n
     elif np.issubdtype(obs.dtype, np.floating):
         obs = obs.clip(-10, 10)
@@ -67,21 +67,21 @@ def probe_observations(policy: nn.Module, space: spaces.Space[Any]) -> Tensor:
 def stacked_forward(policy: nn.Module, params: Params, shared: Params, obs: Tensor) -> DistParams:
     """A policy's forward for T tasks, `params [T, ...], obs [T, E, ...] -> parameters [T, E, ...]`.
 
-    `shared` is what all tasks have in common: what the module holds beside `params` (see `shared_state`), and `params`
-    themselves where these are empty.
+    `shared` is the same for all tasks: the module's state besides `params` (see `shared_state`), and the parameters
+    themselves if `params` is empty.
     """
 
     def one(w: Params, o: Tensor) -> DistParams:
         output: DistParams = call(policy, w, o)
         return output
 
-    # One product over the rows of all tasks would round otherwise for another number of tasks.
+    # a single product over the rows of all tasks would round differently for another number of tasks
     everything = {**tree.broadcast(shared, len(obs)), **params}
     outputs: DistParams = vmap(one)(everything, obs)
     return outputs
 
 
 def shared_state(policy: nn.Module, params: Params) -> Params:
-    """What a module holds beside `params` (frozen parameters, a normaliser's buffers): the same for all tasks."""
+    """The state of a module besides `params`, the same for all tasks: frozen parameters, buffers of a normaliser."""
     everything = itertools.chain(policy.named_parameters(), policy.named_buffers())
     return {name: leaf.detach() for name, leaf in everything if name not in params}

@@ -1,6 +1,6 @@
-"""Random streams of tasks: what a task draws follows from the batch's seed and the task's place in it alone.
+"""Random streams of tasks: the numbers of a task follow only from the batch's seed and the task's place in it.
 
-So it does not matter which other tasks are computed beside it, in which thread or in which process.
+So they do not depend on the other tasks, nor on the thread or process that computes them.
 """
 
 import copy
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 MOST_STREAMS = 1024
-"""A batch of more tasks has several in a row share a stream: starting one takes longer than drawing little from it."""
+"""In larger batches, neighbouring tasks share a stream: starting one takes longer than drawing a few numbers."""
 
 DrawNumbers: TypeAlias = Callable[[int, torch.Generator], Tensor]
 """`draw(n, generator)`: random numbers of n tasks, `[n, ...]`."""
@@ -25,8 +25,8 @@ class Streams:
         seed: of the whole batch.
         num_tasks: T of the whole batch.
         device: where numbers are drawn.
-        first: the first task these streams are of.
-        last: the one after the last; default: T.
+        first: the first task of these streams.
+        last: the task after the last one; default: T.
     """
 
     def __init__(
@@ -41,20 +41,20 @@ class Streams:
         self._common = np.random.default_rng([seed, num_tasks])
 
     def shard(self, first: int, last: int) -> Self:
-        """The streams of tasks `first` to `last` - 1, counted from the first of these, as they were at the start."""
+        """The streams of tasks `first` ... `last` - 1, counted from the first of these, in their initial state."""
         return type(self)(self._seed, self._num_tasks, self._device, self.first + first, self.first + last)
 
     def draw(self, draw: DrawNumbers) -> Tensor:
         """Numbers of every task, `[last - first, ...]`."""
         sizes = [min(self._block, self._num_tasks - block * self._block) for block in self._blocks]
         parts = [draw(size, generator) for size, generator in zip(sizes, self._generators, strict=True)]
-        skipped = self.first - self._blocks.start * self._block  # of a block that the shard begins within
+        skipped = self.first - self._blocks.start * self._block  # tasks of the first block before this shard
         return torch.cat(parts)[skipped : skipped + self.last - self.first]
 
     def later(self) -> "Callable[[], Streams]":
-        """Streams that begin anew, seeded from these; made when they are called for, as few are.
+        """A function that makes new streams, seeded from these.
 
-        These draw the seeds now, so they go on in the same way whether the others are used or not.
+        The seeds are drawn now, so these streams continue in the same way whether the new ones are used or not.
         """
         seeds = [int(torch.randint(2**63 - 1, (), generator=g, device=g.device)) for g in self._generators]
 
@@ -66,5 +66,5 @@ class Streams:
         return make
 
     def seed(self, episodes: int) -> int:
-        """A seed for T x `episodes` environments, of which each takes the seed plus its number."""
+        """A seed for T x `episodes` environments; each uses the seed plus its number."""
         return int(self._common.integers(2**31 - self._num_tasks * episodes)) + self.first * episodes

@@ -1,7 +1,7 @@
 """Discounted sums along time, in time linear in the number of steps.
 
-A product with a triangular matrix is the fastest way up to a few hundred steps. Longer sequences are cut into blocks:
-a product within each block, and the same sum, over blocks, of what each of them passes on.
+A product with a triangular matrix is fastest up to a few hundred steps. Longer sequences are split into blocks: a
+product within each block, and the same sum over blocks of the value that each passes on.
 """
 
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 WHOLE = 256
-"""The longest sequence that is one product."""
+"""The longest sequence with a single product."""
 
 BLOCK = 128
-"""Steps in a block of a longer one."""
+"""Steps in a block of a longer sequence."""
 
 
 def discounted_sums(x: Tensor, discount: float) -> Tensor:
@@ -62,5 +62,5 @@ def _powers(x: Tensor, length: int, base: float) -> Tensor:
 def _weights(x: Tensor, length: int, base: float) -> Tensor:
     """`base^(k - t)` where k >= t, else zero; `[k, t]`."""
     steps = torch.arange(length, device=x.device)
-    gap = steps[:, None] - steps[None, :]
-    return torch.where(gap >= 0, torch.pow(torch.tensor(base, dtype=x.dtype, device=x.device), gap), 0.0)
+    distance = steps[:, None] - steps[None, :]
+    return torch.where(distance >= 0, torch.pow(torch.tensor(base, dtype=x.dtype, device=x.device), distance), 0.0)

@@ -33,12 +33,12 @@ Surrogate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def ratio(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     """Likelihood ratios of single actions times advantages (J^LR and LVC of Rothfuss et al., eq. 6.4-6.5)."""
-    log_ratio = (log_probs - old_log_probs) * mask  # before the exponential: what came after the end may overflow it
+    log_ratio = (log_probs - old_log_probs) * mask  # before the exponential, which steps after the end might overflow
     return -(torch.exp(log_ratio) * advantages * mask).mean()
 
 
 def reinforce(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """Log-probabilities times advantages (Williams, 1992): right at first order only."""
+    """Log-probabilities times advantages (Williams, 1992): correct at first order only."""
     return -(log_probs * advantages * mask).mean()
 
 
@@ -64,7 +64,7 @@ def make_surrogate(name: str, dice_lambda: float | None = None) -> Surrogate:
     """The surrogate called `name`; `dice_lambda` belongs to `loaded_dice`.
 
     Raises:
-        ValueError: for another name, a lambda outside [0, 1], and a lambda that is missing or has no meaning.
+        ValueError: for an unknown name, and for a lambda outside [0, 1], missing, or given for another surrogate.
     """
     check_choice("surrogate", name, SURROGATES)
     if dice_lambda is not None:

@@ -13,7 +13,7 @@ from metarl.experiments.reports.certify.problems import ALPHA, OBJECTIVE, PRODUC
 from metarl.inner import adaptation_path, sgd
 from metarl.outer import Method, make_method
 from metarl.rl import ReinforcementLearning
-from metarl.rl.advantages import normalized
+from metarl.rl.advantages import normalize
 from metarl.rl.distributions import DiagonalGaussian, DistParams
 from metarl.types import Batch, Inner, MetaGrad, OuterUpdate, Params, TaskBatch
 
@@ -43,7 +43,7 @@ def mean_loss(tasks: TaskBatch, batch: Batch) -> Tensor:
 
 def mean_normalized_advantage(tasks: TaskBatch, batch: Batch) -> Tensor:
     """Minus the mean of advantages that were normalised to mean zero."""
-    return -normalized(batch["advantages"], batch["mask"])[0].mean((1, 2))
+    return -normalize(batch["advantages"], batch["mask"])[0].mean((1, 2))
 
 
 class MeanOverDimensions(DiagonalGaussian):

@@ -15,7 +15,7 @@ from metarl.rl.advantages import (
     ZeroBaseline,
     generalized_advantages,
     last_steps,
-    normalized,
+    normalize,
 )
 from metarl.rl.sums import discounted_sums
 
@@ -74,7 +74,7 @@ def test_gae_against_a_loop(discount: float, gae_lambda: float) -> None:
 def test_normalized_per_task_over_the_steps_that_happened() -> None:
     mask = make_episodes().mask
     x = 5.0 + torch.tensor([1.0, 100.0, 0.01])[:, None, None] * torch.randn(mask.shape, dtype=torch.float64)
-    got, scale = normalized(x, mask)
+    got, scale = normalize(x, mask)
     for i in range(3):
         there = x[i][mask[i] > 0].numpy()
         np.testing.assert_allclose(got[i][mask[i] > 0], (there - there.mean()) / there.std(), rtol=1e-5)
@@ -86,7 +86,7 @@ def test_normalized_per_task_over_the_steps_that_happened() -> None:
 def test_normalizing_constants_gives_zeros(value: float) -> None:
     mask = make_episodes().mask
     mask[1] = 0.0  # and a task in which nothing happened
-    assert not normalized(value * mask, mask)[0].any()
+    assert not normalize(value * mask, mask)[0].any()
 
 
 def by_numpy(episodes: Episodes, task: int, discount: float, observations: bool, ridge: float = 1e-5) -> Any:
@@ -295,7 +295,7 @@ def test_rewards_may_be_scaled_and_shifted() -> None:
     def advantages(rewards: Tensor) -> Tensor:
         episodes = Episodes(obs, rewards, mask, obs[:, :, 0], ended)
         values, last = LinearBaseline(ridge=1e-10).values(episodes, 1.0, bootstrap=False)
-        return normalized(generalized_advantages(rewards, values, last, mask, 1.0, 1.0), mask)[0]
+        return normalize(generalized_advantages(rewards, values, last, mask, 1.0, 1.0), mask)[0]
 
     torch.testing.assert_close(advantages(7 * rewards - 3), advantages(rewards), rtol=1e-4, atol=1e-4)
 
