@@ -90,6 +90,12 @@ def check_real(name: str, value: object, low: float = 0.0, high: float = math.in
     return float(value)  # type: ignore[arg-type]
 
 
+def check_bool(name: str, value: object) -> None:
+    """Raise a `ValueError` that names the argument unless `value` is `True` or `False`."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 def check_choice(name: str, value: object, choices: Collection[str]) -> str:
     """`value` if it is one of `choices`.
 

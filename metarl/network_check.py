@@ -1,8 +1,8 @@
 """Which networks can be meta-trained: pure functions that `torch.func` can batch over tasks and differentiate.
 
-A network runs with other parameters for every task, and its loss is evaluated again on the same data. So its output
-must follow from parameters and inputs alone: it keeps no statistics, draws no random numbers, and `vmap` can batch it.
-`check_network` tries that once, before anything is trained, and names the layer that does not.
+A network runs with different parameters for every task, and its loss is evaluated again on the same data. So its output
+must depend only on parameters and inputs: no statistics, no random numbers, and `vmap` must be able to batch it.
+`check_network` tries that once before training and names the layer that fails.
 """
 
 import warnings
@@ -25,11 +25,11 @@ from metarl.functional_call import call
 from metarl.types import Params
 
 CalledModules = list[tuple[str, nn.Module]]
-"""Modules by name, in the order in which they were called."""
+"""Modules with their names, in the order of their calls."""
 
 
 class NetworkError(ValueError):
-    """A network that cannot be meta-trained: names the layer, and what to do."""
+    """A network that cannot be meta-trained: names the layer and a fix."""
 
 
 STATISTICS = (
@@ -44,7 +44,7 @@ RENORMALIZED = "changes its weights in forward where they exceed max_norm: use m
 
 
 def advice(module: nn.Module) -> str | None:
-    """Why a layer that forward calls cannot be meta-trained as it is, and the way out; `None` where it can."""
+    """Why a layer that forward calls cannot be meta-trained, and a fix; `None` if it can."""
     training = module.training
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return UNINITIALIZED
@@ -64,17 +64,17 @@ def advice(module: nn.Module) -> str | None:
 
 
 def check_network(argument: str, network: nn.Module, inputs: Tensor, takes: str, *, rows_apart: bool = False) -> Any:
-    """What `network` gives for `inputs` `[n, ...]`, if it can be meta-trained.
+    """The outputs of `network` for `inputs` `[n, ...]`, if it can be meta-trained.
 
     Args:
-        argument: what the network is called in messages.
-        network: at its initial parameters; neither they nor random generators are changed.
-        inputs: at least two rows that look like its data, more with `rows_apart`.
-        takes: what `inputs` are called in messages.
-        rows_apart: whether an output may depend on its own row only, as an action on its own observation.
+        argument: the name of the network in messages.
+        network: with its initial parameters; these and random generators do not change.
+        inputs: at least two rows like its data, more with `rows_apart`.
+        takes: the name of `inputs` in messages.
+        rows_apart: whether each output may depend only on its own row, as an action on its observation.
 
     Raises:
-        NetworkError: naming the layer that cannot be batched over tasks, and the way out.
+        NetworkError: naming the layer that cannot be batched over tasks, and a fix.
     """
     used: CalledModules = []
     with torch.no_grad(), _refusal(argument, used, f"must take {takes}"):
@@ -85,7 +85,7 @@ def check_network(argument: str, network: nn.Module, inputs: Tensor, takes: str,
             if rows_apart:
                 used.clear()
                 _check_rows(argument, outputs, network(inputs[:2]))
-    if inputs.is_meta:  # only the shapes can be looked at
+    if inputs.is_meta:  # meta tensors have only shapes
         return outputs
     used.clear()
     batched = "must be one that torch.func.vmap can batch over tasks"
@@ -95,10 +95,10 @@ def check_network(argument: str, network: nn.Module, inputs: Tensor, takes: str,
 
 
 def check_second_derivatives(argument: str, network: nn.Module, inputs: Tensor) -> None:
-    """Whether `network` can be differentiated twice, as the methods with exact Hessian-vector products do.
+    """Check that `network` can be differentiated twice, for exact Hessian-vector products.
 
     Raises:
-        NetworkError: naming the layer that cannot, and the way out.
+        NetworkError: naming the layer that cannot, and a fix.
     """
     params, used = _parameters(network), CalledModules()
     wanted = (
@@ -139,7 +139,7 @@ def _check_rows(argument: str, outputs: Any, of_two: Any) -> None:
 
 
 def _pure(argument: str, network: nn.Module, used: CalledModules, forward: Callable[[], Any]) -> Any:
-    """`forward()`, if it draws no random numbers and writes nothing into the network's state."""
+    """`forward()`, if it draws no random numbers and does not change the network's state."""
     before = {name: leaf._version for name, leaf in _state(network).items()}
     with _NoRandomNumbers(argument, used):
         outputs = forward()
@@ -150,7 +150,7 @@ def _pure(argument: str, network: nn.Module, used: CalledModules, forward: Calla
 
 
 class _NoRandomNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses operations that draw random numbers, before they have drawn any."""
+    """Refuses operations that draw random numbers before they draw."""
 
     def __init__(self, argument: str, used: CalledModules) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -167,7 +167,7 @@ class _NoRandomNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _draws_nothing(func: Any, args: tuple[Any, ...]) -> bool:
-    """Attention without dropout carries the tag, too."""
+    """Attention without dropout has the tag but draws nothing."""
     return "scaled_dot_product" in str(func) and not (len(args) > 3 and args[3] and isinstance(args[3], float))
 
 
@@ -191,7 +191,7 @@ def _called(network: nn.Module, used: CalledModules) -> Iterator[None]:
 
 @contextmanager
 def _refusal(argument: str, used: CalledModules, wanted: str) -> Iterator[None]:
-    """Whatever a network's code may raise, as a `ValueError` that names the layer called last."""
+    """Turn any error of a network's code into a `ValueError` that names the layer called last."""
     try:
         yield
     except NetworkError:
@@ -204,14 +204,14 @@ def _refusal(argument: str, used: CalledModules, wanted: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's notes, as that vmap loops over an operation: the probe is small."""
+    """Without torch's warnings, such as that vmap loops over an operation: this trial is small."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
 def _gradient(network: nn.Module, inputs: Tensor) -> Callable[[Params], Params]:
-    """The gradient of something that depends on every output, as a function of the parameters."""
+    """The gradient of a number that depends on every output, as a function of the parameters."""
 
     def curved(w: Params) -> Tensor:
         floats = [output for output in _tensors(call(network, w, inputs)) if output.is_floating_point()]

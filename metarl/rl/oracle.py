@@ -1,7 +1,7 @@
 """The reinforcement-learning oracle: a draw is a rollout, a loss is a surrogate.
 
-Every draw rolls out afresh with the parameters it is given, so D_in, D_o and D_h are independent and every inner step
-uses trajectories of the *current* adapted policy.
+Every draw makes a new rollout at its parameters, so D_in, D_o and D_h are independent, and every inner step uses
+trajectories of the *current* adapted policy.
 
 `metarl.rl.losses` says what the gradient of the loss descends.
 """
@@ -21,7 +21,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from metarl.devices import pick_device
-from metarl.errors import NonFiniteError, check_choice, check_has, check_int, check_real, check_type
+from metarl.errors import NonFiniteError, check_bool, check_choice, check_has, check_int, check_real, check_type
 from metarl.functional_env import FunctionalEnvs
 from metarl.memory import check_fits, itemsize, space_numbers
 from metarl.network_check import check_second_derivatives
@@ -59,12 +59,7 @@ BASELINES: dict[str, Baseline] = {
 }
 
 WIDEST = 128
-"""With more numbers in an observation, the default baseline looks at the time alone."""
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+"""If an observation has more numbers, the default baseline uses the time alone."""
 
 
 _share = functools.partial(check_real, high=1.0, open_low=False)
@@ -73,45 +68,45 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "episodes": check_int,
     "discount": _share,
     "gae_lambda": _share,
-    **dict.fromkeys(("discount_weights", "cross_fit", "normalize_advantages", "bootstrap"), _check_bool),
+    **dict.fromkeys(("discount_weights", "cross_fit", "normalize_advantages", "bootstrap"), check_bool),
 }
-"""Settings that may change later, and what checks them."""
+"""Settings that may change later, and their checks."""
 
 
 @dataclass
 class ReinforcementLearning(FixedSettings):
-    """Where reinforcement-learning tasks come from: a distribution of environments, and the policy that acts in them.
+    """A source of reinforcement-learning tasks: a distribution of environments, and the policy that acts in them.
 
-    `dataclasses.replace(source, distribution=..., episodes=...)` gives the same with something changed.
+    `dataclasses.replace(source, distribution=..., episodes=...)` makes a source with some arguments changed.
 
     Args:
         distribution: the tasks.
         policy: a module whose `forward(obs [B, ...])` returns the parameters of the action distribution:
             `(loc, scale)`, each `[B, A]`, for Box actions, `(logits [B, A],)` for Discrete ones. Its parameters are
-            only the starting point; they are never changed.
+            only the starting point and never change.
         episodes: E, episodes for each task and draw.
         surrogate: `ratio`, `dice`, `loaded_dice` or `reinforce`: see `metarl.rl.surrogates` for their second
             derivatives.
         dice_lambda: of `loaded_dice`, in [0, 1]: 0 is `ratio`, 1 is `dice`.
         discount: gamma.
-        discount_weights: whether the credit of step t gets the weight gamma^t, which makes the gradient that of the
-            discounted return, for every surrogate. Without, late steps count as much as early ones, as is usual.
+        discount_weights: whether the credit of step t gets the weight gamma^t, so that the gradient is that of the
+            discounted return, for every surrogate. Without them late steps count as much as early ones, as usual.
         gae_lambda: lambda of generalised advantage estimation.
-        baseline: `linear`, `time` (no observations) or `none`; fitted per task and draw, never across. The default is
-            `linear`, and `time` where an observation has more than 128 numbers, as images do: the cost of `linear`
-            grows with their square.
+        baseline: `linear`, `time` (no observations) or `none`; fitted separately for each task and draw. The default is
+            `linear`, or `time` if an observation has more than 128 numbers, as images do: the cost of `linear` grows
+            with their square.
         cross_fit: whether each episode's baseline is fitted to the task's other episodes (five folds, or one episode
-            at a time), which leaves the policy gradient unbiased. With a single episode the baseline is then zero.
-        normalize_advantages: to mean 0 and standard deviation 1 per task and draw. Inner step sizes of the literature
-            assume it. With `cross_fit`, advantages are only divided by the root of their mean square, which leaves
-            the direction of a draw's gradient as it is. Turn it off where estimates must be unbiased in length as well.
-        actions: how they reach environments with a Box: `clip`ped to the bounds; `rescale`d, so that [-1, 1] is the
-            whole box; or `squash`ed by tanh (see `metarl.rl.actions`).
-        normalize_observations: by running mean and variance of what training has seen, which are frozen within an
-            iteration and in evaluations and saved with the learner; `policy` becomes a `NormalizedPolicy`.
-        bootstrap: whether the time limit only cuts episodes off, so that the value of the last observation stands for
-            the rest; by default the horizon is part of the task (see `metarl.rl.advantages`).
-        device: where parameters live and environments run.
+            at a time), so that the policy gradient is unbiased. With a single episode the baseline is then zero.
+        normalize_advantages: to mean 0 and standard deviation 1 per task and draw; inner step sizes in the literature
+            assume this. With `cross_fit`, advantages are only divided by the root of their mean square, which does not
+            change the direction of a draw's gradient. Turn it off if the length must be unbiased, too.
+        actions: for environments with a Box: `clip` them to the bounds; `rescale` them, so that [-1, 1] is the whole
+            box; or `squash` them by tanh (see `metarl.rl.actions`).
+        normalize_observations: by the running mean and variance of the observations in training, which are frozen
+            during an iteration and in evaluations and saved with the learner; `policy` becomes a `NormalizedPolicy`.
+        bootstrap: whether the time limit only cuts episodes, so that the value of the last observation replaces the
+            rest; by default the horizon is part of the task (see `metarl.rl.advantages`).
+        device: of the parameters and environments.
 
     Raises:
         ValueError: for arguments that cannot work, naming them.
@@ -182,7 +177,7 @@ class ReinforcementLearning(FixedSettings):
         return self._losses
 
     def _normalized_policy(self) -> nn.Module:
-        """The policy, normalised where that is asked for and has not been done (`dataclasses.replace` keeps it)."""
+        """The policy with normalised observations if needed; `dataclasses.replace` may pass one that has them."""
         if isinstance(self.policy, NormalizedPolicy) != self.normalize_observations:
             if not self.normalize_observations:
                 raise ValueError("normalize_observations must be True for a NormalizedPolicy, got False")
@@ -190,20 +185,20 @@ class ReinforcementLearning(FixedSettings):
         return self.policy
 
     def learn_from(self, tasks: TaskBatch, sum_everywhere: Callable[[Tensor], Tensor]) -> None:
-        """Take what the tasks have seen into the statistics of observations, where these are normalised."""
+        """Update the statistics of observations with those of the tasks, if observations are normalised."""
         drawn = unwrap(tasks)
         if isinstance(self.policy, NormalizedPolicy) and isinstance(drawn, RLTaskBatch) and drawn.seen is not None:
             self.policy.learn(sum_everywhere(drawn.seen))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The statistics of observations, where these are normalised."""
+        """The statistics of observations, if these are normalised."""
         return self.policy.moments.state_dict() if isinstance(self.policy, NormalizedPolicy) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`.
 
         Raises:
-            ValueError: it is another policy's, or one of the two does not normalise observations.
+            ValueError: for the state of another policy, or if only one of the two normalises observations.
         """
         if bool(state) != self.normalize_observations:
             found = "has observation statistics" if state else "has none"
@@ -223,26 +218,26 @@ class ReinforcementLearning(FixedSettings):
             warnings.warn(
                 f"baseline='linear' solves a system of {2 * width + 4} unknowns for each task and draw, because an "
                 f"observation has {width} numbers; baseline='time' does without them",
-                stacklevel=4,  # the caller of the dataclass's constructor
+                stacklevel=4,  # the caller of the constructor
             )
         return self.baseline
 
     def initial_params(self) -> Params:
-        """The policy's own values of the parameters its actions depend on."""
+        """The policy's values of the parameters that its actions depend on."""
         return policy_params(self.policy, probe_observations(self.policy, self.distribution.observation_space))
 
     def check_second_derivatives(self) -> None:
-        """Whether the policy can be differentiated twice, as exact Hessian-vector products need it.
+        """Check that the policy can be differentiated twice, for exact Hessian-vector products.
 
         Raises:
-            ValueError: naming the layer that cannot.
+            ValueError: naming the layer without a second derivative.
         """
         obs = probe_observations(self.policy, self.distribution.observation_space)
         check_second_derivatives("policy", self.policy, obs)
 
     @property
     def hessian_warning(self) -> str | None:
-        """Why the second derivative of the loss is not the objective's, if it is not."""
+        """The reason if the second derivative of the loss is not the objective's, else `None`."""
         if self.surrogate != "reinforce":
             return None
         return (
@@ -251,7 +246,7 @@ class ReinforcementLearning(FixedSettings):
         )
 
     def advantages(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
-        """The credit of each action `[T, E, L]`, and what it was divided by `[T]`."""
+        """The credit of each action `[T, E, L]`, and its divisor `[T]`."""
         rewards, mask = episodes.rewards, episodes.mask
         baseline = BASELINES[self.chosen_baseline]
         values, last_values = baseline.values(episodes, self.discount, self.bootstrap, self.cross_fit)
@@ -267,9 +262,9 @@ class ReinforcementLearning(FixedSettings):
         return credit, scale
 
     def check_size(self, num_tasks: int, argument: str = "num_tasks") -> None:
-        """Raise a `ValueError` where a draw for so many tasks cannot fit into memory; `argument` is their name.
+        """Raise a `ValueError` if a draw for so many tasks cannot fit into memory; `argument` names them.
 
-        Episodes may end early, so of long horizons only a part counts.
+        Episodes may end early, so only a part of a long horizon counts.
         """
         space, horizon = self.distribution.observation_space, self.distribution.horizon
         steps = max(min(horizon, 10_000), horizon // 1000)
@@ -336,7 +331,7 @@ class RLTaskBatch:
         return self._source.losses.objective
 
     def shard(self, first: int, last: int) -> "RLTaskBatch":
-        """Tasks `first` to `last` - 1, which draw what they would have drawn as part of the whole, from the start."""
+        """The tasks `first` ... `last` - 1, which draw from the start what they draw as part of the whole batch."""
         task = {name: value[first:last] for name, value in self.task.items()}
         return RLTaskBatch(self._source, task, self._streams.shard(first, last))
 
@@ -357,16 +352,21 @@ class RLTaskBatch:
     def draw(self, params: Params, role: Role) -> Batch:
         """Roll out at stacked `params` and estimate advantages; leaves are `[T, E, L, ...]`.
 
-        L is the horizon, or less where that is long and all episodes are short (`metarl.rl.rollout.array_length`).
+        L is the horizon, or less if that is long and all episodes are short (`metarl.rl.rollout.array_length`).
         """
+        # one episode in every environment, at the parameters of its task
         source = self._source
         episodes, actions, log_probs = self._in_equal_arrays(self.rollout(params))
         obs = episodes.obs
+
+        # the statistics learn from raw observations, baseline and loss get normalised ones
         if isinstance(source.policy, NormalizedPolicy):
             rows = source.policy.observe(obs, episodes.mask)
             self.seen = rows if self.seen is None else self.seen + rows
             normalized_obs, final_obs = map(source.policy.normalize, (obs, episodes.final_obs))
             episodes = episodes._replace(obs=normalized_obs, final_obs=final_obs)
+
+        # the credit of each action, and for E-MAML the objective of each episode in the same units
         advantages, scale = source.advantages(episodes)
         returns = discounted_sums(episodes.rewards, source.discount)[..., 0]  # [T, E]
         return {
@@ -387,14 +387,14 @@ class RLTaskBatch:
         return lengthened(rollout, self.agree(rollout.log_probs.shape[2]))
 
     def cost(self, batch: Batch) -> Mapping[str, int]:
-        """Samples are trajectories, as in the theory; environment steps are what they took."""
+        """Samples are trajectories, as in the theory; environment steps are their steps."""
         mask = batch["mask"]
         return {"samples": mask.shape[0] * mask.shape[1], "env_steps": int(mask.sum(dtype=torch.float64).item())}
 
 
 def _close(vec: VectorEnv[Any, Any, Any]) -> None:
-    """When nobody holds the tasks any more, which may be in the middle of another error."""
+    """Close the environments of tasks that are garbage, perhaps while another error is raised."""
     try:
         vec.close()
-    except Exception as error:  # whatever the environments raise
+    except Exception as error:  # environments may raise anything
         log.warning("environments could not be closed: %s: %s", type(error).__name__, error)

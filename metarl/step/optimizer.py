@@ -1,4 +1,4 @@
-"""Moving the parameters by the mean meta-gradient with any optimiser of `torch.optim`."""
+"""Outer steps along the mean meta-gradient with any optimiser of `torch.optim`."""
 
 import copy
 import functools
@@ -24,11 +24,11 @@ Schedule: TypeAlias = Callable[[int], float]
 
 
 class Stepped(NamedTuple):
-    """Where an outer step went, and by what."""
+    """The result of an outer step."""
 
     params: Params
     meta_grad: MeanGrad
-    info: Mapping[str, float] = MappingProxyType({})  # what is worth logging of the step itself
+    info: Mapping[str, float] = MappingProxyType({})  # values of the step for the log
 
 
 Update: TypeAlias = Callable[[Params, TaskBatch], MeanGrad]
@@ -38,15 +38,15 @@ Update: TypeAlias = Callable[[Params, TaskBatch], MeanGrad]
 class OuterStep(Protocol):
     """How a meta-gradient moves w. `update` may be called at several points, on the same or on replayed draws.
 
-    With several processes, `tasks` are this one's and what `update` returns is everyone's. A step must be the same in
-    all of them: whatever else it looks at, it gathers from all (`metarl.processes.share_of`).
+    With several processes, `tasks` are those of this process, and `update` returns the mean over all processes. A step
+    must be the same in all of them, so it must gather all other values (`metarl.processes.share_of`).
     """
 
     def __call__(self, params: Params, tasks: TaskBatch, update: Update) -> Stepped:
         """One outer step from `params`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on, but the parameters."""
+        """Everything that the next step depends on, except the parameters."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""
@@ -59,8 +59,8 @@ class OptimizerStep:
         params: the initial parameters, for their shapes.
         optimizer: the factory.
         learning_rate: beta, the outer step size.
-        max_grad_norm: the mean meta-gradient is scaled down to this norm where it is longer.
-        schedule: see `Schedule`; `None` keeps the learning rate.
+        max_grad_norm: a longer mean meta-gradient is scaled down to this norm.
+        schedule: see `Schedule`; without one the learning rate is constant.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class OptimizerStep:
         if schedule is not None and not callable(schedule):
             raise ValueError(f"schedule must be a function of the number of finished iterations, got {schedule!r}")
         known = isinstance(optimizer, type) and getattr(torch.optim, optimizer.__name__, None) is optimizer
-        self.optimizer_name = optimizer.__name__ if known else None  # what a checkpoint can hold
+        self.optimizer_name = optimizer.__name__ if known else None  # a checkpoint holds the name
         self._leaves = tree.detach(params)
         options = {"fused": True} if known and "fused" in inspect.signature(optimizer).parameters else {}
         make = functools.partial(optimizer, lr=self.learning_rate, **options)
@@ -113,7 +113,7 @@ class OptimizerStep:
         return Stepped(tree.detach(self._leaves), meta_grad, {"learning_rate": learning_rate})
 
     def _learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         if self.schedule is None:
             return self.learning_rate
         factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
@@ -127,23 +127,23 @@ class OptimizerStep:
         """Continue from `state_dict()`.
 
         Raises:
-            StateError: when it is not that of such an optimiser with such parameters, naming the entry.
+            StateError: when it does not fit this optimiser and these parameters, naming the entry.
         """
         where = ("outer_step",)
         checked = check_keys(state, {"optimizer": {}, "steps": 0}, where)
         steps = check_count(checked["steps"], (*where, "steps"))
-        saved = copy.deepcopy(self._checked(checked["optimizer"], steps, (*where, "optimizer")))  # changed in place
+        saved = copy.deepcopy(self._check_state(checked["optimizer"], steps, (*where, "optimizer")))  # changed in place
         self._optimizer.load_state_dict(saved)
         _restore_types(self._optimizer, saved["state"])
         self.steps = steps
 
-    def _checked(self, found: object, steps: int, where: Where) -> dict[str, Any]:
-        """The optimiser's state, when it has the structure of one after so many steps."""
+    def _check_state(self, found: object, steps: int, where: Where) -> dict[str, Any]:
+        """The optimiser's state, if it has the structure of one after so many steps."""
         own = self._optimizer.state_dict()
         saved = check_keys(found, {"state": {}, "param_groups": []}, where)
         groups, wanted = saved["param_groups"], own["param_groups"]
         if isinstance(groups, list) and len(groups) == len(wanted):
-            # another version of torch may know fewer options: they keep their defaults, as torch has it
+            # another version of torch may have saved fewer options: the others keep torch's defaults
             groups = [
                 {**mine, **group} if isinstance(group, Mapping) else group
                 for mine, group in zip(wanted, groups, strict=True)
@@ -161,19 +161,19 @@ class OptimizerStep:
 
 
 def _common(structure: Any, found: Any) -> Any:
-    """`structure` where `found` has tensors under the same keys, and `found` everywhere else."""
+    """`structure` if `found` has tensors under the same keys, and `found` everywhere else."""
     if isinstance(structure, Mapping) and isinstance(found, Mapping):
         return {key: _common(structure[key], entry) if key in structure else entry for key, entry in found.items()}
     return structure if isinstance(structure, torch.Tensor) else found
 
 
 def _try(optimizer: OptimizerFactory, make: OptimizerFactory, params: Params) -> tuple[Any, Any]:
-    """Take one step of the optimiser on copies of `params`, with gradients of zero.
+    """Take one step of the optimiser on copies of `params`, with zero gradients.
 
-    Returns the structure of the optimiser's state before the step, and after it.
+    Returns the structure of the optimiser's state before the step and after it.
 
     Raises:
-        ValueError: naming the optimiser and why it cannot take an outer step.
+        ValueError: naming the optimiser and the reason why it cannot take an outer step.
     """
     name = getattr(optimizer, "__name__", repr(optimizer))
     leaves = list(tree.detach(params).values())
@@ -189,7 +189,7 @@ def _try(optimizer: OptimizerFactory, make: OptimizerFactory, params: Params) ->
         before = skeleton(trial.state_dict()["state"])
         trial.step()
         return before, skeleton(trial.state_dict()["state"])
-    except Exception as error:  # whatever a factory may raise
+    except Exception as error:  # a factory may raise anything
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"optimizer must take steps with the gradients of all parameters, like Adam or SGD; {name} cannot: {reason}"
@@ -197,7 +197,7 @@ def _try(optimizer: OptimizerFactory, make: OptimizerFactory, params: Params) ->
 
 
 def _restore_types(optimizer: torch.optim.Optimizer, saved: Mapping[int, Mapping[str, Any]]) -> None:
-    """Give the state its saved types again: torch casts it to the parameters', as NAdam's `mu_product`."""
+    """Restore the saved dtypes of the state: torch casts it to the parameters' dtype, such as NAdam's `mu_product`."""
     leaves = [leaf for group in optimizer.param_groups for leaf in group["params"]]
     for i, values in saved.items():
         state = optimizer.state[leaves[i]]
