@@ -2,13 +2,13 @@
 
 PyTorch's CPU kernels compute most of an array in vectors and the rest number by number. For `exp`, `log1p`, `tanh` and
 arithmetic both give the same bits. For `sigmoid`, `softplus`, `silu`, `gelu`, `mish`, `elu`, `pow`, `exp2`, `cosh`,
-`logaddexp` and some others they do not, so what a task computes would depend on how many tasks are computed beside it.
-The functions here use `exp`, `log1p` and arithmetic only. With e = exp(-|x|) <= 1,
+`logaddexp` and some others they do not, so the numbers of a task would depend on the number of
+tasks beside it. The functions here use `exp`, `log1p` and arithmetic only. With e = exp(-|x|) <= 1,
 
     sigmoid(x)  = (1 if x > 0 else e) / (1 + e)
     softplus(x) = max(x, 0) + log(1 + e)
 
-which is accurate to a few roundings for every x, as are the derivatives.
+The result and its derivatives are accurate to a few roundings for every x.
 """
 
 import torch
@@ -37,5 +37,5 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def _exp_minus_abs(x: Tensor) -> Tensor:
-    """`exp(-|x|)`; at 0, where `abs` has the derivative 0, this has those of `exp(x)`, as the callers need."""
+    """`exp(-|x|)`; at 0, where `abs` has the derivative 0, it has those of `exp(x)`, as the callers need."""
     return torch.where(x > 0, -x, x).exp()

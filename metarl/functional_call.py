@@ -1,4 +1,4 @@
-"""Calling a module at parameters of one's choice."""
+"""Calling a module at given parameters."""
 
 import os
 import threading
@@ -29,9 +29,9 @@ class _Lock:
 
 
 MODULES_IN_USE = _Lock()
-"""Taken while a module is called: torch puts the given parameters into the module itself for so long, for all threads.
+"""Held while a module is called: meanwhile torch puts the given parameters into the module itself, for all threads.
 
-Whoever looks at a module's own parameters takes it too.
+Code that looks at a module's own parameters must hold it, too.
 """
 
 _names: WeakKeyDictionary[nn.Module, tuple[list[Any], dict[str, list[str]]]] = WeakKeyDictionary()
@@ -40,10 +40,10 @@ _names: WeakKeyDictionary[nn.Module, tuple[list[Any], dict[str, list[str]]]] = W
 def call(module: nn.Module, params: Mapping[str, Tensor], *args: Tensor) -> Any:
     """`module(*args)` at `params`, by the names of `module.named_parameters()` and `named_buffers()`.
 
-    As `torch.func.functional_call`, tied weights included; but also right where a module holds the same module under
-    several names, as Stable-Baselines3's policies hold their features extractor. There torch would put the first of
-    `params` back into the module in place of its own: a tensor of a vmap that has ended. Several threads may call the
-    same module: one waits for the other.
+    Like `torch.func.functional_call`, tied weights included. Also right where a module holds the same module under several
+    names, as Stable-Baselines3's policies hold their features extractor: there torch would leave the first of `params`
+    in the module, a tensor of a vmap that has ended. Several threads may call the same module: they wait for each
+    other.
     """
     with MODULES_IN_USE:
         places = _known_places(module)
@@ -52,7 +52,7 @@ def call(module: nn.Module, params: Mapping[str, Tensor], *args: Tensor) -> Any:
 
 
 def _known_places(module: nn.Module) -> dict[str, list[str]]:
-    """`_places`, looked for again where a parameter, a buffer or a module was replaced."""
+    """`_places`, found again after a parameter, a buffer or a module was replaced."""
     held = [x for m in module.modules() for own in (m._parameters, m._buffers, m._modules) for x in own.items()]
     found = _names.get(module)
     if found is None or len(found[0]) != len(held) or any(a is not b for (_, a), b in zip(held, found[0], strict=True)):
@@ -61,7 +61,7 @@ def _known_places(module: nn.Module) -> dict[str, list[str]]:
 
 
 def _places(module: nn.Module) -> dict[str, list[str]]:
-    """Under each parameter's or buffer's first name, one name for every place that holds it."""
+    """For the first name of each parameter or buffer, one name for every place that holds it."""
     first_name: dict[int, str] = {}
     found: dict[str, dict[tuple[int, str], str]] = {}
     for prefix, owner in module.named_modules(remove_duplicate=False):

@@ -21,7 +21,7 @@ from metarl.rl.actions import clipper
 from metarl.rl.distributions import ActionDistribution, DistParams
 from metarl.rl.incoming import check_finite_episodes, check_functional, env_name
 from metarl.rl.policy import shared_state, stacked_forward
-from metarl.rl.rollout import NOISE_STEPS, Forward, Noise, Rollout, Steps, finished, sequences, step_through
+from metarl.rl.rollout import NOISE_STEPS, Forward, Noise, Rollout, Steps, finish, sequences, step_through
 from metarl.rl.streams import Streams
 from metarl.tree import float_leaf, tree_map
 from metarl.types import HasThreads, Params, TaskDistribution, TaskParams
@@ -57,7 +57,7 @@ class Actor:
         self.policy, self.distribution, self.actions = policy, distribution, actions
 
     @contextmanager
-    def bound(self, params: Params, obs: Tensor) -> Iterator[Forward]:
+    def bind(self, params: Params, obs: Tensor) -> Iterator[Forward]:
         """The forward of all tasks at these parameters, for observations `[T, E, ...]` that look like `obs`.
 
         It takes no gradients. Its results hold until its next call.
@@ -112,13 +112,13 @@ class Actor:
             NonFiniteError: an observation, an action or a reward is NaN or infinite.
         """
         if isinstance(environments, FunctionalEnvs):
-            rollout = finished(self._repeat_step(environments, params, noise), self.distribution, noise.horizon)
+            rollout = finish(self._repeat_step(environments, params, noise), self.distribution, noise.horizon)
             check_functional(environments.env, rollout.episodes.obs, rollout.episodes.mask)
             name = type(environments.env).__name__
         else:
-            with self.bound(params, _like_obs(environments, params, noise)) as forward:
+            with self.bind(params, _like_obs(environments, params, noise)) as forward:
                 steps = step_through(environments, forward, self.distribution, noise, _dtype(params), self.actions)
-            rollout = finished(steps, self.distribution, noise.horizon)
+            rollout = finish(steps, self.distribution, noise.horizon)
             name = env_name(environments)
         check_finite_episodes(name, *rollout)
         return rollout

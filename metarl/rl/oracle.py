@@ -41,7 +41,7 @@ from metarl.rl.distributions import distribution_for
 from metarl.rl.losses import Losses
 from metarl.rl.normalization import NormalizedPolicy
 from metarl.rl.policy import check_policy, policy_params, probe_observations
-from metarl.rl.rollout import Rollout, array_length, lengthened
+from metarl.rl.rollout import Rollout, array_length, lengthen
 from metarl.rl.streams import Streams
 from metarl.rl.sums import discounted_sums
 from metarl.rl.surrogates import make_surrogate
@@ -384,7 +384,7 @@ class RLTaskBatch:
         """The rollout in arrays of the same length in all processes."""
         if array_length(1, self._source.distribution.horizon) == self._source.distribution.horizon:
             return rollout
-        return lengthened(rollout, self.agree(rollout.log_probs.shape[2]))
+        return lengthen(rollout, self.agree(rollout.log_probs.shape[2]))
 
     def cost(self, batch: Batch) -> Mapping[str, int]:
         """Samples are trajectories, as in the theory; environment steps are their steps."""

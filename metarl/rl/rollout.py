@@ -1,4 +1,4 @@
-"""What a rollout is, and how it is made in environments that are stepped as they are."""
+"""What a rollout is, and how environments are stepped that are not functions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -16,13 +16,13 @@ from metarl.rl.incoming import Incoming, check_actions_finite, env_name
 from metarl.types import HasThreads
 
 NOISE_STEPS = 256
-"""Random numbers are drawn for so many steps at a time, and arrays have at least so many, or the whole horizon."""
+"""The number of steps that random numbers are drawn for at a time; arrays are at least as long, or the horizon."""
 
 Forward: TypeAlias = Callable[[Tensor], DistParams]
 
 
 class Rollout(NamedTuple):
-    """What was seen and done."""
+    """What was seen and done in one episode of each environment."""
 
     episodes: Episodes
     actions: Tensor  # [T, E, H, *action]
@@ -30,14 +30,14 @@ class Rollout(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Everything random in a rollout; what comes after the first steps is drawn when it is needed."""
+    """Everything random in a rollout; the numbers of later steps are drawn when they are needed."""
 
     actions: Tensor  # [T, h, E, ...], of the first h steps
     initial: Tensor  # [T, E, k], of functional environments
     transitions: Tensor  # [T, h, E, k], likewise
     seed: int  # of other environments
     missing: int = 0  # steps up to the horizon, after the first h
-    more: Callable[[int], tuple[Tensor, Tensor]] | None = None  # the numbers of actions and transitions of n more steps
+    more: Callable[[int], tuple[Tensor, Tensor]] | None = None  # numbers of n more steps: of actions, of transitions
 
     @property
     def horizon(self) -> int:
@@ -78,18 +78,18 @@ def step_through(
     dtype: torch.dtype,
     actions: str = "clip",
 ) -> Steps:
-    """One episode in each environment of `vec`; what has ended is stepped on until all have.
+    """One episode in each environment of `vec`; all are stepped until all have ended.
 
     Args:
         vec: T x E environments in task-major order, autoreset disabled, speaking numpy or torch.
-        forward: the policy, `[T, E, *obs]` to what `distribution` takes; its results may hold until its next call only.
+        forward: the policy, `[T, E, *obs]` to the parameters of `distribution`; its results hold until its next call.
         distribution: of actions.
         noise: `vec` is seeded from it.
         dtype: of observations and rewards.
         actions: how they are sent (`metarl.rl.actions`).
 
     Raises:
-        ValueError: `vec` returns something else than it promised (`metarl.rl.incoming`).
+        ValueError: `vec` does not return what it promised (`metarl.rl.incoming`).
         NonFiniteError: an action is NaN or infinite.
     """
     tasks, _, episodes = noise.actions.shape[:3]
@@ -102,12 +102,12 @@ def step_through(
     running = torch.ones(per_task, dtype=torch.bool, device=device)
     terminated = torch.zeros_like(running)
     columns = []
-    # torch's threads would spin between operations while the environments' want the cores
+    # torch's threads would spin between operations while the threads of the environments need the cores
     with one_torch_thread() if isinstance(vec, HasThreads) and vec.threads > 1 else nullcontext():
         for t, numbers in enumerate(noise.steps()):
             parameters = forward(obs)
             action = distribution.sample(parameters, numbers)
-            if not in_torch or device.type == "cpu":  # elsewhere the question would cost a synchronisation
+            if not in_torch or device.type == "cpu":  # elsewhere this would cost a synchronisation
                 check_actions_finite(env_name(vec), obs, action, running, t + 1)
             sent = clip(action.flatten(0, 1))
             found = incoming.next(vec.step(sent if in_torch else sent.cpu().numpy()))
@@ -121,8 +121,8 @@ def step_through(
     return Steps([torch.stack(column) for column in zip(*columns, strict=True)], obs, terminated)
 
 
-def finished(steps: Steps, distribution: ActionDistribution, horizon: int) -> Rollout:
-    """The rollout in arrays `[T, E, L, ...]`, with zeros after the last step of all; see `array_length` for L."""
+def finish(steps: Steps, distribution: ActionDistribution, horizon: int) -> Rollout:
+    """The rollout in arrays `[T, E, L, ...]`, padded with zeros; see `array_length` for L."""
     columns = [column.movedim(0, 2).contiguous() for column in steps.columns]
     seen, reward, running_before, action = columns[:4]
     mask = running_before.to(reward.dtype)
@@ -134,7 +134,7 @@ def finished(steps: Steps, distribution: ActionDistribution, horizon: int) -> Ro
 
 
 def _after_last_step(seen: Tensor, running: Tensor, last: Tensor) -> Tensor:
-    """What each episode saw after its last step, `[T, E, *obs]`: in `seen` `[T, E, h, *obs]`, or `last` at the end."""
+    """The observation after the last step of each episode, `[T, E, *obs]`: from `seen` `[T, E, h, *obs]`, or `last`."""
     steps = running.sum(2)
     tasks, episodes = (torch.arange(n, device=seen.device) for n in seen.shape[:2])
     inside = seen[tasks[:, None], episodes, steps.clamp(max=seen.shape[2] - 1)]
@@ -143,14 +143,14 @@ def _after_last_step(seen: Tensor, running: Tensor, last: Tensor) -> Tensor:
 
 
 def array_length(steps: int, horizon: int) -> int:
-    """How long arrays are that hold `steps` steps: the horizon, or a smaller power of two from 256 on.
+    """The length of arrays for `steps` steps: the horizon, or a smaller power of two of at least 256.
 
-    There are few such lengths, because every new one makes a new record of the derivatives.
+    There are few such lengths, because each new one needs a new record of the derivatives.
     """
     return min(horizon, max(NOISE_STEPS, 1 << (steps - 1).bit_length()))
 
 
-def lengthened(rollout: Rollout, length: int) -> Rollout:
+def lengthen(rollout: Rollout, length: int) -> Rollout:
     """The rollout in arrays of `length` steps, where it has fewer."""
     episodes, actions, log_probs = rollout
     longer = {name: _pad(getattr(episodes, name), length) for name in ("obs", "rewards", "mask")}

@@ -90,11 +90,11 @@ def check(policy: nn.Module, forward: Callable[[Tensor], tuple[Tensor, ...]], pa
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_bound_equals_a_loop_over_tasks(name: str) -> None:
+def test_bind_equals_a_loop_over_tasks(name: str) -> None:
     policy = POLICIES[name]()
     acts, obs = actor(policy), torch.randn(2, 3, 5, 3)
     first, second = stacked(policy, seed=1), stacked(policy, seed=2)
-    with acts.bound(first, obs[0]) as one, acts.bound(second, obs[0]) as other:  # before any call: none leaks
+    with acts.bind(first, obs[0]) as one, acts.bind(second, obs[0]) as other:  # before any call: none leaks
         for forward, params in ((one, first), (other, second)):
             check(policy, forward, params, obs[0])
             check(policy, forward, params, obs[1])  # other observations than it was bound with
@@ -104,7 +104,7 @@ def test_bound_equals_a_loop_over_tasks(name: str) -> None:
 def test_tasks_that_share_their_parameters(name: str) -> None:
     policy = POLICIES[name]()
     params, obs = tree.broadcast(tree.take(stacked(policy), 0), 3), torch.randn(3, 5, 3)
-    with actor(policy).bound(params, obs) as forward:
+    with actor(policy).bind(params, obs) as forward:
         check(policy, forward, params, obs)
 
 
@@ -132,7 +132,7 @@ def test_params_are_copies() -> None:
 def test_what_depends_on_the_parameters_alone_is_computed_once(engine: Engine) -> None:
     policy, obs = POLICIES["box"](), torch.randn(3, 5, 3)
     acts = actor(policy)
-    with acts.bound(stacked(policy), obs):
+    with acts.bind(stacked(policy), obs):
         pass
     (record,) = engine._cache
     assert isinstance(record, StepRecord)
@@ -149,11 +149,11 @@ def test_recorded_once_per_shape(engine: Engine) -> None:
     acts = actor(policy)
     for num_tasks, episodes, records in [(3, 5, 1), (3, 5, 1), (2, 5, 2), (3, 4, 3), (3, 5, 3)]:
         params, obs = stacked(policy, num_tasks), torch.randn(num_tasks, episodes, 3)
-        with acts.bound(params, obs) as forward:
+        with acts.bind(params, obs) as forward:
             check(policy, forward, params, obs)
         assert len(engine._cache) == records
     doubled, obs = {k: v.double() for k, v in stacked(policy).items()}, torch.randn(3, 5, 3).double()
-    with acts.bound(doubled, obs) as forward:
+    with acts.bind(doubled, obs) as forward:
         check(policy, forward, doubled, obs)
 
 
@@ -166,7 +166,7 @@ def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     params, acts = stacked(policy), actor(policy)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):  # tried once
-            with acts.bound(params, obs) as forward:
+            with acts.bind(params, obs) as forward:
                 check(policy, forward, params, obs)
     assert [r.message for r in caplog.records] == ["the policy cannot be recorded and runs slower: no tracing today"]
 
@@ -181,7 +181,7 @@ def test_falls_back_where_the_record_is_wrong(
     monkeypatch.setattr(Program, "run", wrong)
     policy, obs = Own(), torch.randn(3, 5, 3)
     params = stacked(policy)
-    with actor(policy).bound(params, obs) as forward:
+    with actor(policy).bind(params, obs) as forward:
         check(policy, forward, params, obs)
     assert "cannot be recorded" in caplog.text
 
@@ -192,6 +192,6 @@ def test_buffers_and_frozen_parameters_are_as_they_are_now(caplog: pytest.LogCap
     acts = actor(policy)
     for mean in (0.5, -2.0):  # the second time the record is an old one
         policy.mean.fill_(mean)
-        with acts.bound(stacked(policy), obs) as forward:
+        with acts.bind(stacked(policy), obs) as forward:
             check(policy, forward, stacked(policy), obs)
     assert "cannot be recorded" not in caplog.text
