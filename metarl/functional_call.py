@@ -40,10 +40,10 @@ _names: WeakKeyDictionary[nn.Module, tuple[list[Any], dict[str, list[str]]]] = W
 def call(module: nn.Module, params: Mapping[str, Tensor], *args: Tensor) -> Any:
     """`module(*args)` at `params`, by the names of `module.named_parameters()` and `named_buffers()`.
 
-    Like `torch.func.functional_call`, tied weights included. Also right where a module holds the same module under several
-    names, as Stable-Baselines3's policies hold their features extractor: there torch would leave the first of `params`
-    in the module, a tensor of a vmap that has ended. Several threads may call the same module: they wait for each
-    other.
+    Like `torch.func.functional_call`, tied weights included. Also right where a module holds the same module under
+    several names, as Stable-Baselines3's policies hold their features extractor: there torch would leave the first of
+    `params` in the module, a tensor of a vmap that has ended. Several threads may call the same module: they wait for
+    each other.
     """
     with MODULES_IN_USE:
         places = _known_places(module)

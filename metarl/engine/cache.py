@@ -13,10 +13,10 @@ from metarl.engine.walk import Identity
 T = TypeVar("T")
 
 MOST = 64
-"""Records that are kept; the one that was not used for the longest time goes first."""
+"""The number of records to keep; the least recently used one goes first."""
 
 OFTEN = 8
-"""A warning is given at so many records of one function that differ in the values it reads."""
+"""The number of records of one function, each for other values that it reads, that gives a warning."""
 
 MOST_NAMES = 64
 

@@ -91,7 +91,7 @@ class TaskRecord:
         self.runners: dict[Arena, Runner] = {}  # at most one for each arena, which is lent to one run at a time
 
     def run(self, plain: Plain, leaves: list[Tensor]) -> Any:
-        """The function of all tasks; `None` where the record is wrong, which is found out when a comparison is due."""
+        """The function of all tasks; `None` if a comparison has shown that the record is wrong."""
         if self._uses.given_up:
             return None
         number = self._uses.count()

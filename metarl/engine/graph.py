@@ -104,7 +104,7 @@ def _is_product_with_1(node: fx.Node) -> bool:
 
 
 def merge_duplicates(graph: fx.Graph) -> None:
-    """Compute once, and not twice, the same operation on the same inputs."""
+    """Compute the same operation on the same inputs only once."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or not is_pure(node):

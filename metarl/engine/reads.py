@@ -18,8 +18,6 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
-from torch import Tensor
-
 from metarl.engine.walk import MISSING, PLAIN, Identity, Walk, Watch, is_full, own_attributes
 from metarl.functional_call import MODULES_IN_USE
 
@@ -29,13 +27,8 @@ MOST_STATES = 128
 class Frozen:
     """One state of what a function reads; two of them are equal only if they are the same object."""
 
-    def __init__(self, tokens: dict[str, Any], tensors: list[Tensor]) -> None:
+    def __init__(self, tokens: dict[str, Any]) -> None:
         self.tokens = tokens
-        self._tensors = [weakref.ref(x) for x in tensors]
-
-    def versions(self) -> tuple[int, ...]:
-        """How often each tensor was written into."""
-        return tuple(-1 if x is None or x.is_inference() else x._version for x in (ref() for ref in self._tensors))
 
     def is_gone(self) -> bool:
         """Whether it cannot come back, because an object in it no longer exists."""
@@ -86,7 +79,7 @@ class States:
         walk.watch.start()
         frozen = next((x for x in self._known if x.tokens == walk.tokens), None)
         if frozen is None:
-            frozen = Frozen(walk.tokens, walk.watch.tensors)
+            frozen = Frozen(walk.tokens)
             for gone in [x for x in self._known if x.is_gone()]:
                 del self._known[gone]
         self._known[frozen] = None

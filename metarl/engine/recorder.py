@@ -203,7 +203,7 @@ def _asks_for_values(func: Any, args: Sequence[Any]) -> bool:
 
 
 class _StayInTorch(TorchFunctionMode):
-    """Refuses to give values to code that is not recorded."""
+    """Refuses to give numbers of tensors to code that is not recorded."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
