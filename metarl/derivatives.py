@@ -37,7 +37,7 @@ def hessian_vector_products(
 ) -> Params:
     """`H_i(w_i; D_i) u_i` for every task, exactly: reverse over reverse, without forming H.
 
-    H is the Hessian of the tasks' loss, or of `loss` where the oracle has another one whose Hessian is wanted.
+    H is the Hessian of the tasks' loss, or of `loss` if that is given.
     """
     function = one_number("loss", tasks.loss if loss is None else loss)
 
@@ -71,11 +71,7 @@ def score_terms(tasks: TaskBatch, params: Params, batch: Batch, weights: Tensor)
 
 
 def one_number(name: str, function: Loss) -> Loss:
-    """`function` of one task, which must return a tensor of one number.
-
-    Raises:
-        ValueError: by what is returned, naming the function, when it does not.
-    """
+    """`function` of one task, with a check: it raises a `ValueError` unless the result is a tensor of one number."""
 
     def checked(params: Params, batch: Batch) -> Tensor:
         result = function(params, batch)

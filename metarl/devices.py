@@ -39,7 +39,7 @@ def local_rank() -> int:
 
 
 def environment_number(name: str) -> int:
-    """The environment variable `name` as a number; 0 where it is not set.
+    """The environment variable `name` as a number; 0 if it is not set.
 
     Raises:
         ValueError: when it is not a whole number.

@@ -254,10 +254,10 @@ def _nccl() -> dist.ProcessGroup:
     It is separate from the default group: with one group for both, a process once waited for another that had left.
 
     Raises:
-        ValueError: where torch was built without NCCL.
+        ValueError: if torch was built without NCCL.
     """
     if not dist.is_nccl_available():
-        raise ValueError("device must be 'cpu' in several processes where torch has no NCCL, got 'cuda'")
+        raise ValueError("device must be 'cpu' in several processes if torch has no NCCL, got 'cuda'")
     return cast(dist.ProcessGroup, dist.new_group(backend="nccl"))
 
 

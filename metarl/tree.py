@@ -107,10 +107,10 @@ def unflatten(rows: Tensor, like: Mapping[str, Tensor]) -> Params:
 
 
 def float_leaf(leaves: Mapping[str, Tensor] | Iterable[Tensor]) -> Tensor:
-    """The first floating-point leaf, whose dtype and device the others' are: one before it may be an integer.
+    """The first floating-point leaf, for the dtype and device of all; there may be integer leaves before it.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: if no leaf is floating-point.
     """
     every = leaves.values() if isinstance(leaves, Mapping) else leaves
     for leaf in every:

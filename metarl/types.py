@@ -123,7 +123,7 @@ class ChecksSize(Protocol):
     """A source that can tell early whether its draws fit into memory."""
 
     def check_size(self, num_tasks: int, argument: str = "num_tasks") -> None:
-        """Raise a `ValueError` where a draw for so many tasks cannot fit; `argument` is their name."""
+        """Raise a `ValueError` if a draw for so many tasks cannot fit; `argument` names them."""
 
 
 @runtime_checkable

@@ -21,7 +21,8 @@ MODULES = [
 ]
 
 CORE = ("types", "tree", "inner", "derivatives", "wrappers", "outer", "step", "rl")
-LAB = ("metarl.theory", "metarl.supervised", "metarl.checkpoint")
+LAB = ("metarl.theory", "metarl.supervised", "metarl.checkpoint", "metarl.processes")
+UPDATES = ("types", "tree", "inner", "derivatives", "errors", "outer")  # all that an update may import of metarl
 
 IMPORT_ALONE = f"""
 import importlib, sys
@@ -84,6 +85,20 @@ def test_what_a_file_may_import(path: Path) -> None:
     assert not inside(names, FORBIDDEN)
     if path.relative_to(ROOT).with_suffix("").parts[0] in CORE:
         assert not inside(names, LAB)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.parent.name == "outer" and path.stem not in ("__init__", "registry")],
+    ids=lambda path: path.stem,
+)
+def test_updates_know_no_plumbing(path: Path) -> None:
+    own = inside(imports(path.read_text(encoding="utf-8")), ("metarl",)) - {"metarl"}
+    assert own == inside(own, tuple(f"metarl.{name}" for name in UPDATES))
+
+
+def test_tree_imports_only_torch() -> None:
+    assert not inside(imports((ROOT / "tree.py").read_text(encoding="utf-8")), ("metarl", "numpy", "gymnasium"))
 
 
 def test_imports_sees_every_form() -> None:

@@ -1,7 +1,7 @@
 """Surrogate losses: functions of the action log-probabilities whose gradient is minus the policy gradient.
 
 They take the credit A_t of each action as it is. With the weights gamma^t in it the gradient is that of the discounted
-return; without them, as is usual, it is that of no return where gamma < 1 (see `metarl.rl.oracle`).
+return; without them, as usual, and with gamma < 1 it is the gradient of no return (see `metarl.rl.losses`).
 
 Their *second* derivatives differ, and with them the meta-gradients (Rothfuss et al., 2019; Farquhar et al., 2019).
 With s_t the score of action t and A_t its advantage, the Hessian of the return is H1 + H2 + H12 + H12^T:
