@@ -1,9 +1,9 @@
-"""Train several outer updates at equal environment steps and compare how fast they adapt to held-out tasks.
+"""Train several outer updates with equal environment steps and compare how fast they adapt to held-out tasks.
 
     metarl compare --env navigation --env-steps 12000000 --seeds 0 1 2 --log-dir runs --name comparison
 
-Each update trains for as many iterations as the budget pays for, with the outer step size annealed over them. The
-folder gets a run's folder for each update and seed, and `comparison.json` and `comparison.png`.
+The budget of environment steps gives each update its number of iterations, over which the outer step size is annealed.
+The folder gets a run folder for each update and seed, `comparison.json` and `comparison.png`.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ import numpy as np
 from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int
 from metarl.experiments.common import cli
-from metarl.experiments.common.config import TRAIN, TrainConfig, build_learner
 from metarl.experiments.common.figures import Curve, adaptation_figure
 from metarl.experiments.common.lock import FolderLock
-from metarl.experiments.common.run import fresh, new_folder, writing
+from metarl.experiments.common.options import check_distinct
+from metarl.experiments.common.run import new_folder, new_run, write_run
 from metarl.experiments.common.tables import markdown_table, with_interval
-from metarl.experiments.train import train
+from metarl.experiments.train import TrainConfig, train
 from metarl.logging import read_metrics
 from metarl.outer import OUTER
 from metarl.statistics import confidence_interval
@@ -36,23 +36,23 @@ class Arguments:
     env: str = "navigation"
     """Task distribution."""
     outer: tuple[str, ...] = tuple(OUTER)
-    """Outer updates to compare; default: all."""
+    """Outer updates to compare. Default: all."""
     env_steps: int = 12_000_000
-    """Environment steps each training run may take."""
+    """Environment steps of each training run."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """A run for each of these."""
+    """Seeds: one run for each."""
     meta_batch_size: int = 20
     """Tasks per iteration."""
     episodes: int = 20
     """Episodes per task and draw."""
     horizon: int = 100
-    """Steps per episode at most."""
+    """Maximum steps per episode."""
     device: str = "cpu"
-    """Where to train."""
+    """Device to train on."""
     plugins: tuple[str, ...] = ()
-    """Modules to import first, such as one that registers your own outer update."""
+    """Modules to import first, for example one that registers your own outer update."""
     log_dir: Path = Path("runs")
-    """Where the comparison's folder is made."""
+    """Parent folder of the comparison's folder."""
     name: str = "comparison"
     """Name of the comparison's folder."""
 
@@ -61,14 +61,14 @@ class Arguments:
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "metarl compare", __doc__)
-    configs = cli.prepared(lambda: plan(given))
+    configs = cli.prepare(lambda: plan(given))
     folder = given.log_dir / given.name
     with FolderLock(folder):
         compare(given, configs, folder)
 
 
 def compare(given: Arguments, configs: dict[str, list[TrainConfig]], folder: Path) -> None:
-    """Train them all, and leave the table and the picture in `folder`."""
+    """Train all runs, save the comparison in `folder` and print its table."""
     results = {outer: summarize([result_of(config) for config in runs]) for outer, runs in configs.items()}
     write_json(folder / "comparison.json", results)
     curves = {outer: Curve(row["mean"], row["ci95"]) for outer, row in results.items()}
@@ -90,9 +90,8 @@ def plan(given: Arguments) -> dict[str, list[TrainConfig]]:
     cli.import_plugins(given.plugins)
     for outer in given.outer:
         check_choice("outer", outer, OUTER)
-    for name, values in (("outer", given.outer), ("seeds", given.seeds)):
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name} must name at least one, and none twice, got {values}")
+    check_distinct("outer", given.outer)
+    check_distinct("seeds", given.seeds)
     shared = TrainConfig(
         env=given.env,
         meta_batch_size=given.meta_batch_size,
@@ -109,26 +108,28 @@ def plan(given: Arguments) -> dict[str, list[TrainConfig]]:
             dataclasses.replace(shared, outer=outer, seed=seed, iterations=iterations, name=f"{outer}-{seed}")
             for seed in given.seeds
         ]
-        build_learner(runs[outer][0])  # every setting is checked before the first run starts
+        runs[outer][0].build_learner()  # every setting is checked before the first run starts
     new_folder(given.log_dir, given.name)
     return runs
 
 
 def iterations_for(config: TrainConfig, env_steps: int) -> int:
-    """How many iterations of the configured update `env_steps` pay for, from how many episodes an iteration draws."""
-    small = dataclasses.replace(config, meta_batch_size=2, episodes=2, horizon=1)  # one to leave out for e_maml
-    draws = build_learner(small).learn(1).counts["samples"] // 4
+    """The update's iterations within `env_steps`. A small iteration tells how many episodes each one draws."""
+    small = dataclasses.replace(config, meta_batch_size=2, episodes=2, horizon=1)  # e_maml leaves one out
+    draws = small.build_learner().learn(1).counts["samples"] // 4
     assert config.horizon is not None
     iterations = env_steps // (draws * config.meta_batch_size * config.episodes * config.horizon)
     if iterations == 0:
-        raise ValueError(f"env_steps must pay for an iteration of each update; {env_steps} do not for {config.outer}")
+        raise ValueError(
+            f"env_steps must suffice for an iteration of each update; {env_steps} do not for {config.outer}"
+        )
     return iterations
 
 
 def result_of(config: TrainConfig) -> dict[str, Any]:
-    """Train, and what came of it: the held-out scores, environment steps and seconds per iteration."""
-    run = fresh(TRAIN, config)
-    with writing(run), cli.one_line_errors(f"; it was in {run.folder}"):
+    """Train one run; its held-out scores, environment steps and seconds per iteration."""
+    run = new_run(config)
+    with write_run(run, f"; it was in {run.folder}"):
         train(run)
     evaluation = json.loads((run.folder / "evaluation.json").read_text())
     lines = read_metrics(run.folder)
@@ -141,7 +142,7 @@ def result_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds and tasks, with 95 % intervals that hold for both."""
+    """Means over seeds and tasks, with 95 % intervals over both."""
     scores = np.asarray([result["scores"] for result in results])  # [seeds, K + 1, tasks]
     return {
         "mean": scores.mean((0, 2)).tolist(),

@@ -1,12 +1,12 @@
-"""Few-shot classification of classes never seen in training: every outer update against two ways to do without.
+"""Few-shot classification of new classes: every outer update against two baselines without meta-learning.
 
     metarl few-shot --data digits --ways 5 --shots 1 --seeds 0 1 --log-dir runs --name digits
     metarl few-shot --data omniglot/ --inverted --rotations --split 1100 100 423 --ways 20
 
-`from scratch` adapts the untrained network. `joint pretraining` trains it to tell all training classes apart, replaces
-the last layer by zeros for the new classes, and adapts everything; it takes as many steps as the updates, each on as
-many images. Each takes the inner step size with the highest accuracy on the validation classes, a mean over 1, 3, 5
-and 10 steps: the updates after a shorter training with each candidate. The folder gets `comparison.json` and
+`from scratch` adapts the untrained network. `joint pretraining` trains it to classify all training classes, replaces
+the last layer by zeros for the new classes, and adapts everything; it takes the same number of steps and images as the
+updates. Each row uses the inner step size with the highest accuracy on the validation classes, the mean over 1, 3, 5
+and 10 steps; an update tries each candidate in a shorter training. The folder gets `comparison.json` and
 `comparison.png`.
 """
 
@@ -26,14 +26,16 @@ from tqdm import tqdm
 
 from metarl import MetaLearner, NonFiniteError
 from metarl.checkpoint import write_atomically, write_json
+from metarl.devices import pick_device
 from metarl.engine import Engine
 from metarl.errors import check_choice, check_int, check_real
 from metarl.evaluation import evaluate
 from metarl.experiments.common import cli
+from metarl.experiments.common.config import describe_setup
 from metarl.experiments.common.figures import Curve, adaptation_figure
 from metarl.experiments.common.images import ImageSettings, Sources, build_few_shot, build_network
 from metarl.experiments.common.lock import FolderLock
-from metarl.experiments.common.recorded import commit, device_name, versions
+from metarl.experiments.common.options import check_distinct
 from metarl.experiments.common.run import new_folder
 from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.inner import sgd
@@ -56,11 +58,11 @@ class Arguments(ImageSettings):
     """Settings of a comparison."""
 
     shots: int = 1
-    """K: support images of a class."""
+    """Support images of a class (K)."""
     queries: int = 15
     """Query images of a class."""
     outer: tuple[str, ...] = tuple(OUTER)
-    """Outer updates to compare; default: all."""
+    """Outer updates to compare. Default: all."""
     iterations: int = 500
     """Meta-iterations of each run."""
     meta_batch_size: int = 16
@@ -70,27 +72,27 @@ class Arguments(ImageSettings):
     factors: tuple[float, ...] = (1.0, 4.0, 10.0)
     """Candidates for the inner step size, as multiples of the update's default."""
     pilot_iterations: int = 100
-    """Meta-iterations of the training that a candidate is judged by."""
+    """Meta-iterations of the training that compares the candidates."""
     learning_rate: float = 3e-3
     """Outer step size of Adam, annealed to a tenth."""
     tasks: int = 400
-    """Test tasks, and validation tasks."""
+    """Test tasks; also validation tasks."""
     seeds: tuple[int, ...] = (0, 1)
-    """A run for each of these; the first one chooses the step sizes."""
+    """Seeds: one run for each. The first one chooses the step sizes."""
     device: str = "cpu"
-    """Where to train."""
+    """Device to train on."""
     plugins: tuple[str, ...] = ()
-    """Modules to import first, such as one that registers your own outer update."""
+    """Modules to import first, for example one that registers your own outer update."""
     json: bool = False
     """Print one JSON object instead of a table."""
     log_dir: Path = Path("runs")
-    """Where the comparison's folder is made."""
+    """Parent folder of the comparison's folder."""
     name: str = "few_shot"
     """Name of the comparison's folder."""
 
 
 class Setup(NamedTuple):
-    """What all runs share: the settings, tasks of the three kinds of classes, and the comparison's folder."""
+    """What all runs share: the settings, the tasks and the comparison's folder."""
 
     given: Arguments
     sources: Sources
@@ -109,7 +111,7 @@ class Fitted(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "metarl few-shot", __doc__)
-    setup = cli.prepared(lambda: prepare(given))
+    setup = cli.prepare(lambda: prepare(given))
     with (
         Engine().current(),
         FolderLock(setup.folder),
@@ -124,7 +126,7 @@ def run_all(setup: Setup) -> None:
     rows: dict[str, dict[str, Any]] = {}
     for name in tqdm(["from scratch", "joint pretraining", *given.outer], disable=None, unit="method"):
         rows[name] = compare(setup, name)
-    results = {**described(given), "results": rows}
+    results = {**describe_setup(given), "results": rows}
     write_json(setup.folder / "comparison.json", results)
     curves = {name: Curve(row["mean"], row["ci95"]) for name, row in rows.items()}
     figure = adaptation_figure(curves, f"{Path(given.data).name}: {given.ways}-way {given.shots}-shot, new classes")
@@ -143,26 +145,24 @@ def prepare(given: Arguments) -> Setup:
         check_int(name, getattr(given, name))
     check_real("learning_rate", given.learning_rate)
     cli.import_plugins(given.plugins)
-    for values in ("outer", "seeds", "factors"):
-        found = getattr(given, values)
-        if not found or len(set(found)) < len(found):
-            raise ValueError(f"{values} must name at least one, and none twice, got {found}")
+    for name in ("outer", "seeds", "factors"):
+        check_distinct(name, getattr(given, name))
     for outer in given.outer:
         check_choice("outer", outer, OUTER)
     for seed in given.seeds:
         check_int("seeds", seed, minimum=0)
     for factor in given.factors:
         check_real("factors", factor)
-    device = cli.pick_device(given.device)
-    sources = build_few_shot(given, None, given.shots, given.queries, device, given.seeds[0])
+    device = pick_device(given.device)
+    sources = build_few_shot(given, given.shots, given.queries, device, given.seeds[0])
     return Setup(given, sources, new_folder(given.log_dir, given.name))
 
 
 def compare(setup: Setup, name: str) -> dict[str, Any]:
-    """One row: every seed's run with the step size that is best on the validation classes, on the test classes."""
+    """One row: the runs of all seeds with the best step size, on the test classes."""
     given = setup.given
     fit, candidates = fitting(setup, name)
-    pilots = {size: validated(setup, lambda size=size: fit(given.seeds[0], size, True)) for size in candidates}  # type: ignore[misc]
+    pilots = {size: validation_score(setup, lambda size=size: fit(given.seeds[0], size, True)) for size in candidates}  # type: ignore[misc]
     best = max(pilots, key=lambda size: pilots[size])
     runs = [fit(seed, best, False) for seed in given.seeds]
     on_test = [curve(run, setup.sources.test, given.tasks, TEST_SEED) for run in runs]
@@ -178,11 +178,11 @@ def compare(setup: Setup, name: str) -> dict[str, Any]:
 
 
 def fitting(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fitted], Sequence[float]]:
-    """How a row's run is made from a seed, a step size and whether it is a pilot; and the candidate step sizes."""
+    """The function that makes a row's run from a seed, a step size and whether it is a pilot; and the candidates."""
     if name == "from scratch":
         return lambda seed, size, _: Fitted(initial(setup, seed), sgd(size), 0.0), BASELINE_STEP_SIZES
     if name == "joint pretraining":
-        pretrained: dict[int, tuple[Params, float]] = {}  # the step size has no part in it
+        pretrained: dict[int, tuple[Params, float]] = {}  # it does not depend on the step size
 
         def fit(seed: int, size: float, pilot: bool) -> Fitted:
             if seed not in pretrained:
@@ -194,8 +194,8 @@ def fitting(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fitte
     return lambda seed, size, pilot: meta_train(setup, name, seed, size, pilot), sizes
 
 
-def validated(setup: Setup, fit: Callable[[], Fitted]) -> float:
-    """The accuracy on the validation classes, a mean over the adapted `STEPS`; minus infinity at overflow."""
+def validation_score(setup: Setup, fit: Callable[[], Fitted]) -> float:
+    """The accuracy on the validation classes, the mean over the adapted `STEPS`; minus infinity at overflow."""
     try:
         scores = curve(fit(), setup.sources.validation, setup.given.tasks, VALIDATION_SEED)
     except NonFiniteError:
@@ -204,7 +204,7 @@ def validated(setup: Setup, fit: Callable[[], Fitted]) -> float:
 
 
 def curve(run: Fitted, source: FewShot, num_tasks: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Accuracies `[steps + 1, tasks]`; the same seed gives the same tasks to all."""
+    """Accuracies `[steps + 1, tasks]`; all runs get the same tasks from the same seed."""
     tasks = source.sample(num_tasks, np.random.default_rng(seed))
     scores: np.ndarray[tuple[int, int], np.dtype[np.float32]] = evaluate(
         run.params, tasks, [run.rule] * max(STEPS)
@@ -214,11 +214,11 @@ def curve(run: Fitted, source: FewShot, num_tasks: int, seed: int) -> np.ndarray
 
 def initial(setup: Setup, seed: int) -> Params:
     """The untrained parameters of a seed."""
-    return seeded(setup, seed).initial_params()
+    return training_tasks(setup, seed).initial_params()
 
 
-def seeded(setup: Setup, seed: int) -> FewShot:
-    """The training tasks with a network of that seed."""
+def training_tasks(setup: Setup, seed: int) -> FewShot:
+    """The training tasks with the network of a seed."""
     train, given = setup.sources.train, setup.given
     return dataclasses.replace(train, network=build_network(given, train.classes.image_shape, given.ways, seed))
 
@@ -228,7 +228,7 @@ def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool
     given = setup.given
     iterations = given.pilot_iterations if pilot else given.iterations
     learner = MetaLearner(
-        seeded(setup, seed),
+        training_tasks(setup, seed),
         outer,
         inner_lr=inner_lr,
         inner_steps=given.inner_steps,
@@ -276,12 +276,6 @@ def random_images(
     of_classes = [classes.images[label] for label in labels.tolist()]
     images = [images[int(u * len(images))] for images, u in zip(of_classes, where, strict=True)]
     return as_floats(torch.stack(images), like), labels.to(like.device)
-
-
-def described(given: Arguments) -> dict[str, Any]:
-    """The settings, and what they ran on."""
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(given).items()}
-    return {**settings, "versions": versions(), "commit": commit(), "device_name": device_name(given.device)}
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:

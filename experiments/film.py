@@ -1,9 +1,9 @@
-"""See what a trained policy does before adaptation and after: a strip of pictures and a film, on held-out tasks.
+"""Draw what a trained policy does before and after adaptation: a strip of pictures and a film, on held-out tasks.
 
     metarl film runs/cheetah --steps 0 3 --tasks 2
 
-Writes `film.png`, a row for each task and number of gradient steps, and `film.gif`, all of them side by side, into the
-run's folder. The policy is adapted as in `metarl evaluate`; on film it takes the mean, or likeliest, action.
+Writes `film.png`, with a row per task and number of gradient steps, and `film.gif`, with all of them side by side, to
+the run folder. The policy adapts as in `metarl evaluate`; in the film it takes the mean, or most likely, action.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 import tyro
 from gymnasium import spaces
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -31,7 +30,8 @@ from metarl.envs.base import EnvDistribution
 from metarl.errors import check_int
 from metarl.experiments import evaluate
 from metarl.experiments.common import cli
-from metarl.experiments.common.run import step_sizes
+from metarl.experiments.common.evaluation import step_sizes
+from metarl.experiments.common.figures import new_figure
 from metarl.functional_call import call
 from metarl.inner import adapt_stepwise
 from metarl.random import Stream, stream_generator
@@ -55,21 +55,21 @@ class Arguments:
     tasks: int = 2
     """Held-out tasks."""
     episodes: int = 40
-    """Episodes each gradient step is computed from."""
+    """Episodes per gradient step."""
     seed: int = 1000
-    """Seed of the tasks and of everything random in them."""
+    """Seed of the tasks and of all randomness in them."""
     frames: int = 8
-    """Pictures in a row of the strip."""
+    """Pictures per row of the strip."""
     every: int = 2
     """Environment steps between two pictures of the film."""
     out: Path | None = None
-    """Folder to write to; default: the run's."""
+    """Output folder. Default: the run's."""
     plugins: tuple[str, ...] = ()
-    """Modules to import first, such as one that registers your own outer update."""
+    """Modules to import first, for example one that registers your own outer update."""
 
 
 class Scene(NamedTuple):
-    """One episode: its pictures, one before each step and one at the end, and where the body was, if that is known."""
+    """One episode: its pictures, before each step and at the end, and the body's place, if it is known."""
 
     title: str
     frames: list[Frame]
@@ -80,7 +80,7 @@ class Scene(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "metarl film", __doc__)
-    learner, source = cli.prepared(lambda: prepare(given))
+    learner, source = cli.prepare(lambda: prepare(given))
     scenes = shoot(learner, source, given)
     folder = given.out or given.run
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
 
 
 def check_renders(source: ReinforcementLearning, run: Path) -> None:
-    """Take one picture: adapting to the tasks would be for nothing without.
+    """Take one picture, before any time is spent on adaptation.
 
     Raises:
         ValueError: when the environment cannot be made with `render_mode="rgb_array"`, or gives no picture.
@@ -125,7 +125,7 @@ def check_renders(source: ReinforcementLearning, run: Path) -> None:
         with contextlib.closing(tasks.make(task, render_mode="rgb_array")) as env:
             env.reset(seed=0)
             picture(env)
-    except Exception as error:  # an environment that draws nothing says so in its own way
+    except Exception as error:  # whatever the environment raises when it cannot draw
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"run must have an environment with render_mode='rgb_array' to be filmed, {run} has not"
@@ -144,7 +144,7 @@ def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments)
     tasks = source.distribution
     assert isinstance(tasks, EnvDistribution)
     oracle = source.sample(given.tasks, stream_generator(given.seed, Stream.FILM))
-    rules = learner.rules(step_sizes(learner, max(given.steps), "halved"))
+    rules = learner.rules(step_sizes(learner, max(given.steps)))
     with learner.engine.current():
         after = list(adapt_stepwise(learner.params, oracle, rules))
     scenes = []
@@ -152,13 +152,13 @@ def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments)
         task = {name: value[t] for name, value in oracle.task.items()}
         for step in given.steps:
             act = actor(source.policy, take(after[step], t), tasks.action_space, source.actions)
-            title = f"{described(task)}, step {step}"
+            title = f"{describe(task)}, step {step}"
             scenes.append(episode(tasks, task, act, given.seed, title))
     return scenes
 
 
-def described(task: TaskParams) -> str:
-    """A task's parameters, as far as they are few."""
+def describe(task: TaskParams) -> str:
+    """A task's parameters, without the large ones."""
     few = {name: np.round(value.astype(np.float64), 2).tolist() for name, value in task.items() if value.size <= 2}
     return ", ".join(f"{name} {value}" for name, value in few.items()) or "a task"
 
@@ -206,8 +206,7 @@ def picture(env: gymnasium.Env[Any, Any]) -> Frame:
 
 def strip(scenes: Sequence[Scene], number: int) -> Figure:
     """A row of `number` pictures for each scene, evenly spaced over its episode."""
-    figure = Figure(figsize=(1.6 * number, 1.8 * len(scenes)), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)  # no global pyplot state, no window
+    figure = new_figure(1.6 * number, 1.8 * len(scenes), dpi=120)
     rows = figure.subplots(len(scenes), number, squeeze=False)
     for row, scene in zip(rows, scenes, strict=True):
         shown = np.linspace(0, len(scene.frames) - 1, number).round().astype(int)
@@ -221,7 +220,7 @@ def strip(scenes: Sequence[Scene], number: int) -> Figure:
 
 
 def film(scenes: Sequence[Scene], every: int, file: Any) -> None:
-    """All scenes side by side as an animated GIF; those that end early stand still."""
+    """All scenes side by side as an animated GIF; a scene that ends early stands still."""
     length = max(len(scene.frames) for scene in scenes)
     pictures = []
     for k in range(0, length, every):

@@ -1,9 +1,9 @@
-"""Plot any metric of runs against any other one: iterations, seconds, or what the theorems count.
+"""Plot any metric of runs against any other: iterations, seconds, or the counts of the theorems.
 
     metarl plot runs/a runs/b --y theory/grad_norm --x oracle/samples --log-x --log-y --out plot.png
 
-Metrics are those of `metrics.jsonl`, and `time/seconds`, the time spent in iterations so far. A run has a point in each
-iteration that has both metrics; what is not a number, or not positive on a logarithmic axis, leaves a gap.
+Metrics are those of `metrics.jsonl`, and `time/seconds`, the total time of all iterations so far. A run has a point for
+each iteration with both metrics. A value that is not finite, or not positive on a logarithmic axis, leaves a gap.
 """
 
 import math
@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 from metarl.checkpoint import write_atomically
 from metarl.errors import did_you_mean
 from metarl.experiments.common import cli
+from metarl.experiments.common.figures import new_figure
 from metarl.logging import Line, parse_line
 
 Points = list[tuple[float, float]]
-"""What a run shows: x and y of its iterations."""
+"""The curve of a run: x and y of its iterations."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,22 @@ class Arguments:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Folders of training runs."""
     y: str
-    """The metric to look at, such as theory/grad_norm."""
+    """Metric on the y-axis, for example theory/grad_norm."""
     x: str = "iteration"
-    """The metric to plot it against: iteration, time/seconds, oracle/samples, oracle/gradients, ..."""
+    """Metric on the x-axis: iteration, time/seconds, oracle/samples, oracle/gradients, ..."""
     log_x: bool = False
-    """A logarithmic x-axis."""
+    """Use a logarithmic x-axis."""
     log_y: bool = False
-    """A logarithmic y-axis."""
+    """Use a logarithmic y-axis."""
     out: Path = Path("plot.png")
-    """The picture to write; its ending says the format."""
+    """Picture to write. Its ending gives the format."""
 
 
 @cli.one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "metarl plot", __doc__)
-    curves = cli.prepared(lambda: prepare(given))
+    curves = cli.prepare(lambda: prepare(given))
     figure = plot(curves, given.x, given.y, log_x=given.log_x, log_y=given.log_y)
     kind = given.out.suffix[1:]
     write_atomically(given.out, lambda file: figure.savefig(file, format=kind))
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def prepare(given: Arguments) -> dict[str, Points]:
-    """What each run shows, by its label.
+    """The curve of each run, by its label.
 
     Raises:
         ValueError: naming the argument that cannot work.
@@ -75,7 +76,7 @@ def read(run: Path) -> list[Line]:
     """The metrics of every iteration of a run, with `time/seconds`.
 
     Raises:
-        ValueError: when the folder is not a run's, or the file holds something else than metrics.
+        ValueError: when the folder is not a run's, or a line of the file is not one of metrics.
     """
     path = run / "metrics.jsonl"
     if not path.is_file():
@@ -83,7 +84,7 @@ def read(run: Path) -> list[Line]:
     lines: list[Line] = []
     seconds = 0.0
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], 1):
-        line = _parsed(path, number, text)
+        line = _parse_line(path, number, text)
         if lines and (line.get("iteration") or 0) <= (lines[-1].get("iteration") or 0):
             found = f"line {number} of {path} is {line.get('iteration')} after {lines[-1].get('iteration')}"
             raise ValueError(f"run must have each iteration once and in order, but {found}")
@@ -98,7 +99,7 @@ def points(lines: Iterable[Line], run: Path, x: str, y: str) -> Points:
     """x and y of every iteration that has both, in order.
 
     Raises:
-        ValueError: when the run never logged one of them, naming the nearest it did; or never both at once.
+        ValueError: when the run never logged one of them, naming the nearest metric it has; or never both at once.
     """
     lines = list(lines)
     known = dict.fromkeys(key for line in lines for key in line)
@@ -113,7 +114,7 @@ def points(lines: Iterable[Line], run: Path, x: str, y: str) -> Points:
 
 
 def labels(runs: Iterable[Path]) -> dict[str, Path]:
-    """Runs by their folders' names, or by the whole paths where names are the same."""
+    """Runs by the names of their folders, or by their paths if two have the same name."""
     runs = list(runs)
     names = {run: run.resolve().name for run in runs}
     unique = len(set(names.values())) == len(runs)
@@ -122,8 +123,7 @@ def labels(runs: Iterable[Path]) -> dict[str, Path]:
 
 def plot(curves: Mapping[str, Points], x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> Figure:
     """A line for each run."""
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.0, 4.0)
     ax = figure.subplots()
     for label, curve in curves.items():
         xs, ys = zip(*curve, strict=True)
@@ -150,7 +150,7 @@ def _nearest_run(run: Path) -> str:
     return did_you_mean(run.name, beside)
 
 
-def _parsed(path: Path, number: int, text: str) -> Line:
+def _parse_line(path: Path, number: int, text: str) -> Line:
     if (line := parse_line(text)) is None:
         raise ValueError(f"run must have a line of metrics per iteration, but line {number} of {path} is {text!r:.60}")
     return line

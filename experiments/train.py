@@ -4,74 +4,191 @@
     metarl train --resume runs/nav --iterations 300
     torchrun --nproc-per-node 4 -m metarl.experiments.train --env navigation --name nav4
 
-The run's folder gets `config.json`, `metrics.jsonl` (a line per iteration), TensorBoard events, `checkpoint.pt` and, at
+The run folder gets `config.json`, `metrics.jsonl` (a line per iteration), TensorBoard events, `checkpoint.pt` and, at
 the end, `evaluation.json`, `adaptation.png` and `trajectories.png`. Ctrl-C or SIGTERM finishes the iteration and saves.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
 
-import tyro
+from stable_baselines3.common.preprocessing import is_image_space
+from torch import nn
 
+from metarl import MetaLearner
+from metarl.agents import PolicyModule, make_policy
 from metarl.callbacks import HeldOutEvaluation
-from metarl.checkpoint import write_atomically, write_json
-from metarl.experiments.common import cli, run
-from metarl.experiments.common.config import TRAIN, TrainConfig
+from metarl.devices import pick_device
+from metarl.envs import ENVS, constructor, make_distribution
+from metarl.envs.base import EnvDistribution
+from metarl.errors import check_choice, check_int, check_real
+from metarl.experiments.common import options
+from metarl.experiments.common.config import RunConfig, learner_arguments
+from metarl.experiments.common.evaluation import evaluate_held_out, step_sizes
 from metarl.experiments.common.figures import adaptation_figure, trajectory_figure
-from metarl.experiments.common.run import Run, step_sizes
-from metarl.experiments.evaluate import Curves, held_out_curves, print_table
-from metarl.logging import RunLog
+from metarl.experiments.common.run import Run, finish, open_run, train_run
+from metarl.memory import check_fits, space_numbers
+from metarl.processes import ALONE, Processes
 from metarl.rl import ReinforcementLearning
 
 EVALUATION_STEPS = 3
+FINAL_TASKS, FINAL_EPISODES, FINAL_SEED = 40, 40, 1000
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(TrainConfig):
-    """Settings of one training run."""
+class TrainConfig(RunConfig):
+    """Settings of a reinforcement-learning run. The evaluation at its end takes 40 tasks of 40 episodes."""
 
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Go on with the run in this folder, up to --iterations; its other settings stay as they are."""
+    script: ClassVar[str] = "metarl train"
+    added: ClassVar[Mapping[str, Any]] = {
+        **{"discount_weights": False, "cross_fit": False},
+        **{"actions": "clip", "normalize_observations": False},
+    }
+
+    env: str = "navigation"
+    """Task distribution: navigation, grid_world, cart_pole_goal, half_cheetah_velocity, ... (docs/environments.md)."""
+    env_options: tuple[str, ...] = ()
+    """Options of the task distribution as name=value, for example goal_high=3 (half_cheetah_velocity)."""
+    meta_batch_size: int = 20
+    """Tasks per iteration."""
+    learning_rate: float = 3e-3
+    """Outer step size of Adam."""
+    surrogate: str = "ratio"
+    """Inner and outer surrogate loss: ratio, dice, loaded_dice or reinforce."""
+    dice_lambda: float | None = None
+    """Lambda of loaded_dice, from 0 (ratio) to 1 (dice)."""
+    episodes: int = 20
+    """Episodes per task and draw."""
+    horizon: int | None = None
+    """Maximum steps per episode. Default: the environment's."""
+    discount: float = 0.99
+    """Discount factor of the advantages. Reported returns are undiscounted."""
+    discount_weights: bool = False
+    """Weight step t by discount^t: the gradient of the discounted return."""
+    gae_lambda: float = 1.0
+    """Lambda of generalised advantage estimation."""
+    baseline: str | None = None
+    """Baseline, fitted per task and draw: linear (default), time (default for images and wide vectors) or none."""
+    cross_fit: bool = False
+    """Fit each episode's baseline to the other episodes of its task: an unbiased policy gradient."""
+    actions: Literal["clip", "rescale", "squash"] = "clip"
+    """How actions reach a Box: clip them, rescale [-1, 1] to the box, or squash them with tanh."""
+    normalize_observations: bool = False
+    """Normalise observations by running statistics of the training draws, saved with the run."""
+    hidden: tuple[int, ...] = (100, 100)
+    """Units of the policy's hidden layers."""
+    log_std_init: float = -0.5
+    """Logarithm of the initial standard deviation of continuous actions."""
+    activation: Literal["tanh", "relu", "elu"] = "tanh"
+    """Activation function of the policy's hidden layers."""
+    features_dim: int = 64
+    """Outputs of the convolutions, for image observations."""
+
+    @property
+    def about(self) -> str:
+        """The task distribution."""
+        return self.env
+
+    def build_learner(self, processes: Processes = ALONE) -> MetaLearner:
+        """The learner before training. Checks every setting."""
+        arguments = {**learner_arguments(self, processes), "learning_rate": self.learning_rate}
+        source = build_source(self)
+        source.check_size(self.eval_tasks, "eval_tasks")
+        return MetaLearner(source, meta_batch_size=self.meta_batch_size, **arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    with cli.together() as processes:
-        _, asked = run.parsed(TRAIN, Arguments, arguments, __doc__, processes)
-        with run.writing(asked), cli.one_line_errors(run.last_good(asked.folder), processes):
-            train(asked)
+    with open_run(TrainConfig, arguments, __doc__) as run:
+        train(run)
 
 
-def train(run_: Run[TrainConfig]) -> None:
-    """Train to the end, evaluate on held-out tasks, and leave everything in the run's folder."""
-    config, folder = run_.config, run_.folder
-    sizes = step_sizes(run_.learner, EVALUATION_STEPS, "halved")
-    evaluation = HeldOutEvaluation(config.eval_every, None, config.eval_tasks, sizes, config.eval_seed)
-    report(run_, run.learn(run_, [evaluation], config.env))
+# Before training: tasks, policy and source. `TrainConfig.build_learner` makes a learner of them.
+
+
+def build_distribution(config: TrainConfig) -> EnvDistribution:
+    """The training tasks."""
+    check_choice("env", config.env, ENVS)
+    given = options.read("env_options", config.env_options, constructor(config.env))
+    if config.horizon is not None:
+        if "horizon" in given:
+            raise ValueError(f"env_options must not have horizon, which is given as --horizon {config.horizon}")
+        given["horizon"] = config.horizon
+    return make_distribution(config.env, **given)
+
+
+def build_policy(config: TrainConfig, distribution: EnvDistribution) -> PolicyModule:
+    """The policy network at its initial parameters."""
+    # Refuse sizes that do not fit into memory before anything is allocated.
+    numbers = space_numbers(distribution.observation_space)
+    widths = [numbers, *(check_int("hidden", units) for units in config.hidden)]
+    tasks = check_int("meta_batch_size", config.meta_batch_size)
+    weights = sum(before * after for before, after in pairwise(widths)) * tasks
+    check_fits(f"meta_batch_size x hidden = {config.meta_batch_size} x {config.hidden}", weights)
+
+    policy_kwargs: dict[str, Any] = {
+        "net_arch": {"pi": list(config.hidden), "vf": []},
+        "activation_fn": ACTIVATIONS[check_choice("activation", config.activation, ACTIVATIONS)],
+        "log_std_init": check_real("log_std_init", config.log_std_init, -20.0, 2.0),
+    }
+    features_dim = check_int("features_dim", config.features_dim)
+    if is_image_space(distribution.observation_space):
+        policy_kwargs["features_extractor_kwargs"] = {"features_dim": features_dim}
+    spaces = distribution.observation_space, distribution.action_space
+    return make_policy(*spaces, policy_kwargs=policy_kwargs, seed=check_int("seed", config.seed, minimum=0))
+
+
+def build_source(config: TrainConfig) -> ReinforcementLearning:
+    """The source of training tasks."""
+    distribution = build_distribution(config)
+    return ReinforcementLearning(
+        distribution,
+        build_policy(config, distribution),
+        episodes=config.episodes,
+        surrogate=config.surrogate,
+        dice_lambda=config.dice_lambda,
+        discount=config.discount,
+        discount_weights=config.discount_weights,
+        gae_lambda=config.gae_lambda,
+        baseline=config.baseline,
+        cross_fit=config.cross_fit,
+        actions=config.actions,
+        normalize_observations=config.normalize_observations,
+        device=pick_device(config.device),
+    )
+
+
+# Training, and what comes after it.
+
+
+def train(run: Run[TrainConfig]) -> None:
+    """Train to the end, then evaluate and draw."""
+    config = run.config
+    sizes = step_sizes(run.learner, EVALUATION_STEPS)
+    train_run(run, [HeldOutEvaluation(config.eval_every, None, config.eval_tasks, sizes, config.eval_seed)])
+    report(run)
+    folder = run.folder
     print(f"curves, pictures and the checkpoint are in {folder}; watch them with: tensorboard --logdir {folder.parent}")
 
 
-def report(run_: Run[TrainConfig], log: RunLog) -> None:
-    """The held-out evaluation, shared by all processes; the first one leaves it as pictures and, last, as numbers."""
-    config, learner, folder = run_.config, run_.learner, run_.folder
-    assert isinstance(learner.source, ReinforcementLearning)
-    curves: Curves = held_out_curves(learner, learner.source, steps=EVALUATION_STEPS)
+def report(run: Run[TrainConfig]) -> None:
+    """Evaluate on held-out tasks, shared by all processes; the first one saves numbers and pictures."""
+    config, learner, source = run.config, run.learner, run.learner.source
+    assert isinstance(source, ReinforcementLearning)
+    sizes = step_sizes(learner, EVALUATION_STEPS)
+    more_episodes = dataclasses.replace(source, episodes=FINAL_EPISODES)
+    curves = evaluate_held_out(learner, more_episodes, FINAL_TASKS, sizes, FINAL_SEED)
     if not learner.processes.is_first:
         return
-    rules = learner.rules(step_sizes(learner, EVALUATION_STEPS, "halved"))
+
+    adaptation = adaptation_figure(curves.by_label(), f"{config.env}, {config.outer}: held-out tasks")
     with learner.engine.current():
-        trajectories = trajectory_figure(learner.source, learner.params, rules, num_tasks=4, seed=config.eval_seed)
-    figures = {
-        "adaptation": adaptation_figure(curves.by_label(), f"{config.env}, {config.outer}: held-out tasks"),
-        "trajectories": trajectories,
-    }
-    for name, figure in figures.items():
-        write_atomically(folder / f"{name}.png", figure.savefig)
-        log.figure(f"figures/{name}", figure, learner.iterations)
-    log.close()
-    write_json(folder / "evaluation.json", {**curves.summary(), "iterations": learner.iterations})  # last: it is done
-    print_table(curves)
+        trajectories = trajectory_figure(source, learner.params, learner.rules(sizes), 4, config.eval_seed)
+    finish(run, curves.summary(), {"adaptation": adaptation, "trajectories": trajectories})
+    print(curves.table("return", digits=2))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,6 @@ def load(run: str | Path, *, plugins: Iterable[str] = (), processes: Processes =
             f"run needs the packages agents, envs and experiments that come with metarl, but {error}; "
             "is there a folder with the name of one of them where you started Python?"
         ) from error
-    learner = opening.opened(Path(run), changes, plugins, processes)
+    learner = opening.open_learner(Path(run), changes, plugins, processes)
     assert isinstance(learner, MetaLearner)
     return learner

@@ -14,7 +14,7 @@ from metarl.engine import Engine, chunks
 from metarl.engine.runners import CudaGraph
 from metarl.engine.steps import StepRecord
 from metarl.envs import FunctionalDistribution, GridWorld, LinearGaussian, Navigation
-from metarl.experiments.common.config import TrainConfig, build_learner
+from metarl.experiments.train import TrainConfig
 from metarl.rl import ReinforcementLearning
 from metarl.rl.rollout import Noise
 from metarl.rl.streams import Streams
@@ -127,7 +127,7 @@ def test_training_and_evaluation(outer: str) -> None:
 @pytest.mark.parametrize("env", ["half_cheetah_velocity", "cart_pole_goal", "grid_world_image"])
 def test_environments_on_the_cpu_and_images(env: str) -> None:
     """Environments that speak numpy feed a policy on the accelerator; a CNN runs there."""
-    learner = build_learner(TrainConfig(env=env, horizon=5, episodes=2, meta_batch_size=2, device="cuda")).learn(1)
+    learner = TrainConfig(env=env, horizon=5, episodes=2, meta_batch_size=2, device="cuda").build_learner().learn(1)
     assert all(leaf.device.type == "cuda" and leaf.isfinite().all() for leaf in learner.params.values())
     assert np.isfinite(learner.evaluate(num_tasks=2, steps=1).mean).all()
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from metarl import OUTER, MetaLearner
-from metarl.experiments.common.config import TrainConfig, build_learner
-from metarl.experiments.common.run import step_sizes
+from metarl.experiments.common.evaluation import step_sizes
+from metarl.experiments.train import TrainConfig
 from metarl.supervised.digits import digits
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import mlp
@@ -29,7 +29,7 @@ THRESHOLDS = {  # (environment, update): iterations, then step: threshold
 @pytest.mark.parametrize(("env", "outer"), THRESHOLDS)
 def test_adapts_to_held_out_tasks(env: str, outer: str) -> None:
     iterations, thresholds = THRESHOLDS[env, outer]
-    learner = build_learner(TrainConfig(env=env, outer=outer, iterations=iterations, anneal_iterations=iterations))
+    learner = TrainConfig(env=env, outer=outer, iterations=iterations, anneal_iterations=iterations).build_learner()
     before = learner.evaluate(num_tasks=40, steps=3, step_sizes=step_sizes(learner, 3, "halved")).mean
     after = learner.learn(iterations).evaluate(num_tasks=40, steps=3, step_sizes=step_sizes(learner, 3, "halved")).mean
     print(f"{env}, {outer}: {before} before training, {after} after")
@@ -47,7 +47,7 @@ KINDS: dict[str, tuple[dict[str, Any], int, float]] = {  # settings, iterations,
 @pytest.mark.parametrize("env", KINDS)
 def test_one_step_adapts_on_every_kind_of_environment(env: str) -> None:
     settings, iterations, threshold = KINDS[env]
-    learner = build_learner(TrainConfig(env=env, **settings))
+    learner = TrainConfig(env=env, **settings).build_learner()
     before = learner.evaluate(num_tasks=20, steps=1).mean
     after = learner.learn(iterations).evaluate(num_tasks=20, steps=1).mean
     print(f"{env}: {before} before training, {after} after")
@@ -59,7 +59,7 @@ def test_one_step_adapts_on_every_kind_of_environment(env: str) -> None:
 def test_every_update_improves_on_random_initialisation(outer: str) -> None:
     gains = []
     for seed in range(5 if outer == "imaml" else 1):  # its gains: 12, 21, 10, 21, 25, so one seed says little
-        learner = build_learner(TrainConfig(outer=outer, meta_batch_size=10, episodes=10, seed=seed))
+        learner = TrainConfig(outer=outer, meta_batch_size=10, episodes=10, seed=seed).build_learner()
         before, after = learner.evaluate(steps=1).mean, learner.learn(30).evaluate(steps=1).mean
         print(f"{outer}, seed {seed}: {before} before training, {after} after")
         gains.append(after[1] - before[1])

@@ -1,4 +1,7 @@
-"""What the scripts share on the command line: arguments from a dataclass, one-line errors, exit codes."""
+"""The command line of every script: arguments from a dataclass, one-line errors, exit codes.
+
+Exit codes: 0 for success, 1 for a run that failed, 2 for bad input, 128 + n after signal n.
+"""
 
 import importlib
 import io
@@ -10,7 +13,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
@@ -21,245 +24,92 @@ import tyro
 
 from metarl import MetaLearner, NonFiniteError
 from metarl.callbacks import Callback
-from metarl.devices import pick_device as pick_device
 from metarl.envs.workers import WorkerError
 from metarl.errors import StateError
 from metarl.processes import ALONE, Processes, joined
 
-Config = TypeVar("Config")
+T = TypeVar("T")
 
 FAILED, BAD_INPUT = 1, 2
 SIGNAL_BASE = 128  # a shell's exit code of a program ended by signal n is 128 + n
 
 
+# Before anything is written.
+
+
 def parse(
-    config: type[Config],
-    arguments: list[str] | None,
+    config: type[T],
+    arguments: Sequence[str] | None,
     script: str,
     description: str | None,
-    default: Config | None = None,
+    default: T | None = None,
     processes: Processes = ALONE,
-) -> Config:
-    """The arguments as `config`, over `default` where it is given; a wrong one is one line and exit code 2."""
+) -> T:
+    """The arguments as a `config`, over `default` if it is given. A wrong one is one line and exit code 2."""
     given: dict[str, Any] = {} if default is None else {"default": default}
-    markers = (tyro.conf.FlagCreatePairsOff,)
-    said = io.StringIO()
+    given |= {"args": arguments, "prog": script, "description": description}
+    box = io.StringIO()
     try:
-        with redirect_stderr(said):
-            parsed: Config = tyro.cli(
-                config, args=arguments, prog=script, description=description, config=markers, **given
-            )
+        with redirect_stderr(box):
+            parsed: T = tyro.cli(config, config=(tyro.conf.FlagCreatePairsOff,), **given)
             return parsed
     except SystemExit as end:
         if end.code != BAD_INPUT:
             raise
-    _refuse(_one_line(said.getvalue()), processes)
+    _refuse(_to_one_line(box.getvalue()), processes)
 
 
-def _one_line(box: str) -> str:
-    """What the argument parser drew as a box with a title and a help text, as one sentence."""
+def _to_one_line(box: str) -> str:
+    """The argument parser's message, a box with a title and a help text, as one sentence."""
     lines = [line.strip("│| ") for line in box.splitlines() if not re.search("[─-]{4}", line)]  # no borders, no title
     text = " ".join(line for line in lines if line)
     text = re.split(r"\s*(?:Argument helptext:|For full helptext)", text)[0].strip()
     return re.sub(r"^[A-Z][a-z]+ [a-z]+ (?=[A-Z])", "", text).removeprefix("Error ")  # a title drawn without a border
 
 
-def prepared(prepare: Callable[[], Config], processes: Processes = ALONE) -> Config:
-    """`prepare()`; its `ValueError` becomes one line and exit code 2. To be called before anything is written.
+def prepare(function: Callable[[], T], processes: Processes = ALONE) -> T:
+    """`function()`, which checks everything; a `ValueError` is one line and exit code 2. Call it before writing.
 
-    So do files and folders that cannot be used, and sizes that do not fit into memory.
-    With several processes, it must be the same error in all (see `Processes.together`).
+    Files that cannot be used and sizes that do not fit into memory end the program in the same way.
+    With several processes, the error must be the same in all of them (see `Processes.together`).
     """
     try:
-        return prepare()
+        return function()
     except ValueError as error:
         _refuse(error, processes)
-    except BAD_CONDITIONS as error:
-        if (reason := condition(error)) is None:
+    except CONDITIONS as error:
+        if (reason := explain(error)) is None:
             raise
         _refuse(reason, processes)
 
 
 def _refuse(error: object, processes: Processes) -> NoReturn:
     if processes.is_first:
-        _say(f"error: {error}")
-    processes.gather_objects(None)  # the first one that leaves takes the others with it: not before the line is out
+        _print_error(f"error: {error}")
+    processes.gather_objects(None)  # the first one that leaves ends the others: not before the line is out
     raise SystemExit(BAD_INPUT)
 
 
-@contextmanager
-def together() -> Iterator[Processes]:
-    """The processes torchrun has started, or this one alone; only the first one prints and warns."""
-    with ExitStack() as stack:
-        stack.enter_context(one_line_errors())
-        processes = prepared(lambda: stack.enter_context(joined()))
-        if not processes.is_first:
-            stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-            logging.disable(logging.WARNING)
-            stack.callback(logging.disable, logging.NOTSET)
-        yield processes
+def import_plugins(modules: Iterable[str]) -> None:
+    """Import modules that register outer updates or environments.
 
-
-class Stopped(BaseException):
-    """A signal asked the program to end; not an `Exception`, so that nothing in between takes it for an error."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(signal.Signals(number).name)
-
-
-@contextmanager
-def one_line_errors(hint: str = "", processes: Processes = ALONE) -> Iterator[None]:
-    """End the program with one line, and `hint`, where it ends for a reason that a user can see to.
-
-    Exit codes: 1 at a NaN, when another process has ended, or a worker that steps environments; 2 when a file or folder
-    cannot be read or written, or memory does not suffice; 128 + n at signal n (Ctrl-C, SIGTERM, SIGHUP, and SIGPIPE,
-    without a word, when nobody reads the output any more).
-    What happened to all processes, the first one says.
+    Raises:
+        ValueError: when one cannot be imported.
     """
-    _open_standard_streams()
-    try:
-        with _signals_raise(), _quiet_writers():
-            yield
-            sys.stdout.flush()  # what cannot be printed is to be known here
-    except NonFiniteError as error:
-        fail(f"{error}{hint}", FAILED, silent=error.task is None and not processes.is_first)
-    except KeyboardInterrupt:
-        fail(f"interrupted{hint}", SIGNAL_BASE + signal.SIGINT, silent=not processes.is_first)
-    except Stopped as error:
-        fail(f"stopped by {error}{hint}", SIGNAL_BASE + error.number, silent=not processes.is_first)
-    except WorkerError as error:
-        fail(f"{error}{hint}", FAILED)
-    except StateError as error:  # a callback's, which is read when training begins
-        fail(f"checkpoint does not fit: {error}", BAD_INPUT, silent=not processes.is_first)
-    except BrokenPipeError:
-        fail("", SIGNAL_BASE + signal.SIGPIPE, silent=True)
-    except ConnectionError as error:
-        fail(f"{error}{hint}", FAILED, silent=not processes.is_first)
-    except BAD_CONDITIONS as error:
-        if (reason := condition(error)) is None:
-            raise
-        fail(f"{reason}{hint}", BAD_INPUT)
-
-
-BAD_CONDITIONS = (OSError, MemoryError, RecursionError, OverflowError, RuntimeError, ValueError)
-"""Kinds of exceptions among which are those of the machine, and of sizes and files beyond its limits."""
-
-
-def condition(error: BaseException) -> str | None:
-    """What is wrong outside the program, in a few words, or nothing where `error` may be a fault of the program."""
-    if isinstance(error, ConnectionError):
-        return None
-    if isinstance(error, OSError):
-        what = error.strerror or str(error)
-        return f"{shortened(str(error.filename))} cannot be used: {what}" if error.filename else f"{what}"
-    if isinstance(error, RecursionError):
-        return "a file or an argument is nested too deeply"
-    if isinstance(error, MemoryError) or is_out_of_memory(error):
-        reason = str(error).strip().split("\n")[0]
-        return f"the sizes asked for do not fit into memory{f' ({reason})' if reason else ''}; choose smaller ones"
-    return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, Python or numpy say that something is too large for the memory, or for any memory."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    if isinstance(error, ValueError):  # of numpy, where the number of bytes overflows
-        return re.search("array is too big|Maximum allowed dimension exceeded", str(error)) is not None
-    if isinstance(error, OverflowError):
-        return re.search("too large to convert|cannot fit|too many items", str(error)) is not None
-    said = "allocate memory|not enough memory|size calculation overflow|multiplication overflow|without overflow"
-    return isinstance(error, RuntimeError) and re.search(said, str(error)) is not None
-
-
-def shortened(text: str, length: int = 120) -> str:
-    """`text`, its middle left out where it is long."""
-    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Stopped` here, unless they are ignored (as `nohup` does) or handled already."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [signal.Signals[name] for name in names if signal.getsignal(signal.Signals[name]) == signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []  # only the main thread may set handlers
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Stopped(number)
-
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
-        with _sent_again():
-            yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _open_standard_streams() -> None:
-    """Where one of the three was closed, the null device takes its place, before another file gets its number."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    for module in modules:
         try:
-            os.fstat(number)
-        except OSError:
-            null = os.open(os.devnull, os.O_RDWR)
-            if null != number:
-                os.dup2(null, number)
-                os.close(null)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
-
-
-@contextmanager
-def _quiet_writers() -> Iterator[None]:
-    """What a thread that writes files cannot write, it says when it is given more; its traceback is left out."""
-    usual = threading.excepthook
-
-    def hook(arguments: threading.ExceptHookArgs) -> None:
-        if not isinstance(arguments.exc_value, OSError):
-            usual(arguments)
-
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = usual
-
-
-@contextmanager
-def _sent_again() -> Iterator[None]:
-    """A signal that arrives in a finalizer, where Python drops what a handler raises, is sent again a moment later."""
-    usual = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if not isinstance(error, Stopped | KeyboardInterrupt):
-            usual(unraisable)
-            return
-        number = error.number if isinstance(error, Stopped) else signal.SIGINT
-        again = threading.Timer(0.01, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
-
-    sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = usual
+            importlib.import_module(module)
+        except (ImportError, SyntaxError, TypeError) as error:
+            raise ValueError(f"plugins must be importable modules, but {module!r} is not: {error}") from error
 
 
 def check_output(argument: str, path: Path, what: str = "a file that can be written") -> Path:
-    """`path`, where a file can be written; tried now, as minutes may pass before it is.
+    """`path`, if a file can be written there. It is tried now, since minutes may pass before the file is written.
 
     Raises:
-        ValueError: naming the argument, where it cannot.
+        ValueError: naming the argument.
     """
-    wanted = f"{argument} must be {what}, got {shortened(str(path))}"
+    wanted = f"{argument} must be {what}, got {shorten(str(path))}"
     try:
         if path.is_dir():
             raise ValueError(f"{wanted}, a folder")
@@ -276,21 +126,122 @@ def check_output(argument: str, path: Path, what: str = "a file that can be writ
 
 
 def check_output_folder(argument: str, folder: Path) -> Path:
-    """`folder`, in which files can be written, or which can be made; likewise.
+    """`folder`, if files can be written in it, or it can be made.
 
     Raises:
-        ValueError: naming the argument, where it cannot.
+        ValueError: naming the argument.
     """
     try:
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{argument} must be a folder, got {shortened(str(folder))}, a file")
+            raise ValueError(f"{argument} must be a folder, got {shorten(str(folder))}, a file")
         check_output(argument, folder / "file")
     except OSError as error:
-        reason = f"({error.strerror})"
-        raise ValueError(
-            f"{argument} must be a folder that can be made, got {shortened(str(folder))} {reason}"
-        ) from None
+        found = f"{shorten(str(folder))} ({error.strerror})"
+        raise ValueError(f"{argument} must be a folder that can be made, got {found}") from None
     return folder
+
+
+def shorten(text: str, length: int = 120) -> str:
+    """`text`, without its middle if it is long."""
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
+
+
+# While a script runs.
+
+
+@contextmanager
+def join_processes() -> Iterator[Processes]:
+    """The processes that torchrun started, or this one alone. Only the first one prints and warns."""
+    with ExitStack() as stack:
+        stack.enter_context(one_line_errors())
+        processes = prepare(lambda: stack.enter_context(joined()))
+        if not processes.is_first:
+            stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+            stack.callback(logging.disable, logging.NOTSET)
+        yield processes
+
+
+def learn(learner: MetaLearner, iterations: int, callbacks: Iterable[Callback] = ()) -> None:
+    """Train. A signal that ends the learner's training early ends the program: what follows needs all iterations."""
+    learner.learn(iterations, callbacks)
+    if learner.stopped_by is not None:
+        fail(f"stopped by {learner.stopped_by}", SIGNAL_BASE + signal.Signals[learner.stopped_by])
+
+
+class Stopped(BaseException):
+    """A signal asked the program to end. Not an `Exception`, so that no handler in between takes it for an error."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+@contextmanager
+def one_line_errors(hint: str = "", processes: Processes = ALONE) -> Iterator[None]:
+    """End the program with one line, and `hint`, for errors that a user can do something about.
+
+    Exit code 1: a NaN, another process or a worker that ended. Exit code 2: a file or folder that cannot be read or
+    written, too little memory. Exit code 128 + n: signal n (Ctrl-C, SIGTERM, SIGHUP, and silently SIGPIPE, when nobody
+    reads the output any more). The first process speaks for all if something happened to all of them.
+    """
+    _open_standard_streams()
+    silent = not processes.is_first
+    try:
+        with _raise_at_signals(), _silence_writers():
+            yield
+            sys.stdout.flush()  # a closed pipe must be noticed here
+    except NonFiniteError as error:
+        fail(f"{error}{hint}", FAILED, silent=silent and error.task is None)
+    except KeyboardInterrupt:
+        fail(f"interrupted{hint}", SIGNAL_BASE + signal.SIGINT, silent=silent)
+    except Stopped as error:
+        fail(f"stopped by {error}{hint}", SIGNAL_BASE + error.number, silent=silent)
+    except WorkerError as error:
+        fail(f"{error}{hint}", FAILED)
+    except StateError as error:  # of a callback, which reads its state when training begins
+        fail(f"checkpoint does not fit: {error}", BAD_INPUT, silent=silent)
+    except BrokenPipeError:
+        fail("", SIGNAL_BASE + signal.SIGPIPE, silent=True)
+    except ConnectionError as error:
+        fail(f"{error}{hint}", FAILED, silent=silent)
+    except CONDITIONS as error:
+        if (reason := explain(error)) is None:
+            raise
+        fail(f"{reason}{hint}", BAD_INPUT)
+
+
+CONDITIONS = (OSError, MemoryError, RecursionError, OverflowError, RuntimeError, ValueError)
+"""Kinds of exceptions among which are those of the machine, and of sizes and files beyond its limits."""
+
+
+def explain(error: BaseException) -> str | None:
+    """What is wrong outside the program, in a few words, or nothing if `error` may be a bug."""
+    if isinstance(error, ConnectionError):
+        return None
+    if isinstance(error, OSError):
+        what = error.strerror or str(error)
+        return f"{shorten(str(error.filename))} cannot be used: {what}" if error.filename else f"{what}"
+    if isinstance(error, RecursionError):
+        return "a file or an argument is nested too deeply"
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
+        reason = str(error).strip().split("\n")[0]
+        return f"the sizes asked for do not fit into memory{f' ({reason})' if reason else ''}; choose smaller ones"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, Python or numpy report that something is too large for the memory, or for any memory."""
+    messages: dict[type[BaseException], str] = {
+        ValueError: "array is too big|Maximum allowed dimension exceeded",  # numpy, when the number of bytes overflows
+        OverflowError: "too large to convert|cannot fit|too many items",
+        RuntimeError: "allocate memory|not enough memory|(size calculation|multiplication|without) overflow",
+    }
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(isinstance(error, kind) and re.search(text, str(error)) for kind, text in messages.items())
 
 
 def fail(error: object, code: int, *, silent: bool = False) -> NoReturn:
@@ -298,19 +249,19 @@ def fail(error: object, code: int, *, silent: bool = False) -> NoReturn:
     if silent:
         _drop_unprintable()
     else:
-        _say(f"error: {error}")
+        _print_error(f"error: {error}")
     raise SystemExit(code)
 
 
-def _say(line: str) -> None:
-    """A line to stderr, if it can be."""
+def _print_error(line: str) -> None:
+    """A line to stderr, if it is open."""
     _drop_unprintable()
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 def _drop_unprintable() -> None:
-    """What stdout cannot take any more is dropped, or Python would complain about it when it ends."""
+    """Drop what a closed stdout cannot take any more, or Python would complain about it at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -318,21 +269,79 @@ def _drop_unprintable() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def learn(learner: MetaLearner, iterations: int, callbacks: Iterable[Callback] = ()) -> None:
-    """Train; a signal, at which the learner only ends its run early, ends the program: what follows wants all of it."""
-    learner.learn(iterations, callbacks)
-    if learner.stopped_by is not None:
-        fail(f"stopped by {learner.stopped_by}", SIGNAL_BASE + signal.Signals[learner.stopped_by])
-
-
-def import_plugins(modules: Iterable[str]) -> None:
-    """Import modules that register outer updates or environments.
-
-    Raises:
-        ValueError: when one cannot be imported.
-    """
-    for module in modules:
+def _open_standard_streams() -> None:
+    """Put the null device where one of the three was closed, before another file gets its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
-            importlib.import_module(module)
-        except (ImportError, SyntaxError, TypeError) as error:
-            raise ValueError(f"plugins must be importable modules, but {module!r} is not: {error}") from error
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+@contextmanager
+def _raise_at_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `Stopped` here, unless they are ignored (as `nohup` does) or handled already."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [signal.Signals[name] for name in names if signal.getsignal(signal.Signals[name]) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # only the main thread may set handlers
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped(number)
+
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        with _resend_lost_signals():
+            yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _resend_lost_signals() -> Iterator[None]:
+    """Send a signal again a moment later if it came in a finalizer, where Python drops what a handler raises."""
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not isinstance(error, Stopped | KeyboardInterrupt):
+            usual(unraisable)
+            return
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        again = threading.Timer(0.01, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    with replaced(sys, "unraisablehook", hook):
+        yield
+
+
+@contextmanager
+def _silence_writers() -> Iterator[None]:
+    """Leave out the traceback of a thread that cannot write a file: the error comes when it is given more."""
+    usual = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            usual(arguments)
+
+    with replaced(threading, "excepthook", hook):
+        yield
+
+
+@contextmanager
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """Another value of an attribute, for a while."""
+    usual = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, usual)

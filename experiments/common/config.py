@@ -1,135 +1,302 @@
-"""The settings of a reinforcement-learning run, and what they build."""
+"""Settings that every training run has, and `config.json`: written with what they ran on, read without trusting it."""
 
+import dataclasses
+import json
+import platform
+import subprocess
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from stable_baselines3.common.preprocessing import is_image_space
-from torch import nn
+import torch
+import tyro
 
 from metarl import MetaLearner
-from metarl.agents import PolicyModule, make_policy
-from metarl.envs import ENVS, constructor, make_distribution
-from metarl.envs.base import EnvDistribution
-from metarl.errors import check_choice, check_int, check_real
-from metarl.experiments.common import options
-from metarl.experiments.common.cli import pick_device
-from metarl.experiments.common.run import Recipe, RunConfig, check_shared, learner_arguments
-from metarl.memory import check_fits, space_numbers
-from metarl.processes import ALONE, Processes
-from metarl.rl import ReinforcementLearning
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+from metarl.devices import pick_device
+from metarl.errors import check_int
+from metarl.experiments.common import cli, options
+from metarl.outer import builder
+from metarl.processes import ALONE, Processes, launch
+from metarl.schedules import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig):
-    """Settings of one training run in reinforcement learning; the evaluation at its end takes 40 tasks, 40 episodes."""
+class RunConfig:
+    """Settings that every training run has. A script adds its own, and says what they build."""
 
-    env: str = "navigation"
-    """Task distribution: navigation, grid_world, cart_pole_goal, half_cheetah_velocity, ... (docs/environments.md)."""
-    env_options: tuple[str, ...] = ()
-    """Its options as name=value, as goal_high=3 (half_cheetah_velocity), healthy_reward=1 (ant_direction)."""
-    meta_batch_size: int = 20
-    """Tasks per iteration."""
-    learning_rate: float = 3e-3
-    """Outer step size of Adam."""
-    surrogate: str = "ratio"
-    """Inner and outer surrogate loss: ratio, dice, loaded_dice or reinforce."""
-    dice_lambda: float | None = None
-    """Lambda of loaded_dice, from 0 (as ratio) to 1 (as dice)."""
-    episodes: int = 20
-    """Episodes per task and draw."""
-    horizon: int | None = None
-    """Steps per episode at most; default: the environment's own."""
-    discount: float = 0.99
-    """Discount of the advantages; returns are reported undiscounted."""
-    discount_weights: bool = False
-    """Weigh step t by discount^t, so that the gradient is that of the discounted return."""
-    gae_lambda: float = 1.0
-    """Lambda of generalised advantage estimation."""
-    baseline: str | None = None
-    """Baseline fitted per task and draw: linear (default), time (default for images and wide vectors) or none."""
-    cross_fit: bool = False
-    """Fit each episode's baseline to the task's other episodes: an unbiased policy gradient."""
-    actions: Literal["clip", "rescale", "squash"] = "clip"
-    """How actions reach a Box: clipped, rescaled so that [-1, 1] is the whole box, or squashed by tanh."""
-    normalize_observations: bool = False
-    """Normalise observations by running statistics of the training draws, which are saved with the run."""
-    hidden: tuple[int, ...] = (100, 100)
-    """Units of the policy's hidden layers."""
-    log_std_init: float = -0.5
-    """Logarithm of the initial standard deviation of continuous actions."""
-    activation: Literal["tanh", "relu", "elu"] = "tanh"
-    """Activation of the policy's hidden layers."""
-    features_dim: int = 64
-    """Outputs of the convolutions, before the hidden layers, where observations are images."""
+    script: ClassVar[str]
+    """The command, for messages."""
+    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
+    """Settings that runs of older versions lack, and what these runs trained with."""
 
+    outer: str = "maml"
+    """Outer update: maml, fo_maml, hf_maml, multi_step_maml, e_maml, sign_maml, moreau, reptile, imaml, or your own."""
+    iterations: int = 150
+    """Meta-iterations in total."""
+    inner_steps: int | None = None
+    """Inner steps N. Default: the method's (1; 3 for multi_step_maml, moreau and reptile; 5 for imaml)."""
+    inner_lr: float | None = None
+    """Inner step size alpha. Default: the method's (0.1; much smaller for sign_maml)."""
+    hessian_data: Literal["fresh", "reuse"] | None = None
+    """D_h of maml and hf_maml: a fresh draw (default), or reuse the inner batch, which saves a third of the draws."""
+    outer_options: tuple[str, ...] = ()
+    """Other options of the update, as name=value: delta=published (hf_maml), lam=2 (imaml), baseline=none (e_maml)."""
+    anneal_iterations: int | None = None
+    """Anneal the outer step size linearly to a tenth over this many iterations. Default: all. 0: no annealing."""
+    max_grad_norm: float | None = None
+    """Clip the mean meta-gradient to this norm. Default: no clipping."""
+    device: str = "cpu"
+    """Device: cpu, cuda, cuda:1, ... auto takes an accelerator if there is one."""
+    seed: int = 0
+    """Seed of all randomness in training."""
+    eval_every: int = 10
+    """Evaluate on held-out tasks every this many iterations."""
+    eval_tasks: int = 20
+    """Held-out tasks of each evaluation during training."""
+    eval_seed: int = 1000
+    """Seed of the held-out tasks."""
+    save_every: int = 10
+    """Save a checkpoint every this many iterations."""
+    plugins: tuple[str, ...] = ()
+    """Modules to import first, for example one that registers your own outer update."""
+    log_dir: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs")
+    """Parent folder of run folders."""
+    name: str | None = None
+    """Name of the run folder. Default: environment or problem, update, seed and time. Required under torchrun."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Resume the run in this folder and train up to --iterations. Most other settings must stay as they are."""
 
-def build_distribution(config: TrainConfig) -> EnvDistribution:
-    """The training tasks."""
-    check_choice("env", config.env, ENVS)
-    given = options.read("env_options", config.env_options, constructor(config.env))
-    if config.horizon is not None:
-        if "horizon" in given:
-            raise ValueError(f"env_options must not have horizon, which has been given as --horizon {config.horizon}")
-        given["horizon"] = config.horizon
-    return make_distribution(config.env, **given)
+    @property
+    def about(self) -> str:
+        """What is trained on, for names and titles."""
+        raise NotImplementedError
 
+    def settle(self) -> Self:
+        """The same with all defaults filled in that depend on other settings."""
+        return self
 
-def build_policy(config: TrainConfig, distribution: EnvDistribution) -> PolicyModule:
-    """The policy network at its initial parameters."""
-    numbers = space_numbers(distribution.observation_space)
-    widths = [numbers, *(check_int("hidden", units) for units in config.hidden)]
-    tasks = check_int("meta_batch_size", config.meta_batch_size)
-    weights = sum(before * after for before, after in pairwise(widths)) * tasks
-    check_fits(f"meta_batch_size x hidden = {config.meta_batch_size} x {config.hidden}", weights)
-    policy_kwargs: dict[str, Any] = {
-        "net_arch": {"pi": list(config.hidden), "vf": []},
-        "activation_fn": ACTIVATIONS[check_choice("activation", config.activation, ACTIVATIONS)],
-        "log_std_init": check_real("log_std_init", config.log_std_init, -20.0, 2.0),
-    }
-    features_dim = check_int("features_dim", config.features_dim)
-    if is_image_space(distribution.observation_space):
-        policy_kwargs["features_extractor_kwargs"] = {"features_dim": features_dim}
-    spaces = distribution.observation_space, distribution.action_space
-    return make_policy(*spaces, policy_kwargs=policy_kwargs, seed=check_int("seed", config.seed, minimum=0))
+    def build_learner(self, processes: Processes = ALONE) -> MetaLearner:
+        """The learner before training. Checks every setting.
 
+        Raises:
+            ValueError: naming the setting that cannot work.
+        """
+        raise NotImplementedError
 
-def build_source(config: TrainConfig) -> ReinforcementLearning:
-    """The source of training tasks."""
-    distribution = build_distribution(config)
-    return ReinforcementLearning(
-        distribution,
-        build_policy(config, distribution),
-        episodes=config.episodes,
-        surrogate=config.surrogate,
-        dice_lambda=config.dice_lambda,
-        discount=config.discount,
-        discount_weights=config.discount_weights,
-        gae_lambda=config.gae_lambda,
-        baseline=config.baseline,
-        cross_fit=config.cross_fit,
-        actions=config.actions,
-        normalize_observations=config.normalize_observations,
-        device=pick_device(config.device),
-    )
+    @classmethod
+    def parse(
+        cls, arguments: Sequence[str], description: str | None, processes: Processes, saved: Self | None = None
+    ) -> Self:
+        """The command line as settings; a resumed run's `saved` ones are the defaults."""
+        kind = cls if saved is None else type(saved)
+        return cli.parse(kind, arguments, cls.script, description, saved, processes)
+
+    @classmethod
+    def choose_kind(cls, found: Mapping[str, Any]) -> type[Self]:
+        """The class for the contents of a `config.json`."""
+        return cls
 
 
-def build_learner(config: TrainConfig, processes: Processes = ALONE) -> MetaLearner:
-    """The learner before training; everything in the configuration has then been checked.
+C = TypeVar("C", bound=RunConfig)
+
+NOT_SETTINGS = ("resume", "json")
+"""Options that concern one call, and are not part of a run."""
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that a run keeps, by name."""
+    return {name: value for name, value in vars(config).items() if name not in NOT_SETTINGS}
+
+
+# What the scripts build from these settings.
+
+
+def learner_arguments(config: RunConfig, processes: Processes) -> dict[str, Any]:
+    """Arguments of `MetaLearner` that follow from the settings of every run. Imports the plug-ins first.
 
     Raises:
-        ValueError: naming the setting that cannot work.
+        ValueError: naming the setting that cannot work, unless the learner itself checks it.
     """
-    check_shared(config)
-    arguments = {**learner_arguments(config, processes), "learning_rate": config.learning_rate}
-    source = build_source(config)
-    source.check_size(config.eval_tasks, "eval_tasks")
-    return MetaLearner(source, meta_batch_size=config.meta_batch_size, **arguments)
+    cli.import_plugins(config.plugins)
+    for name in ("iterations", "eval_every", "eval_tasks", "save_every"):
+        check_int(name, getattr(config, name))
+    check_int("eval_seed", config.eval_seed, minimum=0)
+    annealed = config.anneal_iterations and check_int("anneal_iterations", config.anneal_iterations, minimum=0)
+    return {
+        "outer": config.outer,
+        "inner_lr": config.inner_lr,
+        "inner_steps": config.inner_steps,
+        "outer_options": read_outer_options(config),
+        "max_grad_norm": config.max_grad_norm,
+        "schedule": Linear(annealed) if annealed else None,
+        "seed": config.seed,
+        "processes": processes,
+    }
 
 
-ADDED = {"discount_weights": False, "cross_fit": False, "actions": "clip", "normalize_observations": False}
-"""Settings that runs of older versions do not have, and what they trained with."""
+def read_outer_options(config: RunConfig) -> dict[str, Any]:
+    """Options of the outer update, from `hessian_data` and `outer_options`."""
+    chosen: dict[str, Any] = {} if config.hessian_data is None else {"hessian_data": config.hessian_data}
+    given = options.read("outer_options", config.outer_options, builder(config.outer))
+    if twice := sorted(set(chosen) & set(given)):
+        raise ValueError(f"outer_options must not have {twice}, which is given as --hessian-data")
+    return {**chosen, **given}
 
-TRAIN = Recipe("metarl train", TrainConfig, build_learner, lambda config: config.env, added=ADDED)
+
+# config.json
+
+
+def read_config(kind: type[C], folder: Path) -> C:
+    """The settings in the folder's `config.json`.
+
+    Raises:
+        ValueError: when the file is missing, or is not a configuration of this script.
+    """
+    path = folder / "config.json"
+    wanted = f"run must be the folder of a run of {kind.script}; {path}"
+    try:
+        found = {**kind.added, **read_object(path)}
+        own = kind.choose_kind(found)
+        hints = typing.get_type_hints(own, include_extras=True)
+        names = [field.name for field in dataclasses.fields(own) if field.name not in NOT_SETTINGS]
+        if missing := set(names) - set(found):
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise ValueError(f"it lacks {', '.join(sorted(missing)[:3])}{more}")
+        return own(**{name: from_json(name, found[name], hints[name]) for name in names})
+    except OSError as error:
+        raise ValueError(f"{wanted} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{wanted} is not its configuration: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: when the file holds something else.
+        OSError: when it cannot be read.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"it must be a JSON object, found {found!r:.60}")
+    return found
+
+
+def from_json(name: str, value: object, hint: Any) -> Any:
+    """`value` as the type of the setting: lists become tuples, strings become paths.
+
+    Raises:
+        ValueError: naming the setting, what was wanted and what was found.
+    """
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return from_json(name, value, members[0])
+    if origin in (typing.Union, types.UnionType):
+        for member in members:
+            try:
+                return from_json(name, value, member)
+            except ValueError:
+                continue
+    elif origin is tuple and isinstance(value, list) and (members[-1] is ... or len(members) == len(value)):
+        return tuple(from_json(name, entry, members[0]) for entry in value)
+    elif origin is Literal and value in members and isinstance(value, str):
+        return value
+    elif hint is Path and isinstance(value, str) and "\0" not in value:
+        return Path(value)
+    elif hint is float and type(value) is int and abs(value) < 2**63:
+        return float(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    raise ValueError(f"{name} must be {_describe(hint)}, found {value!r:.60}")
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {list(typing.get_args(hint))}"
+    return "a path" if hint is Path else options.describe(hint)
+
+
+def to_json(config: RunConfig, processes: Processes) -> dict[str, Any]:
+    """The settings with what they ran on: versions, commit, device, number of processes and their launch."""
+    return {**describe_setup(config), "processes": processes.size, "launch": launch()}
+
+
+def describe_setup(config: Any) -> dict[str, Any]:
+    """The arguments of any script, which has a `device`, with versions, commit and the device's name, for JSON."""
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items() if k not in NOT_SETTINGS}
+    return {**plain, "versions": versions(), "commit": commit(), "device_name": device_name(config.device)}
+
+
+# What was changed when a run was resumed.
+
+CHANGES = "changes"
+"""The key in `config.json`: a list with a dictionary for each time."""
+
+OF_LEARNER = {"learning_rate": "learning_rate", "schedule": "anneal_iterations"}
+"""Arguments of the learner, and the settings they come from."""
+
+
+def read_changes(folder: Path) -> list[dict[str, Any]]:
+    """The changes so far, with `from` and `to` of each setting; empty for most runs.
+
+    Raises:
+        ValueError: when `config.json` has something else there.
+    """
+    found = read_object(folder / "config.json").get(CHANGES, [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ValueError(f"run must be the folder of a run; {folder}/config.json has no list of {CHANGES}")
+    return found
+
+
+def add_changes(folder: Path, changed: Mapping[str, tuple[Any, Any]], iteration: int) -> dict[str, Any]:
+    """All changes of the outer step size, those made now included, as an entry of `config.json`."""
+    entry = {name: {"from": old, "to": new} for name, (old, new) in changed.items() if name in OF_LEARNER.values()}
+    found = [*read_changes(folder), *([{"after_iteration": iteration, **entry}] if entry else [])]
+    return {CHANGES: found} if found else {}
+
+
+def may_differ(folder: Path, changed: Mapping[str, object]) -> set[str]:
+    """Learner arguments that may differ from the last checkpoint's: those changed now, or by an earlier resume.
+
+    Raises:
+        ValueError: when `config.json` cannot be read.
+    """
+    names = {name for entry in read_changes(folder) for name in entry} | set(changed)
+    return {argument for argument, name in OF_LEARNER.items() if name in names}
+
+
+# What a run depends on.
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    packages = ("metarl-torch", "torch", "gymnasium", "stable-baselines3", "numpy", "mujoco")
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "not installed"
+
+
+def commit() -> str | None:
+    """The commit of the source tree that runs, or nothing outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def device_name(name: str) -> str:
+    """The device's name; on the CPU with the number of threads."""
+    device = pick_device(name)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"

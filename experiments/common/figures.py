@@ -1,4 +1,4 @@
-"""Pictures of adaptation: the curve of the score over gradient steps, and what the policy does after each."""
+"""Pictures of adaptation: the score after each gradient step, and the policy's trajectories."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class Curve(NamedTuple):
 def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str, score: str = "return") -> Figure:
     """The mean score on held-out tasks after each gradient step: a line with its 95 % band for each of `curves`."""
     beside = len(curves) > 3  # more than a legend in a corner can name
-    figure = _figure(7.0 if beside else 5.5, 3.8)
+    figure = new_figure(7.0 if beside else 5.5, 3.8)
     ax = figure.subplots()
     ax.set_prop_cycle(
         cycler(linestyle=["-", "--", ":"], marker=["o", "s", "^"]) * cycler(color=matplotlib.color_sequences["tab10"])
@@ -48,14 +48,14 @@ def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str, scor
 def trajectory_figure(
     source: ReinforcementLearning, params: Params, rules: Sequence[Rule], num_tasks: int, seed: int
 ) -> Figure:
-    """What the policy does before adaptation and after each step: a row per held-out task, a column per step."""
+    """The policy's trajectories before adaptation and after each step: a row per held-out task, a column per step."""
     rng = stream_generator(seed, Stream.TRAJECTORIES)
     oracle = source.sample(num_tasks, rng)
     recording = RecordDraws(oracle)
     curve = evaluate(params, recording, rules)
     drawn = [draw for draw in recording.draws if draw.role == "outer"]
 
-    figure = _figure(2.4 * len(drawn), 2.4 * num_tasks)
+    figure = new_figure(2.4 * len(drawn), 2.4 * num_tasks)
     figure.suptitle("each row a held-out task; mean return above each picture", fontsize=10)
     axes = figure.subplots(num_tasks, len(drawn), squeeze=False, sharex=True, sharey=True)
     for row in range(num_tasks):
@@ -77,7 +77,8 @@ def _plot_episodes(
     tasks.plot_task(ax, task)
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)  # no global pyplot state, no window
+def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
+    """An empty figure that needs no window and no global pyplot state."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=dpi)
+    FigureCanvasAgg(figure)
     return figure

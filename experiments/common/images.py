@@ -1,4 +1,4 @@
-"""Few-shot classification tasks from shipped data sets or a folder of images: what the scripts share."""
+"""Few-shot classification tasks from shipped data sets or a folder of images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,53 +20,56 @@ SHIPPED: dict[str, Callable[[], Splits]] = {"digits": digits, "mnist1d": mnist1d
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSettings:
+class NetworkSettings:
+    """Classes of a task, and the network that tells them apart."""
+
+    ways: int = 5
+    """Classes of a task (N)."""
+    network: Literal["mlp", "conv4"] | None = None
+    """Network. Default: mlp for digits and mnist1d, conv4 for images."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of the mlp's hidden layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(NetworkSettings):
     """Which images, and the network that tells them apart."""
 
     data: str = "digits"
-    """digits, mnist1d, or a folder of class folders of images; train, val and test in it are taken as they are."""
-    ways: int = 5
-    """N: classes of a task."""
-    network: Literal["mlp", "conv4"] | None = None
-    """Default: mlp for digits and mnist1d, conv4 for images."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Units of the mlp's hidden layers."""
+    """digits, mnist1d, or a folder of class folders of images; its folders train, val and test are used as they are."""
     filters: int = 32
     """Channels of conv4."""
     image_size: int = 28
-    """Side to resize images of a folder to."""
+    """Side to which images of a folder are resized."""
     color: Literal["grey", "rgb"] = "grey"
     """Channels of images of a folder."""
     inverted: bool = False
-    """Take the negative of images of a folder, as for Omniglot."""
+    """Invert images of a folder, as usual for Omniglot."""
     rotations: bool = False
-    """Quarter turns of images of a folder are further classes."""
+    """Add quarter turns of the images of a folder as new classes."""
     split: tuple[int, int, int] | None = None
-    """Training, validation and test classes of a folder that is not divided; default: 64, 16 and 20 %."""
+    """Numbers of training, validation and test classes of an undivided folder. Default: 64, 16 and 20 %."""
 
 
 class Sources(NamedTuple):
-    """Tasks of the three kinds of classes."""
+    """Tasks of the training, the validation and the test classes."""
 
     train: FewShot
     validation: FewShot
     test: FewShot
 
 
-def build_few_shot(
-    given: ImageSettings, data: str | None, shots: int, queries: int, device: torch.device, seed: int
-) -> Sources:
-    """The tasks of `data`, or else of `given.data`; `seed` draws the network's weights.
+def build_few_shot(given: ImageSettings, shots: int, queries: int, device: torch.device, seed: int) -> Sources:
+    """The few-shot tasks of `given.data`; `seed` draws the network's weights.
 
     Raises:
         ValueError: naming the setting, the file or the class that cannot be used.
     """
-    given = given if data is None else replace(given, data=data)
-    for name, value in (("ways", given.ways), ("shots", shots), ("queries", queries)):
-        check_int(name, value)  # before minutes are spent on decoding images
-    for name in ("filters", "image_size"):
-        check_int(name, getattr(given, name))
-    check_meaning(given)
+    # All numbers are checked before minutes are spent on decoding images.
+    numbers = {"ways": given.ways, "shots": shots, "queries": queries}
+    for name, value in {**numbers, "filters": given.filters, "image_size": given.image_size}.items():
+        check_int(name, value)
+    check_applies(given)
     splits = load(given, at_least=shots + queries)
     network = build_network(given, splits.train.image_shape, given.ways, seed)
     train = FewShot(
@@ -80,30 +83,30 @@ def build_few_shot(
     return Sources(train, replace(train, classes=splits.validation), replace(train, classes=splits.test))
 
 
-def check_meaning(given: ImageSettings) -> None:
-    """A setting that means nothing to the data or to the network is an error, not ignored.
+def check_applies(given: ImageSettings) -> None:
+    """A setting that does not apply to the data or to the network is an error, not ignored.
 
     Raises:
         ValueError: naming it.
     """
     network = network_name(given)
-    nothing = {"filters" if network == "mlp" else "hidden": f"the network {network!r}"}
+    foreign = {"filters" if network == "mlp" else "hidden": f"network {network!r}"}
     if given.data in SHIPPED:
         only_folders = ("image_size", "color", "inverted", "rotations", "split")
-        nothing |= dict.fromkeys(only_folders, f"{given.data!r}, which is not a folder of images")
+        foreign |= dict.fromkeys(only_folders, f"{given.data!r}, which is not a folder of images")
     elif has_split_folders(given.data):
-        nothing["split"] = f"{given.data!r}, whose folders divide the classes"
+        foreign["split"] = f"{given.data!r}, whose folders divide the classes"
     for field in fields(ImageSettings):
         value = getattr(given, field.name)
-        if field.name in nothing and value != field.default:
-            raise ValueError(f"{field.name} means nothing to {nothing[field.name]}, got {value!r}")
+        if field.name in foreign and value != field.default:
+            raise ValueError(f"{field.name} does not apply to {foreign[field.name]}; remove it, got {value!r}")
 
 
 def load(given: ImageSettings, at_least: int) -> Splits:
-    """The classes of `data`, with at least so many images each.
+    """The classes of `data`, each with `at_least` images.
 
     Raises:
-        ValueError: when it is not there or cannot be used.
+        ValueError: when the data are missing or cannot be used.
     """
     if given.data in SHIPPED:
         return SHIPPED[given.data]()
@@ -117,18 +120,18 @@ def load(given: ImageSettings, at_least: int) -> Splits:
         splits = split_folders(given.data, **arguments)
     else:
         classes = image_folders(given.data, **arguments)
-        splits = split(classes, *(given.split or proportions(len(classes))))
+        splits = split(classes, *(given.split or default_split(len(classes))))
     return splits.with_transforms() if given.rotations else splits
 
 
-def proportions(classes: int) -> tuple[int, int, int]:
-    """So many classes as 64, 16 and 20 %."""
+def default_split(classes: int) -> tuple[int, int, int]:
+    """64, 16 and 20 % of the number of classes."""
     validation, test = classes * 16 // 100, classes * 20 // 100
     return classes - validation - test, validation, test
 
 
 def network_name(given: ImageSettings) -> str:
-    """The network asked for, or the data's own."""
+    """The network that was chosen, or the default of the data."""
     return given.network or ("mlp" if given.data in SHIPPED else "conv4")
 
 

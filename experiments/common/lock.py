@@ -1,7 +1,7 @@
-"""One writer for a run's folder: a lock on a file in it that the system drops when its process ends, in whatever way.
+"""One writer per run folder: a lock on a file in it, which the system releases when its process ends or is killed.
 
-POSIX record locks: they reach other machines over NFS (version 4, or version 3 with its lock daemon), and children do
-not inherit them. Where a file system knows no locks, a warning says so; reading needs no lock.
+POSIX record locks work between machines over NFS (version 4, or version 3 with its lock daemon), and child processes do
+not inherit them. A file system without locks gives a warning. Reading needs no lock.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ except ImportError:  # Windows
 LOCK_FILE = ".lock"
 
 UNKNOWN = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""What a file system answers that knows no locks."""
+"""Errors of file systems without locks."""
 
-_held: set[Path] = set()  # by this process, among whose threads record locks make no difference
+_held: set[Path] = set()  # by this process: record locks do not tell its threads apart
 _guard = threading.Lock()
 
 
 class FolderLock:
-    """The right to write into `folder`; released by `release`, at the end of `with`, or when nobody holds this object.
+    """The right to write to `folder`, until `release`, the end of `with`, or the end of this object.
 
-    The file is there while the lock is held, and holds the process and the machine. One that a killed process has left
-    is free.
+    The lock file exists while the lock is held, and names the process and the machine. A killed process may leave the
+    file behind, but the lock is free.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,20 +44,20 @@ class FolderLock:
         """Take the lock, unless this object holds it already.
 
         Raises:
-            ValueError: when somebody else has it, naming process and machine, or the folder cannot be written.
+            ValueError: when another process has it, naming process and machine, or the folder cannot be written.
         """
         if self._release is not None and self._release.alive:
             return
         path = self.folder.resolve() / LOCK_FILE
         with _guard:
             if path in _held:
-                raise ValueError(_taken(self.folder, "this process"))
-            descriptor = _locked(path, self.folder)
+                raise ValueError(_describe_taken(self.folder, "this process"))
+            descriptor = _open_locked(path, self.folder)
             _held.add(path)
         self._release = weakref.finalize(self, _unlock, path, descriptor)
 
     def release(self) -> None:
-        """Give it back, if it is held."""
+        """Release the lock, if it is held."""
         if self._release is not None:
             self._release()
 
@@ -70,7 +70,7 @@ class FolderLock:
 
 
 def holder(folder: Path) -> str | None:
-    """Who writes into `folder` now, as `process 17 on machine`, or nothing where nobody does."""
+    """Who writes to `folder` now, as `process 17 on machine`, or nothing if nobody does."""
     path = folder.resolve() / LOCK_FILE
     with _guard:
         if path in _held:
@@ -80,13 +80,13 @@ def holder(folder: Path) -> str | None:
         except OSError:
             return None
         try:
-            return None if _try(descriptor) else _said(path)
+            return None if _try(descriptor) else _read_holder(path)
         finally:
             os.close(descriptor)
 
 
-def _locked(path: Path, folder: Path) -> int:
-    """The file at `path`, opened and locked."""
+def _open_locked(path: Path, folder: Path) -> int:
+    """Open and lock the file at `path`."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -94,11 +94,11 @@ def _locked(path: Path, folder: Path) -> int:
             raise ValueError(f"{folder} must be a folder that can be written ({error.strerror})") from None
         if not _try(descriptor):
             os.close(descriptor)
-            raise ValueError(_taken(folder, _said(path)))
+            raise ValueError(_describe_taken(folder, _read_holder(path)))
         if _is_at(descriptor, path):
             break
         os.close(descriptor)  # its holder has removed it since it was opened
-    with contextlib.suppress(OSError):  # of a full disk: the lock counts, not who says to have it
+    with contextlib.suppress(OSError):  # on a full disk the holder's name is missing, but the lock holds
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
     return descriptor
@@ -112,7 +112,7 @@ def _try(descriptor: int) -> bool:
     except OSError as error:
         if error.errno not in UNKNOWN:
             return False
-        warnings.warn("the file system knows no locks: see to it that one process writes into a run", stacklevel=2)
+        warnings.warn("the file system has no locks: make sure that only one process writes to a run", stacklevel=2)
     return True
 
 
@@ -132,12 +132,12 @@ def _unlock(path: Path, descriptor: int) -> None:
         _held.discard(path)
 
 
-def _said(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     try:
         return path.read_text(errors="replace")[:200] or "another process"
     except OSError:
         return "another process"
 
 
-def _taken(folder: Path, by: str) -> str:
-    return f"{folder} is being written by {by}; wait for its end, or end it first"
+def _describe_taken(folder: Path, by: str) -> str:
+    return f"{folder} is being written by {by}; wait until it ends, or stop it first"

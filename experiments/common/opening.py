@@ -7,35 +7,36 @@ from typing import Any
 
 from metarl import MetaLearner
 from metarl.errors import check_choice
-from metarl.experiments.common.config import TRAIN
-from metarl.experiments.common.recorded import read_object, saved_config
-from metarl.experiments.common.run import Recipe, check_changeable, load
-from metarl.experiments.train_supervised import FINITE_SUM
+from metarl.experiments.common.config import RunConfig, read_config, read_object, settings
+from metarl.experiments.common.run import check_changeable, load_run
+from metarl.experiments.train import TrainConfig
+from metarl.experiments.train_supervised import SupervisedConfig
 from metarl.processes import Processes
 
-RECIPES: Mapping[str, Recipe[Any]] = {"env": TRAIN, "problem": FINITE_SUM}
+KINDS: Mapping[str, type[RunConfig]] = {"env": TrainConfig, "problem": SupervisedConfig}
 """What may be opened, by the setting that only these runs have."""
 
 
-def opened(folder: Path, changes: Mapping[str, Any], plugins: Iterable[str], processes: Processes) -> MetaLearner:
+def open_learner(folder: Path, changes: Mapping[str, Any], plugins: Iterable[str], processes: Processes) -> MetaLearner:
     """The learner of the run in `folder` at its last checkpoint.
 
     Raises:
         ValueError: when the folder is not a run's, or something in it cannot be used.
     """
-    recipe = recipe_of(folder)
-    saved = saved_config(recipe, folder)
+    kind = find_kind(folder)
+    saved = read_config(kind, folder)
+    before = settings(saved)
     for name in changes:
-        check_choice("changes", name, vars(saved))
-    check_changeable(saved, changes)
+        check_choice("changes", name, before)
+    check_changeable(before, changes)
     allowed = tuple(plugins)
     if unknown := [name for name in saved.plugins if name not in {*allowed, *sys.modules}]:
         raise ValueError(f"plugins must name what the run imports, if you trust it: {unknown} of {folder}")
-    return load(recipe, folder, {"plugins": allowed, **changes}, processes).learner
+    return load_run(kind, folder, {"plugins": allowed, **changes}, processes)
 
 
-def recipe_of(folder: Path) -> Recipe[Any]:
-    """Which script made the run in `folder`.
+def find_kind(folder: Path) -> type[RunConfig]:
+    """The settings of the script that made the run in `folder`.
 
     Raises:
         ValueError: when no script did.
@@ -47,7 +48,7 @@ def recipe_of(folder: Path) -> Recipe[Any]:
         raise ValueError(f"run must be the folder of a run; {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"run must be the folder of a run; {path} is not its configuration: {error}") from None
-    for setting, recipe in RECIPES.items():
+    for setting, kind in KINDS.items():
         if setting in found:
-            return recipe
-    raise ValueError(f"run must be the folder of a run; {path} has none of the settings {list(RECIPES)}")
+            return kind
+    raise ValueError(f"run must be the folder of a run; {path} has none of the settings {list(KINDS)}")

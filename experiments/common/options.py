@@ -1,9 +1,9 @@
-"""Options given as name=value on a command line, read by the types of what receives them.
+"""Options given as name=value on a command line, read by the types of the function that receives them.
 
     read("outer_options", ("lam=2", "cg_steps=5"), make_imaml)  ->  {"lam": 2.0, "cg_steps": 5}
 
-The types are the annotations of the receiver's parameters, or the types of their defaults. What the receiver does not
-have is read by its looks, and left to the receiver to refuse.
+The types are the annotations of the receiver's parameters, or the types of their defaults. An option that the receiver
+does not have is guessed from its text, and the receiver refuses it.
 """
 
 import inspect
@@ -23,11 +23,11 @@ WANTED = {bool: "true or false", int: "an integer", float: "a number", str: "a w
 def read(argument: str, entries: Iterable[str], receiver: Callable[..., Any]) -> dict[str, Any]:
     """The options in `entries` as keyword arguments of `receiver`.
 
-    Booleans are true, yes, on, 1 or false, no, off, 0, and None is none or null, in any case. A sequence is a JSON list
-    or its members with commas between them.
+    Booleans are true, yes, on, 1 or false, no, off, 0; None is none or null; case does not matter. A sequence is a JSON
+    list, or its members separated by commas.
 
     Raises:
-        ValueError: an entry without `=`, a name that is given twice, or a value of another type than the receiver's.
+        ValueError: for an entry without `=`, a name given twice, or a value of another type than the receiver's.
 
     Example:
         >>> def receiver(contact_forces: bool = True, goals: tuple[float, ...] = (), threads: int | None = 1): ...
@@ -47,46 +47,52 @@ def read(argument: str, entries: Iterable[str], receiver: Callable[..., Any]) ->
             raise ValueError(f"{argument} must name an option once, got {name!r} twice")
         wanted = _type(parameters[name]) if name in parameters else Any
         try:
-            options[name] = value(text, wanted)
-        except _Unfit:
+            options[name] = read_value(text, wanted)
+        except _Mismatch:
             if get_origin(wanted) is Literal:
                 check_choice(f"{argument}: {name}", text, [str(choice) for choice in get_args(wanted)])
-            raise ValueError(f"{argument}: {name} must be {described(wanted)}, got {_by_looks(text)!r}") from None
+            raise ValueError(f"{argument}: {name} must be {describe(wanted)}, got {_guess(text)!r}") from None
     return options
 
 
-class _Unfit(Exception):
-    """A text that is no value of the wanted type."""
+def check_distinct(argument: str, values: Sequence[object]) -> None:
+    """Raise a `ValueError` for a list that is empty or names something twice."""
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{argument} must name at least one, and none twice, got {values}")
 
 
-def value(text: str, wanted: Any) -> Any:
-    """`text` as a value of the type `wanted`; of a union, its words and numbers before its strings."""
+class _Mismatch(Exception):
+    """The text is not a value of the wanted type."""
+
+
+def read_value(text: str, wanted: Any) -> Any:
+    """`text` as a value of the type `wanted`. A union's words and numbers are tried before its strings."""
     origin, members = get_origin(wanted), get_args(wanted)
     if origin in (Union, types.UnionType):
         return _first_fit(text, sorted(members, key=lambda member: member is str))
     if origin is typing.Annotated:
-        return value(text, members[0])
+        return read_value(text, members[0])
     if origin is Literal:
         return _one_of(text, members)
     if wanted in READERS:
         return READERS[wanted](text)
     if isinstance(container := origin or wanted, type) and issubclass(container, tuple | list | Sequence):
         return _sequence(text, container, members)
-    return _by_looks(text)
+    return _guess(text)
 
 
-def described(wanted: Any) -> str:
+def describe(wanted: Any) -> str:
     """The type `wanted` in words."""
     origin, members = get_origin(wanted), get_args(wanted)
     if origin in (Union, types.UnionType):
-        return " or ".join(described(member) for member in members)
+        return " or ".join(describe(member) for member in members)
     if origin is not None and members and isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"a list, each of it {described(members[0])}"
+        return f"a list, each member {describe(members[0])}"
     return WANTED.get(wanted, "a list" if isinstance(wanted, type) and issubclass(wanted, Sequence) else str(wanted))
 
 
 def _type(parameter: inspect.Parameter) -> Any:
-    """A parameter's annotation, or the type of its default, which a `None` does not tell."""
+    """A parameter's annotation, or else the type of its default, unless that is `None`."""
     if parameter.annotation is not parameter.empty:
         return parameter.annotation
     return Any if parameter.default in (parameter.empty, None) else type(parameter.default)
@@ -95,29 +101,29 @@ def _type(parameter: inspect.Parameter) -> Any:
 def _first_fit(text: str, members: Iterable[Any]) -> Any:
     for member in members:
         try:
-            return value(text, member)
-        except _Unfit:
+            return read_value(text, member)
+        except _Mismatch:
             continue
-    raise _Unfit
+    raise _Mismatch
 
 
 def _one_of(text: str, choices: Iterable[Any]) -> Any:
     for choice in choices:
         if text == str(choice):
             return choice
-    raise _Unfit
+    raise _Mismatch
 
 
 def _boolean(text: str) -> bool:
     word = text.strip().lower()
     if word not in TRUE + FALSE:
-        raise _Unfit
+        raise _Mismatch
     return word in TRUE
 
 
 def _none(text: str) -> None:
     if text.strip().lower() not in NONE:
-        raise _Unfit
+        raise _Mismatch
 
 
 def _number(kind: type[int] | type[float]) -> Callable[[str], Any]:
@@ -125,7 +131,7 @@ def _number(kind: type[int] | type[float]) -> Callable[[str], Any]:
         try:
             return kind(text)
         except ValueError:
-            raise _Unfit from None
+            raise _Mismatch from None
 
     return number
 
@@ -141,7 +147,7 @@ READERS: dict[Any, Callable[[str], Any]] = {
 
 
 def _sequence(text: str, container: type, members: tuple[Any, ...]) -> Any:
-    """A JSON list or members with commas between them, each of the member's type."""
+    """A JSON list or members separated by commas, each of the member's type."""
     found = _json(text)
     if not isinstance(found, list):
         found = [part.strip() for part in text.split(",") if part.strip()]
@@ -149,13 +155,13 @@ def _sequence(text: str, container: type, members: tuple[Any, ...]) -> Any:
     kinds: Sequence[Any] = [member for member in members if member is not Ellipsis] or [Any]
     fixed = container is tuple and len(kinds) > 1
     if fixed and len(kinds) != len(texts):
-        raise _Unfit
-    values = [value(part, kinds[i if fixed else 0]) for i, part in enumerate(texts)]
+        raise _Mismatch
+    values = [read_value(part, kinds[i if fixed else 0]) for i, part in enumerate(texts)]
     return values if issubclass(container, list) else tuple(values)
 
 
-def _by_looks(text: str) -> Any:
-    """A boolean or None by its word, JSON where it can be, else a string."""
+def _guess(text: str) -> Any:
+    """A boolean or None by its word, JSON if it is valid, else a string."""
     word = text.strip().lower()
     if word in ("true", "yes", "on", "false", "no", "off"):
         return _boolean(word)

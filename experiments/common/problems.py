@@ -1,6 +1,6 @@
 """Supervised problems by name, with settings that suit them: what `metarl train-supervised` trains on.
 
-A problem here is a source of training tasks, one of tasks to be judged on, and what is known of it in closed form.
+A problem is a source of training tasks, a source of evaluation tasks, and what is known in closed form.
 """
 
 import dataclasses
@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
 from metarl.errors import check_int
-from metarl.experiments.common.images import ImageSettings, build_few_shot
+from metarl.experiments.common.images import ImageSettings, NetworkSettings, build_few_shot
 from metarl.random import Stream, stream_generator
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
 from metarl.supervised.sinusoid import Sinusoids
@@ -44,27 +44,68 @@ from metarl.types import Params, TaskSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProblemSettings(ImageSettings):
-    """What a problem may be told; each looks at what concerns it, and refuses the rest."""
+class BatchSettings:
+    """Minibatches of fixed tasks."""
+
+    inner_batch: int | None = None
+    """Points of a task in each inner batch D_in. Default: all."""
+    outer_batch: int | None = None
+    """Points of a task in each outer batch D_o. Default: all."""
+    hessian_batch: int | None = None
+    """Points of a task in each Hessian batch D_h. Default: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSettings(BatchSettings):
+    """Random tasks: a fixed set, or new ones in each iteration."""
 
     setting: Literal["finite_sum", "resampling"] = "finite_sum"
-    """Fixed support and query sets, or fresh data at every draw (quadratics, logistic, sinusoid, images)."""
-    shots: int | None = None
-    """Support points of a sinusoid (default 10), support images of a class (default 1)."""
-    queries: int | None = None
-    """Query points of a sinusoid (default 10), query images of a class (default 15)."""
+    """Fixed data (finite sum), or new tasks and fresh data at every draw, ten points by default (resampling)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinusoidSettings:
+    """Points of a sinusoid."""
+
+    setting: Literal["finite_sum", "resampling"] = "finite_sum"
+    """Fixed support and query points of each task (finite sum), or fresh ones at every draw (resampling)."""
+    shots: int = 10
+    """Support points of a task (K)."""
+    queries: int = 10
+    """Query points of a task."""
     eval_shots: int | None = None
-    """Support points, or images of a class, in evaluations; default: as many as in training."""
-    inner_batch: int | None = None
-    """D_in: points for each task and draw (quadratics, logistic, real data); default: all of them."""
-    outer_batch: int | None = None
-    """D_o: likewise."""
-    hessian_batch: int | None = None
-    """D_h: likewise."""
+    """Support points of a task in evaluations. Default: as in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSettings:
+    """Images of a class."""
+
+    setting: Literal["finite_sum", "resampling"] = "finite_sum"
+    """Fixed support and query images of each task (finite sum), or fresh ones at every draw (resampling)."""
+    shots: int = 1
+    """Support images of a class (K)."""
+    queries: int = 15
+    """Query images of a class."""
+    eval_shots: int | None = None
+    """Support images of a class in evaluations. Default: as in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedSettings(ClassSettings, NetworkSettings):
+    """Few-shot classification of a data set that comes with the package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSettings(ClassSettings, ImageSettings):
+    """Few-shot classification of a folder of images."""
+
+    data: str = ""
+    """Folder of class folders of images; its folders train, val and test are used as they are."""
 
 
 class Known(NamedTuple):
-    """What is known of a problem for an inner step size alpha and N steps."""
+    """What is known of a problem: L, rho, and stationary points for an inner step size alpha and N steps."""
 
     L: float
     rho: float
@@ -72,11 +113,11 @@ class Known(NamedTuple):
 
 
 class SupervisedProblem(NamedTuple):
-    """Tasks to train on, tasks to be judged on, and what is known of them."""
+    """Training tasks, evaluation tasks, and what is known of them."""
 
     train: TaskSource
     test: TaskSource
-    all_tasks: int | None = None  # of the fixed set, if there is one: their gradient is exact
+    all_tasks: int | None = None  # of the fixed set, if there is one: then the gradient is exact
     known: Known | None = None
 
 
@@ -88,36 +129,39 @@ class Defaults(NamedTuple):
     sign_inner_lr: float
     learning_rate: float
     optimizer: Literal["adam", "sgd"]
-    takes: tuple[str, ...] = ()  # of the settings of `ProblemSettings`
     anywhere: bool = False  # or else on the CPU only
 
 
 class Build(Protocol):
     """From settings, a device and a seed to a problem."""
 
-    def __call__(self, given: ProblemSettings, device: torch.device, seed: int) -> SupervisedProblem: ...
+    def __call__(self, given: Any, device: torch.device, seed: int) -> SupervisedProblem: ...
 
 
-BATCHES = ("inner_batch", "outer_batch", "hessian_batch")
-IMAGES = tuple(field.name for field in dataclasses.fields(ImageSettings))
-OF_SHIPPED = ("ways", "network", "hidden")  # which are not square, so no convolutions
+class Entry(NamedTuple):
+    """A problem by its name."""
+
+    about: str  # one line of help
+    settings: type  # what `build` can be given
+    build: Build
+    defaults: Defaults
 
 
 def fixed_set(source: FiniteSumSource, known: Known) -> SupervisedProblem:
-    """A problem whose tasks are all there are: it is judged on those it was trained on, with all their data."""
+    """A problem with a fixed set of tasks: it is evaluated on the same tasks, with all their data."""
     whole = source.tasks
     tasks = FiniteSumTaskBatch(whole.loss, whole.support, whole.query, whole.score)
     everything = FiniteSumSource(tasks, source.initial_params(), source.score_name)
     return SupervisedProblem(source, everything, whole.num_tasks, known)
 
 
-def minibatches(given: ProblemSettings, points: float = math.inf) -> BatchSizes:
-    """The sizes asked for, of so many points.
+def batch_sizes(given: BatchSettings, points: float = math.inf) -> BatchSizes:
+    """The batch sizes, each at most `points`, the points of a task.
 
     Raises:
-        ValueError: for more than there are.
+        ValueError: naming a size that is larger.
     """
-    for name in BATCHES:
+    for name in ("inner_batch", "outer_batch", "hessian_batch"):
         size = getattr(given, name)
         if size is not None and check_int(name, size) > points:
             raise ValueError(f"{name} must be at most {points}, the points of a task, got {size}")
@@ -139,8 +183,8 @@ def quadratic_points(problem: Quadratics) -> Callable[[float, int], Mapping[str,
     return points
 
 
-def of_quadratics(
-    problem: Quadratics, given: ProblemSettings, points: int, noise: float, seed: int
+def fixed_quadratics(
+    problem: Quadratics, given: BatchSettings, points: int, noise: float, seed: int
 ) -> SupervisedProblem:
     """Fixed quadratic tasks."""
     rng = stream_generator(seed, Stream.PROBLEM_NOISE)
@@ -149,125 +193,128 @@ def of_quadratics(
         points=points,
         noise=noise,
         rng=rng if noise else None,
-        batch_sizes=minibatches(given, points),
+        batch_sizes=batch_sizes(given, points),
         generator=torch.Generator().manual_seed(seed),
     )
     largest = float(torch.linalg.eigvalsh(problem.curvatures).max())
     return fixed_set(quadratic_source(problem, tasks=tasks), Known(largest, 0.0, quadratic_points(problem)))
 
 
-def two_quadratics(given: ProblemSettings, device: torch.device, seed: int) -> SupervisedProblem:
+def two_quadratics(given: object, device: torch.device, seed: int) -> SupervisedProblem:
     """P1: curvatures 1 and 2, centres 1 and -1."""
-    return of_quadratics(quadratics_1d(), given, points=1, noise=0.0, seed=seed)
+    return fixed_quadratics(quadratics_1d(), BatchSettings(), points=1, noise=0.0, seed=seed)
 
 
-def quadratics(given: ProblemSettings, device: torch.device, seed: int) -> SupervisedProblem:
-    """Twenty random quadratics in five dimensions, a hundred noisy points each; or new ones all the time."""
+def quadratics(given: RandomSettings, device: torch.device, seed: int) -> SupervisedProblem:
+    """Twenty random quadratics in five dimensions, a hundred noisy points each; or new ones in each iteration."""
     if given.setting == "resampling":
         return resampled(FreshQuadratics(sizes=fresh_sizes(given)))
     problem = random_quadratics(stream_generator(seed, Stream.PROBLEM), 20, 5)
-    return of_quadratics(problem, given, points=100, noise=1.0, seed=seed)
+    return fixed_quadratics(problem, given, points=100, noise=1.0, seed=seed)
 
 
-def of_logistic(problem: Logistic, given: ProblemSettings, seed: int) -> SupervisedProblem:
+def fixed_logistic(problem: Logistic, given: BatchSettings, seed: int) -> SupervisedProblem:
     """Fixed logistic tasks."""
-    sizes, generator = minibatches(given, problem.x.shape[1]), torch.Generator().manual_seed(seed)
+    sizes, generator = batch_sizes(given, problem.x.shape[1]), torch.Generator().manual_seed(seed)
     tasks = logistic_tasks(problem, batch_sizes=sizes, generator=generator)
     return fixed_set(logistic_source(problem, tasks), Known(smoothness(problem), hessian_smoothness(problem)))
 
 
-def six_logistic(given: ProblemSettings, device: torch.device, seed: int) -> SupervisedProblem:
+def six_logistic(given: BatchSettings, device: torch.device, seed: int) -> SupervisedProblem:
     """P2: six tasks of forty points in five dimensions."""
-    return of_logistic(six_logistic_tasks(), given, seed)
+    return fixed_logistic(six_logistic_tasks(), given, seed)
 
 
-def logistic(given: ProblemSettings, device: torch.device, seed: int) -> SupervisedProblem:
-    """Twenty random logistic tasks; or new ones all the time."""
+def logistic(given: RandomSettings, device: torch.device, seed: int) -> SupervisedProblem:
+    """Twenty random logistic regressions; or new ones in each iteration."""
     if given.setting == "resampling":
         return resampled(FreshLogistic(sizes=fresh_sizes(given)))
-    return of_logistic(random_logistic(stream_generator(seed, Stream.PROBLEM), 20), given, seed)
+    return fixed_logistic(random_logistic(stream_generator(seed, Stream.PROBLEM), 20), given, seed)
 
 
-def real(name: str) -> Build:
+def real_data(name: str) -> Build:
     """Logistic regressions on a data set that comes with scikit-learn."""
 
-    def build(given: ProblemSettings, device: torch.device, seed: int) -> SupervisedProblem:
-        return of_logistic(real_logistic(name), given, seed)
-
-    return build
-
-
-def sinusoid(given: ProblemSettings, device: torch.device, seed: int) -> SupervisedProblem:
-    """Sinusoid regression; judged with many query points."""
-    shots, queries = (10 if number is None else number for number in (given.shots, given.queries))
-    train = Sinusoids(shots=shots, queries=queries, setting=given.setting, seed=seed, device=device)
-    judged = shots if given.eval_shots is None else check_int("eval_shots", given.eval_shots)
-    return SupervisedProblem(train, dataclasses.replace(train, shots=judged, queries=100, setting="finite_sum"))
-
-
-def few_shot(data: str | None) -> Build:
-    """Few-shot classification of a shipped data set, or of the folder in `given.data`; judged on the test classes."""
-
-    def build(given: ProblemSettings, device: torch.device, seed: int) -> SupervisedProblem:
-        if data is None and given.data in PROBLEMS:
-            raise ValueError(f"data must be a folder of class folders of images, got {given.data!r}, another problem")
-        shots = 1 if given.shots is None else given.shots
-        queries = 15 if given.queries is None else given.queries
-        sources = build_few_shot(given, data, shots, queries, device, seed)
-        judged = shots if given.eval_shots is None else check_int("eval_shots", given.eval_shots)
-        train = dataclasses.replace(sources.train, setting=given.setting)
-        try:
-            return SupervisedProblem(train, dataclasses.replace(sources.test, shots=judged))
-        except ValueError as error:
-            raise ValueError(f"eval_shots = {judged} cannot be: {error}") from None
+    def build(given: BatchSettings, device: torch.device, seed: int) -> SupervisedProblem:
+        return fixed_logistic(real_logistic(name), given, seed)
 
     return build
 
 
 def resampled(source: TaskSource) -> SupervisedProblem:
-    """New tasks all the time, so those it is judged on are new as well."""
+    """A problem with new tasks in each iteration: it is evaluated on new ones as well."""
     return SupervisedProblem(source, source)
 
 
-def fresh_sizes(given: ProblemSettings) -> BatchSizes:
-    """Points of the draws; ten where nothing is said."""
-    return BatchSizes(*(10 if size is None else size for size in minibatches(given)))
+def fresh_sizes(given: BatchSettings) -> BatchSizes:
+    """The batch sizes of fresh data; ten points by default."""
+    return BatchSizes(*(10 if size is None else size for size in batch_sizes(given)))
 
 
-EXACT = Defaults(20, 0.25, 0.02, 0.1, "sgd", ("setting", *BATCHES))
-POINTS = ("setting", "shots", "queries", "eval_shots")
-SHIPPED = Defaults(16, 0.4, 0.03, 3e-3, "adam", (*POINTS, *OF_SHIPPED), anywhere=True)
+def sinusoid(given: SinusoidSettings, device: torch.device, seed: int) -> SupervisedProblem:
+    """Sinusoid regression; evaluated with many query points."""
+    train = Sinusoids(shots=given.shots, queries=given.queries, setting=given.setting, seed=seed, device=device)
+    shots = given.shots if given.eval_shots is None else check_int("eval_shots", given.eval_shots)
+    return SupervisedProblem(train, dataclasses.replace(train, shots=shots, queries=100, setting="finite_sum"))
 
-PROBLEMS: dict[str, tuple[Build, Defaults]] = {
-    "two_quadratics": (two_quadratics, Defaults(2, 0.25, 0.02, 0.2, "sgd")),
-    "quadratics": (quadratics, EXACT),
-    "six_logistic": (six_logistic, Defaults(6, 0.95, 0.02, 0.5, "sgd", BATCHES)),
-    "logistic": (logistic, EXACT._replace(inner_lr=0.9, learning_rate=0.5)),
+
+def shipped(data: str) -> Build:
+    """Few-shot classification of a data set that comes with the package."""
+
+    def build(given: ShippedSettings, device: torch.device, seed: int) -> SupervisedProblem:
+        own = {field.name: getattr(given, field.name) for field in dataclasses.fields(ShippedSettings)}
+        return few_shot(FolderSettings(data=data, **own), device, seed)
+
+    return build
+
+
+def images(given: FolderSettings, device: torch.device, seed: int) -> SupervisedProblem:
+    """Few-shot classification of a folder of images."""
+    if given.data in ("", *PROBLEMS):
+        raise ValueError(f"data must be a folder of class folders of images, got {given.data!r}")
+    return few_shot(given, device, seed)
+
+
+def few_shot(given: FolderSettings, device: torch.device, seed: int) -> SupervisedProblem:
+    """Few-shot classification, evaluated on the test classes."""
+    sources = build_few_shot(given, given.shots, given.queries, device, seed)
+    shots = given.shots if given.eval_shots is None else check_int("eval_shots", given.eval_shots)
+    train = dataclasses.replace(sources.train, setting=given.setting)
+    try:
+        return SupervisedProblem(train, dataclasses.replace(sources.test, shots=shots))
+    except ValueError as error:
+        raise ValueError(f"eval_shots = {shots} cannot be: {error}") from None
+
+
+RANDOM = Defaults(20, 0.25, 0.02, 0.1, "sgd")
+SHIPPED = Defaults(16, 0.4, 0.03, 3e-3, "adam", anywhere=True)
+REAL = {
+    "breast_cancer": Defaults(4, 0.1, 0.02, 0.1, "sgd"),
+    "digits": Defaults(10, 0.1, 0.02, 0.1, "sgd"),
+    "iris": Defaults(3, 0.4, 0.02, 0.3, "sgd"),
+    "wine": Defaults(3, 0.4, 0.02, 0.3, "sgd"),
+}
+
+PROBLEMS: dict[str, Entry] = {
+    "two_quadratics": Entry(
+        "Two quadratics on a line", object, two_quadratics, RANDOM._replace(meta_batch_size=2, learning_rate=0.2)
+    ),
+    "quadratics": Entry("Random quadratics", RandomSettings, quadratics, RANDOM),
+    "six_logistic": Entry("Six logistic regressions", BatchSettings, six_logistic, Defaults(6, 0.95, 0.02, 0.5, "sgd")),
+    "logistic": Entry(
+        "Random logistic regressions", RandomSettings, logistic, RANDOM._replace(inner_lr=0.9, learning_rate=0.5)
+    ),
     **{
-        f"logistic_{name}": (real(name), Defaults(tasks, inner_lr, 0.02, learning_rate, "sgd", BATCHES))
-        for name, tasks, inner_lr, learning_rate in (
-            ("breast_cancer", 4, 0.1, 0.1),
-            ("digits", 10, 0.1, 0.1),
-            ("iris", 3, 0.4, 0.3),
-            ("wine", 3, 0.4, 0.3),
+        f"logistic_{name}": Entry(
+            f"Logistic regressions on the data set {name}", BatchSettings, real_data(name), defaults
         )
+        for name, defaults in REAL.items()
     },
-    "sinusoid": (sinusoid, Defaults(25, 0.01, 0.001, 1e-3, "adam", POINTS, anywhere=True)),
-    "digits": (few_shot("digits"), SHIPPED),
-    "mnist1d": (few_shot("mnist1d"), SHIPPED),
-    "images": (few_shot(None), SHIPPED._replace(takes=(*POINTS, *IMAGES))),
+    "sinusoid": Entry(
+        "Sinusoid regression", SinusoidSettings, sinusoid, Defaults(25, 0.01, 0.001, 1e-3, "adam", anywhere=True)
+    ),
+    "digits": Entry("Few-shot classification of two-digit numbers", ShippedSettings, shipped("digits"), SHIPPED),
+    "mnist1d": Entry("Few-shot classification of MNIST-1D", ShippedSettings, shipped("mnist1d"), SHIPPED),
+    "images": Entry("Few-shot classification of a folder of images", FolderSettings, images, SHIPPED),
 }
 """Problems by name, each with settings that suit it."""
-
-
-def check_settings(name: str, given: ProblemSettings) -> None:
-    """A setting that means nothing to the problem is an error, not ignored.
-
-    Raises:
-        ValueError: naming it.
-    """
-    takes = PROBLEMS[name][1].takes
-    for field in dataclasses.fields(ProblemSettings):
-        value = getattr(given, field.name)
-        if value != field.default and field.name not in takes:
-            raise ValueError(f"{field.name} means nothing to the problem {name!r}, got {value!r}")

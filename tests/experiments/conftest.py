@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from metarl.checkpoint import write_json
 from metarl.experiments import train
-from metarl.logging import RunLog
+from metarl.experiments.train import TrainConfig
 from tests.experiments import runs
 
 PICTURES = {name: getattr(train, name) for name in ("adaptation_figure", "trajectory_figure")}
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the seconds of the held-out evaluation and the pictures at the end of a run."""
 
-    def report(run: train.Run, log: RunLog) -> None:
+    def report(run: train.Run[TrainConfig]) -> None:
         write_json(run.folder / "evaluation.json", {"iterations": run.learner.iterations})
 
     monkeypatch.setattr(train, "report", report)

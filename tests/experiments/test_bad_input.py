@@ -17,9 +17,9 @@ import torch
 
 from metarl.checkpoint import write_json
 from metarl.experiments import compare, train
-from metarl.experiments.common.config import TRAIN, TrainConfig
-from metarl.experiments.common.run import fresh
+from metarl.experiments.common.run import new_run
 from metarl.experiments.reports import benchmark
+from metarl.experiments.train import TrainConfig
 from tests.experiments import runs
 
 WORDS = ("0", "-1", "1.5", "x", "nan")
@@ -171,11 +171,11 @@ def make_site(site: Path) -> None:
     """Folders of runs, good and broken, in `site`; nothing is trained but one iteration."""
     tiny = TrainConfig(iterations=1, meta_batch_size=2, episodes=2, horizon=5, hidden=(8,), log_dir=Path())
     with contextlib.chdir(site):
-        done = fresh(TRAIN, dataclasses.replace(tiny, name="done"))
+        done = new_run(dataclasses.replace(tiny, name="done"))
         done.learner.learn(1).save(done.folder / "checkpoint.pt")
         write_json(done.folder / "evaluation.json", {})
-        fresh(TRAIN, dataclasses.replace(tiny, name="ring", env="navigation_ring"))
-        fresh(TRAIN, dataclasses.replace(tiny, name="sign", outer="sign_maml"))
+        new_run(dataclasses.replace(tiny, name="ring", env="navigation_ring"))
+        new_run(dataclasses.replace(tiny, name="sign", outer="sign_maml"))
         Path("empty").mkdir()
         Path("file").write_text("a file")
         Path("broken_plugin.py").write_text("def (")

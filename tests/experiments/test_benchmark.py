@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from metarl import MetaLearner
 from metarl.derivatives import gradients, hessian_vector_products
 from metarl.engine import Engine
-from metarl.experiments.common.config import TrainConfig, build_source
 from metarl.experiments.reports import benchmark
 from metarl.experiments.reports.benchmark import workloads
 from metarl.experiments.reports.benchmark.growth import group_by_size
 from metarl.experiments.reports.benchmark.limits import Flops, Product, Tallied, TalliedSource, Tally, network_flops
 from metarl.experiments.reports.benchmark.page import markdown_page
 from metarl.experiments.reports.benchmark.profile import WATCHED
+from metarl.experiments.train import TrainConfig, build_source
 from metarl.functional_call import call
 from metarl.outer import OUTER
 from metarl.supervised.networks import conv4

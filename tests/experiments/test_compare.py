@@ -1,7 +1,6 @@
 """`metarl compare`: whether it runs and what it prints."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from tests.experiments import runs
 
 @pytest.mark.usefixtures("no_pictures")
 def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = partial(train.held_out_curves, tasks=8, episodes=4)
-    monkeypatch.setattr(train, "held_out_curves", few)
+    monkeypatch.setattr(train, "FINAL_TASKS", 8)
+    monkeypatch.setattr(train, "FINAL_EPISODES", 4)
     options = ["--outer", "maml", "fo_maml", "--seeds", 0, 1, "--env-steps", 120]
     small = ["--meta-batch-size", 2, "--episodes", 2, "--horizon", 5]
     outcome = runs.call("compare", *options, *small, "--log-dir", tmp_path, "--name", "both")

@@ -64,7 +64,7 @@ def test_seed_and_episodes_matter(run: Path) -> None:
 
 def test_table_shows_the_same_numbers(run: Path) -> None:
     found, rows = curve(run), runs.call("evaluate", run, *SMALL).out.splitlines()
-    assert len(rows) == 2 + 4
-    for step, row in enumerate(rows[2:]):
-        assert row.split()[:2] == [str(step), f"{found['mean'][step]:.2f}"]
-        assert row.split()[-1] == str(found["env_steps"][step])
+    assert len(rows) == 3 + 4
+    for step, row in enumerate(rows[3:]):
+        assert row.split()[1:4] == [str(step), "|", f"{found['mean'][step]:.2f}"]
+        assert row.split()[-2] == str(found["env_steps"][step])

@@ -76,9 +76,9 @@ def test_a_signal_ends_the_program_without_a_result(tmp_path: Path, monkeypatch:
         (["--outer", "maml", "maml"], ("outer must", "twice")),
         (["--factors", 0], ("factors must", "0")),
         (["--network", "conv4"], ("conv4", "square")),
-        (["--network", "conv4", "--hidden", 8], ("hidden means nothing to the network 'conv4'", "(8,)")),
-        (["--filters", 8], ("filters means nothing to the network 'mlp'", "8")),
-        (["--rotations"], ("rotations means nothing to 'digits'",)),
+        (["--network", "conv4", "--hidden", 8], ("hidden does not apply to network 'conv4'", "(8,)")),
+        (["--filters", 8], ("filters does not apply to network 'mlp'", "8")),
+        (["--rotations"], ("rotations does not apply to 'digits'",)),
     ],
 )
 def test_bad_input(options: list[Any], wanted: tuple[str, ...], tmp_path: Path) -> None:

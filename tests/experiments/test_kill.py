@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from metarl.experiments.common.config import TRAIN
-from metarl.experiments.common.run import load
+from metarl.experiments.common.run import load_run
+from metarl.experiments.train import TrainConfig
 from tests.experiments import runs
 
 SETTINGS = [*runs.TINY, "--eval-every", "5", "--anneal-iterations", "40"]
@@ -38,7 +38,7 @@ def kill_and_check(folder: Path, kills: int, longest: float, seed: int) -> None:
             process.kill()
             process.communicate()
         assert process.returncode == -signal.SIGKILL
-        learner = load(TRAIN, folder).learner
+        learner = load_run(TrainConfig, folder)
         assert learner.iterations >= done
         done = learner.iterations
         command = ["--resume", folder]

@@ -13,8 +13,8 @@ import torch
 import metarl
 from metarl import MetaLearner, checkpoint
 from metarl.checkpoint import write_json
-from metarl.experiments.common.config import TRAIN, TrainConfig
-from metarl.experiments.common.run import fresh
+from metarl.experiments.common.run import new_run
+from metarl.experiments.train import TrainConfig
 from metarl.rl import ReinforcementLearning
 from metarl.step import OptimizerStep
 from tests.experiments import runs
@@ -29,7 +29,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run at its beginning; to be copied."""
     tiny = TrainConfig(iterations=3, meta_batch_size=2, episodes=2, horizon=5, hidden=(8,))
     folder = tmp_path_factory.mktemp("begun")
-    return fresh(TRAIN, dataclasses.replace(tiny, log_dir=folder, name="run")).folder
+    return new_run(dataclasses.replace(tiny, log_dir=folder, name="run")).folder
 
 
 def rates(folder: Path) -> list[float]:

@@ -9,8 +9,8 @@ import pytest
 
 from metarl.envs import ENVS, constructor
 from metarl.experiments.common import options
-from metarl.experiments.common.config import TRAIN, TrainConfig, build_distribution
-from metarl.experiments.common.run import new_folder, settled
+from metarl.experiments.common.run import new_folder, settle
+from metarl.experiments.train import TrainConfig, build_distribution
 from metarl.outer import OUTER
 
 
@@ -89,7 +89,7 @@ def test_values(entry: str, value: Any) -> None:
         ("mode=task", "mode must be one of .*did you mean 'tasks'"),
         ("threads=x", "threads must be an integer or none, got 'x'"),
         ("pair=1", "pair must be a list"),
-        ("goals=a,b", "goals must be a list, each of it a number"),
+        ("goals=a,b", "goals must be a list, each member a number"),
         ("=1", "name=value"),
         ("flag", "name=value"),
     ],
@@ -117,7 +117,7 @@ def test_the_default_of_every_outer_option_reads_as_itself(make: Callable[..., A
 @pytest.mark.parametrize("outer", ["m" * 300, "ä" * 300, "mine/method", "a b\nc"])
 def test_a_run_s_default_name_is_a_folder_s(outer: str, tmp_path: Path) -> None:
     """A plug-in may call its update anything."""
-    name = settled(TRAIN, TrainConfig(outer=outer)).name
+    name = settle(TrainConfig(outer=outer)).name
     assert name is not None
     assert new_folder(tmp_path, name).is_dir()
     assert name.startswith("navigation-")

@@ -1,4 +1,4 @@
-"""The supervised problems by name: their tasks, what is known of them, and which settings mean something to them."""
+"""The supervised problems by name: their tasks, what is known of them, and which settings they have."""
 
 import dataclasses
 from functools import cache
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from metarl import make_method, tree
-from metarl.experiments.common.problems import PROBLEMS, ProblemSettings, SupervisedProblem, check_settings
+from metarl.experiments.common.problems import PROBLEMS, SupervisedProblem
+from metarl.experiments.train_supervised import SupervisedConfig, config_type
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch, ResamplingTaskBatch
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.sinusoid import Sinusoids
@@ -42,21 +43,10 @@ TAKES: dict[str, set[str]] = {
     "mnist1d": SHOTS | NETWORK,
     "images": SHOTS | NETWORK | FOLDER,
 }
-OTHER: dict[str, Any] = {  # than the default, for every setting
-    "setting": "resampling",
-    "data": "pictures",
-    "network": "conv4",
-    "hidden": (3,),
-    "color": "rgb",
-    "inverted": True,
-    "rotations": True,
-    "split": (3, 2, 2),
-    **dict.fromkeys(("ways", "filters", "image_size", "shots", "queries", "eval_shots", *BATCHES), 3),
-}
 
 
 def build(name: str, seed: int = 0, **settings: Any) -> SupervisedProblem:
-    return PROBLEMS[name][0](ProblemSettings(**settings), CPU, seed)
+    return PROBLEMS[name].build(PROBLEMS[name].settings(**settings), CPU, seed)
 
 
 @cache
@@ -79,24 +69,18 @@ def points(tasks: TaskBatch) -> list[int]:
     return [next(iter(drawn(tasks, role).values())).shape[1] for role in ROLES]
 
 
-# Which settings mean something.
+# Settings.
 
 
-def test_tables_are_complete() -> None:
+def test_the_table_is_complete() -> None:
     assert set(TAKES) == set(PROBLEMS)
-    assert set(OTHER) == {field.name for field in dataclasses.fields(ProblemSettings)}
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_what_means_nothing_is_refused(name: str) -> None:
-    check_settings(name, ProblemSettings())
-    for setting, value in OTHER.items():
-        given = ProblemSettings(**{setting: value})
-        if setting in TAKES[name]:
-            check_settings(name, given)
-        else:
-            with pytest.raises(ValueError, match=f"^{setting} means nothing to the problem '{name}', got "):
-                check_settings(name, given)
+def test_options_are_those_that_apply(name: str) -> None:
+    """Besides the options of every run."""
+    own, shared = ({field.name for field in dataclasses.fields(kind)} for kind in (config_type(name), SupervisedConfig))
+    assert own - shared == TAKES[name]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +100,7 @@ def test_what_means_nothing_is_refused(name: str) -> None:
         ("digits", {"eval_shots": 100}, "^eval_shots = 100 cannot be: .* must have at least 115 images, found 58"),
         ("digits", {"ways": 21}, "^ways must be at most"),
         ("digits", {"network": "conv4"}, "^network conv4 needs square images"),
-        ("images", {}, "^data must be a folder of class folders of images, got 'digits', another problem"),
+        ("images", {}, "^data must be a folder of class folders of images, got ''"),
         ("images", {"data": "mnist1d"}, "^data must be a folder .* got 'mnist1d'"),
         ("images", {"data": "no/such/folder"}, "^data must be .* got 'no/such/folder'"),
     ],
@@ -269,4 +253,4 @@ def test_images_default_to_one_shot_and_fifteen_queries() -> None:
 
 @pytest.mark.parametrize("name", FIXED)
 def test_default_batches_are_all_tasks_of_a_fixed_set(name: str) -> None:
-    assert PROBLEMS[name][1].meta_batch_size == FIXED[name][0]
+    assert PROBLEMS[name].defaults.meta_batch_size == FIXED[name][0]

@@ -20,8 +20,8 @@ from metarl.callbacks import HeldOutEvaluation
 from metarl.engine import Engine
 from metarl.experiments import train_supervised
 from metarl.experiments.common.problems import PROBLEMS
-from metarl.experiments.common.run import fresh
-from metarl.experiments.train_supervised import FINITE_SUM, OPTIMIZERS, FiniteSumConfig
+from metarl.experiments.common.run import new_run
+from metarl.experiments.train_supervised import OPTIMIZERS, BatchConfig, SinusoidConfig, config_type
 from metarl.outer import OUTER
 from metarl.theory import Estimation, estimate_source
 from metarl.theory.logistic import hessian_smoothness, six_logistic_tasks, smoothness
@@ -39,16 +39,17 @@ CPU_ONLY = [name for name in PROBLEMS if name not in ("sinusoid", "digits", "mni
 SCORES = {"sinusoid": "minus_mse", "two_quadratics": "minus_loss", "quadratics": "minus_loss"}  # others: accuracy
 
 
-def finish(folder: Path, *arguments: object) -> Path:
+def finish(folder: Path, problem: str, *arguments: object) -> Path:
     """A new tiny run in `folder`, to its end."""
-    outcome = runs.call("train_supervised", *TINY, *arguments, "--log-dir", folder.parent, "--name", folder.name)
+    where = ("--log-dir", folder.parent, "--name", folder.name)
+    outcome = runs.call("train_supervised", problem, *TINY, *arguments, *where)
     assert outcome.code == 0, outcome.err
     return folder
 
 
 def resume(folder: Path, *arguments: object) -> Path:
     """Go on with a run, as another process would."""
-    train_supervised.built.cache_clear()
+    train_supervised.build_problem.cache_clear()
     outcome = runs.call("train_supervised", "--resume", folder, *arguments)
     assert outcome.code == 0, outcome.err
     return folder
@@ -67,10 +68,10 @@ def evaluation(folder: Path) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def unrecorded() -> Iterator[None]:
     """Spare the seconds that records take; every test builds its problems anew."""
-    train_supervised.built.cache_clear()
+    train_supervised.build_problem.cache_clear()
     with Engine(record=False).current():
         yield
-    train_supervised.built.cache_clear()
+    train_supervised.build_problem.cache_clear()
 
 
 @pytest.fixture
@@ -183,9 +184,9 @@ def test_table(tmp_path: Path) -> None:
     outcome = runs.call("train_supervised", "six_logistic", *TINY, "--log-dir", tmp_path, "--name", "run")
     found = evaluation(tmp_path / "run")
     lines = outcome.out.splitlines()
-    assert lines[1] == "accuracy on 2 tasks, mean and 95 % interval over tasks"
+    assert lines[1] == "accuracy on 2 held-out tasks, mean and 95 % interval over tasks"
     for step in range(3):
-        numbers = [float(number) for number in re.findall(r"-?[\d.]+", lines[3 + step])]
+        numbers = [float(number) for number in re.findall(r"-?[\d.]+", lines[4 + step])]
         wanted = [step]
         for row in (found, found["random_init"]):
             wanted += [row["mean"][step], *row["ci95"][step]]
@@ -209,14 +210,14 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_a_problem_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images are decoded once."""
-    build, defaults = PROBLEMS["two_quadratics"]
+    entry = PROBLEMS["two_quadratics"]
     times = []
 
     def counting(*arguments: Any) -> Any:
         times.append(1)
-        return build(*arguments)
+        return entry.build(*arguments)
 
-    monkeypatch.setitem(PROBLEMS, "two_quadratics", (counting, defaults))
+    monkeypatch.setitem(PROBLEMS, "two_quadratics", entry._replace(build=counting))
     finish(tmp_path / "run", "two_quadratics")
     assert len(times) == 1
 
@@ -264,7 +265,7 @@ def test_minibatches_and_resampling_arrive(tmp_path: Path) -> None:
 
 def test_defaults_that_suit_the_problem_are_written_down() -> None:
     def settled(**settings: Any) -> tuple[object, ...]:
-        config = train_supervised.settle(FiniteSumConfig(**settings))
+        config = config_type(settings["problem"])(**settings).settle()
         return config.meta_batch_size, config.inner_lr, config.outer_step, config.learning_rate
 
     assert settled(problem="six_logistic") == (6, 0.95, "sgd", 0.5)
@@ -278,14 +279,14 @@ def test_defaults_that_suit_the_problem_are_written_down() -> None:
 def test_small_problems_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` takes it for them; another device would be ignored, so it is an error."""
     for problem in PROBLEMS:
-        assert train_supervised.settle(FiniteSumConfig(problem=problem, device="auto")).device == (
+        assert config_type(problem)(problem=problem, device="auto").settle().device == (
             "cpu" if problem in CPU_ONLY else "auto"
         )
-    monkeypatch.setattr("metarl.experiments.common.cli.pick_device", torch.device)
+    monkeypatch.setattr("metarl.experiments.train_supervised.pick_device", torch.device)
     for problem in CPU_ONLY:
         with pytest.raises(ValueError, match=f"device must be 'cpu' for the problem '{problem}', got 'cuda'"):
-            train_supervised.build_problem(FiniteSumConfig(problem=problem, device="cuda"))
-    built = train_supervised.build_problem(FiniteSumConfig(problem="sinusoid", device="meta"))
+            train_supervised.build_problem(config_type(problem)(problem=problem, device="cuda"))
+    built = train_supervised.build_problem(SinusoidConfig(problem="sinusoid", device="meta"))
     assert {leaf.device.type for leaf in built.train.initial_params().values()} == {"meta"}
 
 
@@ -406,7 +407,7 @@ def test_every_outer_update(tmp_path: Path, outer: str) -> None:
     folder = finish(tmp_path / "run", "sinusoid", "--outer", outer, "--eval-every", 3)
     assert [line["iteration"] for line in runs.lines(folder)] == [1, 2]
     assert evaluation(folder)["outer"] == runs.saved(folder)["config"]["outer"] == outer
-    start = train_supervised.build_problem(FiniteSumConfig(problem="sinusoid")).train.initial_params()
+    start = train_supervised.build_problem(SinusoidConfig(problem="sinusoid")).train.initial_params()
     assert not any(torch.equal(leaf, start[key]) for key, leaf in parameters(folder).items())
 
 
@@ -441,7 +442,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, what: str, outer_step: str
     shared = [*RESUMED[what], "--outer-step", outer_step, "--eval-every", 3, "--eval-steps", 1]
     shared += ["--step-tasks", 2] if outer_step == "fallah" else []
     whole = finish(tmp_path / "whole", *shared, "--iterations", 6)
-    train_supervised.built.cache_clear()
+    train_supervised.build_problem.cache_clear()
     parts = finish(tmp_path / "parts", *shared, "--iterations", 3)
     assert runs.saved(whole)["params"] != runs.saved(parts)["params"]
     resume(parts, "--iterations", 6)
@@ -528,15 +529,17 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("six_logistic --meta-batch-size 7", ("meta_batch_size must be at most 6", "got 7")),
     ("two_quadratics --meta-batch-size 3", ("meta_batch_size must be at most 2", "got 3")),
     ("six_logistic --outer e_maml --meta-batch-size 1", ("meta_batch_size must be at least 2", "got 1")),
-    # what means nothing
-    ("logistic --shots 3", ("shots means nothing to the problem 'logistic'", "got 3")),
-    ("sinusoid --inner-batch 3", ("inner_batch means nothing to the problem 'sinusoid'", "got 3")),
-    ("two_quadratics --setting resampling", ("setting means nothing to the problem 'two_quadratics'",)),
-    ("digits --data pictures", ("data means nothing to the problem 'digits'", "got 'pictures'")),
-    ("digits --rotations", ("rotations means nothing to the problem 'digits'",)),
-    ("sinusoid --step-tasks 3", ("step_tasks means nothing to the outer step 'adam'",)),
+    # what does not apply
+    ("logistic --shots 3", ("--shots",)),
+    ("sinusoid --inner-batch 3", ("--inner-batch",)),
+    ("two_quadratics --setting resampling", ("--setting",)),
+    ("digits --data pictures", ("--data",)),
+    ("digits --rotations", ("--rotations",)),
+    ("--outer maml sinusoid", ("problem must", "'--outer'")),
+    ("sinusoid --problem digits", ("--problem",)),
+    ("sinusoid --step-tasks 3", ("step_tasks does not apply to outer step 'adam'; remove it",)),
     *(
-        (f"sinusoid --outer-step {step} --{name} 1", (f"{name.replace('-', '_')} means nothing", f"'{step}'"))
+        (f"sinusoid --outer-step {step} --{name} 1", (f"{name.replace('-', '_')} does not apply", f"'{step}'"))
         for step in ("fallah", "ji")
         for name in ("learning-rate", "max-grad-norm", "anneal-iterations")
     ),
@@ -547,7 +550,7 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
         ("outer_options need at least 2 points of a task", "got 1"),
     ),
     # images
-    ("images", ("data must be a folder", "'digits'")),
+    ("images", ("data must be a folder", "''")),
     ("images --data missing", ("data must be", "'missing'")),
     ("images --data empty", ("empty must be a folder of class folders",)),
     ("images --data pictures --ways 3 --queries 2", ("ways must be at most 2", "got 3")),
@@ -587,9 +590,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     (folder / "empty").mkdir()
     draw_classes(folder / "pictures", {"train": "abc", "val": "de", "test": "fg"})
-    config = FiniteSumConfig(problem="six_logistic", inner_batch=5, iterations=1, log_dir=folder)
-    fresh(FINITE_SUM, dataclasses.replace(config, name="open"))
-    done = fresh(FINITE_SUM, dataclasses.replace(config, name="done"))
+    config = BatchConfig(problem="six_logistic", inner_batch=5, iterations=1, log_dir=folder)
+    new_run(dataclasses.replace(config, name="open"))
+    done = new_run(dataclasses.replace(config, name="done"))
     done.learner.learn(1).save(done.folder / "checkpoint.pt")
     (done.folder / "evaluation.json").write_text("{}")
     return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from metarl.experiments.common.config import TRAIN
+from metarl.experiments.train import TrainConfig
 from tests.experiments import runs
 from tests.faults.fault import Result, faults
 from tests.faults.subject import cases_in_child, end, no_traceback, one_line, start
@@ -191,7 +191,7 @@ config_cut, config_text = damage("config.json", cut), damage("config.json", wron
 def damage_of(folder: Path, what: str) -> Iterator[Result]:
     half_done(folder)
     if what == "config":
-        names = [field.name for field in dataclasses.fields(TRAIN.config) if field.name not in KEPT]
+        names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in KEPT]
         settings = [f"{name} = {value}" for name in names for value in VALUES]
         yield from cases_in_child("damage", "setting", folder, random.Random(0).sample(settings, 100))
         yield from cases_in_child("damage", "config_text", folder, list(TEXTS))

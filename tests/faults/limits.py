@@ -8,8 +8,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from metarl.experiments.common.config import TRAIN
-from metarl.experiments.common.run import load
+from metarl.experiments.common.run import load_run
+from metarl.experiments.train import TrainConfig
 from tests.experiments import runs
 from tests.faults.fault import Result, faults
 from tests.faults.subject import WORLDS, cases_in_child, one_line, undisturbed
@@ -140,7 +140,7 @@ def little(whole: Path, own: Path, case: str) -> None:
     one_line(outcome, 1, 2)
     if (own / "run" / "checkpoint.pt").exists() and name == "train":
         raised(what)
-        load(TRAIN, own / "run")
+        load_run(TrainConfig, own / "run")
 
 
 def set_limit(what: str, amount: int) -> None:

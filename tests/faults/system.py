@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from metarl.experiments.common.config import TRAIN
-from metarl.experiments.common.run import load
+from metarl.experiments.common.run import load_run
+from metarl.experiments.train import TrainConfig
 from tests.experiments import runs
 from tests.faults.fault import fault
 from tests.faults.subject import (
@@ -209,7 +209,7 @@ def survive_full(run: Path, disturbed: Callable[[], runs.Outcome], copy: Path) -
     one_line(outcome)
     if not run.exists():  # not even the first checkpoint could be saved
         return
-    load(TRAIN, run)
+    load_run(TrainConfig, run)
     shutil.copytree(run, copy)
     finish("rl", copy)
 

@@ -28,9 +28,10 @@ import tyro
 from tqdm import tqdm
 
 from metarl.checkpoint import write_atomically
+from metarl.devices import pick_device
 from metarl.errors import check_choice, check_int
 from metarl.experiments.common import cli
-from metarl.experiments.common.recorded import commit, device_name, versions
+from metarl.experiments.common.config import commit, device_name, versions
 from metarl.experiments.reports.benchmark.growth import growth_figure, plan_growth
 from metarl.experiments.reports.benchmark.measure import Call, call_in_new_process
 from metarl.experiments.reports.benchmark.page import markdown_page
@@ -79,7 +80,7 @@ class Arguments:
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "metarl benchmark", __doc__)
-    parts, scales = cli.prepared(lambda: prepare(given))
+    parts, scales = cli.prepare(lambda: prepare(given))
     results = run_parts(parts, scales)
     if given.picture is not None:
         series = {name: found["growth"] for name, found in results["devices"].items()}
@@ -104,7 +105,7 @@ def prepare(given: Arguments) -> tuple[list[str], list[Scale]]:
         if "growth" not in parts or not given.picture.absolute().parent.is_dir():
             raise ValueError(f"picture must be a file in an existing folder, with the part growth, got {given.picture}")
         cli.check_output("picture", given.picture)
-    devices = list(dict.fromkeys(["cpu", str(cli.pick_device(given.device))]))
+    devices = list(dict.fromkeys(["cpu", str(pick_device(given.device))]))
     return parts, [quick_scale(d) if given.quick else full_scale(d, given.repetitions) for d in devices]
 
 

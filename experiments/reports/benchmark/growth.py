@@ -7,9 +7,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from metarl.experiments.common.config import TrainConfig
 from metarl.experiments.reports.benchmark.measure import Call
 from metarl.experiments.reports.benchmark.workloads import Scale, iteration_row
+from metarl.experiments.train import TrainConfig
 
 
 def plan_growth(scale: Scale) -> list[Call]:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity
 
-from metarl.experiments.common.config import TrainConfig
 from metarl.experiments.reports.benchmark.limits import Flops, Tally, network_flops, synchronize
 from metarl.experiments.reports.benchmark.measure import Call
 from metarl.experiments.reports.benchmark.workloads import Scale, build_iteration
+from metarl.experiments.train import TrainConfig
 
 REST = "rest of the iteration"
 

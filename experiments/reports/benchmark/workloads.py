@@ -11,10 +11,10 @@ import torch
 
 from metarl import MetaLearner
 from metarl.engine import Engine
-from metarl.experiments.common.config import TrainConfig, build_learner, build_source
 from metarl.experiments.reports.benchmark.limits import Product, TalliedSource, Tally
 from metarl.experiments.reports.benchmark.measure import Call, Job, measure
 from metarl.experiments.reports.benchmark.stepping import NAMES, SteppingSize, measure_stepping, physics_rate
+from metarl.experiments.train import TrainConfig, build_source
 from metarl.outer import OUTER, inner_defaults
 from metarl.rl import ReinforcementLearning
 from metarl.supervised import networks
@@ -178,7 +178,7 @@ def build_rollout(config: TrainConfig) -> Job:
 
 def build_iteration(config: TrainConfig) -> Job:
     """One iteration of `MetaLearner.learn`, with everything in it."""
-    learner = build_learner(config)
+    learner = config.build_learner()
     source = learner.source
     assert isinstance(source, ReinforcementLearning)
     physics = None

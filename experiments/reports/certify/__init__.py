@@ -47,7 +47,7 @@ class Arguments:
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "metarl certify", __doc__)
-    cli.prepared(lambda: check_target(given.write))
+    cli.prepare(lambda: check_target(given.write))
     results = certify(given.quick)
     print(json.dumps(results) if given.json else markdown_page(results))
     if given.write is not None:

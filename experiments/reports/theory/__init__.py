@@ -63,7 +63,7 @@ class Arguments:
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "metarl theory", __doc__)
-    cli.prepared(lambda: check_arguments(given))
+    cli.prepare(lambda: check_arguments(given))
     given.out.mkdir(parents=True, exist_ok=True)
     checked = {number: check(number, given.quick, given.out) for number in given.claims}
     if given.write is not None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from metarl.experiments.common.recorded import versions
+from metarl.experiments.common.config import versions
 from metarl.experiments.common.tables import markdown_table
 from metarl.experiments.reports.theory.common import Findings, Row
 

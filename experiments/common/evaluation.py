@@ -1,0 +1,58 @@
+"""Held-out evaluation as the scripts do it: the trained and the untrained parameters adapt to the same tasks."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from metarl import Evaluation, MetaLearner, evaluate
+from metarl.experiments.common.tables import markdown_table, with_interval
+from metarl.random import Stream, stream_generator
+from metarl.types import Params, TaskSource
+
+Schedule = Literal["halved", "constant"]
+
+
+class Curves(NamedTuple):
+    """The adaptation curves of the trained and of the untrained parameters on the same tasks."""
+
+    trained: Evaluation
+    random_init: Evaluation
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return {**self.trained.summary(), "random_init": self.random_init.summary()}
+
+    def by_label(self) -> dict[str, Evaluation]:
+        """For pictures and tables."""
+        return {"meta-trained": self.trained, "random initialisation": self.random_init}
+
+    def table(self, score: str, digits: int) -> str:
+        """The mean score and its 95 % interval after each step, and the environment steps of adaptation, if any."""
+        columns = {
+            label: [with_interval(*point, digits) for point in zip(curve.mean, curve.ci95, strict=True)]
+            for label, curve in self.by_label().items()
+        }
+        if "env_steps" in self.trained.costs[0]:
+            columns["env steps"] = [str(cost["env_steps"]) for cost in self.trained.costs]
+        rows = [[str(step), *cells] for step, cells in enumerate(zip(*columns.values(), strict=True))]
+        title = f"{score} on {self.trained.scores.shape[1]} held-out tasks, mean and 95 % interval over tasks"
+        return f"{title}\n{markdown_table(['steps', *columns], rows, align=True)}"
+
+
+def evaluate_held_out(
+    learner: MetaLearner, source: TaskSource, num_tasks: int, step_sizes: Sequence[float | None], seed: int
+) -> Curves:
+    """Curves on tasks of `source` that training has not seen; several processes share the tasks."""
+    rules = learner.rules(step_sizes)
+
+    def curve(params: Params) -> Evaluation:
+        tasks = source.sample(num_tasks, stream_generator(seed, Stream.HELD_OUT_TASKS))
+        return evaluate(params, tasks, rules, learner.processes, learner.engine)
+
+    return Curves(curve(learner.params), curve(learner.source.initial_params()))
+
+
+def step_sizes(learner: MetaLearner, steps: int, schedule: Schedule = "halved") -> list[float]:
+    """Inner step sizes at test time: `constant`, or `halved` after the trained steps (Finn et al., 2017)."""
+    assert learner.inner_lr is not None  # scripts name their method
+    trained = learner.method.inner.steps if schedule == "halved" else steps
+    return [learner.inner_lr if step < trained else learner.inner_lr / 2 for step in range(steps)]
