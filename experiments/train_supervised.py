@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -106,16 +106,17 @@ class SupervisedConfig(RunConfig):
         cls, arguments: Sequence[str], description: str | None, processes: Processes, saved: Self | None = None
     ) -> Self:
         """The command line as settings: the first word names the problem, unless a run is resumed."""
-        named = [word for word in arguments[:1] if not word.startswith("-")]
+        first = arguments[0] if arguments else ""
+        if saved is None and first in ("-h", "--help"):
+            return cast(Self, cli.parse(subcommands(), arguments, cls.script, description))
+        if saved is not None and (not first or first.startswith("-")):
+            first, arguments = saved.problem, ["", *arguments]
         if saved is not None:
-            given = {"problem": named[0] if named else saved.problem}
-            cli.prepare(lambda: check_changeable(vars(saved), given), processes)
-            return super().parse(arguments[len(named) :], description, processes, saved)
-        if not {"-h", "--help"} & set(arguments):
-            first = arguments[0] if arguments else ""
-            cli.prepare(lambda: check_choice("problem", first, PROBLEMS), processes)
-        config: Self = cli.parse(subcommands(), arguments, cls.script, description, None, processes)
-        return config
+            cli.prepare(lambda: check_changeable(vars(saved), {"problem": first}), processes)
+        cli.prepare(lambda: check_applies(first, arguments), processes)
+        kind = config_type(first)
+        own = kind(problem=first) if saved is None else saved
+        return cast(Self, cli.parse(kind, arguments[1:], f"{cls.script} {first}", description, own, processes))
 
     @classmethod
     def choose_kind(cls, found: Mapping[str, Any]) -> type[Any]:
@@ -194,8 +195,18 @@ def config_type(problem: str) -> type[SupervisedConfig]:
     return next((kind for kind in kinds if kind.__bases__[1] is own), SupervisedConfig)
 
 
+def check_applies(problem: str, arguments: Sequence[str]) -> None:
+    """Raise a `ValueError` for a problem that does not exist, or an option of another problem."""
+    check_choice("problem", problem, PROBLEMS)
+    options = {name: {field.name for field in dataclasses.fields(config_type(name))} for name in PROBLEMS}
+    foreign = set().union(*options.values()) - options[problem]
+    for option in (word.partition("=")[0] for word in arguments):
+        if option.startswith("--") and option[2:].replace("-", "_") in foreign:
+            raise ValueError(f"{option} does not apply to problem {problem!r}; remove it")
+
+
 def subcommands() -> Any:
-    """For the argument parser: a subcommand for each problem."""
+    """For the list of problems in the help: a subcommand for each."""
     defaults = {name: config_type(name)(problem=name) for name in PROBLEMS}
     return tyro.extras.subcommand_type_from_defaults(defaults, {name: one.about for name, one in PROBLEMS.items()})
 

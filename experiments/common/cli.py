@@ -64,6 +64,7 @@ def _to_one_line(box: str) -> str:
     lines = [line.strip("│| ") for line in box.splitlines() if not re.search("[─-]{4}", line)]  # no borders, no title
     text = " ".join(line for line in lines if line)
     text = re.split(r"\s*(?:Argument helptext:|For full helptext)", text)[0].strip()
+    text = re.sub(r"\s*(?:Perhaps you meant|Similar arguments):?\s*(--[\w-]+).*", r"; did you mean \1?", text)
     return re.sub(r"^[A-Z][a-z]+ [a-z]+ (?=[A-Z])", "", text).removeprefix("Error ")  # a title drawn without a border
 
 

@@ -351,8 +351,12 @@ def load_run(
 
 
 def _restore(folder: Path, config: RunConfig, changed: Mapping[str, object], processes: Processes) -> MetaLearner:
+    path = folder / "checkpoint.pt"
     learner = processes.together(lambda: config.build_learner(processes))
-    state = processes.from_first(lambda: checkpoint.load(folder / "checkpoint.pt"))
+    state = processes.from_first(lambda: checkpoint.load(path))
     different = processes.from_first(lambda: may_differ(folder, changed))
-    processes.together(lambda: learner.load_state_dict(state, different))
+    try:
+        processes.together(lambda: learner.load_state_dict(state, different))
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} does not fit: {error}") from error
     return learner

@@ -466,7 +466,7 @@ def test_resume_without_evaluation_only_evaluates(tmp_path: Path) -> None:
     before = finish(tmp_path / "before", "six_logistic", "--outer-step", "ji")
     folder = runs.copy(before, tmp_path / "run")
     (folder / "evaluation.json").unlink()
-    resume(folder, "six_logistic")
+    resume(folder)
     assert evaluation(folder) == {**evaluation(before), "run": str(folder)}
     for name in ("metrics.jsonl", "checkpoint.pt"):
         assert (folder / name).read_bytes() == (before / name).read_bytes()
@@ -486,7 +486,7 @@ def test_a_number_that_is_none_is_one_line(tmp_path: Path) -> None:
 # Bad command lines: exit code 2, one line, and nothing is written.
 
 BAD: list[tuple[str, tuple[str, ...]]] = [
-    ("", ("problem must", "''", "sinusoid")),
+    ("", ("problem must", "'--log-dir'", "sinusoid")),
     ("sinusiod", ("problem must", "'sinusiod'", "did you mean 'sinusoid'")),
     ("six_logistic sinusoid", ("sinusoid",)),
     ("sinusoid --outer mamel", ("outer must", "'mamel'", "did you mean 'maml'")),
@@ -530,13 +530,14 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("two_quadratics --meta-batch-size 3", ("meta_batch_size must be at most 2", "got 3")),
     ("six_logistic --outer e_maml --meta-batch-size 1", ("meta_batch_size must be at least 2", "got 1")),
     # what does not apply
-    ("logistic --shots 3", ("--shots",)),
-    ("sinusoid --inner-batch 3", ("--inner-batch",)),
-    ("two_quadratics --setting resampling", ("--setting",)),
-    ("digits --data pictures", ("--data",)),
-    ("digits --rotations", ("--rotations",)),
+    ("logistic --shots 3", ("--shots does not apply to problem 'logistic'; remove it",)),
+    ("sinusoid --inner-batch=3", ("--inner-batch does not apply to problem 'sinusoid'",)),
+    ("two_quadratics --setting resampling", ("--setting does not apply to problem 'two_quadratics'",)),
+    ("digits --data pictures", ("--data does not apply to problem 'digits'",)),
+    ("digits --rotations", ("--rotations does not apply to problem 'digits'",)),
     ("--outer maml sinusoid", ("problem must", "'--outer'")),
     ("sinusoid --problem digits", ("--problem",)),
+    ("sinusoid --itrations 3", ("--itrations", "did you mean --iterations?")),
     ("sinusoid --step-tasks 3", ("step_tasks does not apply to outer step 'adam'; remove it",)),
     *(
         (f"sinusoid --outer-step {step} --{name} 1", (f"{name.replace('-', '_')} does not apply", f"'{step}'"))
