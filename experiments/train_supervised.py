@@ -114,9 +114,9 @@ class SupervisedConfig(RunConfig):
         if saved is not None:
             cli.prepare(lambda: check_changeable(vars(saved), {"problem": first}), processes)
         cli.prepare(lambda: check_applies(first, arguments), processes)
-        kind = config_type(first)
+        kind, about = config_type(first), PROBLEMS[first].about
         own = kind(problem=first) if saved is None else saved
-        return cast(Self, cli.parse(kind, arguments[1:], f"{cls.script} {first}", description, own, processes))
+        return cast(Self, cli.parse(kind, arguments[1:], f"{cls.script} {first}", f"{about}.", own, processes))
 
     @classmethod
     def choose_kind(cls, found: Mapping[str, Any]) -> type[Any]:
