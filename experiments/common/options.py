@@ -6,17 +6,20 @@ The types are the annotations of the receiver's parameters, or the types of thei
 does not have is guessed from its text, and the receiver refuses it.
 """
 
+import contextlib
 import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Union, get_args, get_origin
 
 from metarl.errors import check_choice
 
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-NONE = ("none", "null")
+WORDS = {**dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off"), False)}
+BOOLEANS = {**WORDS, "1": True, "0": False}
+NONES = {"none": None, "null": None}
 WANTED = {bool: "true or false", int: "an integer", float: "a number", str: "a word", type(None): "none"}
 
 
@@ -48,7 +51,7 @@ def read(argument: str, entries: Iterable[str], receiver: Callable[..., Any]) ->
         wanted = _type(parameters[name]) if name in parameters else Any
         try:
             options[name] = read_value(text, wanted)
-        except _Mismatch:
+        except ValueError:
             if get_origin(wanted) is Literal:
                 check_choice(f"{argument}: {name}", text, [str(choice) for choice in get_args(wanted)])
             raise ValueError(f"{argument}: {name} must be {describe(wanted)}, got {_guess(text)!r}") from None
@@ -61,19 +64,22 @@ def check_distinct(argument: str, values: Sequence[object]) -> None:
         raise ValueError(f"{argument} must name at least one, and none twice, got {values}")
 
 
-class _Mismatch(Exception):
-    """The text is not a value of the wanted type."""
-
-
 def read_value(text: str, wanted: Any) -> Any:
-    """`text` as a value of the type `wanted`. A union's words and numbers are tried before its strings."""
+    """`text` as a value of the type `wanted`. A union's words and numbers are tried before its strings.
+
+    Raises:
+        ValueError: when it is not one.
+    """
     origin, members = get_origin(wanted), get_args(wanted)
     if origin in (Union, types.UnionType):
-        return _first_fit(text, sorted(members, key=lambda member: member is str))
+        for member in sorted(members, key=lambda member: member is str):
+            with contextlib.suppress(ValueError):
+                return read_value(text, member)
+        raise ValueError
     if origin is typing.Annotated:
         return read_value(text, members[0])
     if origin is Literal:
-        return _one_of(text, members)
+        return {str(choice): choice for choice in members}[check_choice("value", text, list(map(str, members)))]
     if wanted in READERS:
         return READERS[wanted](text)
     if isinstance(container := origin or wanted, type) and issubclass(container, tuple | list | Sequence):
@@ -98,64 +104,33 @@ def _type(parameter: inspect.Parameter) -> Any:
     return Any if parameter.default in (parameter.empty, None) else type(parameter.default)
 
 
-def _first_fit(text: str, members: Iterable[Any]) -> Any:
-    for member in members:
-        try:
-            return read_value(text, member)
-        except _Mismatch:
-            continue
-    raise _Mismatch
-
-
-def _one_of(text: str, choices: Iterable[Any]) -> Any:
-    for choice in choices:
-        if text == str(choice):
-            return choice
-    raise _Mismatch
-
-
-def _boolean(text: str) -> bool:
+def _read_word(text: str, meanings: Mapping[str, bool | None]) -> bool | None:
     word = text.strip().lower()
-    if word not in TRUE + FALSE:
-        raise _Mismatch
-    return word in TRUE
-
-
-def _none(text: str) -> None:
-    if text.strip().lower() not in NONE:
-        raise _Mismatch
-
-
-def _number(kind: type[int] | type[float]) -> Callable[[str], Any]:
-    def number(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            raise _Mismatch from None
-
-    return number
+    if word not in meanings:
+        raise ValueError
+    return meanings[word]
 
 
 READERS: dict[Any, Callable[[str], Any]] = {
-    bool: _boolean,
-    int: _number(int),
-    float: _number(float),
+    bool: partial(_read_word, meanings=BOOLEANS),
+    int: int,
+    float: float,
     str: str,
-    type(None): _none,
-    None: _none,
+    type(None): partial(_read_word, meanings=NONES),
+    None: partial(_read_word, meanings=NONES),
 }
 
 
 def _sequence(text: str, container: type, members: tuple[Any, ...]) -> Any:
     """A JSON list or members separated by commas, each of the member's type."""
-    found = _json(text)
+    found = _read_json(text)
     if not isinstance(found, list):
         found = [part.strip() for part in text.split(",") if part.strip()]
     texts = [part if isinstance(part, str) else json.dumps(part) for part in found]
     kinds: Sequence[Any] = [member for member in members if member is not Ellipsis] or [Any]
     fixed = container is tuple and len(kinds) > 1
     if fixed and len(kinds) != len(texts):
-        raise _Mismatch
+        raise ValueError
     values = [read_value(part, kinds[i if fixed else 0]) for i, part in enumerate(texts)]
     return values if issubclass(container, list) else tuple(values)
 
@@ -163,19 +138,17 @@ def _sequence(text: str, container: type, members: tuple[Any, ...]) -> Any:
 def _guess(text: str) -> Any:
     """A boolean or None by its word, JSON if it is valid, else a string."""
     word = text.strip().lower()
-    if word in ("true", "yes", "on", "false", "no", "off"):
-        return _boolean(word)
-    if word in NONE:
-        return None
-    found = _json(text)
-    return text if found is _NO_JSON else found
+    if word in WORDS or word in NONES:
+        return WORDS.get(word)
+    found = _read_json(text)
+    return text if found is NO_JSON else found
 
 
-_NO_JSON = object()
+NO_JSON = object()
 
 
-def _json(text: str) -> Any:
+def _read_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return _NO_JSON
+        return NO_JSON
