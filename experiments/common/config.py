@@ -159,8 +159,9 @@ def read_config(kind: type[C], folder: Path) -> C:
     path = folder / "config.json"
     wanted = f"run must be the folder of a run of {kind.script}; {path}"
     try:
-        found = {**kind.added, **read_object(path)}
+        found = read_object(path)
         own = kind.choose_kind(found)
+        found = {**own.added, **found}
         hints = typing.get_type_hints(own, include_extras=True)
         names = [field.name for field in dataclasses.fields(own) if field.name not in NOT_SETTINGS]
         if missing := set(names) - set(found):

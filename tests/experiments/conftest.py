@@ -1,6 +1,6 @@
 """Runs that several tests look at, and reports that cost nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from metarl.checkpoint import write_json
+from metarl.engine import Engine
 from metarl.experiments import train
 from metarl.experiments.train import TrainConfig
 from tests.experiments import runs
@@ -21,12 +22,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     @cache
     def run(env: str) -> Path:
-        with pytest.MonkeyPatch.context() as patch:  # the first test that asks may do without pictures
+        # the first test that asks may do without pictures and records
+        with Engine().current(), pytest.MonkeyPatch.context() as patch:
             for name, picture in PICTURES.items():
                 patch.setattr(train, name, picture)
             return runs.train(tmp_path_factory.mktemp("trained") / env, "--env", env, "--iterations", 3)
 
     return run
+
+
+@pytest.fixture
+def unrecorded() -> Iterator[None]:
+    """Spare the seconds that an engine's records take."""
+    with Engine(record=False).current():
+        yield
 
 
 @pytest.fixture

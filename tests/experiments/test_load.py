@@ -19,7 +19,7 @@ from metarl.rl import ReinforcementLearning
 from metarl.step import OptimizerStep
 from tests.experiments import runs
 
-pytestmark = pytest.mark.usefixtures("no_report")
+pytestmark = pytest.mark.usefixtures("no_report", "unrecorded")
 SGD = ("six_logistic", "--outer-step", "sgd", "--inner-batch", 5, "--eval-steps", 1, "--final-tasks", 2)
 WATCH_LITTLE = ("--eval-every", 99, "--eval-tasks", 2, "--save-every", 2)
 
