@@ -143,14 +143,15 @@ class SupervisedConfig(RunConfig):
         """The learner before training. Checks every setting."""
         # Everything is checked before the problem is built, which may spend minutes on decoding images.
         arguments = learner_arguments(self, processes)
-        for name in ("meta_batch_size", "step_tasks", "final_tasks"):
+        size = check_int("meta_batch_size", self.meta_batch_size)
+        for name in ("step_tasks", "final_tasks"):
             check_int(name, getattr(self, name))
         check_int("eval_steps", self.eval_steps, minimum=0)
         check_outer_step(self)
         make_method(self.outer, self.inner_lr, self.inner_steps, **arguments["outer_options"])
 
-        problem, size = build_problem(self), self.meta_batch_size
-        if problem.all_tasks is not None and size is not None and size > problem.all_tasks:
+        problem = build_problem(self)
+        if problem.all_tasks is not None and size > problem.all_tasks:
             raise ValueError(f"meta_batch_size must be at most {problem.all_tasks}, the tasks there are, got {size}")
         check_sizes(self, problem)
         arguments["meta_batch_size"] = size
@@ -160,8 +161,10 @@ class SupervisedConfig(RunConfig):
         check_points(learner)
         if self.outer_step in OPTIMIZERS:
             return learner
-        step, assigned = theory_step(self, learner, problem), {"meta_batch_size": size, "seed": self.seed}
-        return MetaLearner.from_parts(problem.train, learner.method, step, processes=processes, **assigned)
+        step = theory_step(self, learner, problem)
+        return MetaLearner.from_parts(
+            problem.train, learner.method, step, meta_batch_size=size, seed=self.seed, processes=processes
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
