@@ -161,7 +161,7 @@ def prepare(given: Arguments) -> Setup:
 def compare(setup: Setup, name: str) -> dict[str, Any]:
     """One row: the runs of all seeds with the best step size, on the test classes."""
     given = setup.given
-    fit, candidates = fitting(setup, name)
+    fit, candidates = choose_fit(setup, name)
     pilots = {size: validation_score(setup, lambda size=size: fit(given.seeds[0], size, True)) for size in candidates}  # type: ignore[misc]
     best = max(pilots, key=lambda size: pilots[size])
     runs = [fit(seed, best, False) for seed in given.seeds]
@@ -177,7 +177,7 @@ def compare(setup: Setup, name: str) -> dict[str, Any]:
     }
 
 
-def fitting(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fitted], Sequence[float]]:
+def choose_fit(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fitted], Sequence[float]]:
     """The function that makes a row's run from a seed, a step size and whether it is a pilot; and the candidates."""
     if name == "from scratch":
         return lambda seed, size, _: Fitted(initial(setup, seed), sgd(size), 0.0), BASELINE_STEP_SIZES

@@ -107,8 +107,10 @@ class SupervisedConfig(RunConfig):
     ) -> Self:
         """The command line as settings: the first word names the problem, unless a run is resumed."""
         first = arguments[0] if arguments else ""
+        # Without a problem, only the list of problems can be shown.
         if saved is None and first in ("-h", "--help"):
             return cast(Self, cli.parse(subcommands(), arguments, cls.script, description))
+        # A resumed run has its problem, which may be named all the same.
         if saved is not None and (not first or first.startswith("-")):
             first, arguments = saved.problem, ["", *arguments]
         if saved is not None:

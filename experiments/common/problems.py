@@ -7,8 +7,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -132,10 +133,8 @@ class Defaults(NamedTuple):
     anywhere: bool = False  # or else on the CPU only
 
 
-class Build(Protocol):
-    """From settings, a device and a seed to a problem."""
-
-    def __call__(self, given: Any, device: torch.device, seed: int) -> SupervisedProblem: ...
+Build: TypeAlias = Callable[[Any, torch.device, int], SupervisedProblem]
+"""From settings, a device and a seed to a problem."""
 
 
 class Entry(NamedTuple):
@@ -208,7 +207,8 @@ def two_quadratics(given: object, device: torch.device, seed: int) -> Supervised
 def quadratics(given: RandomSettings, device: torch.device, seed: int) -> SupervisedProblem:
     """Twenty random quadratics in five dimensions, a hundred noisy points each; or new ones in each iteration."""
     if given.setting == "resampling":
-        return resampled(FreshQuadratics(sizes=fresh_sizes(given)))
+        fresh = FreshQuadratics(sizes=fresh_sizes(given))
+        return SupervisedProblem(fresh, fresh)
     problem = random_quadratics(stream_generator(seed, Stream.PROBLEM), 20, 5)
     return fixed_quadratics(problem, given, points=100, noise=1.0, seed=seed)
 
@@ -228,22 +228,14 @@ def six_logistic(given: BatchSettings, device: torch.device, seed: int) -> Super
 def logistic(given: RandomSettings, device: torch.device, seed: int) -> SupervisedProblem:
     """Twenty random logistic regressions; or new ones in each iteration."""
     if given.setting == "resampling":
-        return resampled(FreshLogistic(sizes=fresh_sizes(given)))
+        fresh = FreshLogistic(sizes=fresh_sizes(given))
+        return SupervisedProblem(fresh, fresh)
     return fixed_logistic(random_logistic(stream_generator(seed, Stream.PROBLEM), 20), given, seed)
 
 
-def real_data(name: str) -> Build:
+def real_data(name: str, given: BatchSettings, device: torch.device, seed: int) -> SupervisedProblem:
     """Logistic regressions on a data set that comes with scikit-learn."""
-
-    def build(given: BatchSettings, device: torch.device, seed: int) -> SupervisedProblem:
-        return fixed_logistic(real_logistic(name), given, seed)
-
-    return build
-
-
-def resampled(source: TaskSource) -> SupervisedProblem:
-    """A problem with new tasks in each iteration: it is evaluated on new ones as well."""
-    return SupervisedProblem(source, source)
+    return fixed_logistic(real_logistic(name), given, seed)
 
 
 def fresh_sizes(given: BatchSettings) -> BatchSizes:
@@ -258,14 +250,10 @@ def sinusoid(given: SinusoidSettings, device: torch.device, seed: int) -> Superv
     return SupervisedProblem(train, dataclasses.replace(train, shots=shots, queries=100, setting="finite_sum"))
 
 
-def shipped(data: str) -> Build:
+def shipped_data(data: str, given: ShippedSettings, device: torch.device, seed: int) -> SupervisedProblem:
     """Few-shot classification of a data set that comes with the package."""
-
-    def build(given: ShippedSettings, device: torch.device, seed: int) -> SupervisedProblem:
-        own = {field.name: getattr(given, field.name) for field in dataclasses.fields(ShippedSettings)}
-        return few_shot(FolderSettings(data=data, **own), device, seed)
-
-    return build
+    own = {field.name: getattr(given, field.name) for field in dataclasses.fields(ShippedSettings)}
+    return few_shot(FolderSettings(data=data, **own), device, seed)
 
 
 def images(given: FolderSettings, device: torch.device, seed: int) -> SupervisedProblem:
@@ -286,7 +274,8 @@ def few_shot(given: FolderSettings, device: torch.device, seed: int) -> Supervis
         raise ValueError(f"eval_shots = {shots} cannot be: {error}") from None
 
 
-RANDOM = Defaults(20, 0.25, 0.02, 0.1, "sgd")
+RANDOM, SINUSOID = Defaults(20, 0.25, 0.02, 0.1, "sgd"), Defaults(25, 0.01, 0.001, 1e-3, "adam", anywhere=True)
+LINE, LOGISTIC = Defaults(2, 0.25, 0.02, 0.2, "sgd"), Defaults(20, 0.9, 0.02, 0.5, "sgd")
 SHIPPED = Defaults(16, 0.4, 0.03, 3e-3, "adam", anywhere=True)
 REAL = {
     "breast_cancer": Defaults(4, 0.1, 0.02, 0.1, "sgd"),
@@ -296,25 +285,17 @@ REAL = {
 }
 
 PROBLEMS: dict[str, Entry] = {
-    "two_quadratics": Entry(
-        "Two quadratics on a line", object, two_quadratics, RANDOM._replace(meta_batch_size=2, learning_rate=0.2)
-    ),
+    "two_quadratics": Entry("Two quadratics on a line", object, two_quadratics, LINE),
     "quadratics": Entry("Random quadratics", RandomSettings, quadratics, RANDOM),
     "six_logistic": Entry("Six logistic regressions", BatchSettings, six_logistic, Defaults(6, 0.95, 0.02, 0.5, "sgd")),
-    "logistic": Entry(
-        "Random logistic regressions", RandomSettings, logistic, RANDOM._replace(inner_lr=0.9, learning_rate=0.5)
-    ),
+    "logistic": Entry("Random logistic regressions", RandomSettings, logistic, LOGISTIC),
     **{
-        f"logistic_{name}": Entry(
-            f"Logistic regressions on the data set {name}", BatchSettings, real_data(name), defaults
-        )
+        f"logistic_{name}": Entry(f"Logistic regressions on {name}", BatchSettings, partial(real_data, name), defaults)
         for name, defaults in REAL.items()
     },
-    "sinusoid": Entry(
-        "Sinusoid regression", SinusoidSettings, sinusoid, Defaults(25, 0.01, 0.001, 1e-3, "adam", anywhere=True)
-    ),
-    "digits": Entry("Few-shot classification of two-digit numbers", ShippedSettings, shipped("digits"), SHIPPED),
-    "mnist1d": Entry("Few-shot classification of MNIST-1D", ShippedSettings, shipped("mnist1d"), SHIPPED),
+    "sinusoid": Entry("Sinusoid regression", SinusoidSettings, sinusoid, SINUSOID),
+    "digits": Entry("Few-shot two-digit numbers", ShippedSettings, partial(shipped_data, "digits"), SHIPPED),
+    "mnist1d": Entry("Few-shot MNIST-1D", ShippedSettings, partial(shipped_data, "mnist1d"), SHIPPED),
     "images": Entry("Few-shot classification of a folder of images", FolderSettings, images, SHIPPED),
 }
 """Problems by name, each with settings that suit it."""

@@ -159,6 +159,7 @@ def new_run(config: C, processes: Processes = ALONE) -> Run[C]:
     Raises:
         ValueError: naming the setting that cannot work, or the folder that exists.
     """
+    # Check everything in every process; nothing is written yet.
     config = processes.together(lambda: settle(config))
     learner = processes.together(lambda: config.build_learner(processes))
     restarted = processes.any(restarts() > 0)  # on several machines, only the killed process's may count the restart
@@ -180,6 +181,7 @@ def new_run(config: C, processes: Processes = ALONE) -> Run[C]:
             learner.save(folder / "checkpoint.pt")
         return learner.state_dict()
 
+    # Every process begins with what the first one saved or found.
     learner.load_state_dict(processes.from_first(begin))
     return Run(config, learner, folder, lock)
 
