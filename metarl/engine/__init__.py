@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from metarl.errors import check_int
 __all__ = ["Engine", "RecordWarning", "RepeatedFunction", "Runner", "Stacked", "current_engine", "one_torch_thread"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Stacked: TypeAlias = Tensor | Mapping[str, Tensor]
 """An argument of a function of one task, stacked over tasks: every tensor is `[T, ...]`."""
@@ -135,34 +137,37 @@ class Engine:
             return repeat(runner, carried, sequences)
 
     def _make(self, name: str, plain: Plain, leaves: list[Tensor]) -> TaskRecord | None:
-        start = time.perf_counter()
-        try:
+        def make() -> TaskRecord:
             record = TaskRecord(name, plain, leaves, pick_chunk_size(leaves, self.chunk_size), self._arenas)
             record.check(plain, leaves)
-        except Exception as error:  # a user's function may do anything; and some records do not compute the function
-            log.warning("%s are computed without a record, which is slower: %s", name, _first_line(error))
-            return None
-        log.info("%s were recorded in %.2f s, %s", name, time.perf_counter() - start, record)
-        return record
+            return record
+
+        return _try_to_record(name, make)
 
     def _find(self, repeated: RepeatedFunction, inputs: Sequence[Tensor]) -> StepRecord | None:
         if not self.record:
             return None
-
-        def make() -> StepRecord | None:
-            start = time.perf_counter()
-            try:
-                record = StepRecord(repeated, inputs)
-            except Exception as error:  # whatever it is, the plain function is right
-                log.warning("%s cannot be recorded and runs slower: %s", repeated.name, _first_line(error))
-                return None
-            log.info("%s was recorded in %.2f s", repeated.name, time.perf_counter() - start)
-            return record
-
         key = (repeated.key, len(repeated.constants), *_likeness([*repeated.constants, *inputs]))
-        record = self._cache.get(repeated.name, repeated.reads, key, make)
+        record = self._cache.get(
+            repeated.name,
+            repeated.reads,
+            key,
+            lambda: _try_to_record(repeated.name, lambda: StepRecord(repeated, inputs)),
+        )
         assert not isinstance(record, TaskRecord)
         return record
+
+
+def _try_to_record(name: str, make: Callable[[], T]) -> T | None:
+    """The record; `None` where there can be none: then the function is computed plainly."""
+    start = time.perf_counter()
+    try:
+        record = make()
+    except Exception as error:  # a user's function may do anything; and some records do not compute the function
+        log.warning("%s cannot be recorded, which is slower: %s", name, str(error).strip().split("\n")[0])
+        return None
+    log.info("%s: recorded in %.2f s, %s", name, time.perf_counter() - start, record)
+    return record
 
 
 _CURRENT: ContextVar[Engine | None] = ContextVar("engine", default=None)
@@ -192,7 +197,3 @@ def _flatten(stacked: tuple[Stacked, ...]) -> tuple[list[Tensor], Keys]:
 def _unflatten(leaves: Iterable[Tensor], keys: Keys) -> list[Stacked]:
     rest = iter(leaves)
     return [next(rest) if names is None else {name: next(rest) for name in names} for names in keys]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -54,6 +54,9 @@ class StepRecord:
         self._uses = Uses(repeated.name)
         self._lock = threading.Lock()
 
+    def __str__(self) -> str:
+        return f"{sum(node.op == 'call_function' for node in self.graph.graph.nodes)} operations"
+
     @contextmanager
     def lend(self, constants: Sequence[Tensor], inputs: Sequence[Tensor], plain: PlainRunner) -> Iterator[Runner]:
         """A runner with these constants; `plain` is the function with the same ones.

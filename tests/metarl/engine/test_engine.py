@@ -87,7 +87,7 @@ def test_what_cannot_be_recorded_runs_plainly_and_says_so(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING, "metarl.engine"):
         assert torch.equal(run(), torch.full((2,), 8.0))  # the record, the comparison, and whether it repeats itself
         assert torch.equal(run(), torch.full((2,), 10.0))
-    assert [r.message.startswith("losses are computed without a record") for r in caplog.records] == [True]
+    assert [r.message.startswith("losses cannot be recorded, which is slower") for r in caplog.records] == [True]
 
 
 def test_tensors_a_function_refers_to_keep_their_current_values() -> None:

@@ -168,7 +168,7 @@ def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
         for _ in range(3):  # tried once
             with acts.bind(params, obs) as forward:
                 check(policy, forward, params, obs)
-    assert [r.message for r in caplog.records] == ["the policy cannot be recorded and runs slower: no tracing today"]
+    assert [r.message for r in caplog.records] == ["the policy cannot be recorded, which is slower: no tracing today"]
 
 
 def test_falls_back_where_the_record_is_wrong(
