@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from metarl.checkpoint import write_atomically, write_json
 from metarl.errors import check_choice, check_int
 from metarl.experiments.common import cli
 from metarl.experiments.common.figures import Curve, adaptation_figure
@@ -24,6 +23,7 @@ from metarl.experiments.common.options import check_distinct
 from metarl.experiments.common.run import new_folder, new_run, write_run
 from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.experiments.train import TrainConfig, train
+from metarl.files import write_atomically, write_json
 from metarl.logging import read_metrics
 from metarl.outer import OUTER
 from metarl.statistics import confidence_interval

@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from metarl import MetaLearner, NonFiniteError
-from metarl.checkpoint import write_atomically, write_json
 from metarl.devices import pick_device
 from metarl.engine import Engine
 from metarl.errors import check_choice, check_int, check_real
@@ -38,6 +37,7 @@ from metarl.experiments.common.lock import FolderLock
 from metarl.experiments.common.options import check_distinct
 from metarl.experiments.common.run import new_folder
 from metarl.experiments.common.tables import markdown_table, with_interval
+from metarl.files import write_atomically, write_json
 from metarl.inner import sgd
 from metarl.outer import OUTER, inner_defaults
 from metarl.random import torch_generator

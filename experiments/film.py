@@ -25,13 +25,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metarl import MetaLearner
-from metarl.checkpoint import write_atomically
 from metarl.envs.base import EnvDistribution
 from metarl.errors import check_int
 from metarl.experiments import evaluate
 from metarl.experiments.common import cli
 from metarl.experiments.common.evaluation import step_sizes
 from metarl.experiments.common.figures import new_figure
+from metarl.files import write_atomically
 from metarl.functional_call import call
 from metarl.inner import adapt_stepwise
 from metarl.random import Stream, stream_generator

@@ -16,10 +16,10 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from metarl.checkpoint import write_atomically
 from metarl.errors import did_you_mean
 from metarl.experiments.common import cli
 from metarl.experiments.common.figures import new_figure
+from metarl.files import write_atomically
 from metarl.logging import Line, parse_line
 
 Points = list[tuple[float, float]]

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from metarl.callbacks import Callback, Metrics
-from metarl.checkpoint import write_atomically
 from metarl.errors import check_type
+from metarl.files import write_atomically
 from metarl.learner import MetaLearner
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,6 @@ from matplotlib.figure import Figure
 
 from metarl import MetaLearner, checkpoint
 from metarl.callbacks import Callback, Checkpointing, ProgressBar
-from metarl.checkpoint import is_temporary, remove_temporaries, write_atomically, write_json
 from metarl.experiments.common import cli
 from metarl.experiments.common.config import (
     C,
@@ -43,6 +42,7 @@ from metarl.experiments.common.config import (
     to_json,
 )
 from metarl.experiments.common.lock import LOCK_FILE, FolderLock, holder
+from metarl.files import is_temporary, remove_temporaries, write_atomically, write_json
 from metarl.logging import RunLog
 from metarl.processes import ALONE, Processes, is_launched, launch, restarts
 

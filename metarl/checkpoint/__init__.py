@@ -2,7 +2,6 @@
 
 | file | what it does |
 | --- | --- |
-| `atomic_files` | writes files that are whole or not there, checkpoints and all others of a run |
 | `archive` | the file of a checkpoint: torch's archive with a digest; finds damage, refuses code |
 | `encoding` | Python values to plain values and tensors, and back |
 | `learner_state` | checks every entry of a learner's state before it is loaded |
@@ -14,22 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from metarl.checkpoint import archive
-from metarl.checkpoint.atomic_files import is_temporary, remove_temporaries, write_atomically, write_json
 from metarl.checkpoint.encoding import decode, encode
-
-__all__ = [
-    "FORMAT",
-    "UNSEALED",
-    "check",
-    "hint",
-    "is_temporary",
-    "load",
-    "note_if_unsealed",
-    "remove_temporaries",
-    "save",
-    "write_atomically",
-    "write_json",
-]
+from metarl.files import write_atomically
 
 log = logging.getLogger(__name__)
 

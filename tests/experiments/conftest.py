@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from metarl.checkpoint import write_json
 from metarl.engine import Engine
 from metarl.experiments import train
 from metarl.experiments.train import TrainConfig
+from metarl.files import write_json
 from tests.experiments import runs
 
 PICTURES = {name: getattr(train, name) for name in ("adaptation_figure", "trajectory_figure")}

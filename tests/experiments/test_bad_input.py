@@ -15,11 +15,11 @@ from typing import NamedTuple, get_type_hints
 import pytest
 import torch
 
-from metarl.checkpoint import write_json
 from metarl.experiments import compare, train
 from metarl.experiments.common.run import new_run
 from metarl.experiments.reports import benchmark
 from metarl.experiments.train import TrainConfig
+from metarl.files import write_json
 from tests.experiments import runs
 
 WORDS = ("0", "-1", "1.5", "x", "nan")

@@ -12,9 +12,9 @@ import torch
 
 import metarl
 from metarl import MetaLearner, checkpoint
-from metarl.checkpoint import write_json
 from metarl.experiments.common.run import new_run
 from metarl.experiments.train import TrainConfig
+from metarl.files import write_json
 from metarl.rl import ReinforcementLearning
 from metarl.step import OptimizerStep
 from tests.experiments import runs

@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from metarl import OUTER
-from metarl.checkpoint import write_json
+from metarl.files import write_json
 from tests.environment import with_root
 from tests.experiments import runs
 from tests.process_pool import Pool

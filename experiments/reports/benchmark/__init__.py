@@ -27,7 +27,6 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from metarl.checkpoint import write_atomically
 from metarl.devices import pick_device
 from metarl.errors import check_choice, check_int
 from metarl.experiments.common import cli
@@ -46,6 +45,7 @@ from metarl.experiments.reports.benchmark.workloads import (
     plan_sinusoid,
     quick_scale,
 )
+from metarl.files import write_atomically
 
 PARTS = {
     "rollouts": plan_rollouts,

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from metarl.experiments.common.figures import new_figure
 from metarl.experiments.reports.benchmark.measure import Call
 from metarl.experiments.reports.benchmark.workloads import Scale, iteration_row
 from metarl.experiments.train import TrainConfig
@@ -43,8 +43,7 @@ def group_by_size(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, An
 def growth_figure(devices: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     """A column for each size: seconds with their limit above, peak memory below; a colour for each device."""
     sizes = list(group_by_size(next(iter(devices.values()))))
-    figure = Figure(figsize=(2.4 * len(sizes), 4.6), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.4 * len(sizes), 4.6)
     axes = figure.subplots(2, len(sizes), squeeze=False, sharex="col", sharey="row")
     for ax in axes.flat:
         ax.set(xscale="log", yscale="log")

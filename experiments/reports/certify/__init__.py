@@ -15,7 +15,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from metarl.checkpoint import write_atomically
 from metarl.experiments.common import cli
 from metarl.experiments.reports.certify.certificates import certify_discounted, certify_exactly, certify_sampled
 from metarl.experiments.reports.certify.credit import certify_credit
@@ -25,6 +24,7 @@ from metarl.experiments.reports.certify.page import markdown_page
 from metarl.experiments.reports.certify.picture import draw_picture
 from metarl.experiments.reports.certify.problems import bandit, mdp
 from metarl.experiments.reports.certify.wrong_formulas import certify_formulas
+from metarl.files import write_atomically
 
 SAMPLES, QUICK = {"bandit": 1_000_000, "mdp": 400_000}, {"bandit": 30_000, "mdp": 20_000}
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from metarl.experiments.common.figures import new_figure
 from metarl.experiments.reports.certify.certificates import Certificate
 from metarl.experiments.reports.certify.estimators import OTHER
 from metarl.experiments.reports.certify.page import merge_equal
@@ -16,8 +16,7 @@ from metarl.experiments.reports.certify.problems import OBJECTIVE, PRODUCT
 
 def draw_picture(results: Mapping[str, Any]) -> Figure:
     """The bandit's expectations on the left; bias against standard deviation on the tabular problem on the right."""
-    figure = Figure(figsize=(13.0, 4.6), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)  # no global pyplot state, no window
+    figure = new_figure(13.0, 4.6)
     for draw, ax, problem in zip((forest, scatter), figure.subplots(1, 2), ("bandit", "mdp"), strict=True):
         draw(ax, [row for row in merge_equal(results[problem]) if row["update"] not in OTHER])
         ax.grid(alpha=0.3)

@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from metarl.checkpoint import write_atomically
 from metarl.engine import Engine
 from metarl.experiments.common import cli
 from metarl.experiments.reports.theory import (
@@ -28,6 +27,7 @@ from metarl.experiments.reports.theory import (
     two_quadratics,
 )
 from metarl.experiments.reports.theory.report import CheckedClaim, Claim, as_json, page, table
+from metarl.files import write_atomically
 
 CLAIMS = {
     1: Claim("two_quadratics", "FO-MAML converges elsewhere than MAML", two_quadratics.check),

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+
+from metarl.experiments.common.figures import new_figure
 
 TITLES = {"maml": "MAML", "hf_maml": "HF-MAML", "fo_maml": "FO-MAML"}
 """The updates of Fallah et al. 2020, by name, as the paper calls them."""
@@ -49,8 +50,7 @@ def is_near(value: float, expected: float, tolerance: float = 0.05) -> bool:
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:
     """A figure with `count` axes side by side, with a light grid."""
-    figure = Figure(figsize=(4.6 * count, 3.7), layout="constrained", dpi=130)
-    FigureCanvasAgg(figure)  # no global pyplot state, no window
+    figure = new_figure(4.6 * count, 3.7, dpi=130)
     axes = list(figure.subplots(1, count, squeeze=False)[0])
     for ax in axes:
         ax.grid(alpha=0.3)

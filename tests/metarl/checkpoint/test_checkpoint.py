@@ -5,7 +5,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,25 +34,6 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint.pt"
 
 
-class Crash(Exception):
-    pass
-
-
-@pytest.mark.parametrize("error", [Crash, KeyboardInterrupt, SystemExit])
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
-    path = tmp_path / "file"
-    checkpoint.write_atomically(path, lambda file: file.write(b"old"))
-
-    def crash(file: IO[bytes]) -> None:
-        file.write(b"ne")
-        raise error
-
-    with pytest.raises(error):
-        checkpoint.write_atomically(path, crash)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
 @pytest.mark.parametrize("function", ["replace", "fsync"])
 def test_a_crash_while_renaming(saved: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     def crash(*args: object) -> None:
@@ -64,14 +45,6 @@ def test_a_crash_while_renaming(saved: Path, monkeypatch: pytest.MonkeyPatch, fu
         train(seed=1).save(saved)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]
-
-
-def test_folders_are_made_and_files_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b" / "file.json"
-    for value in ({"x": 1}, [2]):
-        checkpoint.write_json(path, value)
-    assert path.read_text() == "[\n  2\n]\n"
-    assert os.listdir(path.parent) == ["file.json"]
 
 
 def test_round_trip(tmp_path: Path) -> None:
