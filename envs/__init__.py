@@ -19,7 +19,7 @@ from metarl.envs.cart_pole import CartPole, CartPoleGoal
 from metarl.envs.exact.gaussian_bandit import GaussianBandit
 from metarl.envs.exact.linear_gaussian import LinearGaussian
 from metarl.envs.exact.tabular import TabularMDP
-from metarl.envs.functional import FunctionalEnv, FunctionalGymEnv, functional_step
+from metarl.envs.functional import FunctionalGymEnv
 from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.grid_world import GridWorld
 from metarl.envs.gym_distribution import GymDistribution
@@ -29,6 +29,7 @@ from metarl.envs.point_velocity import PointVelocity
 from metarl.envs.vector import TorchVectorEnv
 from metarl.envs.workers import WorkerError
 from metarl.errors import check_choice, check_int
+from metarl.functional_env import FunctionalEnv, functional_step
 
 __all__ = [
     "ENVS",

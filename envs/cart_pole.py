@@ -27,10 +27,10 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 
-from metarl.envs.functional import Frame
 from metarl.envs.gym_distribution import GymDistribution
 from metarl.envs.rendering import AGENT, DARK, GOAL, GREY, Canvas, Point
 from metarl.errors import check_choice
+from metarl.functional_env import Frame
 
 DYNAMICS = {"length": (0.25, 1.5), "masspole": (0.05, 0.5), "masscart": (0.5, 2.0)}
 TRACK = -1.5  # height in the picture

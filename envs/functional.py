@@ -13,20 +13,8 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from metarl.errors import check_choice, check_int
-from metarl.functional_env import UNIFORM_LOW, Frame, FunctionalEnv, TaskTensors, functional_step
+from metarl.functional_env import UNIFORM_LOW, Frame, FunctionalEnv, functional_step
 from metarl.types import TaskParams
-
-__all__ = [
-    "Frame",
-    "FunctionalEnv",
-    "FunctionalGymEnv",
-    "TaskTensors",
-    "action_dtype",
-    "as_env_actions",
-    "functional_step",
-    "normal",
-    "uniform",
-]
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -40,18 +28,13 @@ def normal(noise: Tensor) -> Tensor:
     return result
 
 
-def action_dtype(space: gymnasium.Space[Any]) -> torch.dtype:
-    """What `FunctionalEnv` receives: float32 for a Box, int64 for a Discrete space."""
-    return torch.float32 if isinstance(space, gymnasium.spaces.Box) else torch.int64
-
-
 def as_env_actions(actions: Tensor, space: gymnasium.Space[Any]) -> Tensor:
-    """Actions in the type a `FunctionalEnv` receives.
+    """Actions in the type a `FunctionalEnv` receives: float32 for a Box, int64 for a Discrete space.
 
     Raises:
         ValueError: fractions for a space that counts.
     """
-    dtype = action_dtype(space)
+    dtype = torch.float32 if isinstance(space, gymnasium.spaces.Box) else torch.int64
     cast = actions.to(dtype)
     if actions.is_floating_point() and not dtype.is_floating_point and bool((cast != actions).any()):
         raise ValueError(f"actions must be integers for {space}, got {actions[cast != actions][0].item()}")

@@ -18,7 +18,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector.utils import batch_space
 
 from metarl.envs.env_store import EnvStore
-from metarl.envs.vector import AUTORESET, numpy_reset_mask
+from metarl.envs.vector import AUTORESET, read_reset_mask
 from metarl.errors import check_int
 from metarl.types import TaskParams
 
@@ -138,7 +138,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
             WorkerError: a worker process failed.
         """
         self._check_open()
-        mask = numpy_reset_mask(options or {}, self.num_envs, begun=self._begun)
+        mask = read_reset_mask(options or {}, self.num_envs, begun=self._begun)
         if seed is not None:
             seed = check_int("seed", seed, 0)
         elif not self._begun:  # environments that are used again would continue with their old seed

@@ -22,11 +22,11 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from metarl.envs.base import check_rng, check_task
-from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
 from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.plots import plot_goal_place
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int, check_real
+from metarl.functional_env import Frame, FunctionalEnv, TaskTensors
 from metarl.types import TaskParams
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from metarl.envs.functional import FunctionalEnv, as_env_actions, uniform
+from metarl.envs.functional import as_env_actions, uniform
 from metarl.errors import check_choice, check_int
-from metarl.functional_env import functional_step, repeat_tasks
+from metarl.functional_env import FunctionalEnv, functional_step, repeat_tasks
 from metarl.types import TaskParams
 
 # Gymnasium 1.0 does not name its autoreset modes yet
@@ -66,7 +66,9 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
             ResetNeeded: a mask before the first full reset.
         """
         super().reset(seed=seed)
-        mask = self._reset_mask(options or {})
+        mask = torch.as_tensor(
+            read_reset_mask(options or {}, self.num_envs, begun=self._state is not None), device=self.device
+        )
         if seed is not None or self._state is None:
             self._generator.manual_seed(int(self.np_random.integers(2**63)))
         noise = uniform((self.num_envs, self.functional.initial_noise), self._generator)
@@ -102,22 +104,9 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
             raise ValueError(f"actions must have shape {self._action_shape}, got {tuple(tensor.shape)}")
         return as_env_actions(tensor.to(self.device), self.single_action_space)
 
-    def _reset_mask(self, options: Mapping[str, Any]) -> Tensor:
-        for name in options:
-            check_choice("reset option", name, ("reset_mask",))
-        if "reset_mask" not in options:
-            return torch.ones_like(self._ended)
-        if self._state is None:
-            raise ResetNeeded("the first reset must be of all environments, without a reset_mask")
-        mask = torch.as_tensor(options["reset_mask"], device=self.device)
-        if mask.shape != (self.num_envs,) or mask.dtype != torch.bool:
-            wanted = f"reset_mask must be bool of shape ({self.num_envs},)"
-            raise ValueError(f"{wanted}, got {mask.dtype} of shape {tuple(mask.shape)}")
-        return mask
 
-
-def numpy_reset_mask(options: Mapping[str, Any], num_envs: int, *, begun: bool) -> npt.NDArray[np.bool_]:
-    """The mask (bool `[num_envs]`) of `reset(options=...)`, for vector environments in numpy.
+def read_reset_mask(options: Mapping[str, Any], num_envs: int, *, begun: bool) -> npt.NDArray[np.bool_]:
+    """The mask (bool `[num_envs]`) in the `options` of a vector environment's `reset`.
 
     Raises:
         ValueError: an unknown option, or a mask of another shape or type.
@@ -129,7 +118,8 @@ def numpy_reset_mask(options: Mapping[str, Any], num_envs: int, *, begun: bool) 
         return np.ones(num_envs, dtype=bool)
     if not begun:
         raise ResetNeeded("the first reset must be of all environments, without a reset_mask")
-    mask = np.asarray(options["reset_mask"])
+    given = options["reset_mask"]
+    mask = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
     if mask.shape != (num_envs,) or mask.dtype != bool:
         raise ValueError(f"reset_mask must be bool of shape ({num_envs},), got {mask.dtype} of shape {mask.shape}")
     return mask

@@ -119,7 +119,8 @@ def check_renders(source: ReinforcementLearning, run: Path) -> None:
     """
     tasks = source.distribution
     assert isinstance(tasks, EnvDistribution)
-    choose_display()
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # without a screen MuJoCo cannot open a window
     task = {name: value[0] for name, value in tasks.sample(1, np.random.default_rng(0)).items()}
     try:
         with contextlib.closing(tasks.make(task, render_mode="rgb_array")) as env:
@@ -131,12 +132,6 @@ def check_renders(source: ReinforcementLearning, run: Path) -> None:
             f"run must have an environment with render_mode='rgb_array' to be filmed, {run} has not"
             f" ({type(error).__name__}: {reason})"
         ) from error
-
-
-def choose_display() -> None:
-    """Without a screen MuJoCo cannot open a window."""
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments) -> list[Scene]:

@@ -16,8 +16,7 @@ import json
 import statistics
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
@@ -218,15 +217,10 @@ def subcommands() -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    with one_line_warnings(), open_run(SupervisedConfig, arguments, __doc__) as run:
+    # warnings are shown like errors: one line, without the place in the source
+    one_line = cli.replaced(warnings, "formatwarning", lambda message, *_, **__: f"warning: {message}\n")
+    with one_line, open_run(SupervisedConfig, arguments, __doc__) as run:
         train(run)
-
-
-@contextmanager
-def one_line_warnings() -> Iterator[None]:
-    """Show warnings like errors: one line, without the place in the source."""
-    with cli.replaced(warnings, "formatwarning", lambda message, *_, **__: f"warning: {message}\n"):
-        yield
 
 
 # Before training: the problem, and what the settings mean for it. `SupervisedConfig.build_learner` makes a learner.

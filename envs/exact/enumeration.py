@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.func import grad, jacrev, vmap
 
 from metarl.envs.exact.tabular import TabularMDP
-from metarl.envs.functional import TaskTensors
 from metarl.errors import check_int
 from metarl.functional_call import call
+from metarl.functional_env import TaskTensors
 from metarl.rl.distributions import Categorical
 from metarl.rl.sums import discounted_sums
 from metarl.rl.surrogates import Surrogate, reinforce

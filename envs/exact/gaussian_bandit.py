@@ -18,10 +18,10 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
 from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int, check_real
+from metarl.functional_env import Frame, FunctionalEnv, TaskTensors
 from metarl.types import Params, TaskParams
 
 

@@ -16,10 +16,10 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from metarl.envs.base import check_rng
-from metarl.envs.functional import Frame, FunctionalEnv, TaskTensors
 from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.rendering import AGENT, GREY, Canvas, Point
 from metarl.errors import check_int
+from metarl.functional_env import Frame, FunctionalEnv, TaskTensors
 from metarl.types import Params, TaskParams
 
 

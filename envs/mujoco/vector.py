@@ -17,7 +17,7 @@ from mujoco import MjData, MjModel
 
 from metarl.envs.mujoco.objectives import Motion, Objective
 from metarl.envs.mujoco.physics import Array, Physics
-from metarl.envs.vector import AUTORESET, numpy_reset_mask
+from metarl.envs.vector import AUTORESET, read_reset_mask
 from metarl.errors import check_int
 from metarl.types import TaskParams
 
@@ -129,7 +129,7 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
             ResetNeeded: a mask before the first full reset.
         """
         super().reset(seed=seed)
-        mask = numpy_reset_mask(options or {}, self.num_envs, begun=bool(self._rngs))
+        mask = read_reset_mask(options or {}, self.num_envs, begun=bool(self._rngs))
         if seed is not None or not self._rngs:
             first = int(self.np_random.integers(2**31)) if seed is None else seed
             self._rngs = [np_random(first + i)[0] for i in self._all]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -133,16 +133,12 @@ class Defaults(NamedTuple):
     anywhere: bool = False  # or else on the CPU only
 
 
-Build: TypeAlias = Callable[[Any, torch.device, int], SupervisedProblem]
-"""From settings, a device and a seed to a problem."""
-
-
 class Entry(NamedTuple):
     """A problem by its name."""
 
     about: str  # one line of help
     settings: type  # what `build` can be given
-    build: Build
+    build: Callable[[Any, torch.device, int], SupervisedProblem]  # from settings, a device and a seed
     defaults: Defaults
 
 
@@ -213,16 +209,14 @@ def quadratics(given: RandomSettings, device: torch.device, seed: int) -> Superv
     return fixed_quadratics(problem, given, points=100, noise=1.0, seed=seed)
 
 
-def fixed_logistic(problem: Logistic, given: BatchSettings, seed: int) -> SupervisedProblem:
+def fixed_logistic(
+    make: Callable[[], Logistic], given: BatchSettings, device: torch.device, seed: int
+) -> SupervisedProblem:
     """Fixed logistic tasks."""
+    problem = make()
     sizes, generator = batch_sizes(given, problem.x.shape[1]), torch.Generator().manual_seed(seed)
     tasks = logistic_tasks(problem, batch_sizes=sizes, generator=generator)
     return fixed_set(logistic_source(problem, tasks), Known(smoothness(problem), hessian_smoothness(problem)))
-
-
-def six_logistic(given: BatchSettings, device: torch.device, seed: int) -> SupervisedProblem:
-    """P2: six tasks of forty points in five dimensions."""
-    return fixed_logistic(six_logistic_tasks(), given, seed)
 
 
 def logistic(given: RandomSettings, device: torch.device, seed: int) -> SupervisedProblem:
@@ -230,12 +224,8 @@ def logistic(given: RandomSettings, device: torch.device, seed: int) -> Supervis
     if given.setting == "resampling":
         fresh = FreshLogistic(sizes=fresh_sizes(given))
         return SupervisedProblem(fresh, fresh)
-    return fixed_logistic(random_logistic(stream_generator(seed, Stream.PROBLEM), 20), given, seed)
-
-
-def real_data(name: str, given: BatchSettings, device: torch.device, seed: int) -> SupervisedProblem:
-    """Logistic regressions on a data set that comes with scikit-learn."""
-    return fixed_logistic(real_logistic(name), given, seed)
+    rng = stream_generator(seed, Stream.PROBLEM)
+    return fixed_logistic(lambda: random_logistic(rng, 20), given, device, seed)
 
 
 def fresh_sizes(given: BatchSettings) -> BatchSizes:
@@ -275,7 +265,8 @@ def few_shot(given: FolderSettings, device: torch.device, seed: int) -> Supervis
 
 
 RANDOM, SINUSOID = Defaults(20, 0.25, 0.02, 0.1, "sgd"), Defaults(25, 0.01, 0.001, 1e-3, "adam", anywhere=True)
-LINE, LOGISTIC = Defaults(2, 0.25, 0.02, 0.2, "sgd"), Defaults(20, 0.9, 0.02, 0.5, "sgd")
+LINE = Defaults(2, 0.25, 0.02, 0.2, "sgd")
+SIX, LOGISTIC = Defaults(6, 0.95, 0.02, 0.5, "sgd"), Defaults(20, 0.9, 0.02, 0.5, "sgd")
 SHIPPED = Defaults(16, 0.4, 0.03, 3e-3, "adam", anywhere=True)
 REAL = {
     "breast_cancer": Defaults(4, 0.1, 0.02, 0.1, "sgd"),
@@ -287,10 +278,15 @@ REAL = {
 PROBLEMS: dict[str, Entry] = {
     "two_quadratics": Entry("Two quadratics on a line", object, two_quadratics, LINE),
     "quadratics": Entry("Random quadratics", RandomSettings, quadratics, RANDOM),
-    "six_logistic": Entry("Six logistic regressions", BatchSettings, six_logistic, Defaults(6, 0.95, 0.02, 0.5, "sgd")),
+    "six_logistic": Entry("Six logistic regressions", BatchSettings, partial(fixed_logistic, six_logistic_tasks), SIX),
     "logistic": Entry("Random logistic regressions", RandomSettings, logistic, LOGISTIC),
     **{
-        f"logistic_{name}": Entry(f"Logistic regressions on {name}", BatchSettings, partial(real_data, name), defaults)
+        f"logistic_{name}": Entry(
+            f"Logistic regressions on {name}",
+            BatchSettings,
+            partial(fixed_logistic, partial(real_logistic, name)),
+            defaults,
+        )
         for name, defaults in REAL.items()
     },
     "sinusoid": Entry("Sinusoid regression", SinusoidSettings, sinusoid, SINUSOID),

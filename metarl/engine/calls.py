@@ -73,10 +73,6 @@ def run(
 """
 
 
-def _indented(lines: Sequence[str]) -> str:
-    return "\n        ".join(lines or ["pass"])
-
-
 _COPIES = {"clone", "_to_copy"}
 _COPY = str(aten.copy_.default._schema)
 _WITH_NUMBERS = {aten.add, aten.sub, aten.mul, aten.div, aten.lt, aten.le, aten.gt, aten.ge, aten.eq, aten.ne}
@@ -140,7 +136,7 @@ class CallList:
         try:
             lines = [line for i, call in enumerate(calls) for line in self._lines(i, call)]
             names = [f"x{i} = x[{i}]" for i in range(len(self._tensors))]
-            self._parts = "\n    ".join(names), _indented(lines)
+            self._parts = "\n    ".join(names), "\n        ".join(lines or ["pass"])
         except ValueError as error:
             log.info("operations are called one by one: %s", error)
 
@@ -191,7 +187,7 @@ class CallList:
             if kind == "List[Optional[Tensor]]":
                 given[k] = f"torch.jit.annotate({kind}, {given[k]})"
         given += [f"{k}={self._word(x)}" for k, x in {**_defaults(call.operation), **call.kwargs}.items()]
-        self._operations[_schema_of(call)] += 1
+        self._operations[_COPY if call.name in _COPIES else str(call.operation._schema)] += 1
         name = f"torch.ops.{str(call.operation._schema.name).replace('::', '.')}"
         if call.out is not None:
             return [f"{name}({', '.join([*given, f'{call.out}={self._word(call.results)}'])})"]
@@ -199,13 +195,13 @@ class CallList:
             return [f"{self._word(call.results)}.copy_({given[0]})"]
         made = f"{name}({', '.join(given)})"
         if isinstance(call.results, Tensor):
-            return [f"r{i} = {made}", *self._copying(f"r{i}", call.results)]
+            return [f"r{i} = {made}", *self._copy_lines(f"r{i}", call.results)]
         if not call.operation._schema.returns:
             return [made]
         parts = [(f"r{i}[{k}]", x) for k, x in enumerate(call.results) if x is not None]
-        return [f"r{i} = {made}", *[line for part, x in parts for line in self._copying(part, x)]]
+        return [f"r{i} = {made}", *[line for part, x in parts for line in self._copy_lines(part, x)]]
 
-    def _copying(self, result: str, place: Tensor) -> list[str]:
+    def _copy_lines(self, result: str, place: Tensor) -> list[str]:
         word = self._word(place)
         return [f"assert {result}.size() == {word}.size()", f"{word}.copy_({result})"]
 
@@ -260,10 +256,6 @@ def _count_schemas(block: Any) -> Counter[str]:
         for inner in node.blocks():
             found += _count_schemas(inner)
     return found
-
-
-def _schema_of(call: OperationCall) -> str:
-    return _COPY if call.name in _COPIES else str(call.operation._schema)
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def difference(found: Sequence[Tensor], function: Flat, inputs: Sequence[Tensor]
     again = [*function(inputs)]
     if any(bool((_distance(a, b) > _rounding(b)).any()) for a, b in zip(again, wanted, strict=True)):
         return "it is not pure: called twice with the same arguments, it gives different results"
-    near = [function(_moved(inputs, seed)) for seed in range(MOVES)]
+    near = [function(_move_inputs(inputs, seed)) for seed in range(MOVES)]
     for number, (got, expected) in enumerate(zip(found, wanted, strict=True)):
         reach = [_distance(other[number], expected, rtol=0) for other in near]
         excess = (off[number] - SLACK * functools.reduce(torch.maximum, reach)).nan_to_num(nan=-1.0)
@@ -116,7 +116,7 @@ def _eps(x: Tensor) -> float:
     return torch.finfo(x.dtype).eps if x.is_floating_point() or x.is_complex() else 0.0
 
 
-def _moved(inputs: Sequence[Tensor], seed: int) -> list[Tensor]:
+def _move_inputs(inputs: Sequence[Tensor], seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def move(x: Tensor) -> Tensor:

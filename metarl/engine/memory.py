@@ -81,7 +81,7 @@ class Memory:
         block = self._blocks.get(storage_id(tensor))
         return None if block is None else block.origin
 
-    def disguised(self, tensor: Tensor) -> Iterator[tuple[fx.Node, fx.Node | None]]:
+    def find_disguised(self, tensor: Tensor) -> Iterator[tuple[fx.Node, fx.Node | None]]:
         """For a tensor that no operation made: the origins of its memory, and the node whose result it is, if any.
 
         Such a tensor is another Python object for the same result (`x.data`), or came through another library.

@@ -80,7 +80,7 @@ class Plan:
             self.place[node] = self._new(node, free) if node.users else None
         for node in calls:
             if not is_made_once(node) and isinstance(node.meta.get("val"), Tensor):
-                inherited = self._inherited(node, owner, last)
+                inherited = self._find_reusable(node, owner, last)
                 self.place[node] = self._new(node, free) if inherited is None else inherited
             for used in dict.fromkeys(owner[x] for x in node.all_input_nodes):
                 place = self.place.get(used)
@@ -94,7 +94,7 @@ class Plan:
         self.sizes.append(size)
         return len(self.sizes) - 1
 
-    def _inherited(self, node: fx.Node, owner: dict[fx.Node, fx.Node], last: dict[fx.Node, fx.Node]) -> int | None:
+    def _find_reusable(self, node: fx.Node, owner: dict[fx.Node, fx.Node], last: dict[fx.Node, fx.Node]) -> int | None:
         """The place of an input that an elementwise operation may overwrite."""
         if torch.Tag.pointwise not in getattr(node.target, "tags", ()) or node not in self.varying:
             return None

@@ -86,9 +86,9 @@ class States:
         self._known.move_to_end(frozen)
         while len(self._known) > MOST_STATES:
             self._known.popitem(last=False)
-        return walk.watch, frozen, self._held(leaves, anchor)
+        return walk.watch, frozen, self._hold(leaves, anchor)
 
-    def _held(self, leaves: list[Any], anchor: Any) -> list[Any]:
+    def _hold(self, leaves: list[Any], anchor: Any) -> list[Any]:
         """References that notice when an object in `anchor` dies, before another one gets its identity."""
         states = weakref.ref(self)
 

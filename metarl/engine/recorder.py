@@ -99,7 +99,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._add(func, args, dict(kwargs or {}))
 
     def _add(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        given, named = tree_map(self._as_node, (list(args), kwargs))
+        given, named = tree_map(lambda x: self.node_of(x) if isinstance(x, Tensor) else x, (list(args), kwargs))
         self._refuse_writes(func, args, kwargs)
         node = self.graph.call_function(func, tuple(given), named)
         depends = not self.depends.isdisjoint(node.all_input_nodes)
@@ -150,7 +150,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tensor = get_unwrapped(tensor)
         node: fx.Node | None = self.results.get(tensor)
         if node is None:
-            for origin, same in self.memory.disguised(tensor):
+            for origin, same in self.memory.find_disguised(tensor):
                 if same is None and origin in self.depends:
                     raise NotRecordableError("a part of a tensor was taken in a way that is not recorded")
                 node = same
@@ -159,9 +159,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def varies(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the inputs or on random numbers."""
         return self.find(tensor) in self.depends
-
-    def _as_node(self, x: Any) -> Any:
-        return self.node_of(x) if isinstance(x, Tensor) else x
 
     def _refuse_writes(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """A function may only write into tensors that it has made."""

@@ -18,7 +18,7 @@ objective of the task's *other trajectories* in D_j.
 On data that do not depend on the parameters the score term is zero, and this is MAML with `hessian_data="reuse"`.
 """
 
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from torch import Tensor
 from torch.func import vmap
@@ -31,11 +31,11 @@ from metarl.outer.registry import Method, register
 from metarl.tree import add
 from metarl.types import Batch, Inner, MetaGrad, Params, TaskBatch
 
-ScoreBaseline: TypeAlias = Literal["none", "tasks", "trajectories"]
-
 
 @register("e_maml")
-def e_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: ScoreBaseline = "tasks") -> Method:
+def e_maml(
+    inner_lr: float = 0.1, inner_steps: int = 1, *, baseline: Literal["none", "tasks", "trajectories"] = "tasks"
+) -> Method:
     """E-MAML; `baseline` of a trajectory's weight: `none`, the other `tasks` or the task's other `trajectories`.
 
     Example, on (x - 1)^2 from x = 0. Its data do not depend on x, so the score term is zero, as in MAML:

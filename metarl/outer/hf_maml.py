@@ -28,8 +28,6 @@ from metarl.outer.pull_back import HessianData, Multiply
 from metarl.outer.registry import Method, register
 from metarl.types import Batch, Inner, Params, TaskBatch
 
-Delta: TypeAlias = Literal["relative", "published"]
-
 ProbeLength: TypeAlias = Callable[[Params], Tensor]
 """The length of one task's probe, delta |v|, from its parameters; a scalar."""
 
@@ -71,7 +69,7 @@ def hf_maml(
     inner_steps: int = 1,
     *,
     hessian_data: HessianData = "fresh",
-    delta: Delta = "relative",
+    delta: Literal["relative", "published"] = "relative",
     rho: float | None = None,
 ) -> Method:
     """Hessian-free MAML: two more gradients for each inner step, no second derivative and no graph.

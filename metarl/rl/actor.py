@@ -147,7 +147,7 @@ class Actor:
         params, shared = self._split(params)
 
         def forward(*leaves: Tensor) -> DistParams:
-            own, common = _named([params, shared], leaves)
+            own, common = _name_leaves([params, shared], leaves)
             return stacked_forward(self.policy, own, common, leaves[-1])
 
         constants = [*params.values(), *shared.values()]
@@ -165,7 +165,7 @@ class Actor:
         clip = clipper(env.action_space, next(iter(task.values())).device, self.actions, torch.float32)
 
         def step(*leaves: Tensor) -> list[Tensor]:
-            params, shared, task = _named(groups, leaves)
+            params, shared, task = _name_leaves(groups, leaves)
             state, running, action_noise, transition_noise = leaves[-4:]
             per_task = action_noise.shape[:2]
             seen = env.observation(state, task)
@@ -203,7 +203,7 @@ def _like_obs(vec: VectorEnv[Any, Any, Any], params: Params, noise: Noise) -> Te
     return torch.zeros(size, dtype=_dtype(params), device=noise.actions.device)
 
 
-def _named(groups: Sequence[Iterable[str]], leaves: Sequence[Tensor]) -> list[Params]:
+def _name_leaves(groups: Sequence[Iterable[str]], leaves: Sequence[Tensor]) -> list[Params]:
     rest = iter(leaves)
     return [{name: next(rest) for name in group} for group in groups]
 

@@ -5,7 +5,7 @@ each. Its loss is the mean cross-entropy, its score the accuracy.
 """
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,8 +18,6 @@ from metarl.supervised.class_sets import ClassSet, as_floats
 from metarl.supervised.network_source import NetworkSource
 from metarl.supervised.oracle import FiniteSumTaskBatch, ResamplingTaskBatch
 from metarl.types import Batch, Params, Role
-
-Setting: TypeAlias = Literal["finite_sum", "resampling"]
 
 
 @dataclass
@@ -60,7 +58,7 @@ class FewShot(NetworkSource):
     ways: int = 5
     shots: int = 1
     queries: int = 15
-    setting: Setting = "finite_sum"
+    setting: Literal["finite_sum", "resampling"] = "finite_sum"
     device: torch.device | str = "cpu"
     score_name: ClassVar[str] = "accuracy"
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metarl.envs import FunctionalDistribution, FunctionalEnv, Navigation, PointVelocity, TorchVectorEnv
-from metarl.envs.functional import Frame, TaskTensors, normal
+from metarl.envs.functional import normal
+from metarl.functional_env import Frame, TaskTensors
 
 RNG = np.random.default_rng(0)
 

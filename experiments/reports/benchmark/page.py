@@ -59,11 +59,6 @@ def mujoco_tables(rows: Sequence[dict[str, Any]]) -> str:
     return f"{table(WORKLOAD, iterations)}\n\n{table(STEPPING, stepping)}"
 
 
-def growth_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Seconds and memory by size."""
-    return table(GROWTH, [row for of_size in group_by_size(rows).values() for row in of_size])
-
-
 def profile_tables(rows: Sequence[dict[str, Any]]) -> str:
     """The seconds of an iteration, by part and by operation."""
     (found,) = rows
@@ -76,6 +71,6 @@ def profile_tables(rows: Sequence[dict[str, Any]]) -> str:
 
 TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
     "mujoco": mujoco_tables,
-    "growth": growth_table,
+    "growth": lambda rows: table(GROWTH, [row for of_size in group_by_size(rows).values() for row in of_size]),
     "profile": profile_tables,
 }

@@ -38,11 +38,7 @@ POINT = torch.as_tensor(np.random.default_rng(5).normal(size=5))
 
 def direction(method: Method, tasks: TaskBatch) -> Direction:
     """The method's mean meta-gradient as a function of w."""
-
-    def mean_meta_gradient(w: Vector) -> Vector:
-        return tree.mean(method.update({"w": w}, tasks, method.inner).grads)["w"]
-
-    return mean_meta_gradient
+    return lambda w: tree.mean(method.update({"w": w}, tasks, method.inner).grads)["w"]
 
 
 def grad_norm(tasks: TaskBatch, inner_lr: float, inner_steps: int = 1) -> Callable[[Vector], float]:
