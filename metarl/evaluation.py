@@ -78,11 +78,7 @@ def warn_if_worse(evaluation: Evaluation, trained: int, score: str) -> bool:
 
 
 def evaluate(
-    params: Params,
-    tasks: TaskBatch,
-    rules: Sequence[Rule],
-    processes: Processes = ALONE,
-    engine: Engine | None = None,
+    params: Params, tasks: TaskBatch, rules: Sequence[Rule], processes: Processes = ALONE, engine: Engine | None = None
 ) -> Evaluation:
     """Adapt to every task with one rule per step; score before the first step and after each, on separate data.
 

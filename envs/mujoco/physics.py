@@ -45,11 +45,7 @@ class Physics:
     """
 
     def __init__(
-        self,
-        models: Sequence[MjModel],
-        frame_skip: int,
-        contact_forces: bool = False,
-        threads: int | None = None,
+        self, models: Sequence[MjModel], frame_skip: int, contact_forces: bool = False, threads: int | None = None
     ) -> None:
         threads = min(threads or usable_cpus(), len(models))
         self.model, self.frame_skip, self._contact_forces = models[0], frame_skip, contact_forces

@@ -72,14 +72,7 @@ def build_few_shot(given: ImageSettings, shots: int, queries: int, device: torch
     check_applies(given)
     splits = load(given, at_least=shots + queries)
     network = build_network(given, splits.train.image_shape, given.ways, seed)
-    train = FewShot(
-        splits.train,
-        network,
-        ways=given.ways,
-        shots=shots,
-        queries=queries,
-        device=device,
-    )
+    train = FewShot(splits.train, network, ways=given.ways, shots=shots, queries=queries, device=device)
     return Sources(train, replace(train, classes=splits.validation), replace(train, classes=splits.test))
 
 

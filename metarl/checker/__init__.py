@@ -17,18 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from metarl.checker.environments import ENVIRONMENT_CHECKS
-from metarl.checker.probe import (
-    MANY,
-    SHORT,
-    Checks,
-    Probe,
-    Problems,
-    equal,
-    find_problems,
-    mismatch,
-    problem,
-    rows,
-)
+from metarl.checker.probe import MANY, SHORT, Checks, Probe, Problems, equal, find_problems, mismatch, problem, rows
 from metarl.errors import check_choice, check_int
 from metarl.random import global_seed, under_two_global_seeds
 from metarl.rl.actions import warn_of_action_range

@@ -3,13 +3,4 @@
 from metarl.step.mean_grad import MeanGrad, average
 from metarl.step.optimizer import OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, Update
 
-__all__ = [
-    "MeanGrad",
-    "OptimizerFactory",
-    "OptimizerStep",
-    "OuterStep",
-    "Schedule",
-    "Stepped",
-    "Update",
-    "average",
-]
+__all__ = ["MeanGrad", "OptimizerFactory", "OptimizerStep", "OuterStep", "Schedule", "Stepped", "Update", "average"]

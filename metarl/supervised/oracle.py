@@ -158,12 +158,7 @@ class ResamplingTaskBatch(SupervisedTaskBatch):
     """
 
     def __init__(
-        self,
-        loss: Loss,
-        num_tasks: int,
-        sampler: Sampler,
-        generator: torch.Generator,
-        score: Loss | None = None,
+        self, loss: Loss, num_tasks: int, sampler: Sampler, generator: torch.Generator, score: Loss | None = None
     ) -> None:
         super().__init__(loss, score)
         self.num_tasks = check_int("num_tasks", num_tasks)
