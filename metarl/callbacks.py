@@ -1,6 +1,6 @@
 """Callbacks of `MetaLearner.learn`: progress, checkpoints, held-out evaluation. Logging is in `metarl.logging`.
 
-They are called in the given order. Put one that saves last, so that it saves the state of the others.
+They are called in the given order. Put `Checkpointing` last, so that it saves the state of the others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,22 +25,22 @@ class Callback:
     """A hook into `MetaLearner.learn`. This base class does nothing: override what you need."""
 
     first_process_only: ClassVar[bool] = False
-    """Whether only the first of several processes runs it: for output, without computations that all must share."""
+    """Whether only the first of several processes runs it: for output, not for computations that all must share."""
 
     def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
-        """Before the first iteration; training ends when `total_iterations` are done, earlier ones included."""
+        """Called before the first iteration; `total_iterations` includes the iterations done earlier."""
 
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
-        """After every iteration; `learner.stop()` ends training after it."""
+        """Called after every iteration; `learner.stop()` ends training after it."""
 
     def on_end(self, learner: "MetaLearner") -> None:
-        """After the last iteration, also when a signal or a callback ended training; not after an error."""
+        """Called after the last iteration, also when a signal or a callback ended training; not after an error."""
 
     def close(self) -> None:
-        """Always called last, also after errors."""
+        """Called last in any case, also after errors."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold for a resumed run to continue exactly."""
+        """The state that a resumed run needs to continue exactly."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ def check_callbacks(callbacks: object) -> list[Callback]:
     """The callbacks as a list.
 
     Raises:
-        ValueError: for a single callback instead of a list, or for objects that are no callbacks.
+        ValueError: for a single callback instead of a list, or for objects that are not callbacks.
     """
     if isinstance(callbacks, Callback):
         raise ValueError(f"callbacks must be a list, got one callback: write [{type(callbacks).__name__}(...)]")
@@ -66,7 +66,7 @@ def check_callbacks(callbacks: object) -> list[Callback]:
 def collect_metrics(
     iteration: int, score: str, score_before: float, stepped: Stepped, counts: Mapping[str, int]
 ) -> Metrics:
-    """The numbers of an iteration; `score` is the score's name, `counts` are those of the whole training."""
+    """The metrics of an iteration; `score` is the score's name, `counts` are the totals of the whole training."""
     meta_grad = stepped.meta_grad
     return {
         "iteration": iteration,

@@ -1,7 +1,7 @@
 """First and second derivatives of the tasks' losses.
 
-Every outer update takes its derivatives here and nowhere else, for all tasks at once. That gives one place to count
-and to check them, and the current `metarl.engine.Engine` decides how they are computed.
+Every outer update takes its derivatives here, for all tasks at once. So they are counted and checked in one place, and
+the current `metarl.engine.Engine` decides how they are computed.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def score_terms(tasks: TaskBatch, params: Params, batch: Batch, weights: Tensor)
     """`sum_tau weight_tau grad log p(tau; w_i)` for every task, over the trajectories tau of its sampled batch.
 
     Args:
-        tasks: a task batch that says how it samples; see `as_sampled` for the error otherwise.
+        tasks: a `SampledTaskBatch`; see `as_sampled` for the error otherwise.
         params: stacked `[T, ...]`.
         batch: stacked.
         weights: `[T, n]`, or `[T, 1]` for the same weight for all trajectories of a task.
@@ -90,10 +90,10 @@ def scores(tasks: TaskBatch, params: Params, batch: Batch) -> Tensor:
 
 
 def as_sampled(tasks: TaskBatch) -> SampledTaskBatch:
-    """The task batch inside all wrappers, as one that says how it samples.
+    """The task batch inside all wrappers, as a `SampledTaskBatch`.
 
     Raises:
-        ValueError: when it lacks the methods for that.
+        ValueError: when it lacks a method.
     """
     source = unwrap(tasks)
     if not isinstance(source, SampledTaskBatch):
@@ -106,6 +106,6 @@ def as_sampled(tasks: TaskBatch) -> SampledTaskBatch:
 
 
 def gather_tasks(tasks: TaskBatch, own: Tensor) -> tuple[Tensor, slice]:
-    """From the values of these tasks, `[t, ...]`, to those of the whole batch, `[T, ...]`, and where these are."""
+    """The values of the whole batch `[T, ...]` from those of these tasks `[t, ...]`, and the slice of these tasks."""
     first = first_task(tasks)
     return gather(tasks, own), slice(first, first + len(own))

@@ -1,4 +1,4 @@
-"""Sigmoid and softplus whose last bit does not depend on where in memory a number lies.
+"""Sigmoid and softplus that give the same bits wherever a number is in memory.
 
 PyTorch's CPU kernels compute most of an array in vectors and the rest number by number. For `exp`, `log1p`, `tanh` and
 arithmetic both give the same bits. For `sigmoid`, `softplus`, `silu`, `gelu`, `mish`, `elu`, `pow`, `exp2`, `cosh`,

@@ -1,4 +1,4 @@
-"""How good is a policy after 0, 1, 2, ... gradient steps on tasks it has never seen?"""
+"""Evaluation: scores after 0, 1, 2, ... gradient steps on tasks that were not seen in training."""
 
 import math
 import warnings
@@ -70,7 +70,7 @@ def note_if_worse(evaluation: Evaluation, trained: int, score: str) -> str | Non
 
 
 def warn_if_worse(evaluation: Evaluation, trained: int, score: str) -> bool:
-    """Give a `MoreStepsWarning`, to the caller's caller, if more inner steps make the score worse; whether it did."""
+    """Give a `MoreStepsWarning`, to the caller's caller, if more inner steps make the score worse; return whether."""
     note = note_if_worse(evaluation, trained, score)
     if note is not None:
         warnings.warn(note, MoreStepsWarning, stacklevel=3)
@@ -80,7 +80,7 @@ def warn_if_worse(evaluation: Evaluation, trained: int, score: str) -> bool:
 def evaluate(
     params: Params, tasks: TaskBatch, rules: Sequence[Rule], processes: Processes = ALONE, engine: Engine | None = None
 ) -> Evaluation:
-    """Adapt to every task with one rule per step; score before the first step and after each, on separate data.
+    """The scores before the first inner step and after each, on separate data; one rule per step.
 
     No graph is built, and `params` do not change. Only the data used for adaptation count as its cost.
 
@@ -88,7 +88,7 @@ def evaluate(
         params: the starting point, not stacked.
         tasks: held-out tasks.
         rules: the inner rule of each step; their step sizes may differ.
-        processes: share the tasks, and each gets the evaluation of all. Fewer tasks than processes are not shared.
+        processes: they share the tasks, and each gets the whole evaluation. Fewer tasks than processes are not shared.
         engine: computes derivatives and rollouts; default: the current one (see `metarl.engine`).
     """
     own = shard(tasks, processes) if processes.size <= tasks.num_tasks else tasks

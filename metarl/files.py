@@ -34,17 +34,17 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """`value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically."""
     write_atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is an unfinished one of `write_atomically`."""
+    """Whether `name` is that of an unfinished file of `write_atomically`."""
     return re.fullmatch(r"\..+\.tmp", name) is not None
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the files that killed writers left in `folder`; nobody may be writing there now."""
+    """Remove the files that killed writers left in `folder`; no process may be writing there now."""
     for path in folder.iterdir():
         if is_temporary(path.name):
             path.unlink(missing_ok=True)

@@ -40,10 +40,10 @@ _names: WeakKeyDictionary[nn.Module, tuple[list[Any], dict[str, list[str]]]] = W
 def call(module: nn.Module, params: Mapping[str, Tensor], *args: Tensor) -> Any:
     """`module(*args)` at `params`, by the names of `module.named_parameters()` and `named_buffers()`.
 
-    Like `torch.func.functional_call`, tied weights included. Also right where a module holds the same module under
-    several names, as Stable-Baselines3's policies hold their features extractor: there torch would leave the first of
-    `params` in the module, a tensor of a vmap that has ended. Several threads may call the same module: they wait for
-    each other.
+    Like `torch.func.functional_call`, tied weights included. It also works if a module holds the same module under
+    several names, as Stable-Baselines3's policies hold their features extractor: torch would leave the first of
+    `params`, a tensor of an ended vmap, in such a module. Several threads may call the same module: they wait for each
+    other.
     """
     with MODULES_IN_USE:
         places = _known_places(module)
@@ -52,7 +52,7 @@ def call(module: nn.Module, params: Mapping[str, Tensor], *args: Tensor) -> Any:
 
 
 def _known_places(module: nn.Module) -> dict[str, list[str]]:
-    """`_places`, found again after a parameter, a buffer or a module was replaced."""
+    """`_places`, kept until a parameter, a buffer or a module is replaced."""
     held = [x for m in module.modules() for own in (m._parameters, m._buffers, m._modules) for x in own.items()]
     found = _names.get(module)
     if found is None or len(found[0]) != len(held) or any(a is not b for (_, a), b in zip(held, found[0], strict=True)):

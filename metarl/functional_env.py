@@ -1,8 +1,8 @@
 """Environments written once as pure torch functions.
 
-One step of them is `functional_step`: the single Gymnasium environment, the vector environment and rollouts all make
-it, so they agree bit for bit. The words are those of `gymnasium.experimental.functional.FuncEnv`; what varies between
-tasks is an argument, `task`.
+The single Gymnasium environment, the vector environment and rollouts all call `functional_step`, so they agree bit for
+bit. The names are those of `gymnasium.experimental.functional.FuncEnv`; the argument `task` holds the parameters that
+vary between tasks.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ Frame: TypeAlias = npt.NDArray[np.uint8]
 """A picture, `[height, width, 3]`."""
 
 UNIFORM_LOW = 2.0**-25
-"""The least uniform number: its logarithm is finite."""
+"""The smallest uniform number: its logarithm is finite."""
 
 
 class FunctionalEnv(ABC):
@@ -33,9 +33,9 @@ class FunctionalEnv(ABC):
     The state is one float32 tensor `[n, S]`. Actions arrive as `[n, ...]`, float32 for a Box and int64 for a Discrete
     space, not clipped: the environment decides what to do with actions outside the Box.
 
-    Random outcomes are functions of `noise`, float32 numbers uniform in (0, 1): `initial_noise` of them for each first
-    state, `transition_noise` for each step (`metarl.envs.functional.normal` makes standard normal numbers of them). So
-    episodes can be recorded, and a task's episodes are the same in any batch.
+    Random outcomes are functions of `noise`, float32 numbers uniform in (0, 1): `initial_noise` numbers for each first
+    state, `transition_noise` for each step (`metarl.envs.functional.normal` turns them into standard normal numbers).
+    So episodes can be recorded, and a task's episodes are the same in any batch.
     """
 
     observation_space: gymnasium.Space[Any]
@@ -60,20 +60,20 @@ class FunctionalEnv(ABC):
         """What the agent sees, `[n, ...]`, in the type of `observation_space`."""
 
     def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
-        """Whether an episode ends on arriving in `state`, bool `[n]`, by default never; not asked of first states."""
+        """Whether a step to `state` ends the episode, bool `[n]`; by default never. Not called for first states."""
         return torch.zeros(len(state), dtype=torch.bool, device=state.device)
 
     def render(self, state: Tensor, task: TaskTensors) -> Frame:
         """A picture of ONE environment: `state` is `[S]`, the tensors of `task` are without n.
 
         Raises:
-            ValueError: the family defines no picture.
+            ValueError: the environment does not define `render`.
         """
-        raise ValueError(f"{type(self).__name__} does not define how it is drawn; define render")
+        raise ValueError(f"{type(self).__name__} must define render to be drawn")
 
 
 class Step(NamedTuple):
-    """What one step of n environments gives."""
+    """The result of one step of n environments."""
 
     state: Tensor  # [n, S]
     reward: Tensor  # [n]
@@ -113,7 +113,7 @@ class FunctionalTaskDistribution(Protocol):
     def make_functional(
         self, task: TaskParams, episodes: int, device: torch.device | str = "cpu"
     ) -> FunctionalEnvs | None:
-        """The environments of `make_vec` as functions; `None` where `make_vec` does something else."""
+        """The environments of `make_vec` as functions; `None` if `make_vec` behaves differently."""
 
 
 def repeat_tasks(task: TaskParams, episodes: int, device: torch.device | str) -> TaskTensors:

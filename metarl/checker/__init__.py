@@ -3,8 +3,8 @@
     >>> from metarl.envs import Navigation
     >>> check_task_distribution(Navigation(horizon=10))
 
-A check is a function of a `Probe` that yields problems; `CHECKS` lists all of them. Actions are random: what they never
-reach is not checked.
+A check is a function of a `Probe` that yields problems; `CHECKS` lists all of them. Actions are random, so states that
+they never reach are not checked.
 """
 
 import inspect
@@ -25,11 +25,11 @@ from metarl.types import TaskDistribution
 
 
 class TaskDistributionError(ValueError):
-    """What is wrong with a task distribution.
+    """A task distribution breaks its contract.
 
     Attributes:
-        problems: for each, what was wanted, what was found and how to fix it.
-        unchecked: the checks that could not run because of them.
+        problems: a text for each: what was wanted, what was found and how to fix it.
+        unchecked: the checks that could not run because of these problems.
     """
 
     def __init__(self, name: str, problems: Iterable[str], unchecked: Iterable[str] = ()) -> None:
@@ -52,19 +52,19 @@ def check_task_distribution(
     workers: bool = False,
     waive: Collection[str] = (),
 ) -> None:
-    """Return if no try of `distribution` breaks the contract of `metarl.types.TaskDistribution`.
+    """Check that `distribution` keeps the contract of `metarl.types.TaskDistribution`; return if it does.
 
-    Random actions inside the action space try its types and shapes, its randomness, the ends of its episodes, what its
-    environments share, and whether `make_vec` behaves as `make`. Environment i of `vec.reset(seed=s)` should start as
-    `make(task).reset(seed=s + i)`; if episodes are random, equal means are enough. Behaviours are compared for 50
-    steps, values checked for 1000, ends for 10 000. The global random generators are restored.
+    Random actions test types and shapes, randomness, the ends of episodes, whether environments share state, and
+    whether `make_vec` behaves as `make`. Environment i of `vec.reset(seed=s)` should start as
+    `make(task).reset(seed=s + i)`; if episodes are random, equal means are enough. Behaviour is compared for 50 steps,
+    values are checked for 1000, ends of episodes for 10 000. The global random generators are restored.
 
     Args:
         distribution: the tasks.
-        episodes: per task, in the vector environments tried.
-        num_tasks: in the vector environments tried, at least two.
+        episodes: episodes per task in the vector environments.
+        num_tasks: tasks in the vector environments, at least two.
         seed: of the tasks, the environments and the actions.
-        workers: also check that it survives pickling, as worker processes need.
+        workers: also check that the distribution can be pickled, as worker processes need.
         waive: names of checks to leave out, such as `tasks_make_a_difference` where tasks differ only at a goal that
             short random episodes do not reach.
 
@@ -80,9 +80,10 @@ def check_task_distribution(
     skipped = {check_choice("waive", name, CHECKS) for name in waive} | (set() if workers else {"survives_pickling"})
     num_tasks, episodes = check_int("num_tasks", num_tasks, 2), check_int("episodes", episodes)
     probe = Probe(distribution, num_tasks, episodes, check_int("seed", seed, 0))
-    found: dict[str, None] = {}  # in order, each once: several checks may meet the same exception
+    found: dict[str, None] = {}  # in order and without duplicates: several checks may hit the same exception
     failed: set[str] = set()
     unchecked = []
+    # run each check whose requirements passed; a check that could not run fails the checks that need it
     with global_seed(probe.seed):
         for name, (check, needs) in CHECKS.items():
             if name in skipped:
@@ -99,7 +100,7 @@ def check_task_distribution(
 
 
 def spaces_and_horizon_are_supported(probe: Probe) -> Problems:
-    """Tasks are a dictionary; policies take a Box or a Discrete, and act in a Box of one dimension or a Discrete."""
+    """Tasks are a Dict, observations a Box or a Discrete, actions a Box of one dimension or a Discrete."""
     names = ("space", "observation_space", "action_space", "horizon")
     tasks, observations, actions, horizon = (getattr(probe.distribution, name, None) for name in names)
     discrete = "a Discrete that starts at 0"
@@ -117,7 +118,7 @@ def spaces_and_horizon_are_supported(probe: Probe) -> Problems:
         fix = "turn a MultiDiscrete into a Discrete of all combinations; flatten arrays to one dimension"
         yield problem("action_space", f"be a Box of one dimension, or {discrete}", actions, fix)
     if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
-        fix = "in the constructor set self.horizon to the most steps that an episode can have"
+        fix = "in the constructor set self.horizon to the maximum number of steps of an episode"
         yield problem("horizon", "be a positive integer", repr(horizon), fix)
 
 
@@ -126,7 +127,7 @@ def _counts_from_zero(space: object) -> bool:
 
 
 def methods_take_the_documented_arguments(probe: Probe) -> Problems:
-    """They exist and can be called as metarl calls them."""
+    """The methods exist and take the arguments that metarl passes."""
     calls = {"sample": ("num_tasks", "rng"), "make": ("task",), "make_vec": ("task", "episodes", "device")}
     for name, arguments in calls.items():
         method = getattr(probe.distribution, name, None)
@@ -144,7 +145,7 @@ def methods_take_the_documented_arguments(probe: Probe) -> Problems:
 
 
 def sample_has_the_form_of_the_space(probe: Probe) -> Problems:
-    """Keys and shapes `[T, ...]`, also for one task."""
+    """Samples have the keys of the space and shapes `[T, ...]`, also for one task."""
     found: dict[str, str] = {}  # the first problem of each parameter
     space = probe.distribution.space
     for number in (probe.num_tasks, 1):
@@ -165,7 +166,7 @@ def sample_has_the_form_of_the_space(probe: Probe) -> Problems:
 
 
 def sample_is_inside_the_space(probe: Probe) -> Problems:
-    """Types and bounds, of many tasks."""
+    """Many sampled tasks have the types of the space and are inside its bounds."""
     for name, value in probe.draw(probe.seed).items():
         for wrong in mismatch(value, probe.distribution.space[name], f"space[{name!r}]", " in task {}".format):
             yield problem(f"sample(...)[{name!r}]", *wrong)
@@ -183,7 +184,7 @@ def sample_uses_only_the_generator_it_is_given(probe: Probe) -> Problems:
 
 
 def sample_draws_different_tasks(probe: Probe) -> Problems:
-    """For other generators, in other calls and within one call."""
+    """Tasks differ between generators, between calls and within one call."""
     if all(_is_one_point(entry) for entry in probe.distribution.space.values()):
         return  # there is only one task
     rng = np.random.default_rng([probe.seed, 1])

@@ -1,6 +1,6 @@
-"""Checks of environments: of one that `make` builds, of many that `make_vec` builds, and whether both agree.
+"""Checks of the environments that `make` and `make_vec` build, and whether both agree.
 
-Gymnasium's `check_env` looks at the form of one environment; the checks here look at what task distributions add.
+Gymnasium's `check_env` checks the API of one environment; the checks here cover what task distributions add.
 """
 
 import itertools
@@ -45,13 +45,13 @@ from metarl.checker.probe import (
 )
 from metarl.random import under_two_global_seeds
 
-SHORTER = 20  # steps of an episode whose means are compared
-STDERRS = 6.0  # that two means may differ by
+SHORTER = 20  # steps per episode where means are compared
+STDERRS = 6.0  # standard errors by which two means may differ
 REPEATS = "give the same numbers for the same seed and actions"
 RESET = ("observation", "info")
 STEP = ("observation", "reward", "terminated", "truncated", "info")
 
-FORM = {  # what Gymnasium's `check_env` says of the form of an environment, and how to fix it
+FORM = {  # messages of Gymnasium's `check_env`, and how to fix their cause
     "result returned by `env.reset|reset method did not return": f"return ({', '.join(RESET)}); info may be {{}}",
     "reset with|does not provide": "define reset(self, *, seed=None, options=None)",
     "old step API|step result to be a tuple|element tuple": f"return ({', '.join(STEP)})",
@@ -64,7 +64,7 @@ FORM = {  # what Gymnasium's `check_env` says of the form of an environment, and
 
 
 def make_gives_an_environment(probe: Probe) -> Problems:
-    """One whose form Gymnasium's `check_env` accepts; the other checks say more of its values and seeds."""
+    """Gymnasium's `check_env` accepts the environment; the other checks are stricter about values and seeds."""
     env: Any = probe.distribution.make(probe.task("make"))
     if not isinstance(env, gymnasium.Env):
         fix = "derive the environment from gymnasium.Env"
@@ -78,7 +78,7 @@ def make_gives_an_environment(probe: Probe) -> Problems:
             env_checker.check_env(env, skip_render_check=True, skip_close_check=True)
         except Exception as error:
             if "env_checker" not in traceback.extract_tb(error.__traceback__)[-1].filename:
-                raise  # it is the environment's own
+                raise  # the environment raised it
             raised.append(str(error))
     messages = [re.sub(r"\x1b\[\d+m|WARN: ", "", str(warning.message)) for warning in caught] + raised
     for pattern, fix in FORM.items():
@@ -87,7 +87,7 @@ def make_gives_an_environment(probe: Probe) -> Problems:
 
 
 def make_vec_gives_an_environment(probe: Probe) -> Problems:
-    """With `num_envs`, and the form of `reset` and `step`; also with a single environment."""
+    """`num_envs` is right and `reset` and `step` return the right values, also for a single environment."""
     one = {name: value[:1] for name, value in probe.task("make_vec").items()}
     for task, number, episodes in ((probe.task("make_vec"), probe.num_tasks, probe.episodes), (one, 1, 1)):
         call = f"make_vec({number} tasks, {episodes} episodes)"
@@ -103,7 +103,7 @@ def make_vec_gives_an_environment(probe: Probe) -> Problems:
                 return
             start = vec.reset(seed=probe.seed)
             result = vec.step(as_action(probe.actions(1, "make_vec")[0][: vec.num_envs], start[0]))
-        # older versions of Gym returned less
+        # environments for older versions of Gym return fewer values
         for method, returned, wanted in (("reset(seed)", start, RESET), ("step(action)", result, STEP)):
             if not isinstance(returned, tuple) or len(returned) != len(wanted):
                 found = f"{type(returned).__name__} of length {len(returned)}"
@@ -112,7 +112,7 @@ def make_vec_gives_an_environment(probe: Probe) -> Problems:
 
 
 def has_the_spaces_of_the_distribution(call: Call, probe: Probe) -> Problems:
-    """Both spaces, for each task."""
+    """Each task's observation and action space equal those of the distribution."""
     prefix = "" if call == "make" else "single_"
     for _, env, _ in probe.tries(call, 1):
         for name in ("observation_space", "action_space"):
@@ -123,7 +123,7 @@ def has_the_spaces_of_the_distribution(call: Call, probe: Probe) -> Problems:
 
 
 def returns_what_it_promises(call: Call, probe: Probe) -> Problems:
-    """Observations of the space, finite rewards, flags; the first problem of each quantity."""
+    """Observations are in their space, rewards finite, flags booleans; yields the first problem of each."""
     found: dict[str, str] = {}
     for name, env, actions in probe.tries(call, LONG):
         for step, result in enumerate(steps(env, actions, probe.seed)):
@@ -133,7 +133,7 @@ def returns_what_it_promises(call: Call, probe: Probe) -> Problems:
 
 
 def ends_episodes_at_the_horizon(call: Call, probe: Probe) -> Problems:
-    """Truncated at the horizon and nowhere else, and not where an episode terminates."""
+    """Episodes are truncated at the horizon, not before it, and not in the step in which they terminate."""
     subject, horizon = f"an episode of {call}", probe.distribution.horizon
     wanted = f"be truncated at step {horizon}, the horizon, if it has not terminated"
     fix = "count the steps since reset, and return truncated=True at the distribution's horizon, not before"
@@ -141,6 +141,7 @@ def ends_episodes_at_the_horizon(call: Call, probe: Probe) -> Problems:
         ended = np.zeros(1 if call == "make" else probe.num_envs, bool)
         for step, result in enumerate(steps(env, actions, probe.seed)):
             terminated, truncated = (np.atleast_1d(plain(flag)).astype(bool) & ~ended for flag in result[2:])
+            # nothing ended; the end of running episodes is due at the horizon only
             if step < horizon and not (terminated | truncated).any():
                 continue
             if (terminated & truncated).any():
@@ -152,14 +153,14 @@ def ends_episodes_at_the_horizon(call: Call, probe: Probe) -> Problems:
                 return
             ended |= terminated | truncated
             if step == horizon and not ended.all():
-                yield problem(subject, wanted, "an episode that goes on", fix)
+                yield problem(subject, wanted, "an episode that continues", fix)
                 return
             if ended.all():
                 break
 
 
 def repeats_itself_with_the_seed(call: Call, probe: Probe) -> Problems:
-    """A fresh environment and a used one, for any state of the global generators."""
+    """New and used environments repeat an episode, for any state of the global generators."""
     actions = probe.actions(SHORT, call)
     one, other, used = under_two_global_seeds(lambda: probe.run(call, actions, probe.seed))
     if found := probe.compare(one, other):
@@ -176,7 +177,7 @@ def repeats_itself_with_the_seed(call: Call, probe: Probe) -> Problems:
 
 
 def shares_nothing(call: Call, probe: Probe) -> Problems:
-    """An environment is not changed by another one."""
+    """Environments do not change each other."""
     actions = probe.actions(SHORT, call)
     alone = [probe.run(call, actions, probe.seed, number) for number in (0, probe.other)]
     with probe.build(call) as one, probe.build(call, probe.task(call, probe.other)) as other:
@@ -188,7 +189,7 @@ def shares_nothing(call: Call, probe: Probe) -> Problems:
 
 
 def leaves_the_task_alone(call: Call, probe: Probe) -> Problems:
-    """The caller's arrays are neither written to nor read later."""
+    """An environment neither writes into the caller's arrays nor reads them later."""
     actions, task, other = probe.actions(SHORT, call), probe.task(call), probe.task(call, probe.other)
     with probe.build(call, task) as env:
         expected = play(env, actions, probe.seed)
@@ -207,7 +208,7 @@ def leaves_the_task_alone(call: Call, probe: Probe) -> Problems:
 
 
 def tasks_make_a_difference(probe: Probe) -> Problems:
-    """To rewards or observations; rewards that never vary may be sparse and are no problem."""
+    """Rewards or observations depend on the task. Constant rewards are accepted, because they may be sparse."""
     tries = [probe.actions(SHORT, "make", key=key) for key in range(4)]
     runs = [[probe.run("make", actions, probe.seed, t) for actions in tries] for t in range(probe.num_tasks)]
     same = not any(probe.compare(*pair) for others in runs for pair in zip(runs[0], others, strict=True))
@@ -264,7 +265,7 @@ def make_vec_resets_where_the_mask_says(probe: Probe) -> Problems:
         start, after = (plain(result.observation) for result in steps(vec, probe.actions(1, "make_vec"), probe.seed))
         got = plain(vec.reset(options={"reset_mask": mask.copy()})[0])
         if differ(got[~mask], after[~mask]):
-            yield problem(subject, "not change the other environments", "other observations of them", fix)
+            yield problem(subject, "not change the other environments", "other observations there", fix)
         elif not probe.random_starts and differ(got[mask], start[mask], TOLERANCE):
             yield problem(subject, "begin new episodes where mask is true", "other observations there", fix)
         elif 1 < probe.distribution.horizon <= LONG:
@@ -276,7 +277,7 @@ def make_vec_resets_where_the_mask_says(probe: Probe) -> Problems:
             for action in rest:
                 terminated, truncated = (plain(flag).astype(bool) for flag in vec.step(as_action(action, like))[2:4])
             if not (terminated | truncated)[~mask].all():
-                yield problem(subject, "keep the step counts of the other environments", "a later end of theirs", fix)
+                yield problem(subject, "keep the step counts of the other environments", "a later end there", fix)
             if truncated[mask].any():
                 yield problem(subject, "count steps from 0 where mask is true", "an end one step too early", fix)
 
@@ -288,7 +289,7 @@ def make_vec_is_as_random_as_make(probe: Probe) -> Problems:
         return run.start() if probe.random_starts else run
 
     if not any(all(probe.compare(part(runs[0]), part(other)) for other in runs[1:]) for runs in probe.samples):
-        return  # where chance is rare, equal episodes prove nothing
+        return  # where randomness is rare, equal episodes prove nothing
     actions, seeds = probe.actions_of_make(SHORT), range(probe.seed, probe.seed + 100 * SEEDS, 100)
     runs = [part(probe.run("make_vec", actions, seed)) for seed in seeds]
     first_of_task = np.arange(probe.num_envs) // probe.episodes * probe.episodes
@@ -301,7 +302,7 @@ def make_vec_is_as_random_as_make(probe: Probe) -> Problems:
 
 
 def make_vec_behaves_as_make(probe: Probe) -> Problems:
-    """Environment i equals `make` of task `i // episodes`, reset with seed + i; or has its means, if it is random."""
+    """Environment i equals `make` of task `i // episodes`, reset with seed + i; if random, their means are equal."""
     actions = probe.actions(SHORT, "make_vec")
     together = probe.run("make_vec", actions, probe.seed)
 
@@ -342,7 +343,7 @@ def _other_means(probe: Probe) -> str:
 
 
 def _summaries(run: Run) -> Array:
-    """Return, whether it terminated, first and last observation of each episode, `[N, 2 + 2 obs]`."""
+    """The return, termination, first and last observation of each episode, `[N, 2 + 2 obs]`."""
     envs, last = np.arange(run.reward.shape[1]), run.running.sum(0) - 1
     ends = [obs.reshape(len(envs), -1) for obs in (run.observation[0], run.observation[last, envs])]
     return np.column_stack([(run.reward * run.running).sum(0), run.terminated[last, envs], *ends])

@@ -1,4 +1,4 @@
-"""What the checks share: runs of environments, how they differ, and problems in words."""
+"""Shared by the checks: runs of environments, their differences, and the wording of problems."""
 
 import itertools
 import os
@@ -26,10 +26,10 @@ AnyEnv: TypeAlias = gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
 Call: TypeAlias = Literal["make", "make_vec"]
 Problems: TypeAlias = Iterator[str]
 
-SHORT = 50  # steps for which behaviours are compared
-LONG = 1_000  # for which values are looked at
-LONGEST = 10_000  # for which the end is waited for
-SEEDS = 8  # that must agree for an environment to count as deterministic
+SHORT = 50  # steps for which behaviour is compared
+LONG = 1_000  # steps for which values are checked
+LONGEST = 10_000  # steps to wait for the end of an episode
+SEEDS = 8  # seeds that must agree for an environment to count as deterministic
 MANY = 64  # tasks of a large draw, and episodes of a comparison of means
 TOLERANCE = 1e-5  # absolute and relative: environments may compute in float32
 FINITE = "look for a wrong division, logarithm or root, or for a state that grows without bound"
@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
     @property
     def running(self) -> Array:
-        """Whether the episode had not ended before, `[S, N]`; the step that ends it still counts."""
+        """Whether the episode had not ended before each step, `[S, N]`; true in the step that ends it."""
         ended = np.logical_or.accumulate(self.terminated | self.truncated, axis=0)
         return np.concatenate([np.ones_like(ended[:1]), ~ended[:-1]])
 
@@ -71,7 +71,7 @@ class Run(NamedTuple):
 
 
 def random_actions(space: gymnasium.Space[Any], shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Inside the space: uniform between bounds, Gaussian where one is missing; `[*shape, *action]`."""
+    """Random actions inside the space, `[*shape, *action]`: uniform between bounds, Gaussian without both bounds."""
     if isinstance(space, spaces.Discrete):
         return rng.integers(space.start, space.start + space.n, shape)
     assert isinstance(space, spaces.Box)
@@ -86,7 +86,7 @@ def random_actions(space: gymnasium.Space[Any], shape: tuple[int, ...], rng: np.
 
 
 def as_action(action: Array, like: Any) -> Any:
-    """A copy, which may be written to: a tensor if the environment returns tensors; a number, no 0-d array."""
+    """A copy that the environment may write to: a tensor if `like` is one; a number instead of a 0-d array."""
     copied = np.array(action)
     return torch.from_numpy(copied) if isinstance(like, Tensor) else copied[()]
 
@@ -98,7 +98,7 @@ def plain(value: Any) -> Array:
 
 
 def steps(env: AnyEnv, actions: Array, seed: int) -> Iterator[StepResult]:
-    """What the environment returns, unchanged. One environment stops at its end, a vector environment goes on."""
+    """Yields what the environment returns, unchanged. A single environment stops at its end, a vector one does not."""
     start = env.reset(seed=seed)[0]
     many = env.num_envs if isinstance(env, VectorEnv) else 0
     yield StepResult(start, np.zeros(many), *np.zeros((2, many), np.bool_)) if many else StepResult(start)
@@ -109,12 +109,12 @@ def steps(env: AnyEnv, actions: Array, seed: int) -> Iterator[StepResult]:
 
 
 def play(env: AnyEnv, actions: Array, seed: int) -> Run:
-    """One episode in each environment."""
+    """Run one episode in each environment."""
     return play_side_by_side([env], actions, seed)[0]
 
 
 def play_side_by_side(envs: Iterable[AnyEnv], actions: Array, seed: int) -> list[Run]:
-    """All with the same actions and seed, a step at a time in turn."""
+    """Run all with the same actions and seed, one step of each in turn."""
 
     def copies(env: AnyEnv) -> Iterator[list[Array]]:
         for result in steps(env, actions, seed):
@@ -125,7 +125,7 @@ def play_side_by_side(envs: Iterable[AnyEnv], actions: Array, seed: int) -> list
 
 
 def _join(results: list[list[Array]]) -> Run:
-    """One array per quantity; NaN, which is never compared, where a shape is not the first one's."""
+    """One array per quantity; a value of another shape than the first becomes NaN, which is never compared."""
     shapes = [value.shape for value in results[0]]
     columns = (
         np.stack([value if value.shape == shape else np.full(shape, np.nan) for value in column])
@@ -136,7 +136,7 @@ def _join(results: list[list[Array]]) -> Run:
 
 
 def join(runs: Sequence[Run]) -> Run:
-    """Runs of single environments as one run of all; what has ended stays as it is."""
+    """Runs of single environments as one run; the last values of shorter runs are repeated."""
     numbers = np.arange(max(len(run.reward) for run in runs))
     columns = ([value.take(numbers, 0, mode="clip") for value in column] for column in zip(*runs, strict=True))
     return Run(*(np.concatenate(column, axis=1) for column in columns))
@@ -148,7 +148,7 @@ def differ(a: Array, b: Array, tolerance: float = 0.0) -> bool:
 
 
 def _distances(a: Array, b: Array, tolerance: float) -> Array:
-    """Of arrays `[S, N, ...]` the largest difference `[S, N]`.
+    """The largest difference `[S, N]` between arrays `[S, N, ...]`.
 
     0 within `tolerance` or where a value is not finite, infinite where sizes differ.
     """
@@ -162,15 +162,15 @@ def _distances(a: Array, b: Array, tolerance: float) -> Array:
 
 
 def first(mask: Array) -> int:
-    """The first row with a true value."""
+    """The number of the first row with a true value."""
     return int(np.argwhere(mask)[0][0])
 
 
 class Probe:
     """A distribution, tasks drawn from it, actions to try and runs of its environments.
 
-    `call` is the method that builds environments. For `make`, `number` is a task; for `make_vec`, the task that stands
-    first, and the others follow.
+    `call` is the method that builds environments. `number` is the task for `make`, and the first of all tasks for
+    `make_vec`.
     """
 
     def __init__(self, distribution: TaskDistribution, num_tasks: int, episodes: int, seed: int) -> None:
@@ -183,32 +183,32 @@ class Probe:
         return copy_task(self.distribution.sample(self.num_tasks, np.random.default_rng(self.seed)))
 
     def draw(self, seed: Any) -> TaskParams:
-        """Many tasks, copied; with a generator or the seed of one."""
+        """Copies of `MANY` tasks; `seed` is a generator or a seed."""
         return copy_task(self.distribution.sample(MANY, np.random.default_rng(seed)))
 
     def task(self, call: Call, number: int = 0) -> TaskParams:
-        """A copy of what `call` takes."""
+        """A copy of the task or tasks for `call`."""
         if call == "make":
             return {name: np.array(value[number]) for name, value in self.tasks.items()}
         return {name: np.roll(value, -number, axis=0) for name, value in self.tasks.items()}
 
     @cached_property
     def other(self) -> int:
-        """The number of a task that is not like task 0, if there is one."""
+        """The number of the first task that differs from task 0, or 1."""
         tasks = [self.task("make", number) for number in range(self.num_tasks)]
         return next((number for number, task in enumerate(tasks) if not equal(task, tasks[0])), 1)
 
     def actions(self, most: int, call: Call, key: int = 0, beyond: int = 0) -> Array:
-        """Random actions `[steps, *action]`, or `[steps, N, *action]` for `make_vec`; another `key` gives others.
+        """Random actions `[steps, *action]`, or `[steps, N, *action]` for `make_vec`; each `key` gives different ones.
 
-        As many steps as the horizon, at most `most`, and `beyond` more.
+        The number of steps is `min(horizon, most) + beyond`.
         """
         length = min(self.distribution.horizon, most) + beyond
         shape = (length,) if call == "make" else (length, self.num_envs)
         return random_actions(self.distribution.action_space, shape, np.random.default_rng([self.seed, key]))
 
     def actions_of_make(self, most: int) -> Array:
-        """For `make_vec`: all environments get the actions of `make`."""
+        """Actions for `make_vec` with which all environments get the actions of `make`."""
         return np.repeat(self.actions(most, "make")[:, None], self.num_envs, axis=1)
 
     def build(self, call: Call, task: TaskParams | None = None) -> "closing[AnyEnv]":
@@ -226,7 +226,7 @@ class Probe:
                 yield name, env, self.actions(most[-1] if number else most[0], call, key=number)
 
     def run(self, call: Call, actions: Array, seed: int, number: int = 0) -> Run:
-        """One episode in each environment of a fresh one."""
+        """One episode in each environment, newly built."""
         with self.build(call, self.task(call, number)) as env:
             return play(env, actions, seed)
 
@@ -250,7 +250,7 @@ class Probe:
         """The largest difference in each quantity, in words; nothing is compared after the first end of an episode."""
         length = min(len(a.reward), len(b.reward))
         running = (a.running[:length] & b.running[:length]).astype(bool)
-        # both must truncate at the horizon, which is a check of its own
+        # another check tests truncation at the horizon
         a, b = (run._replace(terminated=run.terminated & ~run.truncated) for run in (a, b))
         found = []
         for quantity in ("observation", "reward", "terminated"):
@@ -279,28 +279,28 @@ def equal(one: TaskParams, other: TaskParams) -> bool:
 
 
 Checks: TypeAlias = dict[str, tuple[Callable[[Probe], Problems], list[str]]]
-"""By their names, with the names of the checks that must pass before."""
+"""Checks by name, with the names of the checks that must pass before."""
 
 
 def rows(after: str, *checks: Callable[[Probe], Problems]) -> Checks:
-    """Checks that come `after` others."""
+    """Entries of `CHECKS` for checks that run only if those named in `after` pass."""
     return {check.__name__: (check, after.split()) for check in checks}
 
 
 def rows_for_both(after: str, *checks: Callable[[Call, Probe], Problems]) -> Checks:
-    """Checks of `make` and of `make_vec` that come `after` another one of the same."""
+    """Entries of `CHECKS` for `make` and `make_vec`; each runs only if the check `after` of the same method passes."""
     calls: tuple[Call, ...] = ("make", "make_vec")
     pairs = ((call, check) for check in checks for call in calls)
     return {f"{call}_{check.__name__}": (partial(check, call), [f"{call}_{after}"]) for call, check in pairs}
 
 
 def problem(subject: str, wanted: str, found: object, fix: str) -> str:
-    """One problem in words."""
+    """The text of a problem."""
     return f"{subject} must {wanted}; got {found}. Fix: {fix}."
 
 
 def find_problems(check: Callable[[Probe], Iterator[str]], probe: Probe) -> list[str]:
-    """What `check` yields; an exception is one more problem."""
+    """The problems that `check` yields; an exception is one more problem."""
     found: list[str] = []
     try:
         found.extend(check(probe))  # one by one: problems before an exception are kept
@@ -326,7 +326,7 @@ def _describe_exception(error: Exception, distribution: TaskDistribution) -> str
 def mismatch(
     array: Array, space: gymnasium.Space[Any], name: str, where: Callable[[int], str], size: tuple[int, ...] = (MANY,)
 ) -> Iterator[tuple[str, str, str]]:
-    """If `array` is not `[*size, ...]` of values in the space: what was wanted, what was found, how to fix it."""
+    """Yields (wanted, found, fix) if `array` is not `[*size, ...]` with values in the space."""
     shape = (*size, *(space.shape or ()))
     if array.shape != shape:
         yield f"have shape {shape}", str(array.shape), f"reshape it, or correct the shape of {name}"
@@ -349,11 +349,11 @@ def mismatch(
 
 
 def step_mismatches(result: StepResult, probe: Probe, call: Call) -> Iterator[tuple[str, str, str, str]]:
-    """The quantity, what was wanted, what was found and how to fix it."""
+    """Yields (quantity, wanted, found, fix) for each value of the step that is wrong."""
     space, size = probe.distribution.observation_space, () if call == "make" else (probe.num_envs,)
     where, observation = probe.where if size else lambda i: "", plain(result.observation)
     if isinstance(space, spaces.Discrete) and observation.dtype.kind in "iu":
-        observation = observation.astype(space.dtype)  # integers of any size will do
+        observation = observation.astype(space.dtype)  # any integer type is accepted
     if not isinstance(result.observation, (np.ndarray, Tensor) if size else (np.ndarray, np.generic, int)):
         wanted = "be a numpy array" + (" or a torch tensor" if size else "")
         yield "observation", wanted, type(result.observation).__name__, "convert it"

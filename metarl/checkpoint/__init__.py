@@ -1,8 +1,8 @@
-"""Checkpoints: one file, always whole, and read without executing anything in it.
+"""Checkpoints: one file, written atomically, and read without executing anything in it.
 
 | file | what it does |
 | --- | --- |
-| `archive` | the file of a checkpoint: torch's archive with a digest; finds damage, refuses code |
+| `archive` | the file format: torch's archive with a digest; detects damage, refuses code |
 | `encoding` | Python values to plain values and tensors, and back |
 | `learner_state` | checks every entry of a learner's state before it is loaded |
 """
@@ -44,7 +44,7 @@ def check(state: Mapping[str, Any]) -> None:
     """Check that `state` can be saved.
 
     Raises:
-        ValueError: as `save` does.
+        ValueError: as in `save`.
     """
     _encode(state)
 
@@ -54,7 +54,7 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: when there is no file; when it is truncated or damaged, naming the damaged entries; when it holds
-            anything but plain data; when another program, or a newer version, wrote it.
+            something other than plain data; when another program, or a newer version, wrote it.
     """
     if path.is_dir():
         raise ValueError(f"checkpoint must be a file written by metarl, but {path} is a folder{hint(path)}")
@@ -71,7 +71,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def note_if_unsealed(state: Mapping[str, Any]) -> None:
-    """Log a warning where `state` comes from a file of an older version: damage to it would not be noticed."""
+    """Log a warning if `state` comes from a file of an older version, in which damage cannot be detected."""
     if state.get("format") == UNSEALED:
         log.warning(
             "the checkpoint is from an older version, without a digest of its content; save it again to add one"
@@ -79,7 +79,7 @@ def note_if_unsealed(state: Mapping[str, Any]) -> None:
 
 
 def hint(folder: Path) -> str:
-    """The end of an error message on a file that cannot be loaded, if `folder` is a run of the command line."""
+    """Advice for an error message about a file in `folder`; empty unless it is a run of the command line."""
     return f"; metarl.load({str(folder)!r}) opens the run in it" if (folder / "config.json").is_file() else ""
 
 
@@ -88,10 +88,10 @@ def _encode(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decode(content: archive.Content) -> dict[str, Any]:
-    """The state in a file that was read, if this version knows its format.
+    """The state in the content of a file, if this version knows its format.
 
     Raises:
-        ValueError: with the end of a sentence about the file.
+        ValueError: with a message that continues "checkpoint PATH".
     """
     state = content.value
     found = state.get("format", "no format") if isinstance(state, dict) else type(state).__name__

@@ -1,8 +1,8 @@
 """The file of a checkpoint: the archive that `torch.save` writes, sealed with a digest, read without trusting it.
 
 The seal is the comment at the archive's end, `metarl:sha256:<digest of everything before it>`. `torch.load` can read
-the file, too, but it believes the sizes that a file declares. Here they are compared with the size of the file before
-memory is taken, and the pickle inside builds only plain values and tensors.
+the file, too, but it trusts the sizes that a file declares. Here they are compared with the size of the file before
+memory is allocated, and the pickle inside builds only plain values and tensors.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ END = 2  # bytes before the seal, which give its length
 
 
 class Content(NamedTuple):
-    """What a file holds, and what is known about it."""
+    """The content of a file, whether it is sealed, and how many entries to accept."""
 
     value: Any
     sealed: bool
-    entries: int  # at most so many entries fit honestly into a file of this size
+    entries: int  # the maximum in a file of this size
 
 
 class Entry(NamedTuple):
@@ -44,11 +44,11 @@ class Entry(NamedTuple):
 
 
 class RefusedError(ValueError):
-    """The file holds anything but plain data."""
+    """The file holds something other than plain data."""
 
 
 def write(file: IO[bytes], content: Any) -> None:
-    """Write `content`, plain values and tensors, to a new file that can also be read, and seal it."""
+    """Write `content`, plain values and tensors, to a new file opened for writing and reading, and seal it."""
     torch.save(content, file)
     size = file.seek(-END, 2)  # without the length of the archive's comment, which is zero so far
     seal = _compute_seal(file, size)
@@ -57,21 +57,21 @@ def write(file: IO[bytes], content: Any) -> None:
 
 
 def read(file: IO[bytes]) -> Content:
-    """What `write` wrote.
+    """The content that `write` wrote.
 
     Raises:
-        ValueError: with the end of a sentence about the file, when it is no archive, truncated, damaged (naming the
-            damaged entries), or holds anything but plain data.
+        ValueError: when the file is not an archive, truncated, damaged (naming the damaged entries), or holds
+            something other than plain data; the message continues "checkpoint PATH".
     """
     start, size = file.read(4), file.seek(0, 2)
     if not start.startswith(b"PK"[: len(start)]):
         raise ValueError(f"cannot be read: it is not a checkpoint, it begins with {start!r}")
     intact = _check_seal(file, size)
-    # a damaged file is read all the same, to name the damaged entries
+    # read a damaged file as well, to name the damaged entries
     try:
         reader = _Reader(file, size)
         value = reader.load()
-    except Exception as error:  # the unpickler and the archive reader raise all kinds
+    except Exception as error:  # the unpickler and the archive reader can raise any of them
         if intact is False:
             raise ValueError("is damaged: its plain values, or its table of contents, are not what was saved") from None
         if isinstance(error, RefusedError):
@@ -94,7 +94,7 @@ def _compute_seal(file: IO[bytes], size: int) -> bytes:
 
 
 def _check_seal(file: IO[bytes], size: int) -> bool | None:
-    """Whether the content is what was sealed; `None` without a seal."""
+    """Whether the content matches its seal; `None` without a seal."""
     file.seek(max(0, size - SEALED - END))
     length, seal = file.read(END), file.read()
     if length != SEALED.to_bytes(END, "little") or not SEAL.fullmatch(seal):
@@ -105,15 +105,15 @@ def _check_seal(file: IO[bytes], size: int) -> bool | None:
 def _name_damaged(value: Any, damaged: dict[int, Tensor]) -> str:
     names = [name_of(where) for where, tensor in tensors(value) if id(tensor) in damaged]
     if not names:
-        return "something around its entries is"
+        return "data outside its entries is"
     return f"{', '.join(names[:5])}{' and more' * (len(names) > 5)} {'are' if len(names) > 1 else 'is'}"
 
 
 class _Reader(pickle._Unpickler):
     """Builds the content of an archive from plain values and tensors; refuses everything else.
 
-    This is Python's unpickler, not C's: that one allocates what a file declares. It continues at damaged tensors and
-    notes them.
+    It derives from Python's unpickler, because the one in C allocates what a file declares. It notes damaged tensors
+    and continues.
     """
 
     def __init__(self, file: IO[bytes], size: int) -> None:
@@ -123,7 +123,7 @@ class _Reader(pickle._Unpickler):
             self.records = {info.filename: info for info in archive.infolist()}
         # declared sizes are bounded by the file's own before anything is read
         if any(info.compress_type or info.compress_size != info.file_size for info in self.records.values()):
-            raise ValueError("a record is compressed, which is not how checkpoints are written")
+            raise ValueError("a record is compressed, but checkpoints are written uncompressed")
         if sum(info.file_size for info in self.records.values()) > size:
             raise ValueError("its records declare more bytes than the file has")
         self.prefix = next(iter(self.records)).partition("/")[0]
@@ -147,7 +147,7 @@ class _Reader(pickle._Unpickler):
         super().__init__(io.BytesIO(pickled), encoding="utf-8")
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few things that plain values and tensors are pickled with."""
+        """The class or function, if pickles of plain values and tensors need it; all others are refused."""
         if (module, name) not in self.builders:
             raise RefusedError(f"is refused: it holds {module}.{name}, which is not plain data; nothing was executed")
         return self.builders[module, name]
@@ -165,7 +165,7 @@ class _Reader(pickle._Unpickler):
     del dispatch[pickle.BYTEARRAY8[0]]  # it allocates what the file declares; torch never writes it
 
     def persistent_load(self, pid: Any) -> Entry:
-        """A storage; the archive must hold as many bytes as the pickle declares."""
+        """A storage; its size in the archive must be what the pickle declares."""
         _, dtype, key, _, numel = pid
         if key not in self.storages:
             data = self._read(f"data/{key}")
@@ -197,7 +197,7 @@ class _Reader(pickle._Unpickler):
         return tensor
 
     def _read(self, name: str) -> bytes:
-        """A record's bytes, compared with its checksum."""
+        """A record's bytes, checked against its checksum."""
         info = self.records[f"{self.prefix}/{name}"]
         self.archive_file.seek(info.header_offset + 26)  # where the lengths of its name and extra field are
         self.archive_file.seek(sum(struct.unpack("<HH", self.archive_file.read(4))), 1)
@@ -236,4 +236,4 @@ BUILDERS: dict[tuple[str, str], Any] = {
     ("builtins", "bytearray"): lambda *parts: bytearray(*parts) if parts and isinstance(parts[0], str) else bytearray(),
     ("_codecs", "encode"): lambda text, encoding: text.encode("latin1" if encoding == "latin1" else "utf-8"),
 }
-"""What plain values, dtypes and storages are pickled with."""
+"""The classes and functions in pickles of plain values, dtypes and storages."""

@@ -109,10 +109,10 @@ def encode(value: Any, where: Where = ()) -> Any:
 
 
 def decode(value: Any, limit: int = 1 << 40) -> Any:
-    """What `encode` was given.
+    """The value that `encode` was given.
 
     Raises:
-        ValueError: for values that `encode` does not return, or more than `limit` entries (few bytes may claim many).
+        ValueError: for values that `encode` does not return, or over `limit` entries (a small file may claim many).
     """
     entries = 0
 
@@ -136,7 +136,7 @@ def decode(value: Any, limit: int = 1 << 40) -> Any:
 
 
 def tensors(value: Any, where: Where = ()) -> Iterator[tuple[Where, Tensor]]:
-    """Every tensor in nested containers, with its place."""
+    """Yields every tensor in nested containers, with its place."""
     if isinstance(value, Tensor):
         yield where, value
     elif isinstance(value, Mapping):
@@ -180,7 +180,7 @@ def _hint(value: Any) -> str:
 
 
 def _copy(value: Tensor, where: Where) -> Tensor:
-    """A copy in memory of its own, so that a view is saved without the rest of its storage."""
+    """A copy on the CPU in new memory, so that a view is saved without the rest of its storage."""
     if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.is_meta:
         raise ValueError(f"{name_of(where)} must be a dense tensor to be saved, got {value.layout} on {value.device}")
     plain = value.detach().resolve_conj().resolve_neg().cpu()
@@ -192,5 +192,5 @@ def _build(name: Any, parts: Any, where: Where) -> Any:
         raise ValueError(f"{name_of(where)} must be of a kind this version knows, found {name!r:.60}")
     try:
         return KINDS[name].build(parts)
-    except Exception as error:  # wrong parts can cause any of them
+    except Exception as error:  # wrong parts can raise any of them
         raise ValueError(f"{name_of(where)} must hold the parts of a {name}: {error}") from None

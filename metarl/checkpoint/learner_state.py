@@ -33,7 +33,7 @@ def check_complete(state: Mapping[str, Any]) -> None:
 
 
 def check_config(found: object, own: Mapping[str, Any], changed: Collection[str] = ()) -> None:
-    """Check that `found` are the learner's own settings, except those that may have `changed`.
+    """Check that `found` equals the learner's own settings, except those in `changed`.
 
     Raises:
         StateError: naming the setting that differs.
@@ -49,7 +49,7 @@ def check_config(found: object, own: Mapping[str, Any], changed: Collection[str]
 
 
 def check_entries(state: Mapping[str, Any], params: Params) -> None:
-    """Check the entries that the learner itself reads; `params` are its own.
+    """Check the entries that the learner itself reads; `params` are its current parameters.
 
     Raises:
         StateError: naming the entry.
@@ -102,7 +102,7 @@ def restore_method(config: object, method: Method | None) -> Method:
     """The method of a checkpoint's configuration; `method` takes precedence.
 
     Raises:
-        StateError: when it must be given: the checkpoint is of a method without a name.
+        StateError: when `method` must be given, because the checkpoint's method has no name.
         ValueError: for options that the method does not know.
     """
     saved = check_mapping(config, ("config",))
@@ -137,7 +137,7 @@ def restore_outer_step(
 
 
 def _find_optimizer(name: object) -> type[torch.optim.Optimizer] | None:
-    """The optimizer of that name in `torch.optim`; nothing else from there."""
+    """The optimizer of that name in `torch.optim`; `None` for other names."""
     found = getattr(torch.optim, name, None) if isinstance(name, str) else None
     return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None
 
@@ -166,19 +166,19 @@ def file_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def state_errors(name: str) -> Iterator[None]:
-    """Turn any error raised inside, where an object reads its state, into one `StateError` that names the object."""
+    """Turn any error raised while an object reads its state into one `StateError` that names the object."""
     try:
         yield
     except StateError:
         raise
-    except Exception as error:  # a foreign state can cause any of them
+    except Exception as error:  # the state of something else can raise any of them
         reason = str(error).strip().split("\n")[0]
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         raise StateError(f"{name} does not fit: {kind}{reason}") from error
 
 
 class HasState(Protocol):
-    """A callback, as far as its state is concerned."""
+    """The methods of a callback that concern its state."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -238,7 +238,7 @@ def load_source_state(source: TaskSource, state: object) -> None:
         ValueError: when it does not fit the source.
     """
     found, own = check_mapping(state, ("source",)), source_state(source)
-    _load(source, found)  # first: the source knows best what is wrong
+    _load(source, found)  # first: the source gives the clearest error
     check_like(found, own, ("source",))
 
 
@@ -246,12 +246,12 @@ def _load(source: TaskSource, state: Mapping[str, Any]) -> None:
     if isinstance(source, LearningSource):
         source.load_state_dict(state)
     elif state:
-        raise ValueError(f"the source must be one that learns {sorted(state)}, like the checkpoint's")
+        raise ValueError(f"the source must learn {sorted(state)}, as the checkpoint's source did")
 
 
 @contextmanager
 def restore_source_on_error(source: TaskSource) -> Iterator[None]:
-    """If an error is raised inside, give the source its state from before."""
+    """If an error is raised inside, restore the state that the source had before."""
     before = {name: value.clone() for name, value in source_state(source).items()}
     try:
         yield
@@ -261,7 +261,7 @@ def restore_source_on_error(source: TaskSource) -> Iterator[None]:
 
 
 def check_same_source_state(source: TaskSource, training: TaskSource) -> None:
-    """Check that a source of held-out tasks has learned what the training source has.
+    """Check that a source of held-out tasks has the same learned state as the training source.
 
     Raises:
         ValueError: otherwise; says how to make such a source.

@@ -213,7 +213,7 @@ def test_an_end_is_waited_for() -> None:
     found = found_in(walk(env=Endless, vec=EndlessVec, horizon=horizon)).problems
     assert [problem.split(". Fix")[0] for problem in found] == [
         f"an episode of {call} must be truncated at step 1200, the horizon, if it has not terminated; "
-        "got an episode that goes on"
+        "got an episode that continues"
         for call in ("make", "make_vec")
     ]
 

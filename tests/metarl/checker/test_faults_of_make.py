@@ -208,7 +208,7 @@ OF_MAKE: dict[str, Fault] = {
     ),
     "one step too many": (
         env(reset=one_step_late),
-        "an episode of make ~ truncated at step 12, the horizon ~ got an episode that goes on ~ count the steps",
+        "an episode of make ~ truncated at step 12, the horizon ~ got an episode that continues ~ count the steps",
     ),
     "ends in both ways": (
         env(lambda self, x, reward, terminated, truncated, info: (x, reward, terminated or truncated, truncated, info)),

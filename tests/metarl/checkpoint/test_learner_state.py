@@ -135,7 +135,7 @@ def test_refused_or_loaded_as_it_is(tmp_path: Path, name: str) -> None:
         (("counts", "samples"), None, r"counts\.samples must be an integer"),
         (("callbacks",), [("Scores",)], r"callbacks\[0\] must be the name of a class and its state"),
         (("rng",), '{"bit_generator": "PCG64"}', r"random state must be a numpy generator's"),
-        (("source",), {"mean": torch.zeros(2)}, r"source must be one that learns \['mean'\]"),
+        (("source",), {"mean": torch.zeros(2)}, r"source must learn \['mean'\]"),
     ],
 )
 def test_the_message_names_the_entry(where: tuple[Any, ...], value: Any, message: str) -> None:
