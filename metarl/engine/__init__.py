@@ -1,10 +1,10 @@
 """The engine: how functions of all tasks, and the steps of rollouts, are computed fast.
 
-Nothing else knows how it is computed. A `MetaLearner` has an `Engine` and makes it current while it learns, adapts and
-evaluates; other code says `with Engine().current():`. Where no engine is current, nothing is recorded. An engine
-changes results by rounding only. `docs/engine.md` explains how it works.
+Other packages do not depend on how. A `MetaLearner` has an `Engine` and makes it current while it learns, adapts and
+evaluates; other code uses `with Engine().current():`. Without a current engine, nothing is recorded. An engine changes
+results by rounding only. `docs/engine.md` explains how it works.
 
-Everything that other packages use stands here.
+This file has everything that other packages use.
 """
 
 import logging
@@ -50,8 +50,8 @@ class Engine:
             pure. What cannot be recorded is computed plainly, and the log says so. A record is compared with the plain
             function when it is made and at its uses 2, 4, 8, ...; a difference beyond rounding gives a `RecordWarning`,
             and the function is computed plainly from then on.
-        chunk_size: tasks to compute at a time. The default is all of them; of a record, as many as fit the cache of a
-            CPU or half of the memory of an accelerator.
+        chunk_size: tasks to compute at a time. By default all of them without a record, and with a record the number
+            that fits into the cache of a CPU or half of the memory of an accelerator.
 
     Raises:
         ValueError: `chunk_size` is not a positive integer.
@@ -77,7 +77,7 @@ class Engine:
 
     @contextmanager
     def current(self) -> Iterator["Engine"]:
-        """Let everything in this block, and in this thread, be computed by this engine."""
+        """A context in which this engine computes everything in this thread."""
         token = _CURRENT.set(self)
         try:
             yield self
@@ -103,9 +103,9 @@ class Engine:
 
     @contextmanager
     def bind(self, repeated: RepeatedFunction, inputs: Sequence[Tensor]) -> Iterator[Runner]:
-        """A runner of the function with its constants, for inputs that look like these; it takes no gradients.
+        """A runner of the function with its constants, for inputs of these shapes and types; without gradients.
 
-        Its results hold until its next run.
+        Its results are valid until its next run.
         """
         plain = PlainRunner(repeated.function)
         plain.bind(repeated.constants)
@@ -118,16 +118,16 @@ class Engine:
     def repeat(
         self, repeated: RepeatedFunction, carried: Sequence[Tensor], sequences: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Run the function again and again, each time with what the last run left.
+        """Run the function repeatedly; each run gets the carried results of the previous run (a scan).
 
         Args:
-            repeated: a function whose first inputs and results are what is carried, the last of them bool `[N]`: what
-                still runs. On a CPU the repetition ends as soon as nothing does.
-            carried: at first.
-            sequences: the other inputs, one after the other: `[H, ...]`.
+            repeated: a function whose first inputs and results are the carried tensors. The last one is bool `[N]`:
+                which rows still run. On a CPU the repetition ends as soon as all are false.
+            carried: the initial carried tensors.
+            sequences: the other inputs of all runs: `[H, ...]`.
 
         Returns:
-            What is carried at the end, and the other results of every run: `[h, ...]`.
+            The final carried tensors, and the other results of every run: `[h, ...]`.
         """
         inputs = [*carried, *(sequence[0] for sequence in sequences)]
         record = self._find(repeated, inputs) if inputs[0].device.type == "cuda" else None
@@ -159,7 +159,7 @@ class Engine:
 
 
 def _try_to_record(name: str, make: Callable[[], T]) -> T | None:
-    """The record; `None` where there can be none: then the function is computed plainly."""
+    """The record; `None` if there is an error: then the function is computed plainly."""
     start = time.perf_counter()
     try:
         record = make()
@@ -175,15 +175,15 @@ _PLAIN = Engine(record=False)
 
 
 def current_engine(default: Engine = _PLAIN) -> Engine:
-    """The engine of the innermost `with engine.current():` of this thread; outside of all, `default`.
+    """The engine of the innermost `with engine.current():` of this thread.
 
-    Without a `default`, that is an engine that records nothing.
+    Outside of all, it is `default`: an engine that records nothing, if not given.
     """
     return _CURRENT.get() or default
 
 
 def _likeness(leaves: Sequence[Tensor]) -> list[Any]:
-    """What tells records of the same function apart."""
+    """The properties of the inputs for which a function needs separate records."""
     return [torch.get_default_dtype(), *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)]
 
 

@@ -1,4 +1,4 @@
-"""Records of functions, found again by what the functions read."""
+"""A cache of recorded functions; the key includes everything that a function reads."""
 
 import threading
 import warnings
@@ -13,10 +13,10 @@ from metarl.engine.walk import Identity
 T = TypeVar("T")
 
 MOST = 64
-"""The number of records to keep; the least recently used one goes first."""
+"""The number of records to keep; the least recently used one is dropped first."""
 
 OFTEN = 8
-"""The number of records of one function, each for other values that it reads, that gives a warning."""
+"""A warning is given after this number of records of one function, if it read different values each time."""
 
 MOST_NAMES = 64
 
@@ -29,7 +29,7 @@ class _Slot(Generic[T]):
 
 
 class Cache(Generic[T]):
-    """Records of functions, by what the functions read. Threads may share it; copies of it are empty.
+    """Records of functions, by everything that the functions read. Threads may share it; copies are empty.
 
     Args:
         most: records to keep.
@@ -53,13 +53,13 @@ class Cache(Generic[T]):
         return iter([slot.made for slot in self._made.values()])
 
     def get(self, name: str, reads: tuple[Any, ...], key: Hashable, make: Callable[[], T]) -> T:
-        """The record that `make` gave when `reads` were as they are now, for this name and key.
+        """The record for this name, this key and the present state of `reads`.
 
         Args:
-            name: of what is computed, also for the warning that it is recorded again and again.
-            reads: functions and objects; whatever they read belongs to the key (`metarl.engine.reads`).
-            key: everything else that tells the record apart.
-            make: called where there is no record yet.
+            name: of the function, also for the warning about repeated recording.
+            reads: functions and objects; everything that they read belongs to the key (`metarl.engine.reads`).
+            key: everything else that the record depends on.
+            make: makes a missing record.
         """
         with self._lock:
             frozen, key = self._states.see(reads), (name, key)
@@ -69,10 +69,12 @@ class Cache(Generic[T]):
                 return found.made
             made = make()
             after = self._states.see(reads)
-            if after is not frozen:  # places that the function itself writes do not tell it apart
+            # places that the function itself has written are no part of the key
+            if after is not frozen:
                 self._states.ignore(after.differences(frozen))
                 frozen = self._states.see(reads)
             self._made[frozen, key] = _Slot(made, self._uses)
+            # drop records that cannot be used again, then the least recently used ones
             for gone in [known for known in self._made if known[0].is_gone()]:
                 del self._made[gone]
             while len(self._made) > self._most:

@@ -1,8 +1,8 @@
 """A list of calls that write into given tensors, and two ways to run it: as one TorchScript function, or from Python.
 
-A call from TorchScript takes half the time of one from Python. TorchScript also releases Python's lock, so threads that
-each run a list do not wait for each other. Where TorchScript is missing or cannot compile the calls, they are made from
-Python, one by one. Both ways call the same operations on the same memory, so results are the same bit for bit.
+A call from TorchScript takes half the time of one from Python. TorchScript also releases the GIL, so threads that each
+run a list do not wait for each other. If TorchScript is missing or cannot compile the calls, they are made from Python,
+one by one. Both ways call the same operations on the same memory, so results are the same bit for bit.
 """
 
 import functools
@@ -28,14 +28,14 @@ use_torchscript = True
 
 
 class Repetition(NamedTuple):
-    """The copies around calls that are repeated over time."""
+    """The copies before and after the calls of every time t."""
 
-    sequences: list[Tensor]  # before the calls at time t, element t of each
-    places: list[Tensor]  # goes here
+    sequences: list[Tensor]  # before the calls, element t of each of these
+    places: list[Tensor]  # is copied to these
     results: list[Tensor]  # after the calls, each of these
-    kept: list[Tensor]  # goes to element t of these
-    carried: list[Tensor]  # at the end of time t, these get
-    following: list[Tensor]  # the values of these
+    kept: list[Tensor]  # is copied to element t of these
+    carried: list[Tensor]  # then these are overwritten
+    following: list[Tensor]  # with these
     runs_on: Tensor  # bool, one of the carried: the repetition ends when no element is true
 
 
@@ -111,12 +111,12 @@ class OperationCall(NamedTuple):
             if place is None:
                 continue
             if result.shape != place.shape:
-                raise RuntimeError(f"{self.operation} gave {result.shape} for {place.shape}: that depends on values")
+                raise RuntimeError(f"{self.operation} must return {place.shape}, got {result.shape}: values decide")
             place.copy_(result)
 
 
 def make_call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Outputs) -> OperationCall:
-    """The call that leaves the results of `target(*args, **kwargs)` in `results`, if possible without other memory."""
+    """A call that writes the results of `target(*args, **kwargs)` into `results`, if possible without other memory."""
     target, args, kwargs = _replace_numbers(target, args, kwargs)
     if (found := _out_variant(target)) is None:
         return OperationCall(target, args, kwargs, None, results)
@@ -149,7 +149,7 @@ class CallList:
                 call()
 
     def repeat(self, repetition: Repetition, compiled: bool = True) -> int:
-        """Make all calls again and again, until no element of `runs_on` is true; returns how often."""
+        """Repeat all calls until no element of `runs_on` is true; returns the number of repetitions."""
         if (function := self._compile(_MANY) if compiled else None) is not None:
             return int(function(self._tensors, *repetition))
         for t in range(len(repetition.kept[0])):
@@ -186,9 +186,11 @@ class CallList:
         for k, kind in enumerate(kinds[: len(given)]):
             if kind == "List[Optional[Tensor]]":
                 given[k] = f"torch.jit.annotate({kind}, {given[k]})"
+        # all keywords, so that TorchScript picks the same overload
         given += [f"{k}={self._word(x)}" for k, x in {**_defaults(call.operation), **call.kwargs}.items()]
         self._operations[_COPY if call.name in _COPIES else str(call.operation._schema)] += 1
         name = f"torch.ops.{str(call.operation._schema.name).replace('::', '.')}"
+        # write into the place directly if the operation can, else copy its results there
         if call.out is not None:
             return [f"{name}({', '.join([*given, f'{call.out}={self._word(call.results)}'])})"]
         if call.name in _COPIES:
@@ -217,14 +219,14 @@ class CallList:
             return f"complex({self._word(value.real)}, {self._word(value.imag)})"
         if isinstance(value, float):
             plain = math.isfinite(value) and (value != 0 or math.copysign(1, value) > 0)
-            return float.__repr__(value) if plain else f"float('{value}')"  # TorchScript takes 0.0 and -0.0 for one
+            return float.__repr__(value) if plain else f"float('{value}')"  # TorchScript would merge 0.0 and -0.0
         if isinstance(value, str) and value.isidentifier():
             return f"'{value}'"
         if isinstance(value, torch.device):
             return f"torch.device('{value}')"
         if value is None or isinstance(value, bool | int | torch.dtype | torch.layout | torch.memory_format):
             return str(value)
-        raise ValueError(f"{value!r} has no text")
+        raise ValueError(f"{value!r} cannot be written in TorchScript")
 
 
 _COMPILING = threading.Lock()  # filters of warnings are shared by all threads
@@ -265,7 +267,7 @@ def _defaults(operation: Any) -> dict[str, Any]:
 
 
 def _replace_numbers(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """The same call with a tensor instead of a number, if that is equal: with a number, torch would make a copy."""
+    """The same call with an equal tensor instead of a number, if possible: with a number torch would make a copy."""
     if target._opname in _COPIES and type(args[0]) in _NATURAL:
         return target, (torch.tensor(args[0], dtype=_NATURAL[type(args[0])]), *args[1:]), kwargs
     if target.overloadpacket not in _WITH_NUMBERS or target._overloadname not in ("Tensor", "Scalar"):
@@ -280,7 +282,7 @@ def _replace_numbers(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 _NATURAL = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
-_HALF = {torch.float16, torch.bfloat16, torch.complex32}  # their kernels use more digits of numbers
+_HALF = {torch.float16, torch.bfloat16, torch.complex32}  # their kernels take numbers in higher precision
 
 
 def _as_tensor(number: Any, beside: Tensor) -> Tensor | None:
@@ -289,7 +291,7 @@ def _as_tensor(number: Any, beside: Tensor) -> Tensor | None:
     if type(number) not in _NATURAL or dtype in _HALF:
         return None
     tensor = torch.tensor(number, dtype=_NATURAL[type(number)])
-    if dtype.is_floating_point or dtype.is_complex:  # otherwise -1 / uint8 needs the -1 as it is
+    if dtype.is_floating_point or dtype.is_complex:  # otherwise unsafe: a uint8 cannot hold the -1 of -1 / uint8
         tensor = tensor.to(dtype)
     return tensor if torch.result_type(beside, tensor) == dtype else None
 

@@ -29,7 +29,7 @@ class Plain(Protocol):
 
 
 def in_chunks(plain: Plain, leaves: list[Tensor], size: int) -> Any:
-    """The function of all tasks, `size` of them at a time."""
+    """The function's results for all tasks, computed for `size` of them at a time."""
     if size >= len(leaves[0]):
         return plain(leaves)
     chunks = zip(*(torch.split(leaf, size) for leaf in leaves), strict=True)
@@ -39,7 +39,7 @@ def in_chunks(plain: Plain, leaves: list[Tensor], size: int) -> Any:
 
 
 def pick_chunk_size(leaves: list[Tensor], given: int | None) -> Callable[[int], int]:
-    """From the bytes that the intermediates of a task take to the number of tasks in a chunk."""
+    """A function from the bytes of a task's intermediates to the number of tasks in a chunk."""
     tasks, budget = len(leaves[0]), memory_budget(leaves[0].device)
     return lambda nbytes: given or max(1, min(tasks, budget // max(nbytes, 1)))
 
@@ -50,14 +50,14 @@ def memory_budget(device: torch.device) -> int:
 
 
 class TaskRecord:
-    """A function over tasks, recorded for chunks of one size; the last chunk may overlap the one before.
+    """A function over tasks, recorded for chunks of one size; the last chunk may overlap with the previous one.
 
     Args:
-        name: of what is computed, for messages.
-        function: over tasks.
-        leaves: stacked, for their shapes.
-        chunk_size: from the bytes that a task takes.
-        arenas: lend the memory of a run.
+        name: of the function, for messages.
+        function: a function over tasks.
+        leaves: stacked inputs, for their shapes.
+        chunk_size: from `pick_chunk_size`.
+        arenas: the memory for runs.
 
     Raises:
         NotRecordableError: the function cannot be recorded.
@@ -91,7 +91,7 @@ class TaskRecord:
         self.runners: dict[Arena, Runner] = {}  # at most one for each arena, which is lent to one run at a time
 
     def run(self, plain: Plain, leaves: list[Tensor]) -> Any:
-        """The function of all tasks; `None` if a comparison has shown that the record is wrong."""
+        """The function's results for all tasks; `None` if a comparison has shown that the record is wrong."""
         if self._uses.given_up:
             return None
         number = self._uses.count()
@@ -128,7 +128,7 @@ class TaskRecord:
         return f"{calls} operations for {self.chunk_size} tasks at a time, {self._nbytes / 1e6:.1f} MB"
 
     def check(self, plain: Plain, leaves: list[Tensor]) -> None:
-        """Compare with the function on other data than were recorded: the first chunk with its tasks in reverse order.
+        """Compare with the function on data that were not recorded: the first chunk with its tasks in reverse order.
 
         Raises:
             NotRecordableError: they differ by more than rounding.
@@ -139,7 +139,7 @@ class TaskRecord:
                 raise NotRecordableError(f"the record does not compute the function: {found}")
 
     def difference(self, results: Any, plain: Plain, leaves: list[Tensor], turn: int) -> str | None:
-        """How the results differ from the function's by more than rounding, in one chunk: another one at each turn."""
+        """The difference beyond rounding between one chunk's results and the function's; each turn another chunk."""
         start = self._starts[turn % len(self._starts)]
         rows = slice(start, start + self.chunk_size)
         found = [x[rows] for x in pytree.tree_leaves(results)]
@@ -148,7 +148,7 @@ class TaskRecord:
 
     @contextmanager
     def _borrow_runner(self, leaves: list[Tensor]) -> Iterator[Runner]:
-        """A runner that no other thread has at the moment; without gradients."""
+        """A runner that no other thread is using; without gradients."""
         arena = self._arenas.take()
         try:
             with torch.no_grad():

@@ -1,7 +1,7 @@
 """Comparing a record with the plain function, on the data it is used for.
 
-A record is compared when it is made, and again at its uses 2, 4, 8, 16 and so on, which costs next to nothing in a long
-run. If it differs by more than rounding, it is wrong: the plain result is taken, and the record is not used again.
+A record is compared when it is made, and again at its uses 2, 4, 8, 16 and so on, which costs almost nothing in a long
+run. If it differs by more than rounding, it is wrong: the plain result is returned, and the record is not used again.
 """
 
 import functools
@@ -20,7 +20,7 @@ RTOL, ATOL = 1e3, 100.0
 """Tolerances in units in the last place: relative to a number, and to the largest one of its task and tensor."""
 
 MOVED = 8.0
-"""Units in the last place by which inputs are moved, to see how far rounding alone reaches."""
+"""Units in the last place by which inputs are moved, to measure the effect of rounding alone."""
 
 MOVES, SLACK = 3, 10.0
 
@@ -52,7 +52,7 @@ class Uses:
             return self.number
 
     def give_up(self, found: str) -> None:
-        """Warn of a difference, and do not use the record any more."""
+        """Warn of a difference, and stop using the record."""
         self.given_up = True
         warnings.warn(
             f"the record of {self._name} is wrong at use {self.number} and is not used any more: {found}",
@@ -76,7 +76,7 @@ def difference(found: Sequence[Tensor], function: Flat, inputs: Sequence[Tensor]
     off = [_distance(got, expected) - _rounding(expected) for got, expected in zip(found, wanted, strict=True)]
     if not any(bool((x > 0).any()) for x in off):
         return None
-    # second look: is the function pure, and how far does rounding of its inputs reach?
+    # second look: is the function pure, and how much does rounding of its inputs change the results?
     again = [*function(inputs)]
     if any(bool((_distance(a, b) > _rounding(b)).any()) for a, b in zip(again, wanted, strict=True)):
         return "it is not pure: called twice with the same arguments, it gives different results"

@@ -26,7 +26,7 @@ def returns_memory(target: Any) -> bool:
 def is_view(node: fx.Node) -> bool:
     """Whether the results of a call lie in the memory of its first argument.
 
-    Some operations give a view or a copy (`to`): what happened while they were recorded decides.
+    Some operations give a view or a copy (`to`): it counts what they gave when they were recorded.
     """
     return returns_memory(node.target) and not node.meta.get("fresh", False)
 

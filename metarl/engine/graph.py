@@ -20,7 +20,7 @@ _SAFE = {
     aten.unsafe_split.Tensor: aten.split.Tensor,
     aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
 }
-"""Operations that differ only in a promise to autograd."""
+"""Operations with a promise to autograd, and the same ones without it."""
 
 _SAME = {getattr(aten, name).default for name in ("view", "expand", "detach", "alias", "lift_fresh", "lift_fresh_copy")}
 """Operations that only change the shape, or matter to autograd alone."""
@@ -29,8 +29,8 @@ _SAME = {getattr(aten, name).default for name in ("view", "expand", "detach", "a
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """`function(*inputs)` for tensors of these shapes, types and devices, as a graph of ATen operations.
 
-    The graph takes contiguous inputs. Whatever the function reads besides its arguments is frozen into the graph; only
-    tensors are referred to, so their values may change.
+    The graph takes contiguous inputs. Everything that the function reads besides its arguments is frozen into the
+    graph, except tensors: the graph refers to them, so their values may change.
 
     Raises:
         NotRecordableError: what the function does depends on values.
@@ -44,7 +44,7 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     for node in _calls(graph):
         target: Any = node.target
         node.target = _SAFE.get(target, target)
-    # the order matters: each pass sees what the one before has made
+    # the order matters: each pass works on the result of the previous one
     drop_identities(graph)
     merge_duplicates(graph)
     delay_expansions(graph)
@@ -55,7 +55,7 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
 
 
 def _refuse_hidden_views(graph: fx.Graph) -> None:
-    """Refuse views that are not declared as such where something is written: they would miss what is written."""
+    """Refuse undeclared views if the function writes into a tensor: they would not see the new values."""
     for node in _calls(graph):
         made_by: Any = node.args[0] if node.target is operator.getitem else node
         if returns_memory(made_by.target) or node.meta.get("origin", node) is node:
@@ -64,7 +64,7 @@ def _refuse_hidden_views(graph: fx.Graph) -> None:
         while source is not node.meta["origin"] and source.args:
             source = source.args[0]
             if len(source.users) > 1:
-                raise NotRecordableError(f"{made_by.target} gives its argument's memory, and a tensor is written into")
+                raise NotRecordableError(f"{made_by.target} returns its argument's memory, and a tensor is changed")
 
 
 def _calls(graph: fx.Graph) -> list[fx.Node]:
@@ -72,7 +72,7 @@ def _calls(graph: fx.Graph) -> list[fx.Node]:
 
 
 def value(node: fx.Node) -> Tensor:
-    """A tensor without data that is like the result of a node."""
+    """A tensor without data, otherwise like the result of a node."""
     found: Tensor = node.meta["val"]
     return found
 
@@ -125,13 +125,14 @@ def _hashable(arguments: Any) -> Any:
         return ("float", float(arguments).hex())  # 0.0 and -0.0 are equal, but not the same
     if isinstance(arguments, complex):
         return ("complex", _hashable((arguments.real, arguments.imag)))
-    return (type(arguments).__name__, arguments)  # as are 1, 1.0 and True
+    return (type(arguments).__name__, arguments)  # 1, 1.0 and True are equal, too
 
 
 def delay_expansions(graph: fx.Graph) -> None:
     """Move elementwise operations on expanded tensors before the expansion, where there are fewer elements."""
     for node in graph.find_nodes(op="call_function", target=aten.view.default):
         _expand_after_view(graph, node)
+    # elementwise operations whose tensors are all expanded from one smaller shape to one larger shape
     for node in list(graph.nodes):
         tensors = node.all_input_nodes
         if node.op != "call_function" or torch.Tag.pointwise not in getattr(node.target, "tags", ()) or not tensors:
@@ -152,7 +153,7 @@ def delay_expansions(graph: fx.Graph) -> None:
 
 
 def _views_hold(node: fx.Node, other: Tensor) -> bool:
-    """Whether the views of a node can also be taken of `other`, which lies in memory in another way."""
+    """Whether the views of a node are also possible for `other`, which has another layout in memory."""
     for user in filter(is_view, node.users):
         if user.target is aten.as_strided.default:
             return False
@@ -166,7 +167,7 @@ def _views_hold(node: fx.Node, other: Tensor) -> bool:
 
 
 def _expand_after_view(graph: fx.Graph, node: fx.Node) -> None:
-    """`[c, 1, a] -> [c, n, a] -> [c, m, k, a]` as `[c, 1, a] -> [c, 1, 1, a] -> [c, m, k, a]`."""
+    """Compute `[c, 1, a] -> [c, n, a] -> [c, m, k, a]` as `[c, 1, a] -> [c, 1, 1, a] -> [c, m, k, a]`."""
     expanded: Any = node.args[0]
     if expanded.target is not aten.expand.default:
         return
@@ -182,7 +183,7 @@ def _expand_after_view(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def transpose_narrow_matmuls(graph: fx.Graph) -> None:
-    """`a b` with few columns as `(b^T a^T)^T`."""
+    """Compute `a b` with few columns as `(b^T a^T)^T`."""
     for node in graph.find_nodes(op="call_function", target=aten.bmm.default):
         _, rows, columns = value(node).shape
         if not columns < NARROW < rows:
@@ -197,7 +198,7 @@ def transpose_narrow_matmuls(graph: fx.Graph) -> None:
 
 
 def fuse_biases(graph: fx.Graph) -> None:
-    """`c + a b` as one operation, also where the product is reshaped in between."""
+    """Compute `c + a b` as one operation, also where the product is reshaped in between."""
     for node in list(graph.nodes):
         if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(x, fx.Node) for x in node.args):
             continue

@@ -9,7 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class NotRecordableError(Exception):
-    """A record would not compute the function, for example because what it does depends on values of its arguments."""
+    """A record would not compute the function, for example because its operations depend on values of arguments."""
 
 
 class Layout(NamedTuple):
@@ -19,7 +19,7 @@ class Layout(NamedTuple):
     stride: tuple[int, ...]
     offset: int
     dtype: torch.dtype
-    lazy: tuple[bool, bool]  # whether the data are still to be conjugated, to be negated
+    lazy: tuple[bool, bool]  # whether the data must still be conjugated, negated
 
     def empty(self) -> Tensor:
         """A tensor of this layout without data."""
@@ -50,20 +50,20 @@ def storage_id(tensor: Tensor) -> int:
 class _Block(NamedTuple):
     """One piece of memory."""
 
-    alive: StorageWeakRef  # its identity is not used again while this exists
+    alive: StorageWeakRef  # while it exists, its id is not reused
     pointer: int
-    origin: fx.Node  # whose result had it first
-    tensors: dict[Layout, fx.Node]  # the results that lie there
+    origin: fx.Node  # the first node with a result there
+    tensors: dict[Layout, fx.Node]  # all results there
 
 
 class Memory:
-    """Which memory the results of nodes lie in, without keeping that memory."""
+    """Knows which results of nodes share memory, without keeping that memory alive."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, _Block] = {}
 
     def add(self, tensor: Tensor, layout: Layout, node: fx.Node) -> fx.Node:
-        """Note that a tensor is the result of a node; returns the first node whose result had this memory."""
+        """Note that a tensor is the result of a node; returns the first node with a result in its memory."""
         storage = tensor.untyped_storage()
         block = self._blocks.get(storage._cdata)
         if block is None:
@@ -73,11 +73,11 @@ class Memory:
         return block.origin
 
     def forget(self, tensor: Tensor) -> None:
-        """Let the next tensor in this memory be its origin."""
+        """Forget the tensor's memory, so that the next tensor there becomes its origin."""
         self._blocks.pop(storage_id(tensor), None)
 
     def origin(self, tensor: Tensor) -> fx.Node | None:
-        """The first node whose result had this memory."""
+        """The first node with a result in the tensor's memory."""
         block = self._blocks.get(storage_id(tensor))
         return None if block is None else block.origin
 

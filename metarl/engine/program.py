@@ -1,4 +1,4 @@
-"""Running a traced graph on the CPU in planned memory.
+"""Run a traced graph on the CPU in planned memory.
 
 Fresh memory makes eager code slow on large tensors: the system hands out zeroed pages at a tenth of the speed at which
 operations could fill them. Here every intermediate gets a place before the first run. A place is used again as soon as
@@ -36,14 +36,14 @@ class NotPlannableError(Exception):
 
 
 class Plan:
-    """Which place in memory every result of a graph gets, without the memory itself.
+    """The place in memory of every result of a graph, without the memory itself.
 
     Args:
         graph: from `trace`.
-        constants: how many of its first inputs stay the same over many runs.
+        constants: the number of leading inputs that stay the same over many runs.
 
     Raises:
-        NotPlannableError: see there.
+        NotPlannableError: the memory of the graph cannot be planned.
     """
 
     def __init__(self, graph: fx.Graph, constants: int = 0) -> None:
@@ -64,12 +64,12 @@ class Plan:
         return sum(self.sizes)
 
     def _give_places(self, calls: Sequence[fx.Node]) -> None:
-        # in whose memory each result lies: views have none of their own
+        # whose memory each result uses: views use that of their source
         owner = self.owner = {node: node for node in self.nodes}
         for node in calls:
             if (source := source_of(node)) is not None:
                 owner[node] = owner[source]
-        # which node needs each owner's memory for the last time
+        # the last node that needs each owner's memory
         last: dict[fx.Node, fx.Node] = {}
         for node in self.nodes:
             for used in node.all_input_nodes:
@@ -116,7 +116,7 @@ class Arena:
         self._memory: dict[int, list[weakref.ref[Tensor]]] = {}
 
     def take(self, sizes: Sequence[int]) -> list[Tensor]:
-        """A piece of memory of each size, in bytes; everybody gets the same pieces, as long as somebody holds them."""
+        """A piece of memory for each size, in bytes; all programs get the same pieces while any of them holds them."""
         taken: Counter[int] = Counter()
         pieces = []
         for size in sizes:
@@ -132,7 +132,7 @@ class Arena:
 
 
 class Arenas:
-    """Lends each arena to one run at a time; the one that was used last is lent first. Copies are empty."""
+    """Lends each arena to one run at a time, the most recently used one first. Copies are empty."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -142,7 +142,7 @@ class Arenas:
         return type(self), ()
 
     def take(self) -> Arena:
-        """An arena that nobody else has until it is given back."""
+        """An arena for one run; nothing else uses it until it is given back."""
         with self._lock:
             return self._free.pop() if self._free else Arena()
 
@@ -155,7 +155,7 @@ class Arenas:
 class Program:
     """A plan with memory: a `Runner`.
 
-    Its results hold until its next run; with shared memory, until the next run of any program that shares it.
+    Its results are valid until its next run; with shared memory, until the next run of any program that shares it.
 
     Args:
         plan: of the graph.
@@ -172,6 +172,7 @@ class Program:
         values: dict[fx.Node, Any] = {}
         once: list[OperationCall] = []
         always: list[OperationCall] = []
+        # give every node its memory, make the views, and turn the other nodes into calls
         for node in plan.nodes[:-1]:  # the last is the output
             place = plan.place.get(node)
             own = None if place is None else _tensor_in(memory[place], value(node))
@@ -196,7 +197,7 @@ class Program:
         self._fixed, self._rest = CallList(once), CallList(always)
 
     def bind(self, constants: Sequence[Tensor]) -> None:
-        """Set the inputs that stay the same, and compute what follows from them alone."""
+        """Set the inputs that stay the same, and compute everything that depends on them alone."""
 
         def compute(compiled: bool) -> None:
             _fill(self._constants, constants)
@@ -245,7 +246,7 @@ class Program:
 
 
 def _try_compiled(compute: Callable[[bool], T]) -> T:
-    """TorchScript's errors have lost their type: then everything is done again, call by call, to raise the real one."""
+    """Compute compiled; after an error again call by call, because TorchScript's errors have lost their type."""
     try:
         return compute(True)
     except RuntimeError:
@@ -253,10 +254,10 @@ def _try_compiled(compute: Callable[[bool], T]) -> T:
 
 
 def _check_memory(node: fx.Node, made: Any, owner: Tensor) -> None:
-    """Raise where a view does not lie where the plan expects it: its memory would be overwritten while in use."""
+    """Raise an error if a view is not where the plan expects it: its memory would be overwritten while in use."""
     views = [made] if isinstance(made, Tensor) else made
     if any(storage_id(view) != storage_id(owner) for view in views):
-        raise NotPlannableError(f"{node.target} gives other memory than its argument's")
+        raise NotPlannableError(f"{node.target} must return its argument's memory, got other memory")
 
 
 def _fill(places: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
@@ -275,7 +276,7 @@ def peak_bytes(graph: fx.Graph) -> int:
 
 
 def source_of(node: fx.Node) -> fx.Node | None:
-    """The node in whose memory the results of a call lie; `None` where they have their own."""
+    """The node whose memory the results of a call use; `None` if they have new memory."""
     if node.target is operator.getitem:
         parent: Any = node.args[0]
         return source_of(parent)
@@ -283,7 +284,7 @@ def source_of(node: fx.Node) -> fx.Node | None:
 
 
 def is_made_once(node: fx.Node) -> bool:
-    """Whether a call is made once, when the memory is laid out, and its result holds from then on."""
+    """Whether a call is made only once, when the program is built, and its result stays valid."""
     return node.target is operator.getitem or node.target in _WITHOUT_DATA or is_view(node)
 
 
@@ -296,7 +297,7 @@ def _reached_from(sources: Sequence[fx.Node], calls: Sequence[fx.Node]) -> set[f
 
 
 def _span(tensor: Tensor) -> int:
-    """From the first to the last byte of a tensor."""
+    """The number of bytes from the first to the last of a tensor."""
     if tensor.numel() == 0:
         return 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

@@ -1,13 +1,13 @@
 """What functions read besides their arguments, which their records freeze.
 
-A record holds operations. Numbers, flags and containers that Python looked at on the way are frozen into them.
+A record holds operations. Numbers, flags and containers that Python read in between are frozen into them.
 `States.see` describes these: closures, defaults and globals of the function and of the functions it calls, attributes
 of the objects it belongs to, and training flags, parameters and buffers of modules. A description that is equal to an
 earlier one is the same object, so it can be part of a record's key.
 
 Only names that the code mentions are looked at. Values that are found by `getattr` with a computed name, in compiled
-extensions or in files are not seen. To look again costs a few microseconds: `Watch` compares identities, and only where
-one has changed is everything described anew.
+extensions or in files are not seen. Looking again takes a few microseconds: `Watch` compares identities, and everything
+is described again only if one has changed.
 """
 
 import functools
@@ -31,7 +31,7 @@ class Frozen:
         self.tokens = tokens
 
     def is_gone(self) -> bool:
-        """Whether it cannot come back, because an object in it no longer exists."""
+        """Whether it cannot occur again, because an object in it no longer exists."""
         parts = chain.from_iterable(x if isinstance(x, tuple) else (x,) for x in self.tokens.values())
         return any(isinstance(x, Identity) and x.is_gone() for x in parts)
 
@@ -42,7 +42,7 @@ class Frozen:
 
 
 class States:
-    """Describes what functions read. Not for two threads at once.
+    """Describes what functions read. Not thread-safe.
 
     Attributes:
         ignored: places that a function itself writes while it runs; they are left out.
@@ -57,7 +57,7 @@ class States:
         """The state of what `roots` read: functions, bound methods, modules or other objects."""
         parts = _Anchor(roots)
         anchor, leaves = tuple(parts.parts), parts.leaves
-        with MODULES_IN_USE:  # otherwise a module may hold other parameters for the moment
+        with MODULES_IN_USE:  # a module that is being called holds other parameters
             found = self._by_anchor.get(anchor)
             if found is None or not found[0].holds():
                 found = self._by_anchor[anchor] = self._look(roots, anchor, leaves, parts.through)
@@ -106,7 +106,7 @@ class States:
 
 
 class _Anchor:
-    """What tells functions apart without looking into objects; functions made anew of the same parts are equal.
+    """The identity of functions, without looking into objects; functions made again from the same parts are equal.
 
     Attributes:
         parts: to compare with another anchor's.
@@ -118,7 +118,7 @@ class _Anchor:
         self.parts: list[Any] = [len(roots)]
         self.leaves: list[Any] = []
         self.through: set[int] = set()
-        seen: dict[int, tuple[int, Any]] = {}  # with the objects, so that their identities stay theirs
+        seen: dict[int, tuple[int, Any]] = {}  # with the objects, so that their ids are not reused
         waiting = [*reversed(roots)]
         parts = self.parts
         while waiting:  # a loop, as this is done at every derivative
@@ -135,7 +135,7 @@ class _Anchor:
                 waiting += self._enter(x, kind)
 
     def _enter(self, x: Any, kind: type) -> list[Any]:
-        """What to look at next, the last one first; `parts` must tell how many these are."""
+        """The objects to look at next, the last one first; `parts` must contain their number."""
         if kind is types.FunctionType and x.__closure__:
             self.through.add(id(x))
             self.leaves.append(x.__code__)

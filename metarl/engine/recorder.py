@@ -1,4 +1,4 @@
-"""Recording the operations of a function while it runs.
+"""Record the operations of a function while it runs.
 
 The list is the one that `make_fx` would trace, in a tenth of the time: nothing is simulated, the function runs once on
 real tensors.
@@ -47,13 +47,13 @@ _READS_SECOND = {torch.tensor_split, torch.Tensor.tensor_split}
 
 
 def record_operations(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.Graph:
-    """The operations that `function(*inputs)` makes.
+    """The operations that `function(*inputs)` calls, as a graph.
 
     Every node's `meta["val"]` is like its result, without data. Tensors that no operation has made, such as those that
     the function refers to, become attributes of the graph's module.
 
     Raises:
-        NotRecordableError: see there.
+        NotRecordableError: a record would not compute the function.
     """
     recorder = _Recorder()
     for i, leaf in enumerate(inputs):
@@ -101,12 +101,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         given, named = tree_map(lambda x: self.node_of(x) if isinstance(x, Tensor) else x, (list(args), kwargs))
         self._refuse_writes(func, args, kwargs)
+        # check before the call that it does not depend on values
         node = self.graph.call_function(func, tuple(given), named)
         depends = not self.depends.isdisjoint(node.all_input_nodes)
         if depends or torch.Tag.nondeterministic_seeded in func.tags:
             if _asks_for_values(func, args):
                 raise NotRecordableError(f"{func} depends on the values of tensors")
             self.depends.add(node)
+        # make the call, and note which node each result comes from
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._keep(result, node, func)
@@ -117,7 +119,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     piece = self.graph.call_function(operator.getitem, (node, i))
                     self._keep(part, piece, func)
                     node.meta["fresh"] = piece.meta["fresh"] or node.meta.get("fresh", False)
-        elif func._schema.returns:  # a number, known from here on
+        elif func._schema.returns:  # a number, frozen into the record
             if depends and func not in _ASKS_FOR_SHAPES:
                 raise NotRecordableError(f"{func} depends on the values of tensors")
             self.graph.erase_node(node)
@@ -132,7 +134,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 node.meta["val"] = found.empty()
 
     def node_of(self, tensor: Tensor) -> fx.Node:
-        """The node that made a tensor. If none did, its memory says whether it is another tensor in disguise."""
+        """The node that made a tensor; a new constant if no recorded operation did."""
         if (node := self.find(tensor)) is None:
             self._constants += 1
             node = constant(self.graph, f"_constant_{self._constants}", tensor)

@@ -15,7 +15,7 @@ Function: TypeAlias = Callable[..., Sequence[Tensor]]
 
 
 class Runner(Protocol):
-    """A function with some inputs that stay the same; not for two threads at once. Results hold until the next run."""
+    """A function with some inputs that stay the same; not thread-safe. Results are valid until the next run."""
 
     def bind(self, constants: Sequence[Tensor]) -> None:
         """Set the inputs that stay the same."""
@@ -44,7 +44,7 @@ class CudaGraph:
     Args:
         function: of tensors alone; it must do the same every time, and must not wait for the device.
         constants: its first arguments; here for their shapes, types and device.
-        inputs: the others, likewise.
+        inputs: the other arguments, for the same.
     """
 
     def __init__(self, function: Function, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
@@ -90,7 +90,7 @@ def make_runner(
 
 
 def repeat(runner: Runner, carried: Sequence[Tensor], sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Run again and again, each time with what the last run left; see `metarl.engine.Engine.repeat`."""
+    """Run repeatedly, each time with the carried results of the last run; see `metarl.engine.Engine.repeat`."""
     if isinstance(runner, Program):
         return runner.repeat(carried, sequences)
     kept, carried = [], list(carried)

@@ -1,4 +1,4 @@
-"""A function that is run again and again while some of its arguments stay the same, such as one step of a rollout."""
+"""A function that runs repeatedly while some of its arguments stay the same, such as one step of a rollout."""
 
 import logging
 import threading
@@ -26,7 +26,7 @@ class RepeatedFunction(NamedTuple):
     function: Function
     constants: list[Tensor]
     reads: tuple[Any, ...]  # functions and objects: what the function reads besides its arguments
-    key: Hashable  # what else tells it apart
+    key: Hashable  # everything else that it depends on
 
 
 class StepRecord:
@@ -34,7 +34,7 @@ class StepRecord:
 
     Args:
         repeated: the function.
-        inputs: of one run.
+        inputs: example inputs of one run.
 
     Raises:
         NotRecordableError: the function cannot be recorded.
@@ -59,7 +59,7 @@ class StepRecord:
 
     @contextmanager
     def lend(self, constants: Sequence[Tensor], inputs: Sequence[Tensor], plain: PlainRunner) -> Iterator[Runner]:
-        """A runner with these constants; `plain` is the function with the same ones.
+        """A runner with these constants; `plain` is the function with the same constants.
 
         When a comparison is due, single steps are compared with the function.
         """
@@ -83,7 +83,7 @@ class StepRecord:
     ) -> tuple[list[Tensor], list[Tensor]] | None:
         """All steps as one CUDA graph, without waiting for the host in between.
 
-        `None` where that is not possible, and where a comparison is due, for which steps must be run one by one.
+        `None` if that is not possible, or if a comparison is due, for which steps must run one by one.
         """
         if self._uses.given_up or self._uses.is_due(self._uses.number + 1):
             return None
@@ -111,17 +111,17 @@ class StepRecord:
         try:
             return CudaGraph(whole, constants, inputs)
         except RuntimeError as error:  # such as a constant of the environment that is not on the device
-            log.warning("rollouts are no single CUDA graph and run step by step: %s", str(error).split("\n")[0])
+            log.warning("rollouts cannot be one CUDA graph and run step by step: %s", str(error).split("\n")[0])
             return None
 
 
 class _Compared:
-    """A runner whose steps 0, 1, 3, 7, ... are compared with the function; after a difference only that is called.
+    """A runner whose steps 0, 1, 3, 7, ... are compared with the function, which replaces it after a difference.
 
     Args:
-        runner: of the record, bound.
-        plain: the function, bound.
-        constants: what both are bound to.
+        runner: runs the record, with the constants bound.
+        plain: runs the function, likewise.
+        constants: the constants that both are bound to.
         tell: called with the difference.
     """
 

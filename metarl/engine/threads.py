@@ -46,7 +46,7 @@ def over_threads(work: Callable[[Item], T], items: Sequence[Item], most: int | N
             take()
         finally:
             for future in futures:
-                if not future.cancel():  # one that has not begun may wait for the pool of this thread
+                if not future.cancel():  # a helper that has not begun is not needed, and may wait for this thread
                     future.result()
     return [results[i] for i in range(len(items))]
 

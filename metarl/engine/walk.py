@@ -1,4 +1,4 @@
-"""Describing what functions and objects read: every place that the code mentions, and its value.
+"""Describe what functions and objects read: every place that the code mentions, and its value.
 
 `metarl.engine.reads` says what this is for.
 """
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 MOST_OBJECTS = 4000
-"""Objects that one description enters; others are told apart by identity alone."""
+"""The number of objects that one description looks into; all others are described by their identity."""
 
 LONG = 256
 """Containers with more entries than this are described by their ends and their length."""
 
 SMALL_ARRAY = 4096
-"""Bytes of an array up to which all of it is compared at every look; of larger ones a sample is."""
+"""Arrays of up to this many bytes are compared entirely at every look, larger ones by a sample."""
 
 _LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "gymnasium", "stable_baselines3", "scipy", "mujoco"} - {
     "__main__"
@@ -40,7 +40,7 @@ MISSING = object()
 
 
 class Identity:
-    """Stands for one object: equal to another that stands for the same object, and to nothing once that is gone."""
+    """A weak reference to an object, if possible; equal to others of the same object, and to none once it is gone."""
 
     __slots__ = ("get",)
     __hash__ = None  # type: ignore[assignment]
@@ -60,7 +60,7 @@ class Identity:
 
 
 class Watch:
-    """The places that a description was read from, and what was there."""
+    """The places that a description was read from, and the objects that were there."""
 
     def __init__(self) -> None:
         self.mappings: list[dict[Any, Any]] = []
@@ -79,7 +79,7 @@ class Watch:
         self._values, self._states = list(self._now()), self._state()
 
     def holds(self) -> bool:
-        """Whether the same objects are there as at the start."""
+        """Whether every place still holds the same object as at the start."""
         try:
             if any(self.empty) or self._state() != self._states:
                 return False
@@ -163,7 +163,7 @@ class Walk:
         for place, names in self._places:
             if mentioned := sorted(names & self._mentioned):
                 self.watch.named.append((place, mentioned))
-        self._waiting.clear()  # a cycle: everything that was seen would live until Python looks for cycles
+        self._waiting.clear()  # a reference cycle: all objects seen would live until the garbage collector runs
         self._seen.clear()
         self._places.clear()
 
@@ -226,6 +226,7 @@ class Walk:
         watched = id(x) not in self._through  # otherwise their closures, and the tasks in these, would be kept
         if watched:
             self.watch.functions.append(x)
+        # closure and defaults
         for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
             if is_full(cell):
                 if watched:
@@ -236,6 +237,7 @@ class Walk:
                 self._visit(f"{path}.{'defaults' if isinstance(part, tuple) else 'kwdefaults'}", part)
         if _is_library(x.__module__):
             return
+        # globals that the code mentions; those of metarl itself do not change
         names = _names(x.__code__)
         self._mention(names)
         if _root(x) != "metarl":
@@ -244,6 +246,7 @@ class Walk:
                 self.watch.named.append((places, found))
             for name in found:
                 self._visit(f"{path}:{name}", places[name])
+        # attributes that were set on the function
         if watched and x.__dict__:
             self.watch.mappings.append(x.__dict__)
         for name, part in own_attributes(x).items():
@@ -322,11 +325,13 @@ class Walk:
         self.tokens[path] = Identity(type(x))
         self.watch.objects.append(Identity(x))
         self._mention(["forward"])
+        # parameters, buffers and submodules
         own = vars(x)
         registries = [own["_parameters"], own["_buffers"], own["_modules"]]
         self.watch.mappings += registries
         for name, part in chain.from_iterable(registry.items() for registry in registries):
             self._visit(f"{path}.{name}", part)
+        # hooks: a new one must be noticed, so empty dictionaries are watched
         for name, part in own.items():
             if name.startswith("_") and "hooks" in name and isinstance(part, dict):
                 if part:
@@ -336,6 +341,7 @@ class Walk:
         if _is_library(type(x).__module__):
             self._simple(path, own)
             return
+        # a user's class: all attributes that its code mentions
         names = self._class(path, type(x))
         self._attributes(path, own, {*own, *names} - {"_parameters", "_buffers", "_modules"})
         self._visit(f"{path}.training", x.training)
