@@ -289,7 +289,8 @@ def theory_step(config: SupervisedConfig, learner: MetaLearner, problem: Supervi
     assert config.inner_lr is not None
     tasks = limit_tasks(config.step_tasks, problem)
     if tasks < learner.processes.size:
-        raise ValueError(f"step_tasks must be at least {learner.processes.size} for as many processes, got {tasks}")
+        size = learner.processes.size
+        raise ValueError(f"step_tasks must be at least {size}, the number of processes, got {tasks}")
     with learner.engine.current():
         known = problem.known or estimate_constants(problem, tasks, config.seed)
     if config.outer_step == "fallah":

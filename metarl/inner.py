@@ -141,7 +141,7 @@ def adapt(params: Params, tasks: TaskBatch, inner: Inner) -> Params:
 def adaptation_path(
     params: Params, tasks: TaskBatch, inner: Inner, *, batches: bool = True, grads: bool = True
 ) -> AdaptationPath:
-    """All steps to the result of `adapt`. `batches` and `grads`, which take the most memory, are optional."""
+    """The path of adaptation to the result of `adapt`; `batches` and `grads`, which take most memory, are optional."""
     w = anchor = broadcast(params, tasks.num_tasks)
     path = AdaptationPath([w], [], [])
     for _ in range(inner.steps):

@@ -129,13 +129,13 @@ class MetaLearner(FixedSettings):
     def _set_up(
         self, source: TaskSource, method: Method, size: int, seed: int, processes: Processes, engine: Engine | None
     ) -> None:
-        """Everything but the outer step."""
+        """Set everything except the outer step."""
         check_source(source)
         check_type("processes", processes, Processes, "the processes from metarl.processes.joined()")
         check_type("engine", engine, (Engine, NoneType), "a metarl.engine.Engine or None")
         self.meta_batch_size, self.seed = check_int("meta_batch_size", size), check_int("seed", seed, minimum=0)
         if size < processes.size:
-            raise ValueError(f"meta_batch_size must be at least {processes.size} for as many processes, got {size}")
+            raise ValueError(f"meta_batch_size must be at least {processes.size}, the number of processes, got {size}")
         check_method(method, source, size, stacklevel=3)
         self.source, self.method, self.processes = source, method, processes
         self.engine = current_engine(default=Engine()) if engine is None else engine
@@ -172,7 +172,7 @@ class MetaLearner(FixedSettings):
         active = [c for c in given if self.processes.is_first or not c.first_process_only]
         self._stop_requested = self.stopped_by = None
         with self._callback_states.of(active), ExitStack() as closing, first_signal(self.stop), self.engine.current():
-            for callback in reversed(active):  # all are closed, in order, even if one of them fails
+            for callback in reversed(active):  # all are closed, in the given order, even if one of them fails
                 closing.callback(callback.close)
             for callback in active:
                 callback.on_start(self, self.iterations + iterations)

@@ -23,7 +23,7 @@ Line: TypeAlias = dict[str, float | None]
 
 
 def parse_line(text: str) -> Line | None:
-    """One line of `metrics.jsonl`, numbers or `null` by tag; `None` if it is something else."""
+    """One line of `metrics.jsonl`, numbers or `null` by tag; `None` if it is not valid."""
     try:
         line: Any = json.loads(text)
         if not isinstance(line, dict) or not all(v is None or type(v) in (int, float) for v in line.values()):

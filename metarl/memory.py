@@ -1,4 +1,4 @@
-"""Does it fit? A lower bound on the memory of a computation, compared with the available memory."""
+"""A lower bound on the memory of a computation, compared with the available memory."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ def available_bytes() -> int | None:
 
 
 def check_fits(sizes: str, numbers: int, bytes_each: int = 4) -> None:
-    """Raise a `ValueError` if so many numbers do not fit into memory.
+    """Raise a `ValueError` if `numbers` values do not fit into memory.
 
     Args:
         sizes: the arguments and their values for the message, such as `meta_batch_size x episodes = 20 x 20`.
@@ -32,7 +32,7 @@ def check_fits(sizes: str, numbers: int, bytes_each: int = 4) -> None:
 
 
 def space_numbers(space: gymnasium.Space[Any]) -> int:
-    """The number of values of an element of a Box; 1 for other spaces."""
+    """The number of values in one element of a Box; 1 for other spaces."""
     return math.prod(space.shape or (1,))
 
 

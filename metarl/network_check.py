@@ -167,7 +167,7 @@ class _NoRandomNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _draws_nothing(func: Any, args: tuple[Any, ...]) -> bool:
-    """Attention without dropout has the tag but draws nothing."""
+    """Whether it is attention without dropout, which has the tag of random operations but draws nothing."""
     return "scaled_dot_product" in str(func) and not (len(args) > 3 and args[3] and isinstance(args[3], float))
 
 

@@ -151,11 +151,11 @@ class Share(NamedTuple):
 
     @property
     def last(self) -> int:
-        """The number after that of this share's last task."""
+        """The number of the first task after this share."""
         return self._start(self.processes.rank + 1)
 
     def gather(self, own: Tensor) -> Tensor:
-        """From one row for each own task, `[t, ...]`, to the rows of all tasks, `[T, ...]`."""
+        """The rows of all tasks, `[T, ...]`, from one row for each own task, `[t, ...]`."""
         size = self.processes.size
         missing = -(-self.num_tasks // size) - len(own)  # pad to the largest share: all processes send the same shape
         padded = torch.cat([own, own.new_zeros(missing, *own.shape[1:])])
@@ -180,7 +180,8 @@ class ShardTasks(TaskWrapper):
     def __init__(self, tasks: TaskBatch, processes: Processes) -> None:
         self.share = Share(processes, tasks.num_tasks)
         if tasks.num_tasks < processes.size:
-            raise ValueError(f"{processes.size} processes need at least as many tasks, got {tasks.num_tasks}")
+            size = processes.size
+            raise ValueError(f"tasks must be at least {size}, the number of processes, got {tasks.num_tasks}")
         if not isinstance(tasks, Shardable):
             raise ValueError(
                 f"tasks must have a method shard(first, last) -> TaskBatch to be trained in several processes "
@@ -207,7 +208,7 @@ def shard(tasks: TaskBatch, processes: Processes) -> TaskBatch:
 
 
 def share_of(tasks: TaskBatch) -> Share:
-    """Which tasks of the whole batch `tasks` are, and the processes that have the others."""
+    """The share of the whole batch that `tasks` are, with the processes that have the other shares."""
     while isinstance(tasks, TaskWrapper):
         if isinstance(tasks, ShardTasks):
             return tasks.share
@@ -234,8 +235,10 @@ def joined() -> Iterator[Processes]:
     if environment_number("RANK") >= environment_number("WORLD_SIZE"):
         found = f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']}"
         raise ValueError(f"RANK must be less than WORLD_SIZE in the environment, got {found}")
+    # `cuda` means this process's GPU
     if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
+    # join the group under a name that no earlier attempt has used
     with _as_connection_errors():
         store, rank, size = next(rendezvous("env://"))
         group = PrefixStore(_new_name(store, rank, size), store)
@@ -266,7 +269,7 @@ def _new_name(store: Store, rank: int, size: int) -> str:
 
     After a restart torchrun may keep its store, with the addresses of killed processes, and its count of restarts can
     differ between nodes (pytorch issue 135712). So each process writes a new word, and the first process answers each
-    word with the name. It repeats this until every live process has thanked it.
+    word with the name. It repeats this until every live process has confirmed the name.
     """
     word = uuid.uuid4().hex
     if rank > 0:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @unique
 class Stream(IntEnum):
-    """What is drawn from a seed beside training. A use keeps its number, so that results can be repeated.
+    """The random streams of a seed besides training. A stream keeps its number, so that results can be repeated.
 
     Training draws from `default_rng(seed)`, which gives the same numbers as `default_rng([seed, 0])`: 0 is taken.
     """
@@ -101,7 +101,7 @@ def global_seed(seed: int) -> Iterator[None]:
 
 
 def under_two_global_seeds(result: Callable[[], T]) -> tuple[T, T, str]:
-    """The same thing done under two global seeds, and the names of the global generators that it used."""
+    """`result()` under two different global seeds, and the names of the global generators that it used."""
     got, used = [], set()
     for seed in (1, 2):
         with global_seed(seed):

@@ -25,7 +25,7 @@ class FixedSettings:
         super().__setattr__(name, value)
 
     def _fix_settings(self) -> None:
-        """Refuse new values for all arguments from now on, also for those that are no attributes."""
+        """Refuse new values for all arguments from now on, also for those that are not attributes."""
         self.__dict__["_made"] = True
 
     def _set_fixed(self, **values: Any) -> None:

@@ -55,7 +55,7 @@ def confidence_interval(scores: npt.ArrayLike, level: float = 0.95) -> tuple[flo
 
 
 def _squared_half_width(table: Array, level: float) -> float:
-    """Of the interval for the mean of a table `[n, m]`, times n m."""
+    """The squared half-width of the interval for the mean of a table `[n, m]`, times n m."""
     (runs, tasks), mean = table.shape, table.mean()
     t_tasks = t_quantile((1 + level) / 2, tasks - 1)
     if runs == 1:

@@ -81,7 +81,7 @@ def mean_rows(rows: Tensor) -> Tensor:
 
 
 def mean(stacked: Params, mean_rows: Callable[[Tensor], Tensor] = mean_rows) -> Params:
-    """The mean over tasks. `mean_rows` takes `[T, P]` to `[P]`; leaves of the same dtype go through it together."""
+    """The mean over tasks. `mean_rows` takes `[T, P]` to `[P]`; leaves of the same dtype are passed to it together."""
     means: Params = {}
     for dtype in {leaf.dtype: None for leaf in stacked.values()}:  # in the same order everywhere
         part = {key: leaf for key, leaf in stacked.items() if leaf.dtype == dtype}

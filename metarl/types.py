@@ -44,7 +44,7 @@ class TaskBatch(Protocol):
         """The loss of ONE task, a scalar; pure and twice differentiable."""
 
     def score(self, params: Params, batch: Batch, /) -> Tensor:
-        """The score of ONE task that people plot: mean return, accuracy, minus the squared error."""
+        """The score of ONE task, the number to plot: mean return, accuracy, minus the squared error."""
 
     def cost(self, batch: Batch) -> Mapping[str, int]:
         """The cost of a batch, in the units of convergence plots (`samples`, `env_steps`)."""
@@ -66,7 +66,7 @@ class HasEqualLengths(Protocol):
     """A task batch with arrays whose length follows from the data and must be the same in all processes."""
 
     agree: Callable[[int], int]
-    """From the length needed here to the largest needed in any process."""
+    """A function from the length needed here to the largest length needed in any process."""
 
 
 @runtime_checkable
@@ -123,7 +123,7 @@ class ChecksSize(Protocol):
     """A source that can tell early whether its draws fit into memory."""
 
     def check_size(self, num_tasks: int, argument: str = "num_tasks") -> None:
-        """Raise a `ValueError` if a draw for so many tasks cannot fit; `argument` names them."""
+        """Raise a `ValueError` that names `argument` if a draw for `num_tasks` tasks cannot fit."""
 
 
 @runtime_checkable

@@ -55,7 +55,7 @@ class TaskWrapper:
         return first_task(self.tasks)
 
     def gather(self, own: Tensor) -> Tensor:
-        """From one row for each of these tasks, `[t, ...]`, to the rows of the whole batch, `[T, ...]`."""
+        """The rows of the whole batch, `[T, ...]`, from one row for each of these tasks, `[t, ...]`."""
         return gather(self.tasks, own)
 
 
@@ -79,12 +79,12 @@ def first_task(tasks: TaskBatch) -> int:
 
 
 def gather(tasks: TaskBatch, own: Tensor) -> Tensor:
-    """From one row for each of `tasks`, `[t, ...]`, to the rows of the whole batch, `[T, ...]`."""
+    """The rows of the whole batch, `[T, ...]`, from one row for each of `tasks`, `[t, ...]`."""
     return tasks.gather(own) if isinstance(tasks, TaskWrapper) else own
 
 
 def wrap_like(new: TaskBatch, tasks: TaskBatch) -> TaskBatch:
-    """`new` tasks, sharded, counted in the same counts and checked where `tasks` are, and not wrapped otherwise."""
+    """`new` tasks in the wrappers of `tasks` that shard, count (in the same counts) and check; in no others."""
     return tasks.wrap(wrap_like(new, tasks.tasks)) if isinstance(tasks, TaskWrapper) else new
 
 
@@ -125,7 +125,7 @@ class RecordDraws(TaskWrapper):
 
 
 class ReplayDraws(TaskWrapper):
-    """Returns recorded batches in the same order, whatever the parameters.
+    """Returns recorded batches in the same order, at any parameters.
 
     Raises:
         LookupError: when the next draw was not recorded, or had another role.

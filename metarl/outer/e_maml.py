@@ -7,8 +7,8 @@ adjoint has MAML's term, with the data held fixed, and a score-function term wei
 
     g_j = (d w_{j+1} / d w_j)^T g_{j+1} + sum_{tau in D_j} (f^(w_N; D_o) - b_tau) grad log p(tau; w_j)
 
-`f^` is the sampled average of the *objective* itself (minus the return). The mean of normalised advantages would be
-no weight: it is always zero. With fixed data, the inner step is the gradient of log-probabilities times advantages, so
+`f^` is the sampled average of the *objective* itself (minus the return). The mean of normalised advantages cannot be
+the weight: it is always zero. With fixed data, the inner step is the gradient of log-probabilities times advantages, so
 its derivative is the Hessian of that loss, for every surrogate of the inner and outer gradients.
 
 The score term is unbiased but noisy: its variance grows with the number of inner trajectories (Tang, 2022). A baseline
@@ -54,7 +54,7 @@ def e_maml(
         end = path.params[-1]
         batch = tasks.draw(end, "outer")
 
-        # how adaptation ended, as the weight of all inner trajectories of a task
+        # the outcome of adaptation is the weight of all inner trajectories of a task
         outcome = vmap(sampled.objective)(batch).mean(1)  # [T]
         if baseline == "tasks":
             everyone, own = gather_tasks(tasks, outcome)
@@ -86,5 +86,5 @@ def mean_of_others(x: Tensor) -> Tensor:
         ValueError: for a single entry.
     """
     if len(x) < 2:
-        raise ValueError(f"the baseline of e_maml leaves one out, so it needs at least two of them, got {len(x)}")
+        raise ValueError(f"e_maml's baseline is the mean of all others, so it needs at least two, got {len(x)}")
     return (x.sum() - x) / (len(x) - 1)

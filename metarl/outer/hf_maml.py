@@ -86,7 +86,7 @@ def hf_maml(
     """
     published = check_choice("delta", delta, ("relative", "published")) == "published"
     if published != (rho is not None):
-        raise ValueError(f"rho and delta='published' go together, got rho={rho!r} and delta={delta!r}")
+        raise ValueError(f"rho must be given if delta='published', and only then, got rho={rho!r} and delta={delta!r}")
     probe_length = relative_length if rho is None else published_length(rho, inner_lr)
     multiply = central_difference(probe_length)
     update = adapt_and_pull_back(multiply, hessian_data)

@@ -38,7 +38,7 @@ def conjugate_gradients(multiply: Callable[[Tensor], Tensor], b: Tensor, steps: 
     enough = rr * torch.finfo(b.dtype).eps ** 2
     moves = torch.ones_like(rr, dtype=torch.bool)
     for _ in range(steps):
-        # rows still to be solved; a row that has stopped never starts again
+        # rows that are not solved yet; a row that has stopped never starts again
         ap = multiply(p)
         curvature = (p * ap).sum(1)
         moves = moves & (curvature > 0) & (rr > enough)

@@ -26,10 +26,10 @@ Sender: TypeAlias = Callable[[Tensor], Tensor]
 ACTIONS = ("clip", "rescale", "squash")
 
 MOSTLY = 0.9
-"""Users are warned from this share of clipped actions on: the policy can hardly learn from them."""
+"""The share of clipped actions from which a warning is given: the policy can hardly learn from them."""
 
 WIDE = 20
-"""The width of a box from which on users are warned: a new policy acts within [-2, 2]."""
+"""The width of a box from which a warning is given: a new policy acts within [-2, 2]."""
 
 
 def check_actions(actions: str, space: spaces.Space[Any]) -> str:

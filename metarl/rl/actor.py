@@ -27,7 +27,7 @@ from metarl.tree import float_leaf, tree_map
 from metarl.types import HasThreads, Params, TaskDistribution, TaskParams
 
 Environments: TypeAlias = FunctionalEnvs | VectorEnv[Any, Any, Any]
-"""T x E environments in task-major order: as functions, or stepped with autoreset disabled, speaking numpy or torch."""
+"""T x E environments in task-major order: as functions, or stepped with autoreset disabled, in numpy or torch."""
 
 
 def make_environments(
@@ -60,7 +60,7 @@ class Actor:
     def bind(self, params: Params, obs: Tensor) -> Iterator[Forward]:
         """The forward of all tasks at these parameters, for observations `[T, E, ...]` that look like `obs`.
 
-        It takes no gradients. Its results hold until its next call.
+        It takes no gradients. Its results are valid until its next call.
         """
         with current_engine().bind(self._forward(params), [obs]) as runner:
             yield lambda o: tuple(runner.run([o]))
@@ -79,6 +79,7 @@ class Actor:
         def of_actions(streams: Streams, steps: int) -> Tensor:
             return streams.draw(lambda n, g: self.distribution.noise((n, steps, episodes), g, dtype))
 
+        # the order of these draws must not change: it fixes the numbers of a seed
         first = min(horizon, NOISE_STEPS)
         noise = Noise(
             of_actions(streams, first),
@@ -88,7 +89,8 @@ class Actor:
         )
         if horizon == first:
             return noise
-        later = functools.cache(streams.later())  # one for the whole rollout
+        # a long horizon: later noise is drawn in blocks, when it is needed, from separate streams
+        later = functools.cache(streams.later())  # the same ones for the whole rollout
 
         def more(steps: int) -> tuple[Tensor, Tensor]:
             return of_actions(later(), steps), uniform(later(), steps, episodes, transitions)
@@ -128,6 +130,7 @@ class Actor:
         step = self._step(environments, params)
         state = env.initial(task, noise.initial.flatten(0, 1))
         carried = [state, torch.ones(len(state), dtype=torch.bool, device=state.device)]
+        # repeat the step until all episodes have ended
         blocks = []
         for block in noise.blocks():
             carried, kept = current_engine().repeat(step, carried, sequences(*block))
@@ -157,7 +160,7 @@ class Actor:
         """One step of all environments.
 
         Inputs are the state `[N, S]`, which environments run `[N]`, and the noise of actions `[T, E, ...]` and of
-        transitions `[N, k]`. Results are the next state, which environments run on, and what a rollout keeps.
+        transitions `[N, k]`. Results are the next state, which environments still run, and the columns of a rollout.
         """
         (env, task), dtype, (params, shared) = environments, _dtype(params), self._split(params)
         groups = [list(group) for group in (params, shared, task)]

@@ -208,7 +208,7 @@ class LinearBaseline:
 
 
 def _combine(sums: list[Tensor], cross_fit: bool) -> Tensor:
-    """From the sums `[T, ...]` of K folds to those of all other folds, `[T * K, ...]`."""
+    """For each of K folds, the sum of the others' sums `[T, ...]`: together `[T * K, ...]`."""
     return torch.stack(sum_others(sums), 1).flatten(0, 1) if cross_fit else sums[0]
 
 

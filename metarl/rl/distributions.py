@@ -49,7 +49,7 @@ class DiagonalGaussian:
         return torch.addcmul(loc, scale, noise)
 
     def log_prob(self, params: DistParams, actions: Tensor) -> Tensor:
-        """The *sum* over action dimensions: a mean is no log-probability, and its exponential no likelihood ratio."""
+        """The *sum* over action dimensions: the mean is not a log-probability, and gives no likelihood ratios."""
         loc, scale = params
         z = (actions - loc) / scale
         return (-0.5 * z * z - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -63,7 +63,7 @@ class SquashedGaussian(DiagonalGaussian):
     """
 
     def log_prob(self, params: DistParams, actions: Tensor) -> Tensor:
-        """Of tanh u in (-1, 1)^A: log N(u) - sum log(1 - tanh(u)^2), summed over action dimensions."""
+        """Log-probability of tanh u in (-1, 1)^A: log N(u) - log(1 - tanh(u)^2), summed over action dimensions."""
         size = actions.abs()
         slope = 2 * (math.log(2) - size - (-2 * size).exp().log1p())  # log(1 - tanh^2), exact also where it is tiny
         return super().log_prob(params, actions) - slope.sum(-1)

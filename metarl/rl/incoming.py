@@ -95,12 +95,12 @@ class Incoming:
             array = x if isinstance(x, Tensor | np.ndarray) else np.asarray(x)
         except ValueError:  # rows of different lengths
             array = np.asarray(None)
-        # describe what is expected and what came, and refuse it
+        # refuse it, with what was expected and what was found
         if tuple(array.shape) != shape or _kind(array) not in kinds:
-            words = {"biuf": "numbers", "biu": "booleans"}.get(kinds, f"as {self._space} says,")
+            words = {"biuf": "numbers", "biu": "booleans"}.get(kinds, f"elements of {self._space},")
             found = f"{array.dtype} of shape {tuple(array.shape)}" if _kind(array) != "O" else f"a {type(x).__name__}"
             if name == "observations" and self._whole and _kind(array) == "f":
-                found += "; convert them to integers, images in [0, 1] after a multiplication by 255"
+                found += "; convert them to integers, and multiply images in [0, 1] by 255 first"
             self._refuse(name, f"be {words} of shape {shape}", found)
         return array
 
@@ -128,7 +128,7 @@ class Incoming:
 
 
 def env_name(vec: VectorEnv[Any, Any, Any]) -> str:
-    """What one of the environments is called in messages."""
+    """The name of one of the environments in messages."""
     return vec.env_name if isinstance(vec, HasName) else type(vec).__name__
 
 
@@ -204,7 +204,7 @@ def check_finite_episodes(name: str, episodes: Episodes, actions: Tensor, log_pr
     total = torch.stack([x.sum().float() for x in floating]).sum()
     if bool(torch.isfinite(total)):  # one synchronisation; the sum may overflow, so look again below
         return
-    # find the earliest step with a NaN or an infinity while its episode was running
+    # find the earliest NaN or infinity in a running episode
     running = episodes.mask > 0
     first: tuple[int, str, int, int, int] | None = None
     for what, x, number in zip(("observation", "action", "action", "reward"), everything, (0, 1, 1, 1), strict=False):

@@ -1,4 +1,4 @@
-"""What is computed from one task's rollouts: the loss and its relatives.
+"""Functions of one task's rollouts: the loss, the score and the log-likelihood.
 
 The loss is a surrogate per step of the horizon. With the discount 1 its gradient descends minus the return; with
 `discount_weights` minus the discounted return. By default, as in common practice, advantages are discounted and the
@@ -26,8 +26,8 @@ class Losses:
         distribution: of its actions.
         surrogate: the loss.
         horizon: steps per episode, at most.
-        normalized: whether the network sees the observations that were normalised in the draw: the statistics may have
-            changed since.
+        normalized: whether the network gets the observations as normalised in the draw: the statistics may have changed
+            since.
     """
 
     network: nn.Module
@@ -55,8 +55,8 @@ class Losses:
     def objective(self, batch: Batch) -> Tensor:
         """Minus the discounted return per step of the horizon, of each of one task's episodes `[E]`.
 
-        In units of the advantages' standard deviation where they are normalised. The loss's gradient descends it where
-        the discount is 1 or `discount_weights` are on, and approximately elsewhere.
+        It is in units of the advantages' standard deviation if they are normalised. The loss's gradient descends it if
+        the discount is 1 or `discount_weights` are on, otherwise approximately.
         """
         return batch["objective"]
 
@@ -67,7 +67,7 @@ class Losses:
         return loss if share == 1 else share * loss
 
     def _log_probs(self, params: Params, batch: Batch) -> Tensor:
-        """Of the actions of one task, `[E, L]`."""
+        """Log-probabilities of one task's actions, `[E, L]`."""
         shape, obs = batch["mask"].shape, batch["normalized_obs" if self.normalized else "obs"]
         if self.normalized:
             params = {name.removeprefix(PREFIX): leaf for name, leaf in params.items()}

@@ -90,7 +90,7 @@ class ReinforcementLearning(FixedSettings):
         dice_lambda: of `loaded_dice`, in [0, 1]: 0 is `ratio`, 1 is `dice`.
         discount: gamma.
         discount_weights: whether the credit of step t gets the weight gamma^t, so that the gradient is that of the
-            discounted return, for every surrogate. Without them late steps count as much as early ones, as usual.
+            discounted return, for every surrogate. By default late steps count as much as early ones, as is usual.
         gae_lambda: lambda of generalised advantage estimation.
         baseline: `linear`, `time` (no observations) or `none`; fitted separately for each task and draw. The default is
             `linear`, or `time` if an observation has more than 128 numbers, as images do: the cost of `linear` grows
@@ -148,8 +148,8 @@ class ReinforcementLearning(FixedSettings):
 
     def __post_init__(self) -> None:
         methods = ("sample", "make_vec", "observation_space", "action_space", "horizon")
-        check_has("distribution", self.distribution, methods, "a task distribution, as envs.Navigation()")
-        check_type("policy", self.policy, nn.Module, "a torch.nn.Module, as agents.make_policy gives")
+        check_has("distribution", self.distribution, methods, "a task distribution, such as envs.Navigation()")
+        check_type("policy", self.policy, nn.Module, "a torch.nn.Module, such as agents.make_policy(...)")
         self.surrogate_loss = make_surrogate(self.surrogate, self.dice_lambda)
         self.chosen_baseline = self._choose_baseline()
         self._set_fixed(device=pick_device(self.device), policy=self._normalized_policy())
@@ -217,7 +217,7 @@ class ReinforcementLearning(FixedSettings):
         if self.baseline == "linear" and width > WIDEST:
             warnings.warn(
                 f"baseline='linear' solves a system of {2 * width + 4} unknowns for each task and draw, because an "
-                f"observation has {width} numbers; baseline='time' does without them",
+                f"observation has {width} numbers; baseline='time' does not use observations",
                 stacklevel=4,  # the caller of the constructor
             )
         return self.baseline
@@ -262,7 +262,7 @@ class ReinforcementLearning(FixedSettings):
         return credit, scale
 
     def check_size(self, num_tasks: int, argument: str = "num_tasks") -> None:
-        """Raise a `ValueError` if a draw for so many tasks cannot fit into memory; `argument` names them.
+        """Raise a `ValueError` that names `argument` if a draw for `num_tasks` tasks cannot fit into memory.
 
         Episodes may end early, so only a part of a long horizon counts.
         """
@@ -307,7 +307,7 @@ class RLTaskBatch:
 
     @property
     def loss(self) -> Loss:
-        """The surrogate loss of one task; like the others the source's own, so the next batch needs no new record."""
+        """The surrogate loss of one task. These functions are the source's, so the next batch needs no new record."""
         return self._source.losses.loss
 
     @property
@@ -381,7 +381,7 @@ class RLTaskBatch:
         }
 
     def _in_equal_arrays(self, rollout: Rollout) -> Rollout:
-        """The rollout in arrays of the same length in all processes."""
+        """The rollout, padded to the same length in all processes."""
         if array_length(1, self._source.distribution.horizon) == self._source.distribution.horizon:
             return rollout
         return lengthen(rollout, self.agree(rollout.log_probs.shape[2]))

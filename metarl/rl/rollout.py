@@ -1,4 +1,4 @@
-"""What a rollout is, and how environments are stepped that are not functions."""
+"""Rollouts, and how vector environments that are not functions are stepped."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -16,13 +16,13 @@ from metarl.rl.incoming import Incoming, check_actions_finite, env_name
 from metarl.types import HasThreads
 
 NOISE_STEPS = 256
-"""The number of steps that random numbers are drawn for at a time; arrays are at least as long, or the horizon."""
+"""Random numbers are drawn for this many steps at a time; arrays have at least this length, or the horizon."""
 
 Forward: TypeAlias = Callable[[Tensor], DistParams]
 
 
 class Rollout(NamedTuple):
-    """What was seen and done in one episode of each environment."""
+    """Observations, rewards, actions and log-probabilities of one episode in each environment."""
 
     episodes: Episodes
     actions: Tensor  # [T, E, H, *action]
@@ -81,8 +81,8 @@ def step_through(
     """One episode in each environment of `vec`; all are stepped until all have ended.
 
     Args:
-        vec: T x E environments in task-major order, autoreset disabled, speaking numpy or torch.
-        forward: the policy, `[T, E, *obs]` to the parameters of `distribution`; its results hold until its next call.
+        vec: T x E environments in task-major order, autoreset disabled, in numpy or torch.
+        forward: the policy, `[T, E, *obs]` to the parameters of `distribution`; results are valid until the next call.
         distribution: of actions.
         noise: `vec` is seeded from it.
         dtype: of observations and rewards.
@@ -151,7 +151,7 @@ def array_length(steps: int, horizon: int) -> int:
 
 
 def lengthen(rollout: Rollout, length: int) -> Rollout:
-    """The rollout in arrays of `length` steps, where it has fewer."""
+    """The rollout, padded to `length` steps if it has fewer."""
     episodes, actions, log_probs = rollout
     longer = {name: _pad(getattr(episodes, name), length) for name in ("obs", "rewards", "mask")}
     return Rollout(episodes._replace(**longer), _pad(actions, length), _pad(log_probs, length))

@@ -71,7 +71,7 @@ def make_surrogate(name: str, dice_lambda: float | None = None) -> Surrogate:
         check_real("dice_lambda", dice_lambda, high=1.0, open_low=False)
     if (name == "loaded_dice") != (dice_lambda is not None):
         raise ValueError(
-            f"dice_lambda and surrogate='loaded_dice' go together, got dice_lambda={dice_lambda!r} and {name!r}"
+            f"dice_lambda must be given if surrogate='loaded_dice', and only then, got {dice_lambda!r} and {name!r}"
         )
     if dice_lambda is None:
         return SURROGATES[name]

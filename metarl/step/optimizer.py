@@ -180,6 +180,7 @@ def _try(optimizer: OptimizerFactory, make: OptimizerFactory, params: Params) ->
     for leaf in leaves:
         leaf.grad = torch.zeros_like(leaf)
     try:
+        # an error at construction, a wrong type, or a step that cannot work is found here
         trial = make(leaves)
         if not isinstance(trial, torch.optim.Optimizer):
             raise TypeError(f"it makes a {type(trial).__name__}")

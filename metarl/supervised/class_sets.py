@@ -80,7 +80,7 @@ class ClassSet:
         chosen, images = tuple(names), dict(zip(self.names, self.images, strict=True))
         for name in chosen:
             if name not in images:
-                raise ValueError(f"there is no class {name!r} among {len(self)}{did_you_mean(name, self.names)}")
+                raise ValueError(f"name must be one of {len(self)} names, got {name!r}{did_you_mean(name, self.names)}")
         return ClassSet(chosen, tuple(images[name] for name in chosen))
 
     def check_enough(self, images: int) -> None:

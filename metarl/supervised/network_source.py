@@ -1,4 +1,4 @@
-"""What sources of tasks for one network share: its parameters, its predictions and its checks."""
+"""Shared by sources of tasks for one network: its parameters, its predictions and its checks."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from metarl.types import Params
 
 
 class NetworkSource(FixedSettings):
-    """The base of `Sinusoids` and `FewShot`; each of them says in `_probe` what the network's inputs look like."""
+    """The base of `Sinusoids` and `FewShot`; each gives example inputs of the network in `_probe`."""
 
     network: nn.Module
 

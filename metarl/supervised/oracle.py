@@ -33,7 +33,7 @@ class BatchSizes(NamedTuple):
 
 
 class SupervisedTaskBatch:
-    """What both settings share: a loss, a score, and data that do not depend on the parameters."""
+    """Shared by both settings: a loss, a score, and data that do not depend on the parameters."""
 
     def __init__(self, loss: Loss, score: Loss | None = None) -> None:
         check_callable("loss", loss, "a function (params, batch) -> scalar")
@@ -72,7 +72,7 @@ class FiniteSumTaskBatch(SupervisedTaskBatch):
         loss: the loss of one task, `(params, batch) -> scalar`: a mean over the data points.
         support: stacked data of the inner loss, leaves `[T, n, ...]`.
         query: stacked data of the outer loss; `None` uses the support set, as the papers' f_i.
-        score: what people plot, for one task; default: minus the loss.
+        score: the number to plot, for one task; default: minus the loss.
         batch_sizes: points of a draw, without replacement; draws are independent of each other.
         generator: draws the minibatches.
 
@@ -122,7 +122,7 @@ class FiniteSumTaskBatch(SupervisedTaskBatch):
         return TaskSlice(self, first, last)
 
     def subset(self, rows: Tensor | None, generator: torch.Generator | None = None) -> "FiniteSumTaskBatch":
-        """The tasks with these numbers (`None`: all), with a generator of their own for minibatches."""
+        """The tasks with these numbers (`None`: all), with a separate generator for minibatches."""
         support = _take(self.support, rows)
         query = support if self.query is self.support else _take(self.query, rows)
         return FiniteSumTaskBatch(
@@ -165,7 +165,7 @@ class ResamplingTaskBatch(SupervisedTaskBatch):
         self._sampler, self._generator = sampler, generator
 
     def draw(self, params: Params, role: Role) -> Batch:
-        """Fresh data, whatever the role."""
+        """Fresh data for any role."""
         return self._sampler(role, self._generator)
 
     def shard(self, first: int, last: int) -> TaskSlice:

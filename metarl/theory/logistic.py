@@ -171,7 +171,7 @@ def logistic_tasks(
         ValueError: for a support set that leaves no query points, or only one of `support` and `rng`.
     """
     if (support is None) != (rng is None):
-        raise ValueError(f"support and rng go together, got support={support!r} and rng={rng!r}")
+        raise ValueError(f"support and rng must be given together, got support={support!r} and rng={rng!r}")
     inner: Batch = {"X": problem.x, "y": problem.y}
     outer = None
     if support is not None and rng is not None:

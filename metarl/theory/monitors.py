@@ -1,8 +1,8 @@
-"""Callbacks that log what the convergence theorems are about: `|grad F(w)|`, stationary points, alpha L.
+"""Callbacks that log the quantities of the convergence theorems: `|grad F(w)|`, stationary points, alpha L.
 
 They add `theory/...` to the metrics, so a `RunLog` placed after them writes it to `metrics.jsonl` and to TensorBoard,
-beside the cumulative counts `oracle/...`. They have their own draws: every time the same tasks with the same random
-numbers, made again from a seed. These are not counted and do not use the streams of training, and a resumed run is
+beside the cumulative counts `oracle/...`. They have their own draws: the same tasks with the same random numbers every
+time, made again from a seed. These draws are not counted and do not use the streams of training, so a resumed run is
 equal bit for bit.
 """
 
@@ -37,7 +37,7 @@ class StationarityMonitor(Callback):
     It logs, below `theory/` or `theory/<label>/`,
     - `grad_norm`;
     - `loss_after` and `<score>_after`, the means after adaptation: for MAML on a finite sum the loss is F itself; in
-      reinforcement learning it is the surrogate's, which means nothing;
+      reinforcement learning it is the surrogate's, which has no meaning;
     - `distance_<name>` to each of `points`.
 
     Args:

@@ -37,11 +37,11 @@ def quadratics_1d(curvatures: Sequence[float] = (1.0, 2.0), centres: Sequence[fl
     """One-dimensional tasks `a_i (w - c_i)^2 / 2`; on the default pair FO-MAML (alpha = 1/4) stops at -1/7.
 
     Raises:
-        ValueError: when curvatures and centres differ in number, or there are none.
+        ValueError: when curvatures and centres differ in number, or are empty.
     """
     if len(curvatures) != len(centres) or not len(curvatures):
         raise ValueError(
-            f"centres and curvatures must be equally many, at least 1, got {len(centres)}, {len(curvatures)}"
+            f"centres and curvatures must have one length, at least 1, got {len(centres)} and {len(curvatures)}"
         )
     a, c = (torch.tensor([float(x) for x in values], dtype=torch.float64) for values in (curvatures, centres))
     return Quadratics(a[:, None, None], c[:, None])
@@ -117,7 +117,7 @@ def resampled_quadratics(
     sizes: BatchSizes = BatchSizes(1, 1, 1),  # noqa: B008 (an immutable value)
     noise: float = 1.0,
 ) -> ResamplingTaskBatch:
-    """The resampling version: every draw has fresh points normal(c_i, `noise`), as many as `sizes` says."""
+    """The resampling version: every draw has fresh points normal(c_i, `noise`); `sizes` are their numbers."""
     noise = check_real("noise", noise, open_low=False)
     sizes.check_all_given("sizes")
 

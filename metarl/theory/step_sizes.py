@@ -24,11 +24,11 @@ from metarl.errors import check_choice, check_int, check_real
 
 
 class TheoryWarning(UserWarning):
-    """The settings of a run are outside of what the convergence theorems cover."""
+    """The convergence theorems do not cover the settings of a run."""
 
 
 def inner_lr_bound(inner_steps: int) -> float:
-    """What alpha L must stay below for N = `inner_steps`: `2^{1/(2N)} - 1`.
+    """The upper bound of alpha L for N = `inner_steps`: `2^{1/(2N)} - 1`.
 
     Example:
         >>> [round(inner_lr_bound(n), 5) for n in (1, 2, 5)]
@@ -76,7 +76,7 @@ class StepSizeRule(NamedTuple):
 
 
 class FallahConstants(NamedTuple):
-    """What Fallah et al.'s theorem for a method says."""
+    """The constants in Fallah et al.'s theorem for a method."""
 
     c: float  # beta = c / L~(w)
     largest_alpha_l: float  # the theorem holds up to this alpha L
@@ -97,7 +97,7 @@ def fallah_rule(method: str, L: float, rho: float, inner_lr: float) -> StepSizeR
         L: Lipschitz constant of the tasks' gradients.
         rho: Lipschitz constant of their Hessians; 0 for quadratics.
         inner_lr: alpha; the theorems need at most 1/L, 1/(10 L) and 1/(6 L). Beyond that the rule is only a heuristic,
-            and there is a `TheoryWarning`.
+            and gives a `TheoryWarning`.
 
     Example:
         >>> rule = fallah_rule("maml", L=0.5, rho=1.0, inner_lr=0.25)
@@ -117,7 +117,7 @@ def ji_rule(L: float, rho: float, inner_lr: float, inner_steps: int, c_beta: flo
 
     `C_L = [(1 + aL)^{N-1} a rho + (rho / L) (1 + aL)^N ((1 + aL)^{N-1} - 1)] (1 + aL)^N`
 
-    The theorem needs a L < 2^{1/(2N)} - 1; beyond that there is a `TheoryWarning`. These formulas, and 80 for C_beta,
+    The theorem needs a L < 2^{1/(2N)} - 1; beyond that you get a `TheoryWarning`. These formulas, and 80 for C_beta,
     are taken from secondary sources; at N = 1 and a L = 1 they give Fallah et al.'s L(w).
 
     Example:

@@ -65,8 +65,8 @@ CASES = [
     Bad("train", "--env-options goal_low=x", ("goal_low must", "'x'")),
     Bad("train", "--env half_cheetah_velocity --env-options threads=0", ("threads must", "got 0")),
     Bad("train", "--env grid_world --env-options size=1", ("size must", "got 1")),
-    Bad("train", "--surrogate loaded_dice", ("dice_lambda and surrogate='loaded_dice' go together",)),
-    Bad("train", "--dice-lambda 0.5", ("dice_lambda and surrogate='loaded_dice' go together", "'ratio'")),
+    Bad("train", "--surrogate loaded_dice", ("dice_lambda must be given if surrogate='loaded_dice'",)),
+    Bad("train", "--dice-lambda 0.5", ("dice_lambda must be given if", "got 0.5 and 'ratio'")),
     Bad("train", "--outer e_maml --meta-batch-size 1", ("meta_batch_size must be at least 2", "got 1")),
     Bad(
         "train",

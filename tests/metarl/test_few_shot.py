@@ -43,7 +43,7 @@ def test_classes_are_selected_by_name_in_order() -> None:
     some = numbered().select(["c", "a"])
     assert (some.names, len(some), some.image_shape) == (("c", "a"), 2, (1,))
     assert [float(images[0]) for images in some.images] == [200, 0]
-    with pytest.raises(ValueError, match="there is no class 'catt' among 1; did you mean 'cat'"):
+    with pytest.raises(ValueError, match="name must be one of 1 names, got 'catt'; did you mean 'cat'"):
         ClassSet(("cat",), (torch.zeros(2, 3),)).select(["catt"])
 
 

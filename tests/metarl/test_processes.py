@@ -311,8 +311,8 @@ def too_few_for_the_step(processes: Processes) -> None:
         (differently, r"params, seed and iterations must be the same .* those of \[1, 2\]"),
         (one_seed_each, r"params, seed and iterations must be the same .* those of \[1, 2\]"),
         (without_shard, r"tasks must have a method shard\(first, last\).* TaskWrapper lacks"),
-        (too_few, "meta_batch_size must be at least 3 for as many processes, got 2"),
-        (too_few_for_the_step, "3 processes need at least as many tasks, got 2"),
+        (too_few, "meta_batch_size must be at least 3, the number of processes, got 2"),
+        (too_few_for_the_step, "tasks must be at least 3, the number of processes, got 2"),
     ],
 )
 def test_what_cannot_work_is_refused_everywhere(pool: Pool, function: Callable[..., Any], message: str) -> None:

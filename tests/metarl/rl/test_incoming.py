@@ -106,7 +106,7 @@ BAD = [
     (FLOATS, at(2, 3, np.zeros(N)), "truncated must be booleans.*got float64"),
     (FLOATS, at(2, 3, np.full(N, 2)), r"truncated must be booleans, got \[2\]"),
     (FLOATS, at(2, 3, False), r"truncated must be booleans of shape \(6,\), got bool of shape \(\)"),
-    (BYTES, at(3, 0, np.full((N, 2), 0.5)), "got float64 of shape.*images in \\[0, 1\\] after a multiplication by 255"),
+    (BYTES, at(3, 0, np.full((N, 2), 0.5)), "got float64 of shape.*multiply images in \\[0, 1\\] by 255"),
     (BYTES, at(1, 0, np.tile([[300, -1]], (N, 1))), r"inside Box.*got \[300, -1\] in task 0, episode 0"),
     (CHOICE, at(4, 0, np.array([0, 1, 2, 4, 3, 1])), r"step 4: observations must lie.*Discrete\(4\), got 4 in task 1"),
     (CHOICE, at(4, 0, np.zeros(N)), "observations must.*got float64"),

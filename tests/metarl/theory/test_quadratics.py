@@ -173,8 +173,8 @@ def test_sources() -> None:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: quadratics_1d([1.0], [1.0, 2.0]), "centres and curvatures must be equally many"),
-        (lambda: quadratics_1d([], []), "centres and curvatures must be equally many"),
+        (lambda: quadratics_1d([1.0], [1.0, 2.0]), "centres and curvatures must have one length"),
+        (lambda: quadratics_1d([], []), "centres and curvatures must have one length"),
         (lambda: random_quadratics(np.random.default_rng(0), 0, 2), "num_tasks"),
         (lambda: random_quadratics(np.random.default_rng(0), 2, 2.0), "dimension"),  # type: ignore[arg-type]
         (lambda: random_quadratics(np.random.default_rng(0), 2, 2, (1.0, 0.1)), "eigenvalues must be"),
