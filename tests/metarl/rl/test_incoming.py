@@ -92,7 +92,7 @@ def leave(now: int, parts: list[Any]) -> Any:
 
 N = T * E
 BAD = [
-    (FLOATS, at(0, 0, lambda x: x[:, :1]), r"step 0: observations must be elements of Box.*\(6, 2\), got float32 of shape"),
+    (FLOATS, at(0, 0, lambda x: x[:, :1]), r"observations must be elements of Box.*\(6, 2\), got float32 of shape"),
     (FLOATS, lambda now, parts: parts[0] if now == 0 else tuple(parts), r"reset must return.*got ndarray"),
     (FLOATS, lambda now, parts: tuple(parts[:4]) if now else tuple(parts), r"step 1: step must return.*tuple of 4"),
     (FLOATS, at(2, 0, lambda x: x[0]), r"Vec, step 2: observations must.*got float32 of shape \(2,\)"),
