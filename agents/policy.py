@@ -83,7 +83,7 @@ class PolicyModule(nn.Module):
         if self._classes is not None:
             # nn.functional.one_hot reads the values, which vmap over grad forbids
             return (obs.unsqueeze(-1) == torch.arange(self._classes, device=obs.device)).to(dtype)
-        if obs.ndim == 1:  # of a scalar Box
+        if obs.ndim == 1:  # observations of a scalar Box
             obs = obs[:, None]
         if self.channels_last:
             obs = obs.permute(0, 3, 1, 2)
@@ -103,8 +103,8 @@ def make_policy(
         observation_space: Box or Discrete. A `uint8` image in [0, 255] gets SB3's CNN, channels first or last.
         action_space: a one-dimensional Box or a Discrete.
         policy_kwargs: as in `PPO(..., policy_kwargs=...)`: `net_arch`, `activation_fn`, `log_std_init`, `ortho_init`,
-            `features_extractor_class`, `features_extractor_kwargs`, `normalize_images` and so on. Unless `net_arch` has
-            a critic, it gets two layers of 32 units, because it is not meta-trained.
+            `features_extractor_class`, `features_extractor_kwargs`, `normalize_images` and so on. The critic
+            has two layers of 32 units unless `net_arch` sets them, because it is not meta-trained.
         seed: of the initial weights.
 
     Raises:

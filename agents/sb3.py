@@ -45,7 +45,7 @@ def to_sb3(
             `model.get_vec_normalize_env().normalize_obs(obs)`.
         params: the parameters of ONE task, keys as in `policy.named_parameters()`; the actor's are enough.
         env: one environment or SB3's vector environment, with the spaces of `policy`.
-        actions: how the policy's actions were sent in training: `clip`, or `rescale`, for which a single environment
+        actions: how training sent the policy's actions: `clip`, or `rescale`, for which a single environment
             is wrapped in Gymnasium's `RescaleAction`, so that `predict` gives actions in [-1, 1].
         **ppo_kwargs: further arguments of `PPO`: `learning_rate`, `n_steps`, `seed`, `device` (default: that of
             `policy`) and so on.

@@ -24,7 +24,7 @@ class EnvDistribution(FixedSettings, ABC):
     """The base class of this package's task distributions: a `metarl.types.TaskDistribution` with plots.
 
     The default `sample` draws every entry uniformly. `make` and `make_vec` also accept parameters outside the space,
-    for tests out of the distribution.
+    for out-of-distribution tests.
 
     Args:
         space: the space of ONE task's parameters.
@@ -78,7 +78,7 @@ class EnvDistribution(FixedSettings, ABC):
         """
 
     def example(self) -> TaskParams:
-        """The task of the registered environment if no other is given; by default one drawn from seed 0."""
+        """The default task of the registered environment; drawn from seed 0 unless overridden."""
         return {name: values[0] for name, values in self.sample(1, np.random.default_rng(0)).items()}
 
     def out_of_distribution(self) -> EnvDistribution:
@@ -87,7 +87,7 @@ class EnvDistribution(FixedSettings, ABC):
         Raises:
             ValueError: this distribution defines none.
         """
-        raise ValueError(f"{type(self).__name__} defines no tasks out of its distribution")
+        raise ValueError(f"{type(self).__name__} defines no out-of-distribution tasks")
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """Draw ONE task (arrays without the leading T) into `ax`; by default its numbers as a label."""
@@ -121,7 +121,7 @@ def check_tasks(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskPa
     for name, array in arrays.items():
         if array.shape[1:] != space[name].shape or array.shape[:1] in ((), (0,)):
             wanted = ", ".join(map(str, ("T", *(space[name].shape or ()))))
-            raise ValueError(f"task[{name!r}] must have shape ({wanted}) with T of at least 1, got {array.shape}")
+            raise ValueError(f"task[{name!r}] must have shape ({wanted}) with T >= 1, got {array.shape}")
     sizes = {name: len(array) for name, array in arrays.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"task must have one leading size T, got {sizes}")
@@ -152,8 +152,8 @@ def _check_finite(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> Task
 
 def _to_finite_array(name: str, value: Any, entry: gymnasium.Space[Any]) -> npt.NDArray[Any]:
     try:
-        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is refused below
-            # same_kind refuses fractions for integers and words for numbers
+        with np.errstate(over="ignore"):  # values too large for float32 become infinite and are refused below
+            # same_kind refuses fractions for integers and strings for numbers
             array = np.asarray(value).astype(entry.dtype, casting="same_kind")
     except (TypeError, ValueError) as error:
         raise ValueError(f"task[{name!r}] must be numbers of type {entry.dtype}, got {value!r}") from error

@@ -1,4 +1,4 @@
-"""The single Gymnasium environments behind a task distribution: how they are made, limited, used again and closed."""
+"""The single Gymnasium environments behind a task distribution: how they are made, limited, reused and closed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EpisodeLimit(gymnasium.wrappers.TimeLimit[Any, Any]):
     It checks what the environment returns, and refuses steps after the end of an episode.
 
     Args:
-        env: if its outermost wrapper is a TimeLimit, that one is replaced.
+        env: a TimeLimit that is its outermost wrapper is replaced.
         max_episode_steps: the horizon.
         checker: by default one for the environment's observation space.
     """
@@ -108,9 +108,9 @@ def as_arguments(task: TaskParams) -> dict[str, Any]:
 
 
 class EnvStore:
-    """Lends environments. With a `set_task` it lends them again, because making them can be slow.
+    """Lends environments. With a `set_task` it reuses them, because making them can be slow.
 
-    A borrower has its environments to itself until it puts them back or discards them. Every environment is closed
+    A borrower alone uses its environments until it puts them back or discards them. Every environment is closed
     exactly once: when nobody can use it again, or by `close`, which also empties the borrowers' lists. A pickle of the
     store contains no environments.
 
@@ -158,7 +158,7 @@ class EnvStore:
         return taken
 
     def put_back(self, envs: list[EpisodeLimit], *, quiet: bool = False) -> None:
-        """Keep `envs` for later use; without a `set_task` they cannot be used again and are closed."""
+        """Keep `envs` for later use; without a `set_task` they cannot be reused and are closed."""
         self._taken.pop(id(envs), None)
         if self.maker.set_task is None:
             close_all(envs, quiet=quiet)
@@ -186,7 +186,7 @@ def close_all(envs: list[Any], *, quiet: bool = False) -> None:
     while envs:
         try:
             envs.pop().close()
-        except Exception as error:  # whatever the environment raises
+        except Exception as error:  # environments may raise anything
             log.warning("an environment could not be closed: %s: %s", type(error).__name__, error)
             failed = failed or error
     if failed is not None and not quiet:

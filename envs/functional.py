@@ -32,7 +32,7 @@ def as_env_actions(actions: Tensor, space: gymnasium.Space[Any]) -> Tensor:
     """Actions in the type a `FunctionalEnv` receives: float32 for a Box, int64 for a Discrete space.
 
     Raises:
-        ValueError: fractions for a space that counts.
+        ValueError: fractions for a Discrete space.
     """
     dtype = torch.float32 if isinstance(space, gymnasium.spaces.Box) else torch.int64
     cast = actions.to(dtype)
@@ -42,9 +42,9 @@ def as_env_actions(actions: Tensor, space: gymnasium.Space[Any]) -> Tensor:
 
 
 class FunctionalGymEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
-    """ONE environment from the same functions as an ordinary Gymnasium environment: numpy in, numpy out.
+    """ONE environment of a `FunctionalEnv` as an ordinary Gymnasium environment: numpy in, numpy out.
 
-    Truncates itself at `horizon`, so it needs no TimeLimit. Stepping it after its end raises `ResetNeeded`.
+    It truncates episodes at `horizon`, so it needs no TimeLimit. A step after the end raises `ResetNeeded`.
 
     Args:
         env: the functions.
@@ -100,7 +100,7 @@ class FunctionalGymEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
         return self.functional.render(self._state[0], {k: v[0] for k, v in self.task.items()})
 
     def _observe(self, state: Tensor) -> Any:
-        """An array, or for a Discrete space a numpy integer, which that space holds and an array of it is not."""
+        """An array; for a Discrete space a numpy integer, because `space.contains` refuses arrays."""
         return self.functional.observation(state, self.task)[0].numpy().copy()[()]
 
     def _as_actions(self, action: Any) -> Tensor:

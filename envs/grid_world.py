@@ -106,7 +106,7 @@ class GridWorld(FunctionalDistribution):
 
     Args:
         size: cells along each side, 2 to 20.
-        horizon: steps per episode; every episode has this many.
+        horizon: steps per episode; no episode ends earlier.
         image: observe a picture `[1, 40, 40]` instead of a one-hot vector.
 
     >>> GridWorld().sample(2, np.random.default_rng(0))["goal"]

@@ -32,11 +32,11 @@ RESERVED = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}
 
 
 class GymDistribution(EnvDistribution):
-    """Registered environments, or those a function returns, with the parameters that `space` describes.
+    """Tasks made from a registered environment, or from a function; `space` describes the parameters that vary.
 
     A task's parameters are passed to the constructor (single numbers as Python scalars, others as arrays), or are set
-    on the environment by `set_task`. With `set_task`, environments are used again by the next `make_vec`, which saves
-    the cost of making them.
+    on the environment by `set_task`. With `set_task`, the next `make_vec` reuses the environments, which saves the cost
+    of making them.
 
     The environments are stepped one after the other in this process, or by `workers` processes in parallel; the
     results are the same. Workers pay off where a step is slow. They start with the first `make_vec`, which takes
@@ -54,8 +54,8 @@ class GymDistribution(EnvDistribution):
         timeout: seconds a worker may take to answer; to start it may take at least two minutes.
 
     Raises:
-        ValueError: naming the argument. To find out, one environment is made, reset and closed. Wrappers that learn
-            (NormalizeObservation, NormalizeReward) are refused if `set_task` uses environments again.
+        ValueError: naming the argument. The constructor makes, resets and closes one environment to check. Wrappers
+            that learn (NormalizeObservation, NormalizeReward) are refused if `set_task` reuses environments.
 
     >>> import numpy as np
     >>> gravity = gymnasium.spaces.Dict({"g": Box(5.0, 15.0, (), np.float32)})
@@ -97,7 +97,7 @@ class GymDistribution(EnvDistribution):
         self._pool: Workers | None = None
 
     def make(self, task: TaskParams, render_mode: str | None = None) -> EpisodeLimit:
-        """As `EnvDistribution.make`; `render_mode` is one that the environment has."""
+        """As `EnvDistribution.make`; `render_mode` is one of the environment's."""
         return self._store.make(check_task(self.space, task), render_mode)
 
     def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> GymVectorEnv:
@@ -180,18 +180,18 @@ def check_kwargs(
 
 
 def check_picklable(maker: EnvMaker) -> None:
-    """Raise a ValueError if workers cannot be sent a part of `maker`."""
+    """Raise a ValueError if a part of `maker` cannot be pickled for the workers."""
     for name, part in maker._asdict().items():
         try:
             pickle.dumps(part)
         except Exception as error:  # an object's own __reduce__ may raise anything
-            advice = "must be picklable to be sent to workers: use a function or class at the top level of a module"
-            raise ValueError(f"{name} {advice}, got {part!r} ({error})") from error
+            advice = "use a function or class at the top level of a module"
+            raise ValueError(f"{name} must be picklable for workers, got {part!r} ({error}); {advice}") from error
 
 
 def build_trial(maker: EnvMaker, task: TaskParams) -> AnyEnv:
     """One environment for `task`; a ValueError if it cannot be made, or is not a gymnasium.Env."""
-    wanted = f"env must be one that can be made with the parameters of space, here {as_numbers(task)}"
+    wanted = f"env must accept the parameters of space, here {as_numbers(task)}"
     env = _attempt(wanted, lambda: maker.build(task))
     if not isinstance(env, gymnasium.Env):
         old = hasattr(env, "reset") and hasattr(env, "step")
@@ -221,9 +221,9 @@ def _attempt(wanted: str, action: Callable[[], T]) -> T:
 
 
 def check_wrappers(trial: AnyEnv, *, reused: bool) -> None:
-    """Refuse wrappers that learn where environments are `reused`, warn of them otherwise.
+    """Raise a ValueError for wrappers that learn if environments are `reused`; otherwise warn.
 
-    With such a wrapper, what an environment returns depends on everything it was used for before.
+    With such a wrapper, what an environment returns depends on all its earlier uses.
     """
     names = find_learning_layers(trial)
     if not names:
@@ -232,8 +232,8 @@ def check_wrappers(trial: AnyEnv, *, reused: bool) -> None:
     advice = "use ReinforcementLearning(..., normalize_observations=True) for observations; rewards need no"
     advice += " normalisation, because advantages are normalised"
     if reused:
-        raise ValueError(f"env must not learn where set_task uses environments again, got {found}; {advice}")
-    warnings.warn(f"env has {found}: draws of a task are not independent; {advice}", stacklevel=3)
+        raise ValueError(f"env must not learn if set_task reuses environments, got {found}; {advice}")
+    warnings.warn(f"env has {found}: so draws of a task are not independent; {advice}", stacklevel=3)
 
 
 def find_learning_layers(env: AnyEnv) -> list[str]:

@@ -83,10 +83,10 @@ class LocalStepper:
 
     @contextlib.contextmanager
     def _discard_on_error(self) -> Iterator[None]:
-        """Environments that fail in the middle of a reset or a step are not used again."""
+        """Discard the environments if a reset or a step fails, so that they are not reused."""
         if len(self._envs) != self._number:
             raise ClosedEnvironmentError(
-                "these environments have been closed, by close() or after an error; make others"
+                "these environments have been closed, by close() or after an error; make new ones"
             )
         try:
             yield
@@ -128,7 +128,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin new episodes everywhere, or only where the mask of `options={"reset_mask": mask}` (bool `[N]`) is true.
 
-        Environment i starts as one alone does with `reset(seed=seed + i)`. Returns the observations of all
+        Environment i starts like a single one with `reset(seed=seed + i)`. Returns the observations of all
         environments `[N, ...]`, also of those that are not reset.
 
         Raises:
@@ -141,7 +141,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         mask = read_reset_mask(options or {}, self.num_envs, begun=self._begun)
         if seed is not None:
             seed = check_int("seed", seed, 0)
-        elif not self._begun:  # environments that are used again would continue with their old seed
+        elif not self._begun:  # reused environments would continue with their old seed
             seed = int(np.random.default_rng().integers(2**31))
         observations = self._stepper.reset(mask, seed)
         self._begun = True
@@ -151,7 +151,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         """One step: observations `[N, ...]`, rewards, terminated, truncated (each `[N]`), an empty info.
 
         Raises:
-            ValueError: actions of another shape, or of a type that cannot be the action space's.
+            ValueError: actions of another shape, or of a type that does not fit the action space.
             ResetNeeded: before the first reset.
             ClosedEnvironmentError: after `close`.
             WorkerError: a worker process failed.

@@ -103,7 +103,7 @@ class PointVelocity(FunctionalDistribution):
     """Goal velocities uniform in [`goal_low`, `goal_high`] m/s; `task["goal"]` is a number (arrays `[T]`).
 
     Args:
-        horizon: steps per episode, each 0.05 s; every episode has this many.
+        horizon: steps per episode, 0.05 s each; no episode ends earlier.
         goal_low: slowest goal, m/s.
         goal_high: fastest goal, m/s. Above 4 the goal cannot be reached.
 

@@ -21,7 +21,7 @@ class Point(NamedTuple):
 
 
 class Canvas:
-    """A square picture of the square from `(low, low)` to `(high, high)`; `frame()` gives it as an array.
+    """A square picture of the square from `(low, low)` to `(high, high)`; `frame()` returns it as an array.
 
     >>> Canvas(-1.0, 1.0, size=64).disc(Point(0, 0), 0.2, AGENT).frame().shape
     (64, 64, 3)

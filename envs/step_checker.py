@@ -1,8 +1,8 @@
 """Checks what one Gymnasium environment returns, before it is copied into the arrays of many.
 
 At every reset and step: the number of values returned, the shape and type of the observation, Discrete observations,
-the reward, both flags, the info. At the first reset and step of an environment, and wherever integers are converted:
-the range of the observation. NaN and infinity are looked for after a whole rollout (`metarl.rl.incoming`).
+the reward, both flags, the info. At the first reset and step of an environment, and whenever integers are converted:
+the range of the observation. NaN and infinity are checked after a whole rollout (`metarl.rl.incoming`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gymnasium.spaces import Discrete
 from metarl.rl.incoming import outside_of, warn_outside
 
 Where: TypeAlias = Callable[[], str]
-"""Names the environment and its step, for messages; called only if there is one."""
+"""Names the environment and its step, for messages; called only when a check fails."""
 
 STEP = "(observation, reward, terminated, truncated, info)"
 REWARDS = frozenset({float, int, np.float64, np.float32})

@@ -92,7 +92,7 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
         noise = uniform((self.num_envs, env.transition_noise), self._generator)
         self._state, reward, terminated = functional_step(env, task, self._state, actions, noise, running=~ended)
         self._clock += 1
-        # An ended environment is no special case: its state, and so `terminated`, stay as they were; time only grows.
+        # Ended environments need no special case: their state, and so `terminated`, does not change; time only grows.
         truncated = (self._deadline <= self._clock) > terminated  # "and not", in one operation
         self._ended = terminated | truncated
         # clone: an observation may be a view of the state, and callers may write into what they get

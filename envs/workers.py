@@ -61,7 +61,7 @@ class Workers:
 
     def __init__(self, store: EnvStore, count: int, timeout: float) -> None:
         self.observation_space, self.timeout = store.observation_space, timeout
-        self.dropped: deque[int] = deque()  # filled by finalizers, which may run in the middle of anything
+        self.dropped: deque[int] = deque()  # filled by finalizers, which may run at any moment
         self._keys, self._lock = itertools.count(), threading.Lock()
         self._workers: list[_Worker] = []
         self._stop = weakref.finalize(self, _stop_all, self._workers, os.getpid())
@@ -77,7 +77,7 @@ class Workers:
         return not self._stop.alive
 
     def close(self) -> None:
-        """Let the workers close their environments and exit; kill those that do not."""
+        """Let the workers close their environments and exit; kill the rest."""
         self._stop()
 
     def open(self, task: TaskParams) -> WorkerStepper:
@@ -113,7 +113,7 @@ class Workers:
     def _close_on_error(self) -> Iterator[None]:
         try:
             yield
-        except BaseException:  # also Ctrl-C: nobody will read the answers that are still to come
+        except BaseException:  # also Ctrl-C: nobody will read the remaining answers
             self.close()
             raise
 
@@ -214,12 +214,12 @@ class _Worker:
         self.process.join(PATIENCE)
         code = self.process.exitcode
         name = f" ({signal.Signals(-code).name})" if code is not None and code < 0 else ""
-        hint = "; a script must start its work under `if __name__ == '__main__':`" if environments == "starting" else ""
+        hint = "; a script must run its work under `if __name__ == '__main__':`" if environments == "starting" else ""
         self.fail(environments, f"died with exit code {code}{name}{hint}")
 
 
 def _stop_all(workers: list[_Worker], owner: int) -> None:
-    """Close the pipes, which makes the workers exit; wait; kill those that are left."""
+    """Close the pipes, which makes the workers exit; wait; kill the rest."""
     if os.getpid() != owner:  # in a fork of the parent, which does not own the workers
         return
     for worker in workers:
@@ -234,7 +234,7 @@ def _stop_all(workers: list[_Worker], owner: int) -> None:
 
 @contextlib.contextmanager
 def _block_interrupts() -> Iterator[None]:
-    """Delay Ctrl-C: a child started here inherits the block until it unblocks it, the parent gets it afterwards."""
+    """Delay Ctrl-C: a child started here inherits the block until it lifts it; the parent gets it afterwards."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -265,7 +265,7 @@ def _serve(pipe: connection.Connection, recipe: bytes) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Also ends a worker that is busy in an environment when its parent is killed."""
+    """End this worker when its parent is killed, even while an environment is busy."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

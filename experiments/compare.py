@@ -92,6 +92,7 @@ def plan(given: Arguments) -> dict[str, list[TrainConfig]]:
         check_choice("outer", outer, OUTER)
     check_distinct("outer", given.outer)
     check_distinct("seeds", given.seeds)
+    # The settings of all runs, then each update's iterations within the budget.
     shared = TrainConfig(
         env=given.env,
         meta_batch_size=given.meta_batch_size,
@@ -114,14 +115,14 @@ def plan(given: Arguments) -> dict[str, list[TrainConfig]]:
 
 
 def iterations_for(config: TrainConfig, env_steps: int) -> int:
-    """The update's iterations within `env_steps`. A small iteration tells how many episodes each one draws."""
-    small = dataclasses.replace(config, meta_batch_size=2, episodes=2, horizon=1)  # e_maml leaves one out
+    """The update's iterations within `env_steps`. A tiny iteration counts the episodes that each one draws."""
+    small = dataclasses.replace(config, meta_batch_size=2, episodes=2, horizon=1)  # e_maml needs two episodes
     draws = small.build_learner().learn(1).counts["samples"] // 4
     assert config.horizon is not None
     iterations = env_steps // (draws * config.meta_batch_size * config.episodes * config.horizon)
     if iterations == 0:
         raise ValueError(
-            f"env_steps must suffice for an iteration of each update; {env_steps} do not for {config.outer}"
+            f"env_steps must be enough for an iteration of each update, got {env_steps}, too few for {config.outer}"
         )
     return iterations
 

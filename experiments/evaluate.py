@@ -89,7 +89,7 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
     try:
         distribution = source.distribution.out_of_distribution() if given.ood else source.distribution
     except ValueError as error:
-        raise ValueError(f"ood cannot be asked of {given.run}: {error}") from None
+        raise ValueError(f"ood does not apply to {given.run}: {error}; remove it") from None
     source = dataclasses.replace(source, distribution=distribution, episodes=given.episodes)
     source.check_size(given.tasks, "tasks")
     if given.steps > MOST_STEPS:

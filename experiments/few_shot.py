@@ -49,7 +49,7 @@ from metarl.types import Params, Rule
 
 STEPS = (0, 1, 3, 5, 10)
 BASELINE_STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
-OPTIONS: dict[str, dict[str, Any]] = {"imaml": {"lam": 0.1}}  # its default, 2, hardly lets these networks adapt
+OPTIONS: dict[str, dict[str, Any]] = {"imaml": {"lam": 0.1}}  # with the default, 2, these networks hardly adapt
 TEST_SEED, VALIDATION_SEED = 1000, 2000
 
 
@@ -136,7 +136,7 @@ def run_all(setup: Setup) -> None:
 
 
 def prepare(given: Arguments) -> Setup:
-    """Load the data; everything has then been checked, and the folder made.
+    """The setup: the data loaded, every setting checked, the folder made.
 
     Raises:
         ValueError: naming the setting that cannot work.

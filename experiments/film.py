@@ -41,7 +41,7 @@ from metarl.tree import float_leaf, take
 from metarl.types import Params, TaskParams
 
 Frame = npt.NDArray[np.uint8]
-SMALLER = 240  # pixels of a film's pictures, at most
+MAX_PIXELS = 240  # largest side of a picture
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,11 @@ def check_renders(source: ReinforcementLearning, run: Path) -> None:
         with contextlib.closing(tasks.make(task, render_mode="rgb_array")) as env:
             env.reset(seed=0)
             picture(env)
-    except Exception as error:  # whatever the environment raises when it cannot draw
+    except Exception as error:  # environments may raise anything when they cannot draw
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"run must have an environment with render_mode='rgb_array' to be filmed, {run} has not"
-            f" ({type(error).__name__}: {reason})"
+            f"run must have an environment with render_mode='rgb_array' to be filmed,"
+            f" got {run} ({type(error).__name__}: {reason})"
         ) from error
 
 
@@ -161,7 +161,7 @@ def describe(task: TaskParams) -> str:
 def actor(
     policy: nn.Module, params: Params, space: gymnasium.Space[Any], actions: str = "clip"
 ) -> Callable[[Any], Any]:
-    """The mean action, sent as in training, or the likeliest."""
+    """The policy of a task: the mean action, sent as in training, or the most likely one."""
     send = clipper(space, torch.device("cpu"), actions)
 
     @torch.no_grad()
@@ -190,12 +190,12 @@ def episode(tasks: EnvDistribution, task: TaskParams, act: Callable[[Any], Any],
 
 
 def picture(env: gymnasium.Env[Any, Any]) -> Frame:
-    """The environment now, `[height, width, 3]`, not larger than a film's picture."""
+    """A picture of the environment now, `[height, width, 3]`, at most `MAX_PIXELS` wide and high."""
     frame = env.render()
     if not isinstance(frame, np.ndarray):
-        raise TypeError(f"render gives {type(frame).__name__} and not an image")
+        raise TypeError(f"render must return an image, got {type(frame).__name__}")
     image = Image.fromarray(frame)
-    image.thumbnail((SMALLER, SMALLER))
+    image.thumbnail((MAX_PIXELS, MAX_PIXELS))
     return np.asarray(image)
 
 

@@ -1,4 +1,4 @@
-"""Meta-train on a supervised problem, with fixed data sets or fresh data, and log what the theory is about.
+"""Meta-train on a supervised problem, with fixed data sets or fresh data, and log the quantities of the theory.
 
     metarl train-supervised sinusoid --outer maml --iterations 1000 --seed 0
     metarl train-supervised six_logistic --outer fo_maml --iterations 2000 --name fo
@@ -109,7 +109,7 @@ class SupervisedConfig(RunConfig):
         # Without a problem, only the list of problems can be shown.
         if saved is None and first in ("-h", "--help"):
             return cast(Self, cli.parse(subcommands(), arguments, cls.script, description))
-        # A resumed run has its problem, which may be named all the same.
+        # A resumed run knows its problem; naming it again is optional.
         if saved is not None and (not first or first.startswith("-")):
             first, arguments = saved.problem, ["", *arguments]
         if saved is not None:
@@ -153,7 +153,7 @@ class SupervisedConfig(RunConfig):
 
         problem = build_problem(self)
         if problem.all_tasks is not None and size > problem.all_tasks:
-            raise ValueError(f"meta_batch_size must be at most {problem.all_tasks}, the tasks there are, got {size}")
+            raise ValueError(f"meta_batch_size must be at most {problem.all_tasks}, the number of tasks, got {size}")
         check_sizes(self, problem)
         arguments["meta_batch_size"] = size
         if self.outer_step in OPTIMIZERS:
@@ -210,7 +210,7 @@ def check_applies(problem: str, arguments: Sequence[str]) -> None:
 
 
 def subcommands() -> Any:
-    """For the list of problems in the help: a subcommand for each."""
+    """A subcommand for each problem, for the list in the help."""
     defaults = {name: config_type(name)(problem=name) for name in PROBLEMS}
     return tyro.extras.subcommand_type_from_defaults(defaults, {name: one.about for name, one in PROBLEMS.items()})
 
@@ -241,7 +241,7 @@ def build_problem(config: SupervisedConfig) -> SupervisedProblem:
 
 
 def check_outer_step(config: SupervisedConfig) -> None:
-    """Settings that do not apply to the outer step are an error, not ignored; its theorem must hold for the update.
+    """Check that the settings apply to the outer step, and its theorem to the update.
 
     Raises:
         ValueError: naming the setting.
@@ -254,11 +254,11 @@ def check_outer_step(config: SupervisedConfig) -> None:
         if config.outer not in FALLAH:
             raise ValueError(f"outer must be one of {sorted(FALLAH)} for the outer step 'fallah', got {config.outer!r}")
         if config.inner_steps not in (None, 1):
-            raise ValueError(f"inner_steps must be 1 for the outer step 'fallah', or 'ji', got {config.inner_steps}")
+            raise ValueError(f"inner_steps must be 1 for the outer step 'fallah', got {config.inner_steps}; use 'ji'")
 
 
 def check_sizes(config: SupervisedConfig, problem: SupervisedProblem) -> None:
-    """Every task has its points, and every step of an evaluation has a score for each task.
+    """Check that the points of all tasks, and the scores of an evaluation, fit into memory.
 
     Raises:
         ValueError: naming the settings that do not fit into memory.
@@ -271,7 +271,7 @@ def check_sizes(config: SupervisedConfig, problem: SupervisedProblem) -> None:
 
 
 def check_points(learner: MetaLearner) -> None:
-    """An update that compares the points of a task needs several in a draw.
+    """Check that a draw has enough points of a task for an update that compares them.
 
     Raises:
         ValueError: when a draw has too few.
@@ -281,7 +281,7 @@ def check_points(learner: MetaLearner) -> None:
         tasks = learner.source.sample(1, np.random.default_rng(0))
         found = tasks.cost(tasks.draw(broadcast(learner.params, 1), "inner"))["samples"]
         if found < needed:
-            raise ValueError(f"outer_options need at least {needed} points of a task in D_in, got {found}")
+            raise ValueError(f"D_in must have at least {needed} points of a task for these outer_options, got {found}")
 
 
 def theory_step(config: SupervisedConfig, learner: MetaLearner, problem: SupervisedProblem) -> OuterStep:
@@ -351,7 +351,7 @@ def make_callbacks(config: SupervisedConfig, learner: MetaLearner, problem: Supe
 
 
 NOT_GRADIENT_STEPS = ("sign_maml", "moreau", "imaml")
-"""Updates to whose inner steps the bound on alpha L does not apply: they are not `w - alpha g`."""
+"""Updates whose inner steps are not `w - alpha g`, so the bound on alpha L does not apply."""
 
 
 def summarize(run: Run[SupervisedConfig], curves: Curves) -> dict[str, Any]:
@@ -375,11 +375,11 @@ def summarize(run: Run[SupervisedConfig], curves: Curves) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any], curves: Curves) -> str:
-    """The adaptation curve, and what the theory is about."""
+    """The adaptation curve, and the quantities of the theory."""
     lines = [curves.table(results["score"], digits=4)]
     lines += [f"{key}: {value:.3g}" for key, value in results["theory"].items() if value is not None]
     lines += [f"{key}: {value:,}" for key, value in results["counts"].items()]
-    lines += [f"{results['seconds_per_iteration']:.4f} s per iteration; everything is in {results['run']}"]
+    lines += [f"{results['seconds_per_iteration']:.4f} s per iteration; results are in {results['run']}"]
     return "\n".join(lines)
 
 

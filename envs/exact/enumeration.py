@@ -66,7 +66,7 @@ def trajectories(
     horizon, states, actions = tasks.horizon, tasks.num_states, tasks.num_actions
     number = actions**horizon * states ** (horizon - 1)
     if number > LARGEST:
-        raise ValueError(f"horizon, states and actions must make at most {LARGEST} trajectories, they make {number}")
+        raise ValueError(f"horizon, states and actions must give at most {LARGEST} trajectories, got {number}")
     # Count through all combinations: one digit for each action and for each state after the first.
     sizes = [actions] * horizon + [states] * (horizon - 1)
     columns = torch.unravel_index(torch.arange(number), sizes)
@@ -178,7 +178,7 @@ class EnumeratedTaskBatch:
         number = len(self.known.states)
         self.num_tasks = number ** check_int("steps", steps, minimum=0)
         if self.num_tasks > LARGEST:
-            raise ValueError(f"steps must leave at most {LARGEST} outcomes, {number} ** {steps} are more")
+            raise ValueError(f"steps must give at most {LARGEST} outcomes, got {number} ** {steps}")
         self.weights = torch.ones(self.num_tasks, dtype=self.known.rewards.dtype)
         self._ahead = list(torch.unravel_index(torch.arange(self.num_tasks), [number] * steps)) if steps else []
         self._distribution = Categorical(tasks.num_actions)

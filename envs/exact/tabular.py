@@ -24,7 +24,7 @@ from metarl.types import Params, TaskParams
 
 
 class TabularEnv(FunctionalEnv):
-    """The functions; the state is the state's number `[n, 1]`, observed as an integer `[n]`.
+    """The functions; the state is an index `[n, 1]`, observed as an integer `[n]`.
 
     `task["transitions"]` is P `[n, S, A, S]`, `task["rewards"]` is R `[n, S, A]`. No state is terminal.
     """

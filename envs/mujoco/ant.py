@@ -49,7 +49,7 @@ class AntVectorEnv(MujocoVectorEnv):
         self.contact_forces = self.rewards.contact_cost_weight > 0 or self.observation[CONTACTS]
 
     def read(self, model: MjModel, data: MjData, i: int) -> None:
-        """Places as MuJoCo leaves them after a step: of the integrator's last stage, a little behind the state."""
+        """The torso's place as MuJoCo leaves it after a step: from the integrator's last stage, a little late."""
         self._torso[i] = data.xpos[1, :2]
         if self.contact_forces:
             self._forces[i] = data.cfrc_ext

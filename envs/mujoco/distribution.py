@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Body(NamedTuple):
-    """A walker: Gymnasium's environment of one, and ours of many."""
+    """A walker: Gymnasium's environment for one, and ours for many."""
 
     env: Callable[..., MujocoEnv]
     vector: type[MujocoVectorEnv]
@@ -47,7 +47,7 @@ class Body(NamedTuple):
 
 
 class MujocoDistribution(EnvDistribution):
-    """Tasks for one body; a subclass has the objective and the space of ONE task's parameters.
+    """Tasks for one body; a subclass defines the objective and the space of ONE task's parameters.
 
     Args:
         body: the walker.
@@ -91,7 +91,7 @@ class MujocoDistribution(EnvDistribution):
         return TaskEnv(env, self.objective, one, self.horizon)
 
     def make_vec(self, task: TaskParams, episodes: int, device: torch.device | str = "cpu") -> MujocoVectorEnv:
-        """As `EnvDistribution.make_vec`, in numpy: MuJoCo runs on the CPU, whatever the `device`."""
+        """As `EnvDistribution.make_vec`, in numpy: MuJoCo always runs on the CPU."""
         check_int("episodes", episodes)
         check_device(device)
         tasks = check_tasks(self.space, task)

@@ -1,4 +1,4 @@
-"""T x E MuJoCo environments of one body as a Gymnasium vector environment, bit for bit those made one by one."""
+"""T x E MuJoCo environments of one body as a Gymnasium vector environment, bit for bit equal to single ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
 
     Autoreset is disabled: an environment that has ended is not stepped. Its state and flags stay as they are and its
     reward is 0 until `reset`. An episode is truncated at its step `horizon`, unless it terminates on that step. As in
-    Gymnasium's vector environments, environment i of `reset(seed=s)` starts as a single one does with `seed=s + i`.
+    Gymnasium's vector environments, environment i of `reset(seed=s)` starts like a single one with `seed=s + i`.
 
     Args:
         env: one environment of this body, for its spaces, time step and initial state.
@@ -67,19 +67,22 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
         horizon: int,
         threads: int | None = None,
     ) -> None:
+        # The interface of Gymnasium's vector environments.
         self.num_envs, self.horizon = len(models), horizon
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
         self.observation_space = batch_space(env.observation_space, self.num_envs)
         self.action_space = batch_space(env.action_space, self.num_envs)
         self._action_shape = (self.num_envs, env.model.nu)
+        # The body, and what differs between tasks.
         self._dt, self._init_qpos, self._init_qvel = env.dt, env.init_qpos, env.init_qvel
         self._objective, self.rewards, self.observation = objective, rewards, observation
         self._task = {k: np.repeat(v, self.num_envs // len(v), 0) for k, v in task.items()}  # [N, ...]
         self.allocate(env.model)
         self.physics = Physics(models, env.frame_skip, self.contact_forces, threads)
+        # The running episodes.
         self._rngs: list[np.random.Generator] = []
         self._all = range(self.num_envs)
-        self._steps = np.zeros(self.num_envs, dtype=np.int64)  # of the running episodes
+        self._steps = np.zeros(self.num_envs, dtype=np.int64)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._terminated = np.zeros(self.num_envs, dtype=bool)
 

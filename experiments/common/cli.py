@@ -45,7 +45,7 @@ def parse(
     default: T | None = None,
     processes: Processes = ALONE,
 ) -> T:
-    """The arguments as a `config`, over `default` if it is given. A wrong one is one line and exit code 2."""
+    """The arguments as a `config`, over `default` if it is given. A wrong argument prints one line and exits with 2."""
     given: dict[str, Any] = {} if default is None else {"default": default}
     given |= {"args": arguments, "prog": script, "description": description}
     box = io.StringIO()
@@ -69,7 +69,7 @@ def _to_one_line(box: str) -> str:
 
 
 def prepare(function: Callable[[], T], processes: Processes = ALONE) -> T:
-    """`function()`, which checks everything; a `ValueError` is one line and exit code 2. Call it before writing.
+    """The result of `function()`. A `ValueError` prints one line and exits with 2. Call it before anything is written.
 
     Files that cannot be used and sizes that do not fit into memory end the program in the same way.
     With several processes, the error must be the same in all of them (see `Processes.together`).
@@ -87,7 +87,7 @@ def prepare(function: Callable[[], T], processes: Processes = ALONE) -> T:
 def _refuse(error: object, processes: Processes) -> NoReturn:
     if processes.is_first:
         _print_error(f"error: {error}")
-    processes.gather_objects(None)  # the first one that leaves ends the others: not before the line is out
+    processes.gather_objects(None)  # the first process that exits ends the others: wait for the line
     raise SystemExit(BAD_INPUT)
 
 
@@ -118,7 +118,7 @@ def check_output(argument: str, path: Path, what: str = "a file that can be writ
         if not existing.is_dir():
             raise ValueError(f"{wanted}: {existing} is not a folder")
         with tempfile.TemporaryDirectory(dir=existing) as tried:
-            Path(tried, path.name).touch()  # also a name too long
+            Path(tried, path.name).touch()  # also finds a name that is too long
         if path.exists():
             os.close(os.open(path, os.O_WRONLY))
     except OSError as error:
@@ -182,7 +182,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def one_line_errors(hint: str = "", processes: Processes = ALONE) -> Iterator[None]:
-    """End the program with one line, and `hint`, for errors that a user can do something about.
+    """End the program with one line, and `hint`, for errors that a user can fix.
 
     Exit code 1: a NaN, another process or a worker that ended. Exit code 2: a file or folder that cannot be read or
     written, too little memory. Exit code 128 + n: signal n (Ctrl-C, SIGTERM, SIGHUP, and silently SIGPIPE, when nobody
@@ -215,7 +215,7 @@ def one_line_errors(hint: str = "", processes: Processes = ALONE) -> Iterator[No
 
 
 CONDITIONS = (OSError, MemoryError, RecursionError, OverflowError, RuntimeError, ValueError)
-"""Kinds of exceptions among which are those of the machine, and of sizes and files beyond its limits."""
+"""Kinds of exceptions that missing memory, files and sizes beyond the machine's limits can raise."""
 
 
 def explain(error: BaseException) -> str | None:
@@ -262,7 +262,7 @@ def _print_error(line: str) -> None:
 
 
 def _drop_unprintable() -> None:
-    """Drop what a closed stdout cannot take any more, or Python would complain about it at exit."""
+    """Drop output that a closed stdout cannot take; Python would report it at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -271,7 +271,7 @@ def _drop_unprintable() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Put the null device where one of the three was closed, before another file gets its number."""
+    """Open the null device for each closed standard stream, before another file gets its number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -307,7 +307,7 @@ def _raise_at_signals() -> Iterator[None]:
 
 @contextmanager
 def _resend_lost_signals() -> Iterator[None]:
-    """Send a signal again a moment later if it came in a finalizer, where Python drops what a handler raises."""
+    """Send a signal again if it came during a finalizer, where Python drops exceptions."""
     usual = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -326,7 +326,7 @@ def _resend_lost_signals() -> Iterator[None]:
 
 @contextmanager
 def _silence_writers() -> Iterator[None]:
-    """Leave out the traceback of a thread that cannot write a file: the error comes when it is given more."""
+    """Hide the traceback of a thread that cannot write a file: its next input raises the error again."""
     usual = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
@@ -339,7 +339,7 @@ def _silence_writers() -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """Another value of an attribute, for a while."""
+    """Replace an attribute inside the block."""
     usual = getattr(owner, name)
     setattr(owner, name, value)
     try:

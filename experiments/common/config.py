@@ -1,4 +1,4 @@
-"""Settings that every training run has, and `config.json`: written with what they ran on, read without trusting it."""
+"""Settings that every training run has, and `config.json`: written with versions and device, read with checks."""
 
 import dataclasses
 import json
@@ -26,12 +26,12 @@ from metarl.schedules import Linear
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Settings that every training run has. A script adds its own, and says what they build."""
+    """Settings that every training run has. A script adds its own, and builds a learner from them."""
 
     script: ClassVar[str]
     """The command, for messages."""
     added: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
-    """Settings that runs of older versions lack, and what these runs trained with."""
+    """Settings that older versions did not write, with the values they trained with."""
 
     outer: str = "maml"
     """Outer update: maml, fo_maml, hf_maml, multi_step_maml, e_maml, sign_maml, moreau, reptile, imaml, or your own."""
@@ -72,7 +72,7 @@ class RunConfig:
 
     @property
     def about(self) -> str:
-        """What is trained on, for names and titles."""
+        """The environment or problem, for names and titles."""
         raise NotImplementedError
 
     def settle(self) -> Self:
@@ -91,7 +91,7 @@ class RunConfig:
     def parse(
         cls, arguments: Sequence[str], description: str | None, processes: Processes, saved: Self | None = None
     ) -> Self:
-        """The command line as settings; a resumed run's `saved` ones are the defaults."""
+        """The settings on the command line; a resumed run's `saved` settings are the defaults."""
         kind = cls if saved is None else type(saved)
         return cli.parse(kind, arguments, cls.script, description, saved, processes)
 
@@ -104,7 +104,7 @@ class RunConfig:
 C = TypeVar("C", bound=RunConfig)
 
 NOT_SETTINGS = ("resume", "json")
-"""Options that concern one call, and are not part of a run."""
+"""Options of one call, which are not part of a run."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
-        raise ValueError(f"it must be a JSON object, found {found!r:.60}")
+        raise ValueError(f"it must be a JSON object, got {found!r:.60}")
     return found
 
 
@@ -212,7 +212,7 @@ def from_json(name: str, value: object, hint: Any) -> Any:
         return float(value)
     elif isinstance(hint, type) and type(value) is hint:
         return value
-    raise ValueError(f"{name} must be {_describe(hint)}, found {value!r:.60}")
+    raise ValueError(f"{name} must be {_describe(hint)}, got {value!r:.60}")
 
 
 def _describe(hint: Any) -> str:
@@ -222,7 +222,7 @@ def _describe(hint: Any) -> str:
 
 
 def to_json(config: RunConfig, processes: Processes) -> dict[str, Any]:
-    """The settings with what they ran on: versions, commit, device, number of processes and their launch."""
+    """The settings with versions, commit, device, number of processes and their launch."""
     return {**describe_setup(config), "processes": processes.size, "launch": launch()}
 
 
@@ -242,7 +242,7 @@ OF_LEARNER = {"learning_rate": "learning_rate", "schedule": "anneal_iterations"}
 
 
 def read_changes(folder: Path) -> list[dict[str, Any]]:
-    """The changes so far, with `from` and `to` of each setting; empty for most runs.
+    """The changes so far, with `from` and `to` of each setting; often empty.
 
     Raises:
         ValueError: when `config.json` has something else there.

@@ -27,7 +27,7 @@ class Curve(NamedTuple):
 
 def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str, score: str = "return") -> Figure:
     """The mean score on held-out tasks after each gradient step: a line with its 95 % band for each of `curves`."""
-    beside = len(curves) > 3  # more than a legend in a corner can name
+    beside = len(curves) > 3  # too many for a legend in a corner
     figure = new_figure(7.0 if beside else 5.5, 3.8)
     ax = figure.subplots()
     ax.set_prop_cycle(

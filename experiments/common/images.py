@@ -21,7 +21,7 @@ SHIPPED: dict[str, Callable[[], Splits]] = {"digits": digits, "mnist1d": mnist1d
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
-    """Classes of a task, and the network that tells them apart."""
+    """Classes of a task, and the network that classifies them."""
 
     ways: int = 5
     """Classes of a task (N)."""
@@ -33,7 +33,7 @@ class NetworkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings(NetworkSettings):
-    """Which images, and the network that tells them apart."""
+    """Images, and the network that classifies them."""
 
     data: str = "digits"
     """digits, mnist1d, or a folder of class folders of images; its folders train, val and test are used as they are."""
@@ -77,7 +77,7 @@ def build_few_shot(given: ImageSettings, shots: int, queries: int, device: torch
 
 
 def check_applies(given: ImageSettings) -> None:
-    """A setting that does not apply to the data or to the network is an error, not ignored.
+    """Check that every setting applies to the data and the network.
 
     Raises:
         ValueError: naming it.

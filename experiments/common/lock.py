@@ -70,7 +70,7 @@ class FolderLock:
 
 
 def holder(folder: Path) -> str | None:
-    """Who writes to `folder` now, as `process 17 on machine`, or nothing if nobody does."""
+    """The process that writes to `folder` now, as `process 17 on machine`, or nothing if nobody does."""
     path = folder.resolve() / LOCK_FILE
     with _guard:
         if path in _held:

@@ -14,7 +14,7 @@ from metarl.experiments.train_supervised import SupervisedConfig
 from metarl.processes import Processes
 
 KINDS: Mapping[str, type[RunConfig]] = {"env": TrainConfig, "problem": SupervisedConfig}
-"""What may be opened, by the setting that only these runs have."""
+"""Kinds of runs that can be opened, by a setting that only they have."""
 
 
 class AnyConfig(RunConfig):
@@ -44,5 +44,5 @@ def open_learner(folder: Path, changes: Mapping[str, Any], plugins: Iterable[str
     check_changeable(before, changes)
     allowed = tuple(plugins)
     if unknown := [name for name in saved.plugins if name not in {*allowed, *sys.modules}]:
-        raise ValueError(f"plugins must name what the run imports, if you trust it: {unknown} of {folder}")
+        raise ValueError(f"plugins must name the modules {unknown} that {folder} imports, if you trust them")
     return load_run(AnyConfig, folder, {"plugins": allowed, **changes}, processes)

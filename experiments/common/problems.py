@@ -130,14 +130,14 @@ class Defaults(NamedTuple):
     sign_inner_lr: float
     learning_rate: float
     optimizer: Literal["adam", "sgd"]
-    anywhere: bool = False  # or else on the CPU only
+    anywhere: bool = False  # whether it runs on other devices than the CPU
 
 
 class Entry(NamedTuple):
     """A problem by its name."""
 
     about: str  # one line of help
-    settings: type  # what `build` can be given
+    settings: type  # the settings that `build` takes
     build: Callable[[Any, torch.device, int], SupervisedProblem]  # from settings, a device and a seed
     defaults: Defaults
 
@@ -164,7 +164,7 @@ def batch_sizes(given: BatchSettings, points: float = math.inf) -> BatchSizes:
 
 
 def quadratic_points(problem: Quadratics) -> Callable[[float, int], Mapping[str, Params]]:
-    """Where each objective is stationary."""
+    """The stationary points of each objective."""
 
     def points(alpha: float, steps: int) -> Mapping[str, Params]:
         a = problem.curvatures
@@ -261,7 +261,7 @@ def few_shot(given: FolderSettings, device: torch.device, seed: int) -> Supervis
     try:
         return SupervisedProblem(train, dataclasses.replace(sources.test, shots=shots))
     except ValueError as error:
-        raise ValueError(f"eval_shots = {shots} cannot be: {error}") from None
+        raise ValueError(f"eval_shots must suit the data, got {shots}: {error}") from None
 
 
 RANDOM, SINUSOID = Defaults(20, 0.25, 0.02, 0.1, "sgd"), Defaults(25, 0.01, 0.001, 1e-3, "adam", anywhere=True)

@@ -78,12 +78,12 @@ def open_run(kind: type[C], arguments: Sequence[str] | None, description: str | 
             run = cli.prepare(lambda: new_run(config, processes), processes)
         else:
             saved = cli.prepare(lambda: processes.from_first(lambda: read_config(kind, folder)), processes)
-            # The run's settings are the defaults, so whatever differs from them was given on the command line.
+            # The run's settings are the defaults, so every difference comes from the command line.
             spans_all = saved.anneal_iterations == saved.iterations
             defaults = dataclasses.replace(saved, anneal_iterations=None) if spans_all else saved
             given = anneal_to_the_end(kind.parse(words, description, processes, defaults))
             run = cli.prepare(lambda: resume_run(folder, saved, given, processes), processes)
-        hint = f"; the last good checkpoint is {run.folder / 'checkpoint.pt'}, to go on: --resume {run.folder}"
+        hint = f"; the last good checkpoint is {run.folder / 'checkpoint.pt'}; to resume: --resume {run.folder}"
         with write_run(run, hint):
             yield run
 
@@ -132,7 +132,7 @@ def train_run(run: Run[C], callbacks: Sequence[Callback], messages: TextIO | Non
     elif learner.processes.is_first:
         log.repair(learner.iterations)
     if learner.stopped_by is not None:
-        where = f"saved after iteration {learner.iterations}; to go on: --resume {folder}"
+        where = f"saved after iteration {learner.iterations}; to resume: --resume {folder}"
         tell(f"stopped by {learner.stopped_by}, {where}")
         raise SystemExit(cli.SIGNAL_BASE + signal.Signals[learner.stopped_by])
 
@@ -154,7 +154,7 @@ def finish(run: Run[C], results: Mapping[str, Any], figures: Mapping[str, Figure
 def new_run(config: C, processes: Processes = ALONE) -> Run[C]:
     """A new run. Its folder is made last, after all settings have been checked.
 
-    If torchrun starts the processes again after one was killed, they go on with the run they had begun.
+    If torchrun starts the processes again after one was killed, they continue the run that they had started.
 
     Raises:
         ValueError: naming the setting that cannot work, or the folder that exists.
@@ -164,7 +164,7 @@ def new_run(config: C, processes: Processes = ALONE) -> Run[C]:
     learner = processes.together(lambda: config.build_learner(processes))
     restarted = processes.any(restarts() > 0)  # on several machines, only the killed process's may count the restart
     name = config.name
-    assert name is not None  # it has been settled
+    assert name is not None  # `settle` fills it in
     folder = config.log_dir / name
     lock = FolderLock(folder)
 
@@ -244,7 +244,7 @@ def _describe_taken(folder: Path) -> str:
     by = holder(folder)
     if by is not None:
         return f"{folder} exists and is being written by {by}; choose another --name"
-    return f"{folder} exists; choose another --name, or go on with it: --resume {folder}"
+    return f"{folder} exists; choose another --name, or resume it: --resume {folder}"
 
 
 @contextmanager
@@ -313,7 +313,7 @@ def _begin_again(
     folder: Path, config: RunConfig, learner: MetaLearner, changed: Mapping[str, tuple[Any, Any]], restarted: bool
 ) -> None:
     done = learner.iterations
-    finished = is_finished(folder, done) and not restarted  # a run that was killed while it finished goes on
+    finished = is_finished(folder, done) and not restarted  # after a kill in its final evaluation a run continues
     if config.iterations < done or (config.iterations == done and finished):
         further = f"the run is finished; to train further: --resume {folder} --iterations N, N > {done}"
         raise ValueError(

@@ -116,7 +116,7 @@ def test_what_was_closed_cannot_be_stepped_and_others_take_its_place() -> None:
     vec.reset(seed=0)
     tasks.close()
     for act in (lambda: vec.step(np.zeros(2, int)), lambda: vec.reset(seed=0)):
-        with pytest.raises(ClosedEnvironmentError, match="make others"):
+        with pytest.raises(ClosedEnvironmentError, match="make new ones"):
             act()
     again = tasks.make_vec({"length": [3]}, 2)
     again.reset(seed=0)

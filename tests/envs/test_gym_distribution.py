@@ -309,7 +309,7 @@ CONSTRUCTOR: list[tuple[dict[str, Any], str]] = [
     ({"env": "no_module:Pendulum-v1", "space": G}, "env must be.*No module named 'no_module'"),
     ({"env": Countdown()}, "env must be an environment's id or a function"),
     ({"env": no_environment, "set_task": set_length}, "env must return a gymnasium.Env, got 'no environment'"),
-    ({"env": "Pendulum-v1"}, r"env must be one that.*\{'length': 4\}, got TypeError.*'length'"),
+    ({"env": "Pendulum-v1"}, r"env must accept the parameters.*\{'length': 4\}, got TypeError.*'length'"),
     ({"space": {"length": Discrete(3)}}, "space must be a gymnasium.spaces.Dict.*Discrete"),
     ({"space": Dict({})}, "space must be a gymnasium.spaces.Dict with at least one"),
     ({"space": Dict({"length": Text(3)})}, r"space\['length'\] must be a bounded Box"),

@@ -262,7 +262,7 @@ def test_what_cannot_be_sent_is_refused_before_anything_starts() -> None:
         "set_task": lambda env, task: None,
         "env_kwargs": {"length": (i for i in "a generator")},
     }.items():
-        with pytest.raises(ValueError, match=f"^{name} must be picklable to be sent to workers.*top level of a module"):
+        with pytest.raises(ValueError, match=f"^{name} must be picklable for workers.*top level of a module"):
             GymDistribution(**{**good, name: value})
         assert GymDistribution(**{**good, name: value, "workers": 0}).horizon == 3
     assert multiprocessing.active_children() == children

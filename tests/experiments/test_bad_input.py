@@ -134,7 +134,7 @@ CASES = [
     Bad("evaluate", "done --step-schedule doubled", ("--step-schedule", "doubled")),
     Bad("evaluate", "done --device cuda:9", ("device must", "'cuda:9'")),
     Bad("evaluate", "done --plugins no_such_module", ("plugins must", "'no_such_module'")),
-    Bad("evaluate", "ring --ood", ("NavigationRing", "no tasks out of its distribution")),
+    Bad("evaluate", "ring --ood", ("NavigationRing", "no out-of-distribution tasks")),
     *(
         Bad("train_supervised", f"sinusoid --name huge --{name} {2**62}", (name.replace("-", "_"), "fit into memory"))
         for name in ("meta-batch-size", "shots", "queries", "eval-tasks", "eval-steps", "final-tasks", "inner-steps")
@@ -145,7 +145,7 @@ CASES = [
     Bad("compare", "--outer maml maml", ("outer", "none twice", "maml")),
     Bad("compare", "--env navigatoin", ("env must", "'navigatoin'")),
     Bad("compare", "--env-steps 0", ("env_steps must", "got 0")),
-    Bad("compare", "--outer maml --env-steps 10", ("env_steps must", "10 do not")),
+    Bad("compare", "--outer maml --env-steps 10", ("env_steps must", "got 10")),
     Bad("compare", "--env-steps nan", ("--env-steps", "nan")),
     Bad("compare", "--seeds 1 1", ("seeds", "(1, 1)")),
     Bad("compare", "--seeds 0 -1", ("seed", "-1")),

@@ -97,7 +97,11 @@ def test_options_are_those_that_apply(name: str) -> None:
         *(("sinusoid", {name: 0}, f"^{name} must be") for name in ("shots", "queries", "eval_shots")),
         *(("digits", {name: 0}, f"^{name} must be") for name in ("ways", "shots", "queries", "eval_shots")),
         ("digits", {"hidden": (0,)}, "^hidden must be"),
-        ("digits", {"eval_shots": 100}, "^eval_shots = 100 cannot be: .* must have at least 115 images, found 58"),
+        (
+            "digits",
+            {"eval_shots": 100},
+            "^eval_shots must suit the data, got 100: .* at least 115 images, found 58",
+        ),
         ("digits", {"ways": 21}, "^ways must be at most"),
         ("digits", {"network": "conv4"}, "^network conv4 needs square images"),
         ("images", {}, "^data must be a folder of class folders of images, got ''"),

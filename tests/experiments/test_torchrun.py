@@ -146,7 +146,7 @@ def test_resumed_by_another_number(pool: Pool, whole: Path, tmp_path: Path) -> N
     ("line", "wanted"),
     [
         ("--log-dir .", "name must be given under torchrun"),
-        ("--name done", "done exists; choose another --name, or go on with it: --resume done"),
+        ("--name done", "done exists; choose another --name, or resume it: --resume done"),
         ("--name new --outer mamel", "outer must .* did you mean 'maml'"),
         ("--name new --iteration 3", "--iteration"),
         ("--name new --meta-batch-size 1", "meta_batch_size must be at least 2, the number of processes, got 1"),

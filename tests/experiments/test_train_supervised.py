@@ -193,7 +193,7 @@ def test_table(tmp_path: Path) -> None:
         assert numbers == pytest.approx(wanted, abs=5.1e-5)
     assert f"grad_norm: {found['theory']['grad_norm']:.3g}" in lines
     assert f"samples: {2 * 2 * 3 * 40}" in lines  # iterations, tasks, batches, points
-    assert lines[-1].endswith(f"everything is in {tmp_path / 'run'}")
+    assert lines[-1].endswith(f"results are in {tmp_path / 'run'}")
 
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -478,7 +478,7 @@ def test_a_number_that_is_none_is_one_line(tmp_path: Path) -> None:
     assert outcome.code == 1
     last = outcome.err.splitlines()[-1]
     assert re.fullmatch(
-        r"error: NaN or infinity in .*; the last good checkpoint is .*checkpoint\.pt, to go on: --resume .*", last
+        r"error: NaN or infinity in .*; the last good checkpoint is .*checkpoint\.pt; to resume: --resume .*", last
     )
     assert runs.saved(tmp_path / "run")["iterations"] == 0
 
@@ -548,7 +548,7 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("sinusoid --outer-step fallah --inner-steps 2", ("inner_steps must be 1", "'fallah'", "got 2")),
     (
         "two_quadratics --outer e_maml --outer-options baseline=trajectories",
-        ("outer_options need at least 2 points of a task", "got 1"),
+        ("D_in must have at least 2 points of a task", "got 1"),
     ),
     # images
     ("images", ("data must be a folder", "''")),

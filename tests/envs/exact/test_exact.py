@@ -207,9 +207,9 @@ def test_sampled_gradients_are_autograds() -> None:
 
 def test_too_much_to_enumerate() -> None:
     tasks, task, _ = two_states()
-    with pytest.raises(ValueError, match="must make at most 1000000 trajectories, they make 2147483648"):
+    with pytest.raises(ValueError, match="must give at most 1000000 trajectories, got 2147483648"):
         trajectories(TabularMDP(horizon=16), task)
-    with pytest.raises(ValueError, match=r"at most 1000000 outcomes, 32 \*\* 4"):
+    with pytest.raises(ValueError, match=r"at most 1000000 outcomes, got 32 \*\* 4"):
         EnumeratedTaskBatch(tasks, task, TabularSoftmax(2, 2), reinforce, steps=4)
 
 

@@ -291,7 +291,7 @@ def wrapped(kind: str, freeze: bool = False) -> Any:
 
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_wrappers_that_learn_are_refused_where_they_are_used_again(kind: str) -> None:
-    message = rf"env must not learn where set_task.*got {WRAPPERS[kind][1]}, .*normalize_observations=True"
+    message = rf"env must not learn if set_task.*got {WRAPPERS[kind][1]}, .*normalize_observations=True"
     with pytest.raises(ValueError, match=message):
         GymDistribution(wrapped(kind), LENGTH, horizon=3, set_task=set_length)
     with pytest.warns(UserWarning, match=f"env has {WRAPPERS[kind][1]}, which learn.*not independent"):
