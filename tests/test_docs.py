@@ -47,7 +47,7 @@ def test_getting_started(in_folder: Path) -> None:
         assert names["learner"].iterations == 2
         assert names["action"].shape == (2,)
         learner = metarl.MetaLearner(
-            names["source"], "clipped_fo_maml", outer_options={"longest": 0.5}, meta_batch_size=2
+            names["source"], "clipped_fo_maml", outer_options={"max_norm": 0.5}, meta_batch_size=2
         )
         assert learner.learn(1).iterations == 1
 

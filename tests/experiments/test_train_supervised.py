@@ -556,7 +556,7 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("images --data empty", ("empty must be a folder of class folders",)),
     ("images --data pictures --ways 3 --queries 2", ("ways must be at most 2", "got 3")),
     ("images --data pictures --ways 2 --queries 3", ("at least 4 images, found 3",)),
-    ("images --data pictures --ways 2 --queries 2 --eval-shots 2", ("eval_shots = 2 cannot be",)),
+    ("images --data pictures --ways 2 --queries 2 --eval-shots 2", ("eval_shots must suit the data, got 2",)),
     ("images --data pictures --ways 2 --queries 2 --image-size 15", ("image_size must", "got 15")),
     ("images --data pictures --color red", ("--color", "red")),
     # going on

@@ -4,7 +4,7 @@
 
 Measures every registered outer update, with every surrogate and every choice of Hessian data, by Monte Carlo through
 the real reinforcement-learning oracle; on the tabular problem also by enumeration, without sampling. Known wrong
-formulas must fail. Exit code 1 if an estimator is not what it is documented to be.
+formulas must fail. Exit code 1 if an estimator does not have its documented bias.
 """
 
 import json

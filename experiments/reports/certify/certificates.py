@@ -1,4 +1,4 @@
-"""The certificate of an estimator: measured by sampling or exactly, is it what it is documented to be?"""
+"""The certificate of an estimator: does it have its documented bias, by sampling or exactly?"""
 
 from typing import Any, TypeAlias
 

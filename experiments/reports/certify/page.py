@@ -15,7 +15,7 @@ INTRODUCTION = """\
 
 What each outer update returns on average, measured through the library's own code on two problems with known exact
 answers. This page is written by `metarl certify --write docs/certificates.md`. The same command checks every row and
-ends with exit code 1 if an estimator is not what it is documented to be.
+ends with exit code 1 if an estimator does not have its documented bias.
 
 An inner step can be seen in two ways, which lead to two different objectives:
 
@@ -98,7 +98,7 @@ Relative error of each surrogate's expected second derivative on the same proble
 """
 
 WRONG = """\
-## Wrong formulas, seen to fail
+## Wrong formulas, which must fail
 
 Formulas from published code, on the bandit, each next to the right one measured by the same code. The right formula
 must be within {limit} SE of its target, the wrong one more than {seen:g} SE away.
@@ -173,7 +173,7 @@ def verdict_on_formula(row: Certificate) -> str:
     """The verdict on a right or a wrong formula."""
     if row["failed"]:
         return "**FAILS** its certificate"
-    return "right: passes" if row["right"] else "wrong: seen to fail"
+    return "right: passes" if row["right"] else "wrong: fails, as it must"
 
 
 ESTIMATOR: Columns = {"update": text("label"), "surrogate": text("surrogate"), "D_h": text("hessian_data")}

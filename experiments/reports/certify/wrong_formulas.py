@@ -88,7 +88,7 @@ def enumerate_formulas() -> list[Formula]:
 
 
 def certify_formulas(samples: int) -> list[Certificate]:
-    """Each formula measured: a right one must pass, a wrong one must be seen to fail."""
+    """Each formula measured: a right one must pass, a wrong one must fail."""
     return [row(formula, samples) for formula in enumerate_formulas()]
 
 
