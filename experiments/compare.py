@@ -17,6 +17,7 @@ import numpy as np
 
 from metarl.errors import check_choice, check_int
 from metarl.experiments.common import cli
+from metarl.experiments.common.evaluation import summarize_seeds
 from metarl.experiments.common.figures import Curve, adaptation_figure
 from metarl.experiments.common.lock import FolderLock
 from metarl.experiments.common.options import check_distinct
@@ -26,7 +27,6 @@ from metarl.experiments.train import TrainConfig, train
 from metarl.files import write_atomically, write_json
 from metarl.logging import read_metrics
 from metarl.outer import OUTER
-from metarl.statistics import confidence_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +146,7 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over seeds and tasks, with 95 % intervals over both."""
     scores = np.asarray([result["scores"] for result in results])  # [seeds, K + 1, tasks]
     return {
-        "mean": scores.mean((0, 2)).tolist(),
-        "ci95": [confidence_interval(scores[:, step]) for step in range(scores.shape[1])],
-        "by_seed": scores.mean(2).tolist(),
+        **summarize_seeds(scores),
         "iterations": results[0]["iterations"],
         "env_steps": statistics.mean(result["env_steps"] for result in results),
         "seconds_per_iteration": statistics.median(result["seconds"] for result in results),

@@ -31,6 +31,7 @@ from metarl.errors import check_choice, check_int, check_real
 from metarl.evaluation import evaluate
 from metarl.experiments.common import cli
 from metarl.experiments.common.config import describe_setup
+from metarl.experiments.common.evaluation import summarize_seeds
 from metarl.experiments.common.figures import Curve, adaptation_figure
 from metarl.experiments.common.images import ImageSettings, Sources, build_few_shot, build_network
 from metarl.experiments.common.lock import FolderLock
@@ -42,7 +43,6 @@ from metarl.inner import sgd
 from metarl.outer import OUTER, inner_defaults
 from metarl.random import torch_generator
 from metarl.schedules import Linear
-from metarl.statistics import confidence_interval
 from metarl.supervised.class_sets import ClassSet, as_floats
 from metarl.supervised.few_shot import FewShot
 from metarl.types import Params, Rule
@@ -129,8 +129,8 @@ def run_all(setup: Setup) -> None:
     results = {**describe_setup(given), "results": rows}
     write_json(setup.folder / "comparison.json", results)
     curves = {name: Curve(row["mean"], row["ci95"]) for name, row in rows.items()}
-    figure = adaptation_figure(curves, f"{Path(given.data).name}: {given.ways}-way {given.shots}-shot, new classes")
-    figure.axes[0].set_ylabel("accuracy")
+    title = f"{Path(given.data).name}: {given.ways}-way {given.shots}-shot, new classes"
+    figure = adaptation_figure(curves, title, "accuracy")
     write_atomically(setup.folder / "comparison.png", figure.savefig)
     print(json.dumps(results) if given.json else table(rows))
 
@@ -170,9 +170,7 @@ def compare(setup: Setup, name: str) -> dict[str, Any]:
     return {
         "inner_lr": best,
         "validation": {str(size): value if np.isfinite(value) else None for size, value in pilots.items()},
-        "mean": scores.mean((0, 2)).tolist(),
-        "ci95": [confidence_interval(scores[:, step]) for step in range(scores.shape[1])],
-        "by_seed": scores.mean(2).tolist(),
+        **summarize_seeds(scores),
         "seconds_per_iteration": statistics.median(run.seconds for run in runs),
     }
 

@@ -34,10 +34,7 @@ def load(run: str | Path, *, plugins: Iterable[str] = (), processes: Processes =
     try:
         opening = importlib.import_module("metarl.experiments.common.opening")
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"run needs the packages agents, envs and experiments that come with metarl, but {error}; "
-            "is there a folder with the name of one of them where you started Python?"
-        ) from error
+        raise ValueError(f"run needs metarl.experiments, which cannot be imported: {error}") from error
     learner = opening.open_learner(Path(run), changes, plugins, processes)
     assert isinstance(learner, MetaLearner)
     return learner

@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from metarl import Evaluation, MetaLearner, evaluate
 from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.random import Stream, stream_generator
+from metarl.statistics import confidence_interval
 from metarl.types import Params, TaskSource
 
 Schedule = Literal["halved", "constant"]
@@ -49,6 +53,15 @@ def evaluate_held_out(
         return evaluate(params, tasks, rules, learner.processes, learner.engine)
 
     return Curves(curve(learner.params), curve(learner.source.initial_params()))
+
+
+def summarize_seeds(scores: npt.NDArray[np.floating[Any]]) -> dict[str, Any]:
+    """Means of scores `[seeds, steps + 1, tasks]` after each step, with 95 % intervals over seeds and tasks."""
+    return {
+        "mean": scores.mean((0, 2)).tolist(),
+        "ci95": [confidence_interval(scores[:, step]) for step in range(scores.shape[1])],
+        "by_seed": scores.mean(2).tolist(),
+    }
 
 
 def step_sizes(learner: MetaLearner, steps: int, schedule: Schedule = "halved") -> list[float]:
