@@ -36,7 +36,7 @@ from metarl.functional_call import call
 from metarl.inner import adapt_stepwise
 from metarl.random import Stream, stream_generator
 from metarl.rl import ReinforcementLearning
-from metarl.rl.actions import clipper
+from metarl.rl.actions import make_clipper
 from metarl.tree import float_leaf, take
 from metarl.types import Params, TaskParams
 
@@ -162,7 +162,7 @@ def actor(
     policy: nn.Module, params: Params, space: gymnasium.Space[Any], actions: str = "clip"
 ) -> Callable[[Any], Any]:
     """The policy of a task: the mean action, sent as in training, or the most likely one."""
-    send = clipper(space, torch.device("cpu"), actions)
+    send = make_clipper(space, torch.device("cpu"), actions)
 
     @torch.no_grad()
     def act(observation: Any) -> Any:

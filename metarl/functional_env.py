@@ -57,7 +57,7 @@ class FunctionalEnv(ABC):
 
     @abstractmethod
     def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
-        """What the agent sees, `[n, ...]`, in the type of `observation_space`."""
+        """Observations of the agent, `[n, ...]`, in the type of `observation_space`."""
 
     def terminal(self, state: Tensor, task: TaskTensors) -> Tensor:
         """Whether a step to `state` ends the episode, bool `[n]`; by default never. Not called for first states."""

@@ -171,6 +171,7 @@ class MetaLearner(FixedSettings):
         self._check_same_everywhere()
         active = [c for c in given if self.processes.is_first or not c.first_process_only]
         self._stop_requested = self.stopped_by = None
+        # callbacks get their saved states, and the first signal calls `stop`
         with self._callback_states.of(active), ExitStack() as closing, first_signal(self.stop), self.engine.current():
             for callback in reversed(active):  # all are closed, in the given order, even if one of them fails
                 closing.callback(callback.close)
@@ -180,6 +181,7 @@ class MetaLearner(FixedSettings):
                 metrics = self._iterate()
                 for callback in active:
                     callback.on_iteration(self, metrics)
+                # all processes end after the same iteration
                 self.stopped_by = self.processes.first(self._stop_requested)
                 if self.stopped_by:
                     break

@@ -36,7 +36,7 @@ STATISTICS = (
     "keeps running statistics, which all tasks would share and change: use nn.LayerNorm or nn.GroupNorm, or freeze the"
     " statistics with network.eval()"
 )
-RANDOM = "draws random numbers, so the loss is no function of the parameters: use p=0, or network.eval()"
+RANDOM = "draws random numbers, so the loss is not a function of the parameters: use p=0, or network.eval()"
 SPECTRAL = "changes its estimate of the norm in every forward: freeze it with network.eval(), or use weight_norm"
 UNINITIALIZED = "has no parameters before it has seen an input: call the network once first"
 SPARSE = "has sparse gradients, which no inner step can use: use sparse=False"
@@ -55,7 +55,7 @@ def advice(module: nn.Module) -> str | None:
     if isinstance(module, nn.MultiheadAttention | nn.RNNBase) and training and module.dropout > 0:
         return RANDOM.replace("p=0", "dropout=0")
     if isinstance(module, nn.RReLU):  # vmap does not know it in eval() either
-        return "draws random numbers, so the loss is no function of the parameters: use nn.LeakyReLU"
+        return "draws random numbers, so the loss is not a function of the parameters: use nn.LeakyReLU"
     if training and (isinstance(module, _SpectralNorm) or _has_hook(module, SpectralNorm)):
         return SPECTRAL
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.sparse or module.max_norm is not None):
@@ -80,7 +80,7 @@ def check_network(argument: str, network: nn.Module, inputs: Tensor, takes: str,
     with torch.no_grad(), _refusal(argument, used, f"must take {takes}"):
         _check_static(argument, network)
         with _called(network, used):
-            outputs = _pure(argument, network, used, lambda: network(inputs))
+            outputs = _call_pure(argument, network, used, lambda: network(inputs))
             _check_layers(argument, used)
             if rows_apart:
                 used.clear()
@@ -138,7 +138,7 @@ def _check_rows(argument: str, outputs: Any, of_two: Any) -> None:
             )
 
 
-def _pure(argument: str, network: nn.Module, used: CalledModules, forward: Callable[[], Any]) -> Any:
+def _call_pure(argument: str, network: nn.Module, used: CalledModules, forward: Callable[[], Any]) -> Any:
     """`forward()`, if it draws no random numbers and does not change the network's state."""
     before = {name: leaf._version for name, leaf in _state(network).items()}
     with _NoRandomNumbers(argument, used):

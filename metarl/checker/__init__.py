@@ -210,7 +210,7 @@ def survives_pickling(probe: Probe) -> Problems:
     """Worker processes get the same distribution."""
     try:
         restored: TaskDistribution = pickle.loads(pickle.dumps(probe.distribution))
-    except Exception as error:  # pickle raises whatever the objects raise
+    except Exception as error:  # pickle raises the errors of the objects
         found = f"{type(error).__name__}: {error}"
         fix = "use functions and classes of a module, not lambdas or local ones; open files and devices in make"
         yield problem("the distribution", "survive pickling, for worker processes", found, fix)

@@ -34,7 +34,6 @@ from metarl.checker.probe import (
     differ,
     first,
     join,
-    plain,
     play,
     play_side_by_side,
     problem,
@@ -42,6 +41,7 @@ from metarl.checker.probe import (
     rows_for_both,
     step_mismatches,
     steps,
+    to_array,
 )
 from metarl.random import under_two_global_seeds
 
@@ -140,7 +140,7 @@ def ends_episodes_at_the_horizon(call: Call, probe: Probe) -> Problems:
     for _, env, actions in probe.tries(call, LONGEST, LONG):
         ended = np.zeros(1 if call == "make" else probe.num_envs, bool)
         for step, result in enumerate(steps(env, actions, probe.seed)):
-            terminated, truncated = (np.atleast_1d(plain(flag)).astype(bool) & ~ended for flag in result[2:])
+            terminated, truncated = (np.atleast_1d(to_array(flag)).astype(bool) & ~ended for flag in result[2:])
             # nothing ended; the end of running episodes is due at the horizon only
             if step < horizon and not (terminated | truncated).any():
                 continue
@@ -229,7 +229,7 @@ def make_vec_leaves_ended_environments_alone(probe: Probe) -> Problems:
             yield problem("metadata['autoreset_mode'] of make_vec", wanted, mode, fix)
             return
         results = steps(vec, probe.actions(LONGEST, "make_vec", beyond=2), probe.seed)
-        copies = (StepResult(*map(plain, result)) for result in results)
+        copies = (StepResult(*map(to_array, result)) for result in results)
         for step, (before, now) in enumerate(itertools.pairwise(copies), start=1):
             ended = before.terminated.astype(bool) | before.truncated.astype(bool)
             expected = before._replace(reward=np.zeros_like(now.reward))
@@ -246,11 +246,11 @@ def make_vec_returns_fresh_arrays(probe: Probe) -> Problems:
     """Later steps do not change what was returned before."""
     with probe.build("make_vec") as vec:
         results = steps(vec, probe.actions(1, "make_vec", beyond=2), probe.seed)
-        kept = [(result, list(map(plain, result))) for result in results]
+        kept = [(result, list(map(to_array, result))) for result in results]
         vec.reset(seed=probe.seed + 1)
     for result, copies in kept:
         for name, value, copied in zip(StepResult._fields, result, copies, strict=True):
-            if differ(plain(value), copied):
+            if differ(to_array(value), copied):
                 fix = "return a copy: .copy() in numpy, .clone() in torch"
                 yield problem(f"the {name} that make_vec returned", "not change in later steps", "other values", fix)
                 return
@@ -262,8 +262,8 @@ def make_vec_resets_where_the_mask_says(probe: Probe) -> Problems:
     fix = "reset states, step counts and flags where the mask (bool, one per environment) is true, and only there"
     mask = np.arange(probe.num_envs) % 2 == 0
     with probe.build("make_vec") as vec:
-        start, after = (plain(result.observation) for result in steps(vec, probe.actions(1, "make_vec"), probe.seed))
-        got = plain(vec.reset(options={"reset_mask": mask.copy()})[0])
+        start, after = (to_array(result.observation) for result in steps(vec, probe.actions(1, "make_vec"), probe.seed))
+        got = to_array(vec.reset(options={"reset_mask": mask.copy()})[0])
         if differ(got[~mask], after[~mask]):
             yield problem(subject, "not change the other environments", "other observations there", fix)
         elif not probe.random_starts and differ(got[mask], start[mask], TOLERANCE):
@@ -275,7 +275,7 @@ def make_vec_resets_where_the_mask_says(probe: Probe) -> Problems:
             vec.step(as_action(action, like))
             vec.reset(options={"reset_mask": mask.copy()})
             for action in rest:
-                terminated, truncated = (plain(flag).astype(bool) for flag in vec.step(as_action(action, like))[2:4])
+                terminated, truncated = (to_array(flag).astype(bool) for flag in vec.step(as_action(action, like))[2:4])
             if not (terminated | truncated)[~mask].all():
                 yield problem(subject, "keep the step counts of the other environments", "a later end there", fix)
             if truncated[mask].any():

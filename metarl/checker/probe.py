@@ -91,7 +91,7 @@ def as_action(action: Array, like: Any) -> Any:
     return torch.from_numpy(copied) if isinstance(like, Tensor) else copied[()]
 
 
-def plain(value: Any) -> Array:
+def to_array(value: Any) -> Array:
     """A copy as an array."""
     copied: Array = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
     return copied
@@ -118,7 +118,7 @@ def play_side_by_side(envs: Iterable[AnyEnv], actions: Array, seed: int) -> list
 
     def copies(env: AnyEnv) -> Iterator[list[Array]]:
         for result in steps(env, actions, seed):
-            yield [plain(value) if isinstance(env, VectorEnv) else plain(value)[None] for value in result]
+            yield [to_array(value) if isinstance(env, VectorEnv) else to_array(value)[None] for value in result]
 
     results = itertools.zip_longest(*map(copies, envs))
     return [_join([result for result in column if result is not None]) for column in zip(*results, strict=True)]
@@ -351,7 +351,7 @@ def mismatch(
 def step_mismatches(result: StepResult, probe: Probe, call: Call) -> Iterator[tuple[str, str, str, str]]:
     """Yields (quantity, wanted, found, fix) for each value of the step that is wrong."""
     space, size = probe.distribution.observation_space, () if call == "make" else (probe.num_envs,)
-    where, observation = probe.where if size else lambda i: "", plain(result.observation)
+    where, observation = probe.where if size else lambda i: "", to_array(result.observation)
     if isinstance(space, spaces.Discrete) and observation.dtype.kind in "iu":
         observation = observation.astype(space.dtype)  # any integer type is accepted
     if not isinstance(result.observation, (np.ndarray, Tensor) if size else (np.ndarray, np.generic, int)):
@@ -361,7 +361,7 @@ def step_mismatches(result: StepResult, probe: Probe, call: Call) -> Iterator[tu
         for wrong in mismatch(observation, space, "observation_space", where, size):
             yield "observation", *wrong
     for name, kind, codes in (("reward", "float", "f"), ("terminated", "bool", "b"), ("truncated", "bool", "b")):
-        array = plain(getattr(result, name))
+        array = to_array(getattr(result, name))
         if array.shape != size or array.dtype.kind not in (codes if size or kind == "bool" else "iuf"):
             wanted = f"be {size[0]} values of type {kind}, one per environment" if size else f"be one {kind}"
             fix = "stack one value per environment" if size else f"return {kind}({name})"

@@ -133,7 +133,7 @@ class _Reader(pickle._Unpickler):
         self.builders = {
             **BUILDERS,
             ("torch._utils", "_rebuild_tensor_v2"): self._build_tensor,
-            # the sixth argument is the dtype, where there is no storage class for it
+            # the sixth argument is the dtype, if it has no storage class
             ("torch._utils", "_rebuild_tensor_v3"): lambda entry, *arguments: self._build_tensor(
                 entry._replace(dtype=arguments[5]), *arguments[:3]
             ),

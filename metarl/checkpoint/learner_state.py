@@ -227,7 +227,7 @@ class CallbackStates:
 
 
 def source_state(source: TaskSource) -> dict[str, Tensor]:
-    """What the source has learned; empty for most sources."""
+    """The learned state of the source; empty for most sources."""
     return source.state_dict() if isinstance(source, LearningSource) else {}
 
 

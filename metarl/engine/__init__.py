@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metarl.engine.cache import Cache
-from metarl.engine.chunks import Plain, TaskRecord, in_chunks, pick_chunk_size
+from metarl.engine.chunks import Plain, TaskRecord, compute_in_chunks, pick_chunk_size
 from metarl.engine.compare import RecordWarning
 from metarl.engine.program import Arenas
 from metarl.engine.runners import PlainRunner, Runner, repeat
@@ -94,12 +94,12 @@ class Engine:
         differentiated = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
         if self.record and not differentiated:
             record = self._cache.get(
-                name, (function,), (keys, *_likeness(leaves)), lambda: self._make(name, plain, leaves)
+                name, (function,), (keys, *_record_key(leaves)), lambda: self._make(name, plain, leaves)
             )
             assert not isinstance(record, StepRecord)
             if record is not None and (results := record.run(plain, leaves)) is not None:
                 return results
-        return in_chunks(plain, leaves, self.chunk_size or len(leaves[0]))
+        return compute_in_chunks(plain, leaves, self.chunk_size or len(leaves[0]))
 
     @contextmanager
     def bind(self, repeated: RepeatedFunction, inputs: Sequence[Tensor]) -> Iterator[Runner]:
@@ -147,7 +147,7 @@ class Engine:
     def _find(self, repeated: RepeatedFunction, inputs: Sequence[Tensor]) -> StepRecord | None:
         if not self.record:
             return None
-        key = (repeated.key, len(repeated.constants), *_likeness([*repeated.constants, *inputs]))
+        key = (repeated.key, len(repeated.constants), *_record_key([*repeated.constants, *inputs]))
         record = self._cache.get(
             repeated.name,
             repeated.reads,
@@ -182,7 +182,7 @@ def current_engine(default: Engine = _PLAIN) -> Engine:
     return _CURRENT.get() or default
 
 
-def _likeness(leaves: Sequence[Tensor]) -> list[Any]:
+def _record_key(leaves: Sequence[Tensor]) -> list[Any]:
     """The properties of the inputs for which a function needs separate records."""
     return [torch.get_default_dtype(), *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)]
 

@@ -62,17 +62,17 @@ class Cache(Generic[T]):
             make: makes a missing record.
         """
         with self._lock:
-            frozen, key = self._states.see(reads), (name, key)
+            frozen, key = self._states.describe(reads), (name, key)
             self._uses += 1
             if (found := self._made.get((frozen, key))) is not None:
                 found.last_use = self._uses
                 return found.made
             made = make()
-            after = self._states.see(reads)
+            after = self._states.describe(reads)
             # places that the function itself has written are no part of the key
             if after is not frozen:
                 self._states.ignore(after.differences(frozen))
-                frozen = self._states.see(reads)
+                frozen = self._states.describe(reads)
             self._made[frozen, key] = _Slot(made, self._uses)
             # drop records that cannot be used again, then the least recently used ones
             for gone in [known for known in self._made if known[0].is_gone()]:

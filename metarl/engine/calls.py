@@ -175,26 +175,26 @@ class CallList:
                 if others := self._operations - schemas:
                     raise RuntimeError(f"TorchScript takes another operation for {next(iter(others))}")
                 self._functions[template] = function
-            except Exception as error:  # whatever a version of torch may raise, or warn of as an error
+            except Exception as error:  # versions of torch raise different ones, and warnings may be errors
                 log.info("operations are called one by one: %s", str(error).strip().split("\n")[0])
                 self._parts = None
         return self._functions.get(template)
 
     def _lines(self, i: int, call: OperationCall) -> list[str]:
         kinds = [str(a.type) for a in call.operation._schema.arguments]
-        given = [self._word(x) for x in call.args]
+        given = [self._literal(x) for x in call.args]
         for k, kind in enumerate(kinds[: len(given)]):
             if kind == "List[Optional[Tensor]]":
                 given[k] = f"torch.jit.annotate({kind}, {given[k]})"
         # all keywords, so that TorchScript picks the same overload
-        given += [f"{k}={self._word(x)}" for k, x in {**_defaults(call.operation), **call.kwargs}.items()]
+        given += [f"{k}={self._literal(x)}" for k, x in {**_defaults(call.operation), **call.kwargs}.items()]
         self._operations[_COPY if call.name in _COPIES else str(call.operation._schema)] += 1
         name = f"torch.ops.{str(call.operation._schema.name).replace('::', '.')}"
         # write into the place directly if the operation can, else copy its results there
         if call.out is not None:
-            return [f"{name}({', '.join([*given, f'{call.out}={self._word(call.results)}'])})"]
+            return [f"{name}({', '.join([*given, f'{call.out}={self._literal(call.results)}'])})"]
         if call.name in _COPIES:
-            return [f"{self._word(call.results)}.copy_({given[0]})"]
+            return [f"{self._literal(call.results)}.copy_({given[0]})"]
         made = f"{name}({', '.join(given)})"
         if isinstance(call.results, Tensor):
             return [f"r{i} = {made}", *self._copy_lines(f"r{i}", call.results)]
@@ -204,19 +204,19 @@ class CallList:
         return [f"r{i} = {made}", *[line for part, x in parts for line in self._copy_lines(part, x)]]
 
     def _copy_lines(self, result: str, place: Tensor) -> list[str]:
-        word = self._word(place)
+        word = self._literal(place)
         return [f"assert {result}.size() == {word}.size()", f"{word}.copy_({result})"]
 
-    def _word(self, value: Any) -> str:
+    def _literal(self, value: Any) -> str:
         if isinstance(value, Tensor):
             number = self._numbers.setdefault(id(value), len(self._tensors))
             if number == len(self._tensors):
                 self._tensors.append(value)
             return f"x{number}"
         if isinstance(value, list | tuple):
-            return f"[{', '.join(map(self._word, value))}]"
+            return f"[{', '.join(map(self._literal, value))}]"
         if isinstance(value, complex):
-            return f"complex({self._word(value.real)}, {self._word(value.imag)})"
+            return f"complex({self._literal(value.real)}, {self._literal(value.imag)})"
         if isinstance(value, float):
             plain = math.isfinite(value) and (value != 0 or math.copysign(1, value) > 0)
             return float.__repr__(value) if plain else f"float('{value}')"  # TorchScript would merge 0.0 and -0.0

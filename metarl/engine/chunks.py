@@ -28,7 +28,7 @@ class Plain(Protocol):
     def __call__(self, inputs: Iterable[Tensor]) -> Any: ...
 
 
-def in_chunks(plain: Plain, leaves: list[Tensor], size: int) -> Any:
+def compute_in_chunks(plain: Plain, leaves: list[Tensor], size: int) -> Any:
     """The function's results for all tasks, computed for `size` of them at a time."""
     if size >= len(leaves[0]):
         return plain(leaves)

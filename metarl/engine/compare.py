@@ -26,7 +26,7 @@ MOVES, SLACK = 3, 10.0
 
 
 class RecordWarning(RuntimeWarning):
-    """A record gave other results than the plain function, or had to be made again and again."""
+    """A record gave other results than the plain function, or had to be made repeatedly."""
 
 
 class Uses:

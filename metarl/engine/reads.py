@@ -1,7 +1,7 @@
 """What functions read besides their arguments, which their records freeze.
 
 A record holds operations. Numbers, flags and containers that Python read in between are frozen into them.
-`States.see` describes these: closures, defaults and globals of the function and of the functions it calls, attributes
+`States.describe` covers these: closures, defaults and globals of the function and of the functions it calls, attributes
 of the objects it belongs to, and training flags, parameters and buffers of modules. A description that is equal to an
 earlier one is the same object, so it can be part of a record's key.
 
@@ -53,7 +53,7 @@ class States:
         self._known: OrderedDict[Frozen, None] = OrderedDict()
         self._by_anchor: OrderedDict[Any, tuple[Watch, Frozen, list[Any]]] = OrderedDict()
 
-    def see(self, roots: tuple[Any, ...]) -> Frozen:
+    def describe(self, roots: tuple[Any, ...]) -> Frozen:
         """The state of what `roots` read: functions, bound methods, modules or other objects."""
         parts = _Anchor(roots)
         anchor, leaves = tuple(parts.parts), parts.leaves

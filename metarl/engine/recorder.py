@@ -49,8 +49,8 @@ _READS_SECOND = {torch.tensor_split, torch.Tensor.tensor_split}
 def record_operations(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.Graph:
     """The operations that `function(*inputs)` calls, as a graph.
 
-    Every node's `meta["val"]` is like its result, without data. Tensors that no operation has made, such as those that
-    the function refers to, become attributes of the graph's module.
+    Every node's `meta["val"]` is like its result, without data. Tensors that no operation has made, such as constants
+    of the function, become attributes of the graph's module.
 
     Raises:
         NotRecordableError: a record would not compute the function.
@@ -89,7 +89,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.results: Any = WeakTensorKeyDictionary()
         self.memory = Memory()
         self._constants = 0
-        # Descriptions of results. Tensors without data are made of them later, not between the large ones in memory.
+        # Descriptions of results. Tensors without data are made from them later, not between the large ones in memory.
         self._layouts: list[tuple[fx.Node, Layout | list[Layout | None]]] = []
 
     def __torch_dispatch__(

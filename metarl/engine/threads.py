@@ -40,6 +40,7 @@ def over_threads(work: Callable[[Item], T], items: Sequence[Item], most: int | N
         for i, item in rest:
             results[i] = work(item)
 
+    # this thread works, too, so one helper fewer is needed
     with one_torch_thread():
         futures = [_pool(helpers).submit(take) for _ in range(helpers)]
         try:

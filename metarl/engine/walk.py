@@ -188,6 +188,7 @@ class Walk:
                 self._enter(path, x)
 
     def _enter(self, path: str, x: Any) -> None:
+        # each kind of object has its parts in other places
         if isinstance(x, Tensor):
             self._tensor(path, x)
         elif isinstance(x, types.FunctionType):

@@ -50,7 +50,7 @@ def central_difference(probe_length: ProbeLength) -> Multiply:
 
     def delta(w: Params, u: Params) -> Tensor:
         size = tree.norm(u)
-        # a shorter probe drowns in rounding, a longer one is no derivative
+        # a shorter probe is lost in rounding, a longer one does not approximate a derivative
         shortest = 1e-7 if size.dtype == torch.float64 else 1e-4
         return probe_length(w).clamp(shortest, 10.0) / torch.where(size > 0, size, 1.0)
 

@@ -44,10 +44,10 @@ def check_actions(actions: str, space: spaces.Space[Any]) -> str:
     return actions
 
 
-def clipper(
+def make_clipper(
     space: spaces.Space[Any], device: torch.device, actions: str = "clip", dtype: torch.dtype | None = None
 ) -> Sender:
-    """The function from sampled actions to those for the environments, inside the bounds of a Box.
+    """A function from sampled actions to those for the environments, inside the bounds of a Box.
 
     Args:
         space: the action space of one environment; actions of a Discrete do not change.
@@ -60,7 +60,7 @@ def clipper(
     own = torch.from_numpy(np.zeros(0, space.dtype)).dtype
     whole, target = not own.is_floating_point, own if dtype is None else dtype
     low, high = (_inside(bound, own).to(device) for bound in (space.low, space.high))
-    exact = _exactly(space, device) if target in (torch.int64, torch.uint64) else lambda action, sent: sent
+    exact = _keep_exact_bounds(space, device) if target in (torch.int64, torch.uint64) else lambda action, sent: sent
 
     if actions == "clip" and not whole and target == own:
         return lambda action: action.to(own).clamp(low, high)
@@ -87,7 +87,7 @@ def _inside(bound: Any, own: torch.dtype) -> Tensor:
     return torch.where(too_high.view(nearest.shape), below, nearest)
 
 
-def _exactly(space: spaces.Box, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+def _keep_exact_bounds(space: spaces.Box, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """Use the exact bounds of 64-bit integers, which float64 may not hold."""
     low, high = (_inside(bound, torch.int64).to(device) for bound in (space.low, space.high))
     lowest, highest = (torch.as_tensor(bound.view(np.int64)).to(device) for bound in (space.low, space.high))

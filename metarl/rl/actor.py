@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from metarl.engine import RepeatedFunction, current_engine
 from metarl.functional_env import UNIFORM_LOW, FunctionalEnvs, FunctionalTaskDistribution, functional_step
-from metarl.rl.actions import clipper
+from metarl.rl.actions import make_clipper
 from metarl.rl.distributions import ActionDistribution, DistParams
 from metarl.rl.incoming import check_finite_episodes, check_functional, env_name
 from metarl.rl.policy import shared_state, stacked_forward
-from metarl.rl.rollout import NOISE_STEPS, Forward, Noise, Rollout, Steps, finish, sequences, step_through
+from metarl.rl.rollout import NOISE_STEPS, Forward, Noise, Rollout, Steps, build_rollout, sequences, step_through
 from metarl.rl.streams import Streams
 from metarl.tree import float_leaf, tree_map
 from metarl.types import HasThreads, Params, TaskDistribution, TaskParams
@@ -114,13 +114,13 @@ class Actor:
             NonFiniteError: an observation, an action or a reward is NaN or infinite.
         """
         if isinstance(environments, FunctionalEnvs):
-            rollout = finish(self._repeat_step(environments, params, noise), self.distribution, noise.horizon)
+            rollout = build_rollout(self._repeat_step(environments, params, noise), self.distribution, noise.horizon)
             check_functional(environments.env, rollout.episodes.obs, rollout.episodes.mask)
             name = type(environments.env).__name__
         else:
             with self.bind(params, _like_obs(environments, params, noise)) as forward:
                 steps = step_through(environments, forward, self.distribution, noise, _dtype(params), self.actions)
-            rollout = finish(steps, self.distribution, noise.horizon)
+            rollout = build_rollout(steps, self.distribution, noise.horizon)
             name = env_name(environments)
         check_finite_episodes(name, *rollout)
         return rollout
@@ -165,7 +165,7 @@ class Actor:
         (env, task), dtype, (params, shared) = environments, _dtype(params), self._split(params)
         groups = [list(group) for group in (params, shared, task)]
         # functional environments take float32 for a Box of any type
-        clip = clipper(env.action_space, next(iter(task.values())).device, self.actions, torch.float32)
+        clip = make_clipper(env.action_space, next(iter(task.values())).device, self.actions, torch.float32)
 
         def step(*leaves: Tensor) -> list[Tensor]:
             params, shared, task = _name_leaves(groups, leaves)
@@ -194,7 +194,7 @@ class Actor:
 
 
 def _space_key(space: spaces.Space[Any]) -> tuple[Any, ...]:
-    """What a record of steps freezes of an action space."""
+    """The properties of an action space that a record of steps freezes."""
     if isinstance(space, spaces.Box):
         return "Box", space.shape, str(space.dtype), space.low.tobytes(), space.high.tobytes()
     return (repr(space),)

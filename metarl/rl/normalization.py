@@ -2,7 +2,7 @@
 
     (obs - mean) / sqrt(variance + 1e-8), clipped to [-10, 10]
 
-The statistics do not change during an iteration, so that the same policy draws D_in, D_o and D_h, nor in evaluations.
+The statistics change neither during an iteration, so that one policy draws D_in, D_o and D_h, nor in evaluations.
 After an iteration they are updated with the observations of all its draws, in all processes.
 """
 

@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from metarl.engine import one_torch_thread
-from metarl.rl.actions import clipper
+from metarl.rl.actions import make_clipper
 from metarl.rl.advantages import Episodes
 from metarl.rl.distributions import ActionDistribution, DistParams
 from metarl.rl.incoming import Incoming, check_actions_finite, env_name
@@ -98,7 +98,7 @@ def step_through(
     result = vec.reset(seed=noise.seed)
     obs = incoming.first(result)
     in_torch = isinstance(result[0], Tensor)
-    clip = clipper(vec.single_action_space, device, actions)
+    clip = make_clipper(vec.single_action_space, device, actions)
     running = torch.ones(per_task, dtype=torch.bool, device=device)
     terminated = torch.zeros_like(running)
     columns = []
@@ -121,7 +121,7 @@ def step_through(
     return Steps([torch.stack(column) for column in zip(*columns, strict=True)], obs, terminated)
 
 
-def finish(steps: Steps, distribution: ActionDistribution, horizon: int) -> Rollout:
+def build_rollout(steps: Steps, distribution: ActionDistribution, horizon: int) -> Rollout:
     """The rollout in arrays `[T, E, L, ...]`, padded with zeros; see `array_length` for L."""
     columns = [column.movedim(0, 2).contiguous() for column in steps.columns]
     seen, reward, running_before, action = columns[:4]

@@ -58,7 +58,7 @@ def mnist1d(seed: int = 0, images: int = 100) -> Splits:
 
 
 def _two_digits(single: torch.Tensor, seed: int) -> Splits:
-    """Two-digit numbers from images `[10, 3 n, ..., width]` of digits; every class pairs its part's n images anew."""
+    """Two-digit numbers from images `[10, 3 n, ..., width]` of digits; a class pairs its part's n images at random."""
     rng = np.random.default_rng(check_int("seed", seed, minimum=0))
     numbers = np.split(rng.permutation(100), np.cumsum(PARTS)[:-1])
 

@@ -74,17 +74,17 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Oracle], Any]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_a_loss_reads(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     states, oracle = States(), Oracle()
-    before = states.see((grad_and_value(oracle.loss),))
-    assert states.see((grad_and_value(oracle.loss),)) is before
+    before = states.describe((grad_and_value(oracle.loss),))
+    assert states.describe((grad_and_value(oracle.loss),)) is before
     CHANGES[name](monkeypatch, oracle)
-    assert states.see((grad_and_value(oracle.loss),)) is not before
+    assert states.describe((grad_and_value(oracle.loss),)) is not before
 
 
 def test_what_a_loss_does_not_read_makes_no_other_state() -> None:
     states, oracle = States(), Oracle()
-    before = states.see((oracle.loss,))
+    before = states.describe((oracle.loss,))
     oracle.draw()
-    assert states.see((oracle.loss,)) is before
+    assert states.describe((oracle.loss,)) is before
 
 
 class Network(nn.Module):
@@ -116,22 +116,22 @@ MODULE_CHANGES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", MODULE_CHANGES)
 def test_what_a_module_reads(name: str) -> None:
     states, net = States(), Network()
-    before = states.see((net,))
-    assert states.see((net,)) is before
+    before = states.describe((net,))
+    assert states.describe((net,)) is before
     MODULE_CHANGES[name](net)
-    assert states.see((net,)) is not before
+    assert states.describe((net,)) is not before
 
 
 def test_what_is_changed_back_is_the_first_state_again() -> None:
     states, net = States(), Network()
-    before = states.see((net,))
-    states.see((net.eval(),))
-    assert states.see((net.train(),)) is before
+    before = states.describe((net,))
+    states.describe((net.eval(),))
+    assert states.describe((net.train(),)) is before
 
 
 def test_functions_that_compare_equal_are_told_apart() -> None:
     states = States()
-    assert states.see((Equal(2.0),)) is not states.see((Equal(3.0),))
+    assert states.describe((Equal(2.0),)) is not states.describe((Equal(3.0),))
 
 
 def made_of(x: object) -> Callable[[Tensor], Any]:
@@ -142,16 +142,16 @@ def made_of(x: object) -> Callable[[Tensor], Any]:
 def test_closures_and_partials(pair: tuple[Any, Any]) -> None:
     states = States()
     for make in (made_of, lambda x: functools.partial(helper, x), lambda x: functools.partial(made_of, x=x)):
-        one, other = (states.see((make(x),)) for x in pair)
+        one, other = (states.describe((make(x),)) for x in pair)
         assert one is not other
-        assert states.see((make(pair[0]),)) is one  # made anew of the same parts
+        assert states.describe((make(pair[0]),)) is one  # made anew of the same parts
 
 
 def test_the_state_says_where_it_changed() -> None:
     states, net = States(), Network()
-    before = states.see((net,))
+    before = states.describe((net,))
     net.gain = 2.0
-    assert states.see((net,)).differences(before) == ["Network.0.gain"]
+    assert states.describe((net,)).differences(before) == ["Network.0.gain"]
 
 
 def test_nothing_keeps_an_oracle_alive_and_memory_stays_bounded() -> None:
@@ -159,7 +159,7 @@ def test_nothing_keeps_an_oracle_alive_and_memory_stays_bounded() -> None:
     for _ in range(300):
         oracle = Oracle()
         gone.append(weakref.ref(oracle))
-        states.see((oracle.loss,))
+        states.describe((oracle.loss,))
     del oracle
     gc.collect()
     assert sum(ref() is not None for ref in gone) == 0
@@ -176,6 +176,6 @@ def test_functions_whose_parts_follow_each_other_in_the_same_order_are_told_apar
 
     f, g = (lambda **kwargs: kwargs), (lambda **kwargs: kwargs)
     states = States()
-    first = states.see((over(functools.partial(f, b=3), ("a", 2), functools.partial(g)),))
-    assert states.see((over(("b", 3), functools.partial(f), functools.partial(g, a=2)),)) is not first
-    assert states.see((over(functools.partial(f, b=3), ("a", 2), functools.partial(g)),)) is first
+    first = states.describe((over(functools.partial(f, b=3), ("a", 2), functools.partial(g)),))
+    assert states.describe((over(("b", 3), functools.partial(f), functools.partial(g, a=2)),)) is not first
+    assert states.describe((over(functools.partial(f, b=3), ("a", 2), functools.partial(g)),)) is first

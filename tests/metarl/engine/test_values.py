@@ -108,7 +108,7 @@ def test_constants_that_are_equal_but_not_the_same() -> None:
     ],
 )
 def test_the_text_of_a_number_is_exact(number: Any) -> None:
-    word = CallList([])._word(number)
+    word = CallList([])._literal(number)
     back = torch.jit.CompilationUnit(f"def run():\n    return {word}\n").run()
     plain = {float: float, complex: complex}.get(type(number), type(number))(number)
     parts = [(back, plain)]
@@ -121,7 +121,7 @@ def test_the_text_of_a_number_is_exact(number: Any) -> None:
 def test_numbers_without_text_are_called_from_python() -> None:
     for number in (2**70, object()):
         try:
-            word = CallList([])._word(number)
+            word = CallList([])._literal(number)
         except ValueError:
             continue
         with pytest.raises(RuntimeError, match="out of range"):

@@ -17,7 +17,7 @@ from metarl.agents import make_policy
 from metarl.envs import ENVS, FunctionalDistribution, FunctionalEnv, GymDistribution, make_distribution
 from metarl.experiments.film import actor as film_actor
 from metarl.rl import ReinforcementLearning, SquashedGaussian
-from metarl.rl.actions import ACTIONS, clipper, warn_of_action_range
+from metarl.rl.actions import ACTIONS, make_clipper, warn_of_action_range
 from metarl.rl.distributions import distribution_for
 from tests.envs.toy_envs import LENGTH, Countdown, set_length
 
@@ -49,7 +49,7 @@ def exactly(x: float, low: int, high: int) -> int:
 @pytest.mark.parametrize("space", INTEGERS, ids=str)
 def test_integer_boxes_get_the_nearest_integer_inside(space: Box, dtype: torch.dtype) -> None:
     sampled = torch.tensor(SAMPLED, dtype=dtype)
-    sent = clipper(space, CPU)(sampled[:, None]).numpy()
+    sent = make_clipper(space, CPU)(sampled[:, None]).numpy()
     assert sent.dtype == space.dtype
     wanted = [exactly(x, int(space.low[0]), int(space.high[0])) for x in sampled.tolist()]
     assert [int(x) for x in sent[:, 0]] == wanted
@@ -58,7 +58,7 @@ def test_integer_boxes_get_the_nearest_integer_inside(space: Box, dtype: torch.d
 
 def test_bounds_of_each_dimension() -> None:
     low, high = np.array([0, -3, -128], np.int8), np.array([5, -1, 127], np.int8)
-    sent = clipper(Box(low, high, dtype=np.int8), CPU)(torch.tensor([[9.0, 9.0, 200.0], [-300.0, -300.0, -300.0]]))
+    sent = make_clipper(Box(low, high, dtype=np.int8), CPU)(torch.tensor([[9.0, 9.0, 200.0], [-300.0, -300.0, -300.0]]))
     assert sent.tolist() == [[5, -1, 127], [0, -3, -128]]
 
 
@@ -66,14 +66,14 @@ def test_bounds_of_each_dimension() -> None:
 def test_boxes_of_floats_are_clipped_as_numpy_clips(dtype: Any) -> None:
     sampled = torch.tensor(SAMPLED, dtype=torch.float64)[:, None]
     for low, high in ((-1.0, 1.0), (20.0, 30.0), (-np.inf, 2.0), (-1.0, np.inf)):
-        sent = clipper(Box(low, high, (1,), dtype), CPU)(sampled).numpy()
+        sent = make_clipper(Box(low, high, (1,), dtype), CPU)(sampled).numpy()
         most = np.finfo(dtype).max
         wanted = np.clip(sampled.numpy(), max(low, -most), min(high, most)).astype(dtype)
         np.testing.assert_array_equal(sent, wanted)
 
 
 def test_a_box_of_single_numbers() -> None:
-    sent = clipper(Box(0, 5, (), np.int16), CPU)(torch.tensor([-3.0, 2.6, 9.0]))
+    sent = make_clipper(Box(0, 5, (), np.int16), CPU)(torch.tensor([-3.0, 2.6, 9.0]))
     assert (sent.tolist(), sent.dtype) == ([0, 3, 5], torch.int16)
 
 
@@ -81,10 +81,10 @@ def test_rescaled_and_squashed() -> None:
     space = Box(np.array([20.0, -1.0], np.float32), np.array([30.0, 3.0], np.float32))
     sampled = torch.tensor([[-5.0, -1.0], [-1.0, 0.0], [0.5, 0.5], [1.0, 7.0]])
     wanted = [[20.0, -1.0], [20.0, 1.0], [27.5, 2.0], [30.0, 3.0]]
-    assert clipper(space, CPU, "rescale")(sampled).tolist() == wanted
-    squashed = clipper(space, CPU, "squash")(sampled).numpy()
+    assert make_clipper(space, CPU, "rescale")(sampled).tolist() == wanted
+    squashed = make_clipper(space, CPU, "squash")(sampled).numpy()
     np.testing.assert_allclose(squashed, [25, 1] + np.tanh(sampled.numpy()) * [5, 2], rtol=1e-6)
-    sent = clipper(Box(0, 10, (1,), np.uint8), CPU, "rescale")(torch.tensor([[-9.0], [-0.4], [9.0]]))
+    sent = make_clipper(Box(0, 10, (1,), np.uint8), CPU, "rescale")(torch.tensor([[-9.0], [-0.4], [9.0]]))
     assert sent.tolist() == [[0], [3], [10]]
 
 
@@ -249,7 +249,7 @@ def test_vector_environments_refuse_actions_that_would_wrap() -> None:
 def test_discrete_actions_are_sent_as_they_are() -> None:
     tasks = GymDistribution(Countdown, LENGTH, horizon=3, set_task=set_length)
     action = torch.tensor([0, 1])
-    assert clipper(tasks.action_space, CPU)(action) is action
+    assert make_clipper(tasks.action_space, CPU)(action) is action
 
 
 def test_a_change_of_actions_reaches_rollouts_and_losses() -> None:
