@@ -1,5 +1,5 @@
 # Every target works from a fresh clone: the first one run makes .venv and installs into it.
-# ARGS is handed to the program: make train ARGS="--outer sign_maml --seed 1"
+# ARGS is passed to the program: make train ARGS="--outer sign_maml --seed 1"
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt | $(PY)
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	@touch $@
 
-install: $(READY)  ## make .venv with the pinned dependencies (every other target does so by itself)
+install: $(READY)  ## make .venv with the pinned dependencies (every other target does it first)
 
 train: $(READY)  ## meta-train MAML on the 2D navigation tasks
 	$(PY) -m metarl train --env navigation --outer maml --iterations 150 --seed 0 --log-dir runs $(ARGS)
@@ -71,7 +71,7 @@ test-slow: $(READY)  ## the learning tests, minutes each
 	$(PY) -m pytest -m slow $(ARGS)
 
 test-faults: export OMP_NUM_THREADS ?= 1
-test-faults: $(READY)  ## do faults to runs (kills, damaged files, ...) and print which they survive: twenty minutes
+test-faults: $(READY)  ## inject faults into runs (kills, damaged files, ...) and print which they survive: twenty minutes
 	$(PY) -m tests.faults $(ARGS)
 
 wheel-test: $(READY)  ## build the wheel, install it elsewhere, train with it

@@ -1,4 +1,4 @@
-"""How the seconds and the memory of a meta-iteration grow with each size, the others staying as published."""
+"""How the seconds and the memory of a meta-iteration grow with each size; the others keep their published values."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

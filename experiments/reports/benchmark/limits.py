@@ -1,4 +1,4 @@
-"""The least a workload needs: its floating-point operations, counted, and the rate of the products they consist of.
+"""The limit of a workload: its floating-point operations, counted, at the measured rate of matrix products.
 
 A linear layer y = W x takes F operations forward. Backward, W^T dy and dy x^T take F each, and the first layer does not
 need W^T dy. With F1 for the first layer, for the whole network:
@@ -50,7 +50,7 @@ class Flops(NamedTuple):
 
 
 def network_flops(network: nn.Module, inputs: Tensor) -> Flops:
-    """Operations per row of `inputs`; those of the first layer are what the gradient of the inputs adds.
+    """Operations per row of `inputs`; the first layer's are the operations that the gradient of the inputs adds.
 
     Raises:
         ValueError: for inputs that are not floating point.
@@ -73,7 +73,7 @@ def network_flops(network: nn.Module, inputs: Tensor) -> Flops:
 
 
 class Tally:
-    """The work of one repetition: observations or images by what was computed of them, and the seconds of draws."""
+    """The work of one repetition: inputs counted by what was computed from them, and the seconds of draws."""
 
     def __init__(self) -> None:
         self.clear()
@@ -89,14 +89,14 @@ class Tally:
         return sum(number for (k, r), number in self.inputs.items() if k == kind and role in (None, r))
 
     def flops(self, network: Flops) -> float:
-        """Operations needed for all of it."""
+        """Operations needed for all inputs."""
         derivatives = network.gradient * self.of("gradients")
         derivatives += network.hessian_vector_product * self.of("hessian_vector_products")
         return network.forward * self.of("forward") + derivatives
 
 
 class Tallied(TaskWrapper):
-    """Keeps a tally. A derivative is assumed to be of the last batch drawn, or of a batch of the same size."""
+    """Keeps a tally. It assumes that a derivative uses the last batch drawn, or one of the same size."""
 
     def __init__(self, tasks: TaskBatch, tally: Tally) -> None:
         super().__init__(tasks)

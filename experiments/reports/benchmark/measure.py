@@ -33,11 +33,11 @@ class Job(NamedTuple):
 def measure(
     about: dict[str, Any], build: Callable[[], Job], tiny: Callable[[], Job] | None, repetitions: int
 ) -> dict[str, Any]:
-    """The row of a workload: what is known `about` it, with the measurements.
+    """The row of a workload: `about`, with the measurements.
 
     `tiny` is a small version of the same job. It runs first and loads libraries, whose memory is not the workload's.
     """
-    # memory: the first run records and compiles, the second shows the peak of a usual one
+    # Memory: the first run records and compiles, the second shows the usual peak.
     if tiny is not None:
         tiny().run()
     job = build()
@@ -50,7 +50,7 @@ def measure(
     synchronize(device)
     memory = peak_memory(device) - before
 
-    # time: between two measurements of the machine, whose speed drifts
+    # Time: between two measurements of the machine, whose speed drifts.
     rates = [machine_rates(job)]
     seconds, draws = [], []
     for _ in range(repetitions):

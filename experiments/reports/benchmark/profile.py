@@ -97,6 +97,7 @@ def plan_profile(scale: Scale) -> list[Call]:
 def profile_iteration(config: TrainConfig, repetitions: int) -> dict[str, Any]:
     """Seconds of each part, medians over the repetitions, with their limits; and the top operations."""
     device, clock = torch.device(config.device), Clock(config.device)
+    # Warm up, then measure between two measurements of the machine.
     with watching(clock):
         job = build_iteration(config)
         for _ in range(2):
@@ -108,6 +109,7 @@ def profile_iteration(config: TrainConfig, repetitions: int) -> dict[str, Any]:
             job.run()
             spent.append(dict(clock.seconds))
         rates.append(job.product.rate(device))
+    # Each part's limit is its share of the operations at that rate.
     rate = statistics.mean(rates)
     limits = {
         part: flops / rate for part, flops in needed_flops(job.tally, network_flops(job.network, job.inputs)).items()

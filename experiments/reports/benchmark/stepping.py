@@ -2,7 +2,7 @@
 
 Random actions; the contenders take turns, so that a change of the machine's speed affects all of them.
 
-- whole: our vector environment, with observations, rewards and checks; ants that fall continue.
+- whole: our vector environment, with observations, rewards and checks; ants continue after a fall.
 - physics: `mujoco.rollout` called once a control step with the states it returned, and nothing else.
 - Sync, Async: Gymnasium's vector environments over the same single environments; Async only for few, because it
   starts a process for each.
@@ -25,7 +25,7 @@ from metarl.envs.base import EnvDistribution
 
 MOST_PROCESSES = 40
 NAMES = {"half_cheetah_velocity": "HalfCheetah-v4", "ant_velocity": "Ant-v4"}  # envpool's names
-OPTIONS: dict[str, dict[str, Any]] = {"ant_velocity": {"terminate_when_unhealthy": False}}  # all steps are steps
+OPTIONS: dict[str, dict[str, Any]] = {"ant_velocity": {"terminate_when_unhealthy": False}}  # falls end nothing
 
 Actions = npt.NDArray[np.float32]
 """`[steps, N, action]`."""

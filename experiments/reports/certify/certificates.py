@@ -73,7 +73,7 @@ def judge(
 
 
 def certify_discounted(samples: int) -> list[Certificate]:
-    """Estimators on the tabular problem with the discount 0.9, with the weights gamma^t and, as is usual, without."""
+    """Estimators on the tabular problem with the discount 0.9, with the weights gamma^t and, as usual, without."""
     estimators = [Estimator("maml", surrogate, {"hessian_data": "fresh"}) for surrogate in SURROGATES]
     estimators += [Estimator("hf_maml", "dice", {"hessian_data": "fresh"}), Estimator("fo_maml", "ratio", {})]
     estimators.append(Estimator("e_maml", "ratio", {"baseline": "none"}))

@@ -1,4 +1,4 @@
-"""What the policy gradient is on average, by the credit that actions get: discounting, baselines, normalisation.
+"""The mean policy gradient for every way to give credit: discounting, baselines, normalisation.
 
 On the tabular problem with the discount 0.9, through the real oracle. The targets are known by dynamic programming: the
 gradient of the discounted return where the weights gamma^t are used, and what common practice estimates without them.
@@ -105,7 +105,7 @@ def row(problem: ExactProblem, credit: Credit, targets: dict[str, Tensor], sampl
 
 
 def judge(credit: Credit, found: Estimate, target: Tensor) -> tuple[str, bool]:
-    """The verdict, and whether the row fails: a documented unbiased one is biased, or a known bias is not seen."""
+    """The verdict, and whether the row fails: an unbiased one is seen to be biased, or a known bias is not seen."""
     off = found.z_score(target)
     if credit.is_unbiased:
         failed = abs(off) > LIMIT

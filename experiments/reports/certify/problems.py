@@ -54,7 +54,7 @@ class ExactProblem:
     product: str  # what independent factors with exact Hessians estimate
     expectation: Callable[[Estimator], Expectation | None]
     discount: float = 1.0
-    discount_weights: bool = True  # without, nothing is unbiased for a discounted target
+    discount_weights: bool = True  # without them no estimator is unbiased for a discounted target
 
     def source(self, surrogate: str) -> ReinforcementLearning:
         """The real oracle, with nothing that could bias it."""
@@ -72,7 +72,7 @@ class ExactProblem:
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """One for all estimators: an update's records serve the others."""
+        """The engine of all estimators, which share its records."""
         return Engine()
 
     def measure(self, source: ReinforcementLearning, method: Method, samples: int, chunk: int = 100_000) -> Estimate:
@@ -157,6 +157,7 @@ def mdp(discount: float = 1.0, discount_weights: bool = True, steps: int = 1) ->
         mean = tasks.horizon * tree.flatten({k: v[None] for k, v in batch.expectation(grads).items()})[0]
         return Expectation(mean, tasks.horizon * float(batch.deviation(grads)))
 
+    # The three targets, in the papers' scale.
     targets = {
         PRODUCT: product_form(loss, params, alpha, steps),
         OBJECTIVE: grad(lambda w: sampled_objective(tasks, one, w, alpha, steps, discount))(params),

@@ -3,8 +3,7 @@
     metarl theory [--quick] [--json] [--claims 1 3] [--out FOLDER] [--write docs/theory.md]
 
 Runs the library's own outer updates in float64 on the CPU, prints a table and draws a picture of each claim. Exit code
-1 if a required statement does not hold. Running times, and statements that the measurements are known to contradict,
-are not required.
+1 if a required statement does not hold. Running times, and statements known not to hold, are not required.
 """
 
 import json
@@ -89,7 +88,7 @@ def check(number: int, quick: bool, folder: Path) -> CheckedClaim:
     """Check one claim and save its picture in `folder`."""
     claim = CLAIMS[number]
     start = time.perf_counter()
-    with Engine().current():  # also of the learners in the claims, which share its records
+    with Engine().current():  # the learners in the claims use it, too, and share its records
         findings = claim.check(quick)
     seconds = time.perf_counter() - start
     picture = folder / f"theory_{claim.name}.png"

@@ -67,6 +67,7 @@ def vanishing(ax: Axes, quick: bool) -> list[Row]:
     start = find_zero(direction(make_method("maml", alpha), everything), ORIGIN)
     limit = floor(make_method("fo_maml", alpha), everything, alpha, start)
 
+    # FO-MAML must stay at its own floor; the others must fall below any floor.
     rows = []
     for name, title in TITLES.items():
         levels = []

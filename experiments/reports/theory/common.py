@@ -22,7 +22,7 @@ class Row(NamedTuple):
     measured: str
     holds: bool
     required: bool = True
-    """Whether the script fails without it. False for times, and for statements that the measurements contradict."""
+    """Whether the script fails if it does not hold. False for times, and for statements known not to hold."""
 
 
 class Findings(NamedTuple):
@@ -44,7 +44,7 @@ def listing(values: Sequence[float]) -> str:
 
 
 def is_near(value: float, expected: float, tolerance: float = 0.05) -> bool:
-    """Whether `value` agrees with a figure that was given with two digits."""
+    """Whether `value` agrees with a number given with two digits."""
     return abs(value - expected) <= tolerance * expected
 
 

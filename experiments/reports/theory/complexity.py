@@ -72,7 +72,7 @@ def tail_loss(params: Params, batch: Batch) -> Tensor:
 
 
 def slow_tail(trajectories: Axes, power_plot: Axes, iterations: int) -> list[Row]:
-    """Three tasks whose gradient dies slowly."""
+    """Three tasks whose gradient falls slowly."""
     centres = torch.tensor([[-0.5], [0.0], [0.5]], dtype=torch.float64)
     tasks = FiniteSumTaskBatch(tail_loss, {"c": centres})
     source = FiniteSumSource(tasks, {"w": torch.ones(1, dtype=torch.float64)})

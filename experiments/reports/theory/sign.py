@@ -88,6 +88,7 @@ def times(ax: Axes, repetitions: int) -> list[Row]:
         "Sign-MAML": make_method("sign_maml", 0.0035, STEPS),
         "MAML": make_method("maml", 0.14, STEPS, hessian_data="reuse"),
     }
+    # The methods take turns, so that a change of the machine's speed affects all of them.
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     with Engine(record=False).current():
         for repetition, (name, method) in itertools.product(range(repetitions + 1), methods.items()):
