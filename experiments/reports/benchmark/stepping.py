@@ -25,7 +25,7 @@ from metarl.envs.base import EnvDistribution
 
 MOST_PROCESSES = 40
 NAMES = {"half_cheetah_velocity": "HalfCheetah-v4", "ant_velocity": "Ant-v4"}  # envpool's names
-OPTIONS: dict[str, dict[str, Any]] = {"ant_velocity": {"terminate_when_unhealthy": False}}  # falls end nothing
+OPTIONS: dict[str, dict[str, Any]] = {"ant_velocity": {"terminate_when_unhealthy": False}}  # no episode ends
 
 Actions = npt.NDArray[np.float32]
 """`[steps, N, action]`."""

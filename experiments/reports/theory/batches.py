@@ -49,7 +49,7 @@ def linear_in_alpha(ax: Axes) -> list[Row]:
     ax.loglog([0.0125, 0.8], [floors[0.0125], 64 * floors[0.0125]], "k:", label="proportional to alpha")
     label(ax, "P2, full batches", "alpha L", "|grad F|")
     values = [floors[0.05], floors[0.1]]
-    claim, good = "its values at alpha L = 0.05, 0.1", is_near(values[0], 1.8e-3) and is_near(values[1], 3.5e-3)
+    claim, good = "FO-MAML's floor at alpha L = 0.05, 0.1", is_near(values[0], 1.8e-3) and is_near(values[1], 3.5e-3)
     linear = "FO-MAML's floor is linear in alpha, alpha L up to 0.05"
     return [
         Row(linear, SOURCE, "power 1", f"{power:.3f}", is_near(power, 1)),
@@ -78,7 +78,7 @@ def vanishing(ax: Axes, quick: bool) -> list[Row]:
         ax.loglog(sizes, levels, "s--" if name == "hf_maml" else "o-", label=title)
         power = slope(sizes, levels)
         if name == "fo_maml":
-            claim, good = "FO-MAML's does not", 0.8 * limit < levels[-1] < 1.5 * limit
+            claim, good = "FO-MAML's floor does not vanish", 0.8 * limit < levels[-1] < 1.5 * limit
             expected, measured = f"stays at {limit:.2g}, its floor at full batch", scientific(levels[-1])
         else:
             claim, good = f"{title}'s floor vanishes as B, D_in, D_o grow", power < -0.4 and levels[-1] < limit / 2

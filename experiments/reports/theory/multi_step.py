@@ -70,7 +70,7 @@ def order_matters(tasks: FiniteSumTaskBatch) -> list[Row]:
         wrong[n] = relative_error(reverse_product(tasks, method.inner, POINT), numeric)
     errors, several = list(right.values()), [wrong[3], wrong[5]]
     claim = "the product is the gradient of the N-step objective, N = 1, 3, 5 (P2, alpha L = 0.9)"
-    reverse, good = "in the reverse order it is not, N = 3, 5", min(several) > 1e-3 and wrong[1] == right[1]
+    reverse, good = "the product in reverse order is not, N = 3, 5", min(several) > 1e-3 and wrong[1] == right[1]
     return [
         Row(claim, SOURCE, "relative error < 1e-9", listing(errors), max(errors) < 1e-9),
         Row(reverse, SOURCE, "relative error > 1e-3", listing(several), good),
@@ -122,7 +122,7 @@ def variances(ax: Axes, replicas: int) -> list[Row]:
     expected = f"by {np.exp(predicted):.2f} a step, (1 + alpha |lambda_min|)^4"
     measured = f"by {np.exp(rate):.2f} a step; {growth:.1e} times as much at N = 32"
     geometric = "with a fixed alpha the variance grows geometrically in N"
-    bounded, limit = "with alpha = 1/(8 N L) it does not", "N = 32 within a factor 1.5 of N = 1"
+    bounded, limit = "with alpha = 1/(8 N L) the variance does not grow", "N = 32 within a factor 1.5 of N = 1"
     return [
         Row(geometric, SOURCE, expected, measured, bool(abs(rate - predicted) < 0.1 * predicted)),
         Row(bounded, SOURCE, limit, f"{ratio:.2f} times", 1 / 1.5 < ratio < 1.5),

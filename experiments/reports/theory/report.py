@@ -19,7 +19,7 @@ This file and its pictures are written by
 with the library's own outer updates, in float64 on the CPU. *Expected* is the statement of the source or of a closed
 form, *measured* is the result here; *not seen* marks a published statement that these numbers do not support. P2
 consists of six logistic regressions of 40 points in five dimensions, L = 0.528
-(`metarl.theory.logistic.six_logistic_tasks`). F is MAML's objective, N the number of inner steps. Expected figures
+(`metarl.theory.logistic.six_logistic_tasks`). F is MAML's objective, N the number of inner steps. Expected numbers
 without a closed form come from an independent computation.
 """
 

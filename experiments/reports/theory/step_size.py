@@ -138,14 +138,15 @@ def compare(adaptive: Descent, constants: dict[str, Descent], exact: Direction, 
     falls = end < 0.1 * start and all(abs(b) <= abs(a) for a, b in itertools.pairwise(adaptive.w))
 
     tuned = f"a constant beta tuned at the solution, 1/F'' = {1 / curvature:.1f}, converges from near"
+    far_away = "this constant beta diverges from far away"
     from_near = f"{near_end:.1e} after {len(near) - 1} from w = {near[0]:g}"
     from_far = f"|w| = {abs(far[-1]):.0e} after {len(far) - 1} from w = {far[0]:g}"
-    claim, expected = "the adaptive beta converges from there", "|w| falls steadily, |grad F| to a tenth or less"
+    claim, expected = "the adaptive beta converges from far away", "|w| falls steadily, |grad F| to a tenth or less"
     reading, source = "a constant 1/L(w*) diverges from far away", "a reading of Fallah et al. 2020"
     converges = f"it converges: |grad F| = {safe_end:.1e} after {len(safe) - 1}"
     return [
         Row(tuned, SOURCE, "|grad F| < 1e-8", from_near, near_end < 1e-8),
-        Row("it diverges from far away", SOURCE, "|w| grows a hundredfold", from_far, abs(far[-1]) > 100 * abs(far[0])),
+        Row(far_away, SOURCE, "|w| grows a hundredfold", from_far, abs(far[-1]) > 100 * abs(far[0])),
         Row(claim, SOURCE, expected, f"from {start:.2g} to {end:.1e} in {len(adaptive.w) - 1}", falls),
         Row(reading, source, "divergence", converges, abs(safe[-1]) > abs(safe[0]), required=False),
     ]
