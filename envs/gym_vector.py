@@ -129,7 +129,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         """Begin new episodes everywhere, or only where the mask of `options={"reset_mask": mask}` (bool `[N]`) is true.
 
         Environment i starts like a single one with `reset(seed=seed + i)`. Returns the observations of all
-        environments `[N, ...]`, also of those that are not reset.
+        environments `[N, ...]`, including those not reset.
 
         Raises:
             ValueError: a seed that is not an integer, an unknown option, or a mask of another shape or type.

@@ -2,7 +2,7 @@
 
     reward = -||a - c||^2,    a ~ N(w, I) in k dimensions,    d = c - w,    J(w) = -(||d||^2 + k) for one pull
 
-With e = a - w the policy gradient of one pull's loss is g = e ||e - d||^2 with E g = -2 d, hence for a step on n pulls
+With e = a - w the policy gradient of one pull's loss is g = e ||e - d||^2 with E g = -2 d. So a step on n pulls gives
 
     E w_1 = w + 2 alpha d
     tr Var w_1 = alpha^2 / n [k (k + 2) (k + 4) + (2 k^2 + 8 k + 4) |d|^2 + k |d|^4]

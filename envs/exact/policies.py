@@ -10,7 +10,7 @@ from metarl.errors import check_int, check_real
 
 
 class GaussianMean(nn.Module):
-    """Actions a ~ N(mean, I) whatever is observed; for `metarl.envs.GaussianBandit`.
+    """Actions a ~ N(mean, I) for every observation; for `metarl.envs.GaussianBandit`.
 
     >>> [tuple(x.shape) for x in GaussianMean(2)(torch.ones(5, 1))]
     [(5, 2), (5, 2)]

@@ -125,7 +125,7 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin new episodes everywhere, or only where the mask of `options={"reset_mask": mask}` (bool `[N]`) is true.
 
-        Returns the observations of all environments `[N, ...]`, also of those that are not reset.
+        Returns the observations of all environments `[N, ...]`, including those not reset.
 
         Raises:
             ValueError: an unknown option, or a mask of another shape or type.

@@ -186,7 +186,7 @@ def one_line_errors(hint: str = "", processes: Processes = ALONE) -> Iterator[No
 
     Exit code 1: a NaN, another process or a worker that ended. Exit code 2: a file or folder that cannot be read or
     written, too little memory. Exit code 128 + n: signal n (Ctrl-C, SIGTERM, SIGHUP, and silently SIGPIPE, when nobody
-    reads the output any more). The first process speaks for all if something happened to all of them.
+    reads the output any more). If all processes fail, only the first one prints.
     """
     _open_standard_streams()
     silent = not processes.is_first

@@ -47,7 +47,7 @@ def mean_normalized_advantage(tasks: TaskBatch, batch: Batch) -> Tensor:
 
 
 class MeanOverDimensions(DiagonalGaussian):
-    """Log-probabilities averaged over action dimensions instead of summed: not log-probabilities any more."""
+    """Log-probabilities averaged over action dimensions instead of summed, so not those of any policy."""
 
     def log_prob(self, params: DistParams, actions: Tensor) -> Tensor:
         """Too small by the number of dimensions."""

@@ -60,7 +60,7 @@ def linear_in_alpha(ax: Axes) -> list[Row]:
 def vanishing(ax: Axes, quick: bool) -> list[Row]:
     """Stationary |grad F| of each method for growing batches."""
     sizes, iterations = ([2, 64], 80) if quick else ([1, 4, 16, 64], 800)
-    problem = lopsided()
+    problem = lopsided_problem()
     everything = logistic_tasks(problem)
     alpha = ALPHA_L / smoothness(problem)
     exact = grad_norm(everything, alpha)
@@ -91,7 +91,7 @@ def vanishing(ax: Axes, quick: bool) -> list[Row]:
     return rows
 
 
-def lopsided() -> Logistic:
+def lopsided_problem() -> Logistic:
     """200 tasks of 200 points; tasks that lean one way have larger features, so curvature and solution correlate."""
     problem = random_logistic(np.random.default_rng(1), 200, points=200)
     lean = (problem.y[..., None] * problem.x).mean(1)[:, 0]  # [T]
