@@ -19,9 +19,9 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor
 
-from metarl.envs.base import check_rng, check_task
+from metarl.envs.base import check_rng
 from metarl.envs.functional_distribution import FunctionalDistribution
-from metarl.envs.plots import plot_goal_place
+from metarl.envs.plots import PlanePlots
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int
 from metarl.functional_env import Frame, FunctionalEnv, TaskTensors
@@ -101,7 +101,7 @@ def _pictures(size: int) -> Tensor:
     return lines.masked_fill(agent, AGENT_VALUE).to(torch.uint8)[:, None]
 
 
-class GridWorld(FunctionalDistribution):
+class GridWorld(PlanePlots, FunctionalDistribution):
     """Goals uniform over the cells other than the start: `task["goal"]` is (x, y), whole numbers below `size`.
 
     Args:
@@ -140,12 +140,12 @@ class GridWorld(FunctionalDistribution):
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """The goal as a star, in the whole grid."""
-        plot_goal_place(ax, check_task(self.space, task)["goal"])
+        super().plot_task(ax, task)
         ax.set(xlim=(-0.5, self.size - 0.5), ylim=(-0.5, self.size - 0.5))
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
         """The path through the cells."""
-        ax.plot(*self._cells(observations).T, **line_kwargs)
+        super().plot_episode(ax, self._cells(observations), **line_kwargs)
 
     def _cells(self, observations: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """(x, y) of each of `observations`, `[n, 2]`."""

@@ -12,25 +12,20 @@ The paper's text and its published code differ; the code is the default here:
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
 import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from metarl.envs.base import check_rng, check_task
+from metarl.envs.base import check_rng
 from metarl.envs.functional_distribution import FunctionalDistribution
-from metarl.envs.plots import plot_goal_place
+from metarl.envs.plots import PlanePlots
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
 from metarl.errors import check_int, check_real
 from metarl.functional_env import Frame, FunctionalEnv, TaskTensors
 from metarl.types import TaskParams
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 STEP_SIZE = 0.1
 TOLERANCE = 0.01
@@ -75,7 +70,7 @@ class NavigationEnv(FunctionalEnv):
         return canvas.disc(Point(*task["goal"].tolist()), 0.07, GOAL).disc(Point(*state.tolist()), 0.05, AGENT).frame()
 
 
-class _NavigationDistribution(FunctionalDistribution):
+class _NavigationDistribution(PlanePlots, FunctionalDistribution):
     """What the square and the ring share: the environment and the plots."""
 
     def __init__(self, low: float, high: float, horizon: int, squared_distance: bool) -> None:
@@ -86,14 +81,6 @@ class _NavigationDistribution(FunctionalDistribution):
     def example(self) -> TaskParams:
         """A goal in the upper right of the paper's square."""
         return {"goal": np.array([0.25, 0.25], np.float32)}
-
-    def plot_task(self, ax: Axes, task: TaskParams) -> None:
-        """The goal as a star, on axes of equal scale."""
-        plot_goal_place(ax, check_task(self.space, task)["goal"])
-
-    def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
-        """The path in the plane."""
-        ax.plot(observations[:, 0], observations[:, 1], **line_kwargs)
 
 
 class Navigation(_NavigationDistribution):

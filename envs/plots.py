@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy.typing as npt
+
+from metarl.envs.base import check_task
+from metarl.types import TaskParams
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def plot_goal_place(ax: Axes, goal: npt.NDArray[Any]) -> None:
-    """A goal (x, y) as a star, on axes of equal scale."""
-    ax.plot(*goal[:, None], marker="*", markersize=12, color="tab:green", linestyle="none")
-    ax.set_aspect("equal")
+class PlanePlots:
+    """The plots of distributions whose goals are places and whose observations begin with a place (x, y)."""
+
+    space: gymnasium.spaces.Dict
+
+    def plot_task(self, ax: Axes, task: TaskParams) -> None:
+        """The goal as a star, on axes of equal scale."""
+        ax.plot(
+            *check_task(self.space, task)["goal"][:, None],
+            marker="*",
+            markersize=12,
+            color="tab:green",
+            linestyle="none",
+        )
+        ax.set_aspect("equal")
+
+    def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
+        """The path in the plane."""
+        ax.plot(observations[:, 0], observations[:, 1], **line_kwargs)
 
 
 def plot_goal_speed(ax: Axes, goal: float) -> None:

@@ -11,27 +11,16 @@ Actions are in [-1, 1]. The original code also computes the control cost of acti
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import ClassVar
 
-import gymnasium
 import numpy as np
-import numpy.typing as npt
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
-from gymnasium.spaces import Box
 from mujoco import MjData, MjModel
 
-from metarl.envs.base import check_rng, check_task
-from metarl.envs.mujoco.distribution import Angle, Body, Direction, GoalVelocity, MujocoDistribution
-from metarl.envs.mujoco.objectives import goal_position
+from metarl.envs.mujoco.distribution import Angle, Body, Direction, GoalPlace, GoalVelocity, MujocoDistribution
 from metarl.envs.mujoco.physics import Array
-from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv, Rewards
-from metarl.envs.plots import plot_goal_place
-from metarl.errors import check_choice, check_int, check_real
-from metarl.types import TaskParams
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv
 
 CONTACTS, HIDE_PLACE = "include_cfrc_ext_in_observation", "exclude_current_positions_from_observation"
 
@@ -82,19 +71,9 @@ class AntVectorEnv(MujocoVectorEnv):
         return cost
 
 
-BODY = Body(AntEnv, AntVectorEnv, hidden=2)
-
-
-def choose_observation(contact_forces: bool, place: bool = False) -> dict[str, bool]:
-    """What ants observe, as keywords of Gymnasium's environment."""
-    return {CONTACTS: bool(contact_forces), HIDE_PLACE: not place}
-
-
-class AntDirection(Direction):
-    """Run forward (1) or backward (-1): reward `direction v + 0.05 - 0.005 |a|^2 - 0.0005 |contact forces|^2`.
-
-    This is the reward of the paper's code. ProMP, PEARL and VariBAD have `healthy_reward=1` and
-    `ctrl_cost_weight=0.5`. `task["direction"]` is a number.
+@dataclass(eq=False)
+class Ant(MujocoDistribution):
+    """Tasks for an ant; the weights are those of the paper's code, but for `healthy_reward`.
 
     Args:
         horizon: control steps per episode, at most, 0.05 s each.
@@ -103,73 +82,63 @@ class AntDirection(Direction):
         contact_cost_weight: of the squared contact forces, each force clipped to [-1, 1].
         terminate_when_unhealthy: end the episode when the ant falls or turns over.
         contact_forces: whether they are observed.
-        threads: number of threads that step the physics.
+        threads: number of threads that step the physics; by default one for each CPU. Results do not depend on it.
     """
 
-    def __init__(
-        self,
-        horizon: int = 200,
-        healthy_reward: float = 0.05,
-        ctrl_cost_weight: float = 0.005,
-        contact_cost_weight: float = 5e-4,
-        terminate_when_unhealthy: bool = True,
-        contact_forces: bool = False,
-        threads: int | None = None,
-    ) -> None:
-        rewards = Rewards(ctrl_cost_weight, contact_cost_weight, healthy_reward, terminate_when_unhealthy)
-        super().__init__(BODY, horizon, rewards, choose_observation(contact_forces), threads)
+    body = Body(AntEnv, AntVectorEnv, hidden=2)
+    place_is_observed: ClassVar[bool] = False
+    healthy_reward: float = 0.05
+    ctrl_cost_weight: float = 0.005
+    contact_cost_weight: float = 5e-4
+    terminate_when_unhealthy: bool = True
+    contact_forces: bool = False
+    threads: int | None = None
+
+    def choose_observation(self) -> dict[str, bool]:
+        """Whether contact forces and the place are observed."""
+        return {CONTACTS: bool(self.contact_forces), HIDE_PLACE: not self.place_is_observed}
 
 
-class AntVelocity(GoalVelocity):
+@dataclass(eq=False)
+class AntDirection(Ant, Direction):
+    """Run forward (1) or backward (-1): reward `direction v + 0.05 - 0.005 |a|^2 - 0.0005 |contact forces|^2`.
+
+    This is the reward of the paper's code. ProMP, PEARL and VariBAD have `healthy_reward=1` and
+    `ctrl_cost_weight=0.5`. `task["direction"]` is a number. The arguments are those of `Ant`.
+    """
+
+
+@dataclass(eq=False)
+class AntVelocity(Ant, GoalVelocity):
     """Run at an unknown speed: reward `-|v - goal| + 1.05 - 0.005 |a|^2 - 0.0005 |contact forces|^2`.
 
     This is the reward of the paper's code: its offset of 1 and its 0.05 for being alive are one `healthy_reward` here.
     Goals are uniform in [0, 3] m/s in the paper and its code. `task["goal"]` is a number, m/s.
 
     Args:
-        horizon: this argument and those not listed here are as for `AntDirection`.
+        horizon: this argument and those not listed here are as for `Ant`.
         goal_low: slowest goal, m/s.
         goal_high: fastest goal, m/s.
     """
 
-    def __init__(
-        self,
-        horizon: int = 200,
-        goal_low: float = 0.0,
-        goal_high: float = 3.0,
-        healthy_reward: float = 1.05,
-        ctrl_cost_weight: float = 0.005,
-        contact_cost_weight: float = 5e-4,
-        terminate_when_unhealthy: bool = True,
-        contact_forces: bool = False,
-        threads: int | None = None,
-    ) -> None:
-        rewards = Rewards(ctrl_cost_weight, contact_cost_weight, healthy_reward, terminate_when_unhealthy)
-        space = self.choose_space(goal_low, goal_high)
-        super().__init__(BODY, horizon, rewards, choose_observation(contact_forces), threads, space=space)
+    goal_high: float = 3.0
+    healthy_reward: float = 1.05
 
 
-class AntDirection2D(Angle):
+@dataclass(eq=False)
+class AntDirection2D(Ant, Angle):
     """Run in a direction of the plane: reward `v . (cos, sin)(angle) + 1 - 0.5 |a|^2`, as in ProMP.
 
-    `task["angle"]` is a number, rad, uniform in [0, 2 pi]. The arguments are those of `AntDirection`.
+    `task["angle"]` is a number, rad, uniform in [0, 2 pi]. The arguments are those of `Ant`.
     """
 
-    def __init__(
-        self,
-        horizon: int = 200,
-        healthy_reward: float = 1.0,
-        ctrl_cost_weight: float = 0.5,
-        contact_cost_weight: float = 0.0,
-        terminate_when_unhealthy: bool = True,
-        contact_forces: bool = False,
-        threads: int | None = None,
-    ) -> None:
-        rewards = Rewards(ctrl_cost_weight, contact_cost_weight, healthy_reward, terminate_when_unhealthy)
-        super().__init__(BODY, horizon, rewards, choose_observation(contact_forces), threads)
+    healthy_reward: float = 1.0
+    ctrl_cost_weight: float = 0.5
+    contact_cost_weight: float = 0.0
 
 
-class AntGoal(MujocoDistribution):
+@dataclass(eq=False)
+class AntGoal(Ant, GoalPlace):
     """Reach an unknown place: reward `-|x - goal|_1 + 4.05 - 0.005 |a|^2 - 0.0005 |contact forces|^2`.
 
     This is the reward of the paper's code: its offset of 4 and its 0.05 for being alive are one `healthy_reward` here;
@@ -177,49 +146,10 @@ class AntGoal(MujocoDistribution):
     `disc` of radius 3 as in VariBAD. The place is observed: x and y come first.
 
     Args:
-        horizon: this argument and those not listed here are as for `AntDirection`.
+        horizon: this argument and those not listed here are as for `Ant`.
         radius: of the disc, or half the side of the square, m.
         region: `square` or `disc`.
     """
 
-    objective = staticmethod(goal_position)
-
-    def __init__(
-        self,
-        horizon: int = 200,
-        radius: float = 3.0,
-        region: str = "square",
-        healthy_reward: float = 4.05,
-        ctrl_cost_weight: float = 0.005,
-        contact_cost_weight: float = 5e-4,
-        terminate_when_unhealthy: bool = True,
-        contact_forces: bool = False,
-        threads: int | None = None,
-    ) -> None:
-        self.radius = check_real("radius", radius)
-        self.region = check_choice("region", region, ("square", "disc"))
-        space = gymnasium.spaces.Dict({"goal": Box(-self.radius, self.radius, (2,), np.float32)})
-        rewards = Rewards(ctrl_cost_weight, contact_cost_weight, healthy_reward, terminate_when_unhealthy)
-        observation = choose_observation(contact_forces, place=True)
-        super().__init__(BODY, horizon, rewards, observation, threads, space=space)
-
-    def example(self) -> TaskParams:
-        """A place to the front and left."""
-        return {"goal": np.array([2.0, 1.0], np.float32)}
-
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskParams:
-        """`num_tasks` goals, float32 `[T, 2]`, uniform by area."""
-        if self.region == "square":
-            return super().sample(num_tasks, rng)
-        check_int("num_tasks", num_tasks)
-        turn = check_rng(rng).uniform(0.0, 2.0 * math.pi, num_tasks)
-        radius = self.radius * np.sqrt(rng.uniform(size=num_tasks))  # the square root makes it uniform by area
-        return {"goal": (radius * np.stack([np.cos(turn), np.sin(turn)])).T.astype(np.float32)}
-
-    def plot_task(self, ax: Axes, task: TaskParams) -> None:
-        """The goal as a star, on axes of equal scale."""
-        plot_goal_place(ax, check_task(self.space, task)["goal"])
-
-    def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
-        """The path in the plane."""
-        ax.plot(observations[:, 0], observations[:, 1], **line_kwargs)
+    place_is_observed = True
+    healthy_reward: float = 4.05

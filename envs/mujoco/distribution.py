@@ -1,12 +1,13 @@
-"""What the MuJoCo task distributions share: one environment of a body or many, and three kinds of tasks."""
+"""What the MuJoCo task distributions share: one environment of a body or many, and four kinds of tasks."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import gymnasium
 import mujoco
@@ -19,9 +20,9 @@ from gymnasium.spaces import Box
 from mujoco import MjData, MjModel
 
 from metarl.envs.base import EnvDistribution, check_device, check_rng, check_task, check_tasks
-from metarl.envs.mujoco.objectives import Motion, Objective, angle, direction, goal_velocity
+from metarl.envs.mujoco.objectives import Motion, Objective, angle, direction, goal_position, goal_velocity
 from metarl.envs.mujoco.vector import MujocoVectorEnv, Rewards
-from metarl.envs.plots import plot_goal_speed
+from metarl.envs.plots import PlanePlots, plot_goal_speed
 from metarl.errors import check_choice, check_int, check_real
 from metarl.types import TaskParams
 
@@ -46,40 +47,39 @@ class Body(NamedTuple):
             return self.env(**settings, **camera, render_mode=render_mode)
 
 
+@dataclass(eq=False)
 class MujocoDistribution(EnvDistribution):
-    """Tasks for one body; a subclass defines the objective and the space of ONE task's parameters.
+    """Tasks for one body; a subclass declares its options as fields, among them `threads` and those of `Rewards`.
 
     Args:
-        body: the walker.
         horizon: control steps per episode, at most.
-        rewards: the weights of the parts of the reward that do not differ between tasks.
-        observation: what is observed, as keywords of Gymnasium's environment.
-        threads: number of threads that step the physics; by default one for each CPU. Results do not depend on it.
-        space: of ONE task's parameters; by default the class's `task_space`.
     """
 
-    objective: Objective
-    task_space: gymnasium.spaces.Dict
+    body: ClassVar[Body]
+    objective: ClassVar[Objective]
+    task_space: ClassVar[gymnasium.spaces.Dict]
+    threads = None  # type: int | None  # not a field yet: it is the last argument of all subclasses
+    horizon: int = 200
 
-    def __init__(
-        self,
-        body: Body,
-        horizon: int,
-        rewards: Rewards,
-        observation: Mapping[str, bool] | None = None,
-        threads: int | None = None,
-        *,
-        space: gymnasium.spaces.Dict | None = None,
-    ) -> None:
-        self.rewards = check_rewards(rewards)
-        self.threads = None if threads is None else check_int("threads", threads)
-        self.body, self._observation = body, observation or {}
-        known = signature(body.env).parameters
-        weights = {name: value for name, value in rewards._asdict().items() if name in known}
-        self._settings = {**weights, **self._observation}
-        self.template = body.make(self._settings, None)
-        space = self.task_space if space is None else space
-        super().__init__(space, self.template.observation_space, self.template.action_space, horizon)
+    def __post_init__(self) -> None:
+        weights = {name: getattr(self, name) for name in Rewards._fields if hasattr(self, name)}
+        self.rewards = check_rewards(Rewards(**weights))
+        if self.threads is not None:
+            check_int("threads", self.threads)
+        self._observation = self.choose_observation()
+        known = signature(self.body.env).parameters
+        self._settings = {**{name: value for name, value in weights.items() if name in known}, **self._observation}
+        self.template = self.body.make(self._settings, None)
+        spaces = self.choose_space(), self.template.observation_space, self.template.action_space
+        super().__init__(*spaces, self.horizon)
+
+    def choose_observation(self) -> dict[str, bool]:
+        """What is observed, as keywords of Gymnasium's environment."""
+        return {}
+
+    def choose_space(self) -> gymnasium.spaces.Dict:
+        """The space of ONE task's parameters; a ValueError that names an option that does not fit."""
+        return self.task_space
 
     def make(self, task: TaskParams, render_mode: str | None = None) -> TaskEnv:
         """Gymnasium's own environment with this task's reward; it truncates itself at the horizon."""
@@ -147,16 +147,20 @@ class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 _MOTION = ("velocity", "position")
 
 
+@dataclass(eq=False)
 class GoalVelocity(MujocoDistribution):
     """Tasks whose parameter is a goal velocity, uniform in [`goal_low`, `goal_high`] m/s."""
 
     objective = staticmethod(goal_velocity)
+    goal_low: float = 0.0
+    goal_high: float = 2.0
 
-    def choose_space(self, goal_low: float, goal_high: float) -> gymnasium.spaces.Dict:
-        """The space of the goals; a ValueError that names the argument for limits that do not fit."""
-        self.goal_low = check_real("goal_low", goal_low, -np.inf)
-        self.goal_high = check_real("goal_high", goal_high, self.goal_low)
-        return gymnasium.spaces.Dict({"goal": Box(self.goal_low, self.goal_high, (), np.float32)})
+    def choose_space(self) -> gymnasium.spaces.Dict:
+        """The goals."""
+        low = check_real("goal_low", self.goal_low, -np.inf)
+        high = check_real("goal_high", self.goal_high, low)
+        self._set_fixed(goal_low=low, goal_high=high)
+        return gymnasium.spaces.Dict({"goal": Box(low, high, (), np.float32)})
 
     def example(self) -> TaskParams:
         """1 m/s."""
@@ -194,7 +198,7 @@ class Direction(MujocoDistribution):
 class Angle(MujocoDistribution):
     """Tasks whose parameter is a direction in the plane, uniform in [0, 2 pi] rad."""
 
-    objective: Objective = staticmethod(angle)
+    objective = staticmethod(angle)
     task_space = gymnasium.spaces.Dict({"angle": Box(0.0, 2.0 * np.pi, (), np.float32)})
 
     def example(self) -> TaskParams:
@@ -213,6 +217,34 @@ class Angle(MujocoDistribution):
         velocities = observations[:, first : first + 2]
         x, y = self.template.dt * velocities.cumsum(0).T
         ax.plot(x, y, **line_kwargs)
+
+
+@dataclass(eq=False)
+class GoalPlace(PlanePlots, MujocoDistribution):
+    """Tasks whose parameter is a place, uniform in the square [-`radius`, `radius`]^2 or in the disc of this radius."""
+
+    objective = staticmethod(goal_position)
+    radius: float = 3.0
+    region: str = "square"
+
+    def choose_space(self) -> gymnasium.spaces.Dict:
+        """The square."""
+        self._set_fixed(radius=check_real("radius", self.radius))
+        check_choice("region", self.region, ("square", "disc"))
+        return gymnasium.spaces.Dict({"goal": Box(-self.radius, self.radius, (2,), np.float32)})
+
+    def example(self) -> TaskParams:
+        """A place to the front and left."""
+        return {"goal": np.array([2.0, 1.0], np.float32)}
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskParams:
+        """`num_tasks` goals, float32 `[T, 2]`, uniform by area."""
+        if self.region == "square":
+            return super().sample(num_tasks, rng)
+        check_int("num_tasks", num_tasks)
+        turn = check_rng(rng).uniform(0.0, 2.0 * np.pi, num_tasks)
+        radius = self.radius * np.sqrt(rng.uniform(size=num_tasks))  # the square root makes it uniform by area
+        return {"goal": (radius * np.stack([np.cos(turn), np.sin(turn)])).T.astype(np.float32)}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ The body, its 348 observations, its costs and its termination (unless 1 m < z < 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mujoco import MjData, MjModel
 from metarl.envs.mujoco.distribution import Angle, Body
 from metarl.envs.mujoco.objectives import Weighted, angle
 from metarl.envs.mujoco.physics import Array
-from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv, Rewards
+from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv
 from metarl.errors import check_real
 
 ROOT = 6  # degrees of freedom that no actuator moves
@@ -69,6 +70,7 @@ class HumanoidVectorEnv(MujocoVectorEnv):
         return np.minimum(cost, LARGEST_CONTACT_COST)
 
 
+@dataclass(eq=False)
 class HumanoidDirection(Angle):
     """Run in a direction of the plane: `1.25 v . (cos, sin)(angle) + 5 - 0.1 |a|^2 - 5e-7 |contact forces|^2`.
 
@@ -84,19 +86,15 @@ class HumanoidDirection(Angle):
         threads: number of threads that step the physics.
     """
 
-    def __init__(
-        self,
-        horizon: int = 200,
-        forward_reward_weight: float = 1.25,
-        healthy_reward: float = 5.0,
-        ctrl_cost_weight: float = 0.1,
-        contact_cost_weight: float = 5e-7,
-        terminate_when_unhealthy: bool = True,
-        threads: int | None = None,
-    ) -> None:
-        self.objective = Weighted(angle, check_real("forward_reward_weight", forward_reward_weight, open_low=False))
-        rewards = Rewards(ctrl_cost_weight, contact_cost_weight, healthy_reward, terminate_when_unhealthy)
-        super().__init__(BODY, horizon, rewards, threads=threads)
+    body = Body(HumanoidEnv, HumanoidVectorEnv, hidden=2)
+    forward_reward_weight: float = 1.25
+    healthy_reward: float = 5.0
+    ctrl_cost_weight: float = 0.1
+    contact_cost_weight: float = 5e-7
+    terminate_when_unhealthy: bool = True
+    threads: int | None = None
 
-
-BODY = Body(HumanoidEnv, HumanoidVectorEnv, hidden=2)
+    def __post_init__(self) -> None:
+        weight = check_real("forward_reward_weight", self.forward_reward_weight, open_low=False)
+        self._set_fixed(objective=Weighted(angle, weight))
+        super().__post_init__()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import gymnasium
 import mujoco
@@ -23,7 +24,7 @@ from mujoco import MjData, MjModel
 from metarl.envs.mujoco.distribution import Body, MujocoDistribution
 from metarl.envs.mujoco.objectives import forward
 from metarl.envs.mujoco.physics import Array
-from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv, Rewards
+from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv
 from metarl.errors import check_real
 from metarl.types import TaskParams
 
@@ -64,6 +65,7 @@ class HopperVectorEnv(PlanarVectorEnv):
         return upright
 
 
+@dataclass(eq=False)
 class RandomParameters(MujocoDistribution):
     """Tasks with randomly scaled bodies: each has its own model.
 
@@ -77,26 +79,20 @@ class RandomParameters(MujocoDistribution):
         threads: number of threads that step the physics.
     """
 
-    walker: ClassVar[Body]
     objective = staticmethod(forward)
+    log_scale: float = 3.0
+    base: float = 1.5
+    healthy_reward: float = 1.0
+    ctrl_cost_weight: float = 1e-3
+    terminate_when_unhealthy: bool = True
+    threads: int | None = None
 
-    def __init__(
-        self,
-        horizon: int = 200,
-        log_scale: float = 3.0,
-        base: float = 1.5,
-        healthy_reward: float = 1.0,
-        ctrl_cost_weight: float = 1e-3,
-        terminate_when_unhealthy: bool = True,
-        threads: int | None = None,
-    ) -> None:
-        self.log_scale, self.base = check_real("log_scale", log_scale), check_real("base", base, 1.0)
-        rewards = Rewards(ctrl_cost_weight, 0.0, healthy_reward, terminate_when_unhealthy)
-        model = self.walker.make({}, None).model
-        boxes: dict[str, gymnasium.Space[Any]] = {
-            name: Box(-self.log_scale, self.log_scale, getattr(model, name).shape, np.float32) for name in SCALED
-        }
-        super().__init__(self.walker, horizon, rewards, threads=threads, space=gymnasium.spaces.Dict(boxes))
+    def choose_space(self) -> gymnasium.spaces.Dict:
+        """The exponents."""
+        size = check_real("log_scale", self.log_scale)
+        self._set_fixed(log_scale=size, base=check_real("base", self.base, 1.0))
+        shapes = {name: getattr(self.template.model, name).shape for name in SCALED}
+        return gymnasium.spaces.Dict({name: Box(-size, size, shape, np.float32) for name, shape in shapes.items()})
 
     def make_models(self, tasks: TaskParams) -> Sequence[MjModel]:
         """Changed copies of the body's model."""
@@ -127,10 +123,10 @@ class RandomParameters(MujocoDistribution):
 class Walker2dRandomParameters(RandomParameters):
     """`Walker2d-v5` with a randomly scaled body."""
 
-    walker = Body(Walker2dEnv, Walker2dVectorEnv, hidden=1)
+    body = Body(Walker2dEnv, Walker2dVectorEnv, hidden=1)
 
 
 class HopperRandomParameters(RandomParameters):
     """`Hopper-v5` with a randomly scaled body."""
 
-    walker = Body(HopperEnv, HopperVectorEnv, hidden=1)
+    body = Body(HopperEnv, HopperVectorEnv, hidden=1)

@@ -84,7 +84,7 @@ def test_out_of_distribution_is_the_ring_outside_the_square() -> None:
     assert (ring.horizon, ring.squared_distance) == (20, True)
     wide = Navigation(goal_low=-3.0, goal_high=2.0).out_of_distribution()
     assert (np.linalg.norm(wide.sample(200, np.random.default_rng(0))["goal"], axis=1) > 3.0 * math.sqrt(2)).all()
-    with pytest.raises(ValueError, match="NavigationRing defines no tasks out of"):
+    with pytest.raises(ValueError, match="NavigationRing defines no out-of-distribution tasks"):
         ring.out_of_distribution()
 
 
