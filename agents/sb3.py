@@ -63,20 +63,21 @@ def to_sb3(
         >>> action, _ = model.predict(obs, deterministic=True)
     """
     params, moments = params or {}, None
+    network: Any = policy
     if isinstance(policy, NormalizedPolicy):
-        moments, params, policy = policy.moments, policy.own(dict(params)), _get_network(policy)
-    check_type("policy", policy, PolicyModule, "a PolicyModule, as make_policy returns")
-    _check_params(policy, params)
-    _check_env(policy, env)
+        moments, params, network = policy.moments, policy.own(dict(params)), policy.network
+    check_type("policy", network, PolicyModule, "a PolicyModule, as make_policy returns")
+    _check_params(network, params)
+    _check_env(network, env)
     env = _wrap_actions(env, actions)
     env = env if moments is None else _normalize(env, moments)
     for name in ("policy_kwargs", "use_sde"):
         if name in ppo_kwargs:
             raise ValueError(f"ppo_kwargs must not have {name!r}: it follows from the policy")
-    ppo_kwargs = {"device": next(policy.parameters()).device} | ppo_kwargs
+    ppo_kwargs = {"device": next(network.parameters()).device} | ppo_kwargs
     with DrawingFrom(torch.Generator()):  # SB3's initial weights are overwritten below
-        model = PPO(type(policy.policy), env, policy_kwargs=copy.deepcopy(policy.policy_kwargs), **ppo_kwargs)
-    model.policy.load_state_dict(policy.policy.state_dict())
+        model = PPO(type(network.policy), env, policy_kwargs=copy.deepcopy(network.policy_kwargs), **ppo_kwargs)
+    model.policy.load_state_dict(network.policy.state_dict())
     weights = dict(model.policy.named_parameters())
     with torch.no_grad():
         for name, value in params.items():
@@ -111,12 +112,6 @@ def from_sb3(model: OnPolicyAlgorithm) -> PolicyModule:
     policy.load_state_dict(source.state_dict())
     channels_last = model.env is not None and is_vecenv_wrapped(model.env, VecTransposeImage)
     return PolicyModule(policy, kwargs, channels_last)
-
-
-def _get_network(policy: NormalizedPolicy) -> PolicyModule:
-    if not isinstance(policy.network, PolicyModule):
-        raise ValueError(f"policy must be made by make_policy, got {type(policy.network).__name__}")
-    return policy.network
 
 
 def _wrap_actions(env: gymnasium.Env[Any, Any] | VecEnv, actions: str) -> gymnasium.Env[Any, Any] | VecEnv:

@@ -23,7 +23,7 @@ from metarl.envs.base import check_rng
 from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.plots import PlanePlots
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
-from metarl.errors import check_int
+from metarl.errors import check_bool, check_int
 from metarl.functional_env import Frame, FunctionalEnv, TaskTensors
 from metarl.types import TaskParams
 
@@ -46,8 +46,7 @@ class GridWorldEnv(FunctionalEnv):
     def __init__(self, size: int = 5, image: bool = False) -> None:
         if check_int("size", size, minimum=2) > PIXELS // 2:
             raise ValueError(f"size must be at most {PIXELS // 2}, two pixels of the picture for each cell, got {size}")
-        if not isinstance(image, bool):
-            raise ValueError(f"image must be True or False, got {image!r}")
+        check_bool("image", image)
         self.size, self.image = int(size), image
         self.observation_space = (
             Box(0, 255, (1, PIXELS, PIXELS), np.uint8) if image else Box(0.0, 1.0, (self.size**2,), np.float32)

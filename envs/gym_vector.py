@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
-from gymnasium.vector.utils import batch_space
 
 from metarl.envs.env_store import EnvStore
-from metarl.envs.vector import AUTORESET, read_reset_mask
+from metarl.envs.vector import TaskVectorEnv, read_reset_mask
 from metarl.errors import check_int
 from metarl.types import TaskParams
 
@@ -95,7 +94,7 @@ class LocalStepper:
             raise
 
 
-class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
+class GymVectorEnv(TaskVectorEnv):
     """N environments in the order of `stepper`; observations `[N, ...]` have the observation space's type.
 
     Autoreset is disabled: an environment that has ended is frozen. It is not stepped, its last observation and flags
@@ -109,8 +108,6 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         env_name: the name of one environment in messages.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
-
     def __init__(
         self,
         stepper: Stepper,
@@ -119,11 +116,8 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         action_space: gymnasium.Space[Any],
         env_name: str,
     ) -> None:
-        self.num_envs, self.env_name = num_envs, env_name
-        self.single_observation_space, self.single_action_space = observation_space, action_space
-        self.observation_space = batch_space(observation_space, num_envs)
-        self.action_space = batch_space(action_space, num_envs)
-        self._stepper, self._begun = stepper, False
+        super().__init__(num_envs, observation_space, action_space)
+        self.env_name, self._stepper, self._begun = env_name, stepper, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin new episodes everywhere, or only where the mask of `options={"reset_mask": mask}` (bool `[N]`) is true.
@@ -172,8 +166,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
     def _as_actions(self, actions: Array) -> Array:
         """A copy, because environments may keep their action and callers may write into theirs."""
         array, space = np.asarray(actions), self.action_space
-        if array.shape != space.shape:
-            raise ValueError(f"actions must have shape {space.shape}, got {array.shape}")
+        self.check_shape(array)
         try:
             cast = array.astype(space.dtype, casting="same_kind")
         except TypeError as error:

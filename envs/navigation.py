@@ -23,7 +23,7 @@ from metarl.envs.base import check_rng
 from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.plots import PlanePlots
 from metarl.envs.rendering import AGENT, GOAL, LIGHT, Canvas, Point
-from metarl.errors import check_int, check_real
+from metarl.errors import check_bool, check_int, check_real
 from metarl.functional_env import Frame, FunctionalEnv, TaskTensors
 from metarl.types import TaskParams
 
@@ -35,8 +35,7 @@ class NavigationEnv(FunctionalEnv):
     """The functions of 2-D navigation; state and observation are the position `[n, 2]`, `task["goal"]` is `[n, 2]`."""
 
     def __init__(self, squared_distance: bool = False) -> None:
-        if not isinstance(squared_distance, bool):
-            raise ValueError(f"squared_distance must be True or False, got {squared_distance!r}")
+        check_bool("squared_distance", squared_distance)
         self.squared_distance = squared_distance
         self.observation_space = Box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = Box(-1.0, 1.0, (2,), np.float32)

@@ -37,24 +37,19 @@ class StepChecker:
 
     def check_reset(self, result: Any, where: Where, *, ranges: bool = True) -> None:
         """Raise a ValueError unless `result` is (observation, info)."""
-        if not isinstance(result, tuple) or len(result) != 2:
-            refuse(where, "reset must return (observation, info), unlike the old Gym interface", _describe(result))
-        if not isinstance(result[1], dict):
-            refuse(where, "the info of reset must be a dict", repr(result[1]))
+        _check_form(result, where, "reset", "(observation, info)", 2)
         self._check_observation(result[0], where, ranges)
 
     def check_step(self, result: Any, where: Where, *, ranges: bool) -> tuple[bool, bool]:
         """Raise a ValueError unless `result` is what a step returns; returns both flags as Python booleans."""
-        if not isinstance(result, tuple) or len(result) != 5:
-            refuse(where, f"step must return {STEP}, unlike the old Gym interface", _describe(result))
-        observation, reward, terminated, truncated, info = result
+        _check_form(result, where, "step", STEP, 5)
+        observation, reward, terminated, truncated, _ = result
         if (  # fast path: nearly every step ends here, after a few comparisons
             type(observation) is np.ndarray
             and observation.dtype is self._dtype
             and observation.shape == self._shape
             and type(reward) in REWARDS
             and type(terminated) is type(truncated) is bool
-            and type(info) is dict
             and not ranges
         ):
             return terminated, truncated
@@ -63,8 +58,6 @@ class StepChecker:
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if type(flag) not in FLAGS and (_scalar_kind(flag) not in "biu" or np.asarray(flag) not in (0, 1)):
                 refuse(where, f"{name} must be True or False", repr(flag))
-        if not isinstance(info, dict):
-            refuse(where, "the info of step must be a dict", repr(info))
         self._check_observation(observation, where, ranges)
         return bool(terminated), bool(truncated)
 
@@ -108,5 +101,9 @@ def _scalar_kind(x: Any) -> str:
     return array.dtype.kind if array.shape == () else "O"
 
 
-def _describe(value: Any) -> str:
-    return f"{len(value)} values" if isinstance(value, tuple) else f"a {type(value).__name__}"
+def _check_form(result: Any, where: Where, method: str, wanted: str, size: int) -> None:
+    if not isinstance(result, tuple) or len(result) != size:
+        found = f"{len(result)} values" if isinstance(result, tuple) else f"a {type(result).__name__}"
+        refuse(where, f"{method} must return {wanted}, unlike the old Gym interface", found)
+    if not isinstance(result[-1], dict):
+        refuse(where, f"the info of {method} must be a dict", repr(result[-1]))

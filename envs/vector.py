@@ -21,7 +21,33 @@ from metarl.types import TaskParams
 AUTORESET = {"autoreset_mode": vector.AutoresetMode.DISABLED} if hasattr(vector, "AutoresetMode") else {}
 
 
-class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any], Tensor]):
+class TaskVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
+    """N environments of several tasks, with autoreset disabled.
+
+    Args:
+        num_envs: N.
+        observation_space: of one environment.
+        action_space: of one environment.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
+
+    def __init__(
+        self, num_envs: int, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
+    ) -> None:
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self._action_shape = (num_envs, *(action_space.shape or ()))
+
+    def check_shape(self, actions: Tensor | npt.NDArray[Any]) -> None:
+        """Raise a ValueError unless there is an action of the right shape for each environment."""
+        if tuple(actions.shape) != self._action_shape:
+            raise ValueError(f"actions must have shape {self._action_shape}, got {tuple(actions.shape)}")
+
+
+class TorchVectorEnv(TaskVectorEnv):
     """N = T x `episodes` environments, task-major: environment `t * episodes + e` is episode e of task t.
 
     Autoreset is disabled: an environment that has ended is frozen. Its state and flags stay as they are and its reward
@@ -35,8 +61,6 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
         device: where states, observations and rewards live.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
-
     def __init__(
         self, env: FunctionalEnv, task: TaskParams, episodes: int, horizon: int, device: torch.device | str = "cpu"
     ) -> None:
@@ -44,11 +68,7 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
         self.functional, self.horizon, self.device = env, check_int("horizon", horizon), torch.device(device)
         check_int("episodes", episodes)
         self.task = repeat_tasks(task, episodes, self.device)  # [N, ...]
-        self.num_envs = next(iter(self.task.values())).shape[0]
-        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
-        self.observation_space = batch_space(env.observation_space, self.num_envs)
-        self.action_space = batch_space(env.action_space, self.num_envs)
-        self._action_shape = (self.num_envs, *(env.action_space.shape or ()))
+        super().__init__(next(iter(self.task.values())).shape[0], env.observation_space, env.action_space)
         self._generator = torch.Generator(self.device)
         self._state: Tensor | None = None  # [N, S]
         self._clock = 0  # steps made so far; a deadline per environment costs less than a counter per environment
@@ -100,8 +120,7 @@ class TorchVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor | npt.NDArray[Any
 
     def _as_actions(self, actions: Tensor | npt.NDArray[Any]) -> Tensor:
         tensor = actions if isinstance(actions, Tensor) else torch.from_numpy(np.array(actions))
-        if tensor.shape != self._action_shape:
-            raise ValueError(f"actions must have shape {self._action_shape}, got {tuple(tensor.shape)}")
+        self.check_shape(tensor)
         return as_env_actions(tensor.to(self.device), self.single_action_space)
 
 

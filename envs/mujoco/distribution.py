@@ -23,7 +23,7 @@ from metarl.envs.base import EnvDistribution, check_device, check_rng, check_tas
 from metarl.envs.mujoco.objectives import Motion, Objective, angle, direction, goal_position, goal_velocity
 from metarl.envs.mujoco.vector import MujocoVectorEnv, Rewards
 from metarl.envs.plots import PlanePlots, plot_goal_speed
-from metarl.errors import check_choice, check_int, check_real
+from metarl.errors import check_bool, check_choice, check_int, check_real
 from metarl.types import TaskParams
 
 if TYPE_CHECKING:
@@ -261,8 +261,8 @@ def log_mujoco_warnings() -> Iterator[None]:
 def check_rewards(rewards: Rewards) -> Rewards:
     """`rewards` if the weights are at least zero; a ValueError that names the first bad one otherwise."""
     for name, value in rewards._asdict().items():
-        if name != "terminate_when_unhealthy":
+        if name == "terminate_when_unhealthy":
+            check_bool(name, value)
+        else:
             check_real(name, value, open_low=False)
-        elif not isinstance(value, bool):
-            raise ValueError(f"{name} must be True or False, got {value!r}")
     return rewards

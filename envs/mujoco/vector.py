@@ -6,18 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.seeding import np_random
-from gymnasium.vector.utils import batch_space
 from mujoco import MjData, MjModel
 
 from metarl.envs.mujoco.objectives import Motion, Objective
 from metarl.envs.mujoco.physics import Array, Physics
-from metarl.envs.vector import AUTORESET, read_reset_mask
+from metarl.envs.vector import TaskVectorEnv, read_reset_mask
 from metarl.errors import check_int
 from metarl.types import TaskParams
 
@@ -33,7 +31,7 @@ class Rewards(NamedTuple):
     terminate_when_unhealthy: bool = True
 
 
-class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.NDArray[Any]], ABC):
+class MujocoVectorEnv(TaskVectorEnv, ABC):
     """N = T x E environments, task-major, in numpy. A subclass defines a body: its observations, costs and falls.
 
     Autoreset is disabled: an environment that has ended is not stepped. Its state and flags stay as they are and its
@@ -51,7 +49,6 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
         threads: number of threads that step the physics; by default one for each CPU.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**AUTORESET, "render_modes": []}  # type: ignore[misc]
     contact_forces = False  # whether they are needed after a step
     normal_velocities: ClassVar[bool] = False  # whether initial velocities are normal; otherwise uniform
     reset_noise: ClassVar[float]
@@ -67,12 +64,8 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
         horizon: int,
         threads: int | None = None,
     ) -> None:
-        # The interface of Gymnasium's vector environments.
-        self.num_envs, self.horizon = len(models), horizon
-        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
-        self.observation_space = batch_space(env.observation_space, self.num_envs)
-        self.action_space = batch_space(env.action_space, self.num_envs)
-        self._action_shape = (self.num_envs, env.model.nu)
+        super().__init__(len(models), env.observation_space, env.action_space)
+        self.horizon = horizon
         # The body, and what differs between tasks.
         self._dt, self._init_qpos, self._init_qvel = env.dt, env.init_qpos, env.init_qvel
         self._objective, self.rewards, self.observation = objective, rewards, observation
@@ -155,8 +148,7 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Array, npt.NDArray[Any], npt.ND
         if not self._rngs:
             raise ResetNeeded("call reset() before step()")
         actions = np.asarray(actions)
-        if actions.shape != self._action_shape:
-            raise ValueError(f"actions must have shape {self._action_shape}, got {actions.shape}")
+        self.check_shape(actions)
         running = ~self._ended
         where = self._all if running.all() else np.flatnonzero(running).tolist()
         before = self.place()

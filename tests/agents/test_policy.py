@@ -232,20 +232,6 @@ def test_spaces_that_are_refused(observation_space: Any, action_space: Any, mess
         make_policy(observation_space, action_space)
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"net_arc": [8]}, "got 'net_arc'; did you mean 'net_arch'"),
-        ({"use_sde": True}, "'use_sde'.* must be False"),
-        ({"squash_output": True}, "'squash_output'.* must be False"),
-        ({"lr_schedule": None}, "policy_kwargs must have names among"),
-    ],
-)
-def test_policy_kwargs_that_are_refused(kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_policy(VECTOR, REACH, policy_kwargs=kwargs)
-
-
 class Failing(BaseFeaturesExtractor):
     def __init__(self, observation_space: gymnasium.Space[Any]) -> None:
         super().__init__(observation_space, 8)
@@ -272,6 +258,10 @@ def test_the_old_form_of_net_arch_is_today_s_with_a_warning() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"net_arc": [8]}, "got 'net_arc'; did you mean 'net_arch'"),
+        ({"use_sde": True}, "'use_sde'.* must be False"),
+        ({"squash_output": True}, "'squash_output'.* must be False"),
+        ({"lr_schedule": None}, "policy_kwargs must have names among"),
         *(({"net_arch": [units]}, f"net_arch.*must be an integer.*{units}") for units in (-1, 0, 2.5, True, "8")),
         ({"net_arch": {"pi": [8], "vf": [-1]}}, "net_arch.*-1"),
         ({"net_arch": {"actor": [8]}}, "net_arch.* must be a list of layers"),
@@ -286,6 +276,6 @@ def test_the_old_form_of_net_arch_is_today_s_with_a_warning() -> None:
         ("net_arch", "policy_kwargs must be a mapping"),
     ],
 )
-def test_other_policy_kwargs_that_cannot_be(kwargs: Any, message: str) -> None:
+def test_policy_kwargs_that_are_refused(kwargs: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_policy(VECTOR, REACH, policy_kwargs=kwargs)

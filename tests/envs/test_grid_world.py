@@ -1,7 +1,5 @@
 """The grid world against what is worked out by hand."""
 
-from typing import Any
-
 import gymnasium
 import numpy as np
 import pytest
@@ -112,27 +110,6 @@ def test_render_shows_goal_and_agent() -> None:
     assert frame[128, 128].tolist() == [31, 119, 180]  # the agent in the middle
     assert frame[25, 25].tolist() == [44, 160, 44]  # the goal at the upper left
     assert frame[230, 230].tolist() == [255, 255, 255]
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"size": 1}, "size must be an integer of at least 2, got 1"),
-        ({"size": 2.5}, "size must be an integer"),
-        ({"size": 21}, "size must be at most 20"),
-        ({"image": 1}, "image must be True or False, got 1"),
-        ({"horizon": 0}, "horizon must be an integer"),
-    ],
-)
-def test_bad_arguments(kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{message}"):
-        GridWorld(**kwargs)
-
-
-@pytest.mark.parametrize("goal", [1, (0.5, 1.0), (1, 2, 3), "home"])
-def test_bad_goal(goal: Any) -> None:
-    with pytest.raises(ValueError, match=r"task\['goal'\] must"):
-        make_env("grid_world", goal=goal)
 
 
 def test_sizes_are_equal_spaces() -> None:

@@ -1,5 +1,6 @@
 """Names: `make_distribution` and Gymnasium's registry."""
 
+import math
 from typing import Any
 
 import gymnasium
@@ -102,17 +103,50 @@ def test_goal_and_reward_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("name", "goal"),
     [
-        ("metarl/Navigation-v0", 0.3),
-        ("metarl/Navigation-v0", (0.1, 0.2, 0.3)),
-        ("metarl/Navigation-v0", (0.1, float("nan"))),
-        ("metarl/Navigation-v0", "home"),
-        ("metarl/PointVelocity-v0", (1.0, 2.0)),
-        ("metarl/PointVelocity-v0", float("inf")),
+        *(("Navigation", goal) for goal in (0.3, (0.1, 0.2, 0.3), (0.1, float("nan")), "home")),
+        *(("PointVelocity", goal) for goal in ((1.0, 2.0), float("inf"))),
+        *(("GridWorld", goal) for goal in (1, (0.5, 1.0), (1, 2, 3), "home")),
     ],
 )
 def test_bad_goal(name: str, goal: Any) -> None:
     with pytest.raises(ValueError, match=r"task\['goal'\] must"):
-        gymnasium.make(name, goal=goal)
+        gymnasium.make(f"metarl/{name}-v0", goal=goal)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("navigation", {"goal_low": 0.5, "goal_high": 0.5}, "goal_high"),
+        ("navigation", {"goal_low": math.nan}, "goal_low"),
+        ("navigation", {"goal_high": math.inf}, "goal_high"),
+        ("navigation", {"goal_low": "a"}, "goal_low"),
+        ("navigation", {"squared_distance": 1}, "squared_distance"),
+        ("navigation_ring", {"radius_low": -0.1}, "radius_low"),
+        ("navigation_ring", {"radius_low": 1.0}, "radius_high"),
+        ("navigation_ring", {"radius_high": math.inf}, "radius_high"),
+        ("point_velocity", {"goal_low": 2.0}, "goal_high"),
+        ("point_velocity", {"goal_low": math.inf}, "goal_low"),
+        ("grid_world", {"size": 1}, "size must be an integer of at least 2, got 1"),
+        ("grid_world", {"size": 2.5}, "size must be an integer"),
+        ("grid_world", {"size": 21}, "size must be at most 20"),
+        ("grid_world", {"image": 1}, "image must be True or False, got 1"),
+        ("grid_world", {"horizon": 0}, "horizon must be an integer"),
+        ("half_cheetah_velocity", {"goal_high": -1.0}, "goal_high must be a finite number above 0, got -1.0"),
+        ("half_cheetah_velocity", {"goal_low": "x"}, "goal_low must be a finite number"),
+        ("half_cheetah_velocity", {"ctrl_cost_weight": -0.1}, "ctrl_cost_weight must be a finite number at least 0"),
+        ("half_cheetah_velocity", {"threads": 0}, "threads must be an integer of at least 1, got 0"),
+        ("half_cheetah_velocity", {"horizon": 0}, "horizon must be an integer of at least 1, got 0"),
+        ("half_cheetah_velocity", {"gaol_high": 3}, "option must be one of .* did you mean 'goal_high'"),
+        ("ant_goal", {"region": "circle"}, "region must be one of"),
+        ("ant_goal", {"radius": 0}, "radius must be a finite number above 0"),
+        ("ant_velocity", {"terminate_when_unhealthy": 1}, "terminate_when_unhealthy must be True or False, got 1"),
+        ("humanoid_direction", {"forward_reward_weight": math.nan}, "forward_reward_weight must be a finite"),
+        ("hopper_random_parameters", {"base": 1.0}, "base must be a finite number above 1"),
+    ],
+)
+def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make_distribution(name, **options)
 
 
 def test_two_environments_in_gymnasiums_own_vector() -> None:

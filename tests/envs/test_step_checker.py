@@ -4,7 +4,6 @@ import re
 import warnings
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -92,23 +91,6 @@ def test_bad_answers_of_a_reset(reset: Any, message: str) -> None:
     kwargs = {"space": FLOATS, "good": reset, "on_step": None, "on_reset": None}
     with pytest.raises(ValueError, match=r"^Answering, step 0: .*" + message):
         GymDistribution(Answering, LENGTH, horizon=3, set_task=set_length, env_kwargs=kwargs)
-
-
-class OldGym(gymnasium.Env[Any, Any]):
-    """Its reset takes no seed."""
-
-    observation_space, action_space = FLOATS, CHOICE
-
-    def __init__(self, length: int) -> None:
-        pass
-
-    def reset(self) -> Any:  # type: ignore[override]
-        return np.zeros(2, np.float32)
-
-
-def test_the_old_interface_is_named() -> None:
-    with pytest.raises(ValueError, match=r"env must have reset\(\*, seed=None, options=None\).*, got TypeError"):
-        GymDistribution(OldGym, LENGTH, horizon=3)
 
 
 TAKEN = [

@@ -94,27 +94,6 @@ def test_settings_in_the_registry() -> None:
         make_env("ant_gaol")
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("half_cheetah_velocity", {"goal_high": -1.0}, "goal_high must be a finite number above 0, got -1.0"),
-        ("half_cheetah_velocity", {"goal_low": "x"}, "goal_low must be a finite number"),
-        ("half_cheetah_velocity", {"ctrl_cost_weight": -0.1}, "ctrl_cost_weight must be a finite number at least 0"),
-        ("half_cheetah_velocity", {"threads": 0}, "threads must be an integer of at least 1, got 0"),
-        ("half_cheetah_velocity", {"horizon": 0}, "horizon must be an integer of at least 1, got 0"),
-        ("half_cheetah_velocity", {"gaol_high": 3}, "option must be one of .* did you mean 'goal_high'"),
-        ("ant_goal", {"region": "circle"}, "region must be one of"),
-        ("ant_goal", {"radius": 0}, "radius must be a finite number above 0"),
-        ("ant_velocity", {"terminate_when_unhealthy": 1}, "terminate_when_unhealthy must be True or False, got 1"),
-        ("humanoid_direction", {"forward_reward_weight": float("nan")}, "forward_reward_weight must be a finite"),
-        ("hopper_random_parameters", {"base": 1.0}, "base must be a finite number above 1"),
-    ],
-)
-def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_distribution(name, **options)
-
-
 def test_bad_arguments_of_make() -> None:
     tasks = HalfCheetahDirection()
     with pytest.raises(ValueError, match=r"task\['direction'\] must have shape \(\), got \(2,\)"):

@@ -13,136 +13,69 @@ from metarl.types import TaskParams
 STEPS, T, E = 200, 3, 2
 
 
+Objective = Callable[[dict[str, Any], Any], float]
+
+
 class Case(NamedTuple):
     """A distribution, and Gymnasium's environment with the reward the definition asks for, from its public info."""
 
     name: str
-    options: dict[str, Any]
     plain: str
+    objective: Objective
+    ctrl: float
+    options: dict[str, Any]
     plain_kwargs: dict[str, Any]
-    reward: Callable[[dict[str, Any], np.ndarray, Any], float]
-    ends: bool = False  # under random actions within the horizon, in some environment
+    survive: float = 1.0  # times `reward_survive`, which an ant's info has as 1 while it has not fallen
+    ends: bool = True  # under random actions within the horizon, in some environment
+
+    def reward(self, info: dict[str, Any], action: np.ndarray, task: Any) -> float:
+        """`reward_contact` is minus the contact cost; cheetahs and planar bodies have none."""
+        costs = self.ctrl * float((action.astype(np.float64) ** 2).sum()) - info.get("reward_contact", 0.0)
+        return self.objective(info, task) + self.survive * info.get("reward_survive", 0.0) - costs
 
 
-def squares(action: np.ndarray) -> float:
-    return float((action.astype(np.float64) ** 2).sum())
+def velocity(info: dict[str, Any], task: Any) -> float:
+    return -abs(info["x_velocity"] - task["goal"])
 
 
-def ant_costs(info: dict[str, Any], action: np.ndarray, ctrl: float, survive: float) -> float:
-    """`reward_contact` is minus the contact cost with the weight 5e-4, `reward_survive` 1 while it has not fallen."""
-    return survive * info["reward_survive"] - ctrl * squares(action) + info["reward_contact"]
+def direction(info: dict[str, Any], task: Any) -> float:
+    return task["direction"] * info["x_velocity"]
 
 
-ANT = {"include_cfrc_ext_in_observation": False}
-ANT_WITH_FORCES = {"include_cfrc_ext_in_observation": True}
+def angle(info: dict[str, Any], task: Any) -> float:
+    return np.cos(task["angle"]) * info["x_velocity"] + np.sin(task["angle"]) * info["y_velocity"]
+
+
+def place(info: dict[str, Any], task: Any) -> float:
+    return -abs(info["x_position"] - task["goal"][0]) - abs(info["y_position"] - task["goal"][1])
+
+
+def forward(info: dict[str, Any], task: Any) -> float:
+    return info["x_velocity"]
+
+
+ANT: dict[str, Any] = {"include_cfrc_ext_in_observation": False}
+ANT_STAYS = {"include_cfrc_ext_in_observation": True, "terminate_when_unhealthy": False}
 ANT_WITH_PLACE = {**ANT, "exclude_current_positions_from_observation": False}
+FREE = {**ANT, "contact_cost_weight": 0.0}
+PROMP = {"healthy_reward": 1.0, "ctrl_cost_weight": 0.5, "contact_cost_weight": 0.0}
+PLANAR = {"log_scale": 1e-9, "horizon": 100}
+STAYS = {"contact_forces": True, "terminate_when_unhealthy": False}
+FAST = {"ctrl_cost_weight": 0.0, "goal_high": 3.0}
 
 CASES = [
-    Case(
-        "half_cheetah_velocity",
-        {},
-        "HalfCheetah-v5",
-        {},
-        lambda info, a, task: -abs(info["x_velocity"] - task["goal"]) - 0.05 * squares(a),
-    ),
-    Case(
-        "half_cheetah_velocity",
-        {"ctrl_cost_weight": 0.0, "goal_high": 3.0},
-        "HalfCheetah-v5",
-        {},
-        lambda info, a, task: -abs(info["x_velocity"] - task["goal"]),
-    ),
-    Case(
-        "half_cheetah_direction",
-        {},
-        "HalfCheetah-v5",
-        {},
-        lambda info, a, task: task["direction"] * info["x_velocity"] - 0.05 * squares(a),
-    ),
-    Case(
-        "ant_velocity",
-        {},
-        "Ant-v5",
-        ANT,
-        lambda info, a, task: -abs(info["x_velocity"] - task["goal"]) + ant_costs(info, a, 0.005, 1.05),
-        ends=True,
-    ),
-    Case(
-        "ant_velocity",
-        {"contact_forces": True, "terminate_when_unhealthy": False},
-        "Ant-v5",
-        {**ANT_WITH_FORCES, "terminate_when_unhealthy": False},
-        lambda info, a, task: -abs(info["x_velocity"] - task["goal"]) + ant_costs(info, a, 0.005, 1.05),
-    ),
-    Case(
-        "ant_direction",
-        {},
-        "Ant-v5",
-        ANT,
-        lambda info, a, task: task["direction"] * info["x_velocity"] + ant_costs(info, a, 0.005, 0.05),
-        ends=True,
-    ),
-    Case(
-        "ant_direction",
-        {"healthy_reward": 1.0, "ctrl_cost_weight": 0.5, "contact_cost_weight": 0.0},
-        "Ant-v5",
-        {**ANT, "contact_cost_weight": 0.0},
-        lambda info, a, task: task["direction"] * info["x_velocity"] + ant_costs(info, a, 0.5, 1.0),
-        ends=True,
-    ),
-    Case(
-        "ant_direction_2d",
-        {},
-        "Ant-v5",
-        {**ANT, "contact_cost_weight": 0.0},
-        lambda info, a, task: (
-            np.cos(task["angle"]) * info["x_velocity"]
-            + np.sin(task["angle"]) * info["y_velocity"]
-            + ant_costs(info, a, 0.5, 1.0)
-        ),
-        ends=True,
-    ),
-    Case(
-        "ant_goal",
-        {"region": "disc"},
-        "Ant-v5",
-        ANT_WITH_PLACE,
-        lambda info, a, task: (
-            -abs(info["x_position"] - task["goal"][0])
-            - abs(info["y_position"] - task["goal"][1])
-            + ant_costs(info, a, 0.005, 4.05)
-        ),
-        ends=True,
-    ),
-    Case(
-        "humanoid_direction",
-        {},
-        "Humanoid-v5",
-        {},
-        lambda info, a, task: (
-            1.25 * (np.cos(task["angle"]) * info["x_velocity"] + np.sin(task["angle"]) * info["y_velocity"])
-            + info["reward_survive"]
-            - 0.1 * squares(a)
-            + info["reward_contact"]
-        ),
-        ends=True,
-    ),
-    Case(
-        "walker2d_random_parameters",
-        {"log_scale": 1e-9, "horizon": 100},
-        "Walker2d-v5",
-        {},
-        lambda info, a, task: info["x_velocity"] + info["reward_survive"] - 0.001 * squares(a),
-        ends=True,
-    ),
-    Case(
-        "hopper_random_parameters",
-        {"log_scale": 1e-9, "horizon": 100},
-        "Hopper-v5",
-        {},
-        lambda info, a, task: info["x_velocity"] + info["reward_survive"] - 0.001 * squares(a),
-        ends=True,
-    ),
+    Case("half_cheetah_velocity", "HalfCheetah-v5", velocity, 0.05, {}, {}, ends=False),
+    Case("half_cheetah_velocity", "HalfCheetah-v5", velocity, 0.0, FAST, {}, ends=False),
+    Case("half_cheetah_direction", "HalfCheetah-v5", direction, 0.05, {}, {}, ends=False),
+    Case("ant_velocity", "Ant-v5", velocity, 0.005, {}, ANT, survive=1.05),
+    Case("ant_velocity", "Ant-v5", velocity, 0.005, STAYS, ANT_STAYS, survive=1.05, ends=False),
+    Case("ant_direction", "Ant-v5", direction, 0.005, {}, ANT, survive=0.05),
+    Case("ant_direction", "Ant-v5", direction, 0.5, PROMP, FREE),
+    Case("ant_direction_2d", "Ant-v5", angle, 0.5, {}, FREE),
+    Case("ant_goal", "Ant-v5", place, 0.005, {"region": "disc"}, ANT_WITH_PLACE, survive=4.05),
+    Case("humanoid_direction", "Humanoid-v5", lambda info, task: 1.25 * angle(info, task), 0.1, {}, {}),
+    Case("walker2d_random_parameters", "Walker2d-v5", forward, 0.001, PLANAR, {}),
+    Case("hopper_random_parameters", "Hopper-v5", forward, 0.001, PLANAR, {}),
 ]
 IDS = [f"{case.name}{'-options' if case.options else ''}" for case in CASES]
 
