@@ -119,7 +119,9 @@ def make_policy(
         (torch.Size([5, 1]), torch.Size([5, 1]))
     """
     check_spaces(observation_space, action_space)
-    kwargs = _add_small_critic(check_policy_kwargs(policy_kwargs or {}))
+    kwargs = check_policy_kwargs(policy_kwargs or {})
+    if (layers := kwargs.get("net_arch")) is not None:
+        kwargs["net_arch"] = {"vf": CRITIC, **(layers if isinstance(layers, Mapping) else {"pi": layers})}
     is_image = is_image_space(observation_space)
     channels_last = is_image and not is_image_space_channels_first(observation_space)  # type: ignore[arg-type]
     if channels_last:
@@ -227,10 +229,3 @@ def _check_class(argument: str, kwargs: Mapping[str, Any], base: type, module: A
     near = classes.get(found.lower()) if isinstance(found, str) else None
     hint = f"; did you mean {module.__name__}.{near}?" if near else ""
     raise ValueError(f"policy_kwargs[{argument!r}] must be a class derived from {base.__name__}, got {found!r}{hint}")
-
-
-def _add_small_critic(kwargs: dict[str, Any]) -> dict[str, Any]:
-    net_arch = kwargs.get("net_arch")
-    if isinstance(net_arch, Mapping):
-        return kwargs | {"net_arch": {"vf": CRITIC, **net_arch}}
-    return kwargs if net_arch is None else kwargs | {"net_arch": {"pi": list(net_arch), "vf": CRITIC}}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -24,13 +24,8 @@ from metarl.types import TaskParams
 Array: TypeAlias = npt.NDArray[Any]
 
 
-class StepResults(NamedTuple):
-    """What n environments returned."""
-
-    observations: Array  # [n, ...]
-    rewards: Array  # [n], float64
-    terminated: Array  # [n], bool
-    truncated: Array  # [n], bool
+StepResults: TypeAlias = tuple[Array, Array, Array, Array]
+"""What n environments returned: observations `[n, ...]`; rewards, terminated and truncated, `[n]`."""
 
 
 class Stepper(Protocol):
@@ -73,7 +68,7 @@ class LocalStepper:
             for i in np.flatnonzero(~(self._terminated | self._truncated)).tolist():
                 result = self._envs[i].step(actions[i])
                 self._observations[i], rewards[i], self._terminated[i], self._truncated[i], _ = result
-        return StepResults(self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy())
+        return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy()
 
     def close(self) -> None:
         """As `Stepper.close`; also called when this object is garbage-collected."""

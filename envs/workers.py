@@ -164,7 +164,7 @@ class WorkerStepper:
         observations = np.empty(self._shape, self._dtype)
         answers = self._ask("step", [(actions[s],) for s in self._slices], observations)
         rewards, terminated, truncated = map(np.concatenate, zip(*answers, strict=True))
-        return StepResults(observations, rewards, terminated, truncated)
+        return observations, rewards, terminated, truncated
 
     def close(self) -> None:
         """As `Stepper.close`; the workers are told with the next request."""

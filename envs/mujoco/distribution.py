@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import gymnasium
@@ -63,12 +62,16 @@ class MujocoDistribution(EnvDistribution):
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in Rewards._fields if hasattr(self, name)}
-        self.rewards = check_rewards(Rewards(**weights))
+        for name, value in weights.items():
+            if name == "terminate_when_unhealthy":
+                check_bool(name, value)
+            else:
+                check_real(name, value, open_low=False)
+        self.rewards = Rewards(**weights)
         if self.threads is not None:
             check_int("threads", self.threads)
         self._observation = self.choose_observation()
-        known = signature(self.body.env).parameters
-        self._settings = {**{name: value for name, value in weights.items() if name in known}, **self._observation}
+        self._settings = {**weights, **self._observation}
         self.template = self.body.make(self._settings, None)
         spaces = self.choose_space(), self.template.observation_space, self.template.action_space
         super().__init__(*spaces, self.horizon)
@@ -256,13 +259,3 @@ def log_mujoco_warnings() -> Iterator[None]:
         yield
     finally:
         mujoco.set_mju_user_warning(handler)
-
-
-def check_rewards(rewards: Rewards) -> Rewards:
-    """`rewards` if the weights are at least zero; a ValueError that names the first bad one otherwise."""
-    for name, value in rewards._asdict().items():
-        if name == "terminate_when_unhealthy":
-            check_bool(name, value)
-        else:
-            check_real(name, value, open_low=False)
-    return rewards

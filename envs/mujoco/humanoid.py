@@ -7,6 +7,7 @@ The body, its 348 observations, its costs and its termination (unless 1 m < z < 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from gymnasium.envs.mujoco.humanoid_v5 import HumanoidEnv, mass_center
 from mujoco import MjData, MjModel
 
 from metarl.envs.mujoco.distribution import Angle, Body
-from metarl.envs.mujoco.objectives import Weighted, angle
+from metarl.envs.mujoco.objectives import angle
 from metarl.envs.mujoco.physics import Array
 from metarl.envs.mujoco.vector import Flags, MujocoVectorEnv
 from metarl.errors import check_real
@@ -96,5 +97,5 @@ class HumanoidDirection(Angle):
 
     def __post_init__(self) -> None:
         weight = check_real("forward_reward_weight", self.forward_reward_weight, open_low=False)
-        self._set_fixed(objective=Weighted(angle, weight))
+        self._set_fixed(objective=partial(angle, weight=weight))
         super().__post_init__()

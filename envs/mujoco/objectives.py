@@ -30,9 +30,9 @@ def direction(motion: Motion, task: TaskParams) -> Any:
     return task["direction"] * motion.velocity[0]
 
 
-def angle(motion: Motion, task: TaskParams) -> Any:
-    """The speed in the direction `angle`, rad."""
-    return np.cos(task["angle"]) * motion.velocity[0] + np.sin(task["angle"]) * motion.velocity[1]
+def angle(motion: Motion, task: TaskParams, weight: float = 1.0) -> Any:
+    """The speed in the direction `angle`, rad, times `weight`."""
+    return weight * (np.cos(task["angle"]) * motion.velocity[0] + np.sin(task["angle"]) * motion.velocity[1])
 
 
 def goal_position(motion: Motion, task: TaskParams) -> Any:
@@ -44,14 +44,3 @@ def goal_position(motion: Motion, task: TaskParams) -> Any:
 def forward(motion: Motion, task: TaskParams) -> Any:
     """The forward velocity; these tasks differ in the body."""
     return motion.velocity[0]
-
-
-class Weighted(NamedTuple):
-    """An objective times a constant."""
-
-    objective: Objective
-    weight: float
-
-    def __call__(self, motion: Motion, task: TaskParams) -> Any:
-        """The product."""
-        return self.weight * self.objective(motion, task)

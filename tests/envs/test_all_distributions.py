@@ -120,10 +120,6 @@ def random_actions(together: Together, steps: int) -> torch.Tensor:
     return 2.0 * torch.randn(steps, *env.action_space.shape, generator=generator)  # [H, N, act], many outside the Box
 
 
-def test_every_distribution_has_a_row_here(name: str) -> None:
-    assert name in ROWS
-
-
 def test_is_a_task_distribution(name: str) -> None:
     tasks: TaskDistribution = make_distribution(name)
     assert (tasks.horizon, set(tasks.space.spaces)) == (ROWS[name].horizon, ROWS[name].keys)

@@ -191,16 +191,12 @@ MANY_TASKS = [
 ]
 
 
-@pytest.mark.parametrize(("task", "message"), ONE_TASK)
-def test_bad_task(task: Any, message: str) -> None:
+@pytest.mark.parametrize(
+    ("together", "task", "message"), [*((False, *row) for row in ONE_TASK), *((True, *row) for row in MANY_TASKS)]
+)
+def test_bad_tasks(together: bool, task: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Navigation().make(task)
-
-
-@pytest.mark.parametrize(("task", "message"), MANY_TASKS)
-def test_bad_tasks(task: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Navigation().make_vec(task, 2)
+        Navigation().make_vec(task, 2) if together else Navigation().make(task)
 
 
 def test_leading_sizes_must_agree_and_integers_be_integers() -> None:

@@ -287,6 +287,28 @@ def refuse(env: Any, task: Any) -> None:
     raise KeyError("width")
 
 
+class OldReset(gymnasium.Env):
+    observation_space, action_space = Box(-1.0, 1.0, (2,)), Box(-1.0, 1.0, (1,))
+
+    def __init__(self, length: int) -> None: ...
+
+    def reset(self, **kwargs: Any) -> Any:
+        return np.zeros(2, np.float32)
+
+
+class WithoutSeed(OldReset):
+    def reset(self) -> Any:
+        return np.zeros(2, np.float32), {}
+
+
+class NotGymnasium:
+    def __init__(self, length: int) -> None: ...
+
+    def reset(self) -> Any: ...
+
+    def step(self, action: Any) -> Any: ...
+
+
 CONSTRUCTOR: list[tuple[dict[str, Any], str]] = [
     (
         {"env": "Pendulum-v2", "space": G},
@@ -296,6 +318,9 @@ CONSTRUCTOR: list[tuple[dict[str, Any], str]] = [
     ({"env": "no_module:Pendulum-v1", "space": G}, "env must be.*No module named 'no_module'"),
     ({"env": Countdown()}, "env must be an environment's id or a function"),
     ({"env": no_environment, "set_task": set_length}, "env must return a gymnasium.Env, got 'no environment'"),
+    ({"env": OldReset}, r"reset must return \(observation, info\), unlike the old Gym interface"),
+    ({"env": WithoutSeed}, r"env must have reset\(\*, seed=None, options=None\).*, got TypeError.*'seed'"),
+    ({"env": NotGymnasium}, "env must return a gymnasium.Env.*old Gym interface"),
     ({"env": "Pendulum-v1"}, r"env must accept the parameters.*\{'length': 4\}, got TypeError.*'length'"),
     ({"space": {"length": Discrete(3)}}, "space must be a gymnasium.spaces.Dict.*Discrete"),
     ({"space": Dict({})}, "space must be a gymnasium.spaces.Dict with at least one"),
@@ -375,38 +400,3 @@ def test_parameters_outside_the_space_are_allowed() -> None:
     assert pendulum().make({"g": 99.0}).unwrapped.g == 99.0
     with pytest.raises(AssertionError):
         Pictures(1, np.zeros(3))  # what the tests above rely on
-
-
-class OldReset(gymnasium.Env):
-    observation_space, action_space = Box(-1.0, 1.0, (2,)), Box(-1.0, 1.0, (1,))
-
-    def __init__(self, g: float) -> None: ...
-
-    def reset(self, **kwargs: Any) -> Any:
-        return np.zeros(2, np.float32)
-
-
-class WithoutSeed(OldReset):
-    def reset(self) -> Any:
-        return np.zeros(2, np.float32), {}
-
-
-class NotGymnasium:
-    def __init__(self, g: float) -> None: ...
-
-    def reset(self) -> Any: ...
-
-    def step(self, action: Any) -> Any: ...
-
-
-@pytest.mark.parametrize(
-    ("env", "message"),
-    [
-        (OldReset, r"reset must return \(observation, info\), unlike the old Gym interface"),
-        (WithoutSeed, r"reset\(\*, seed=None, options=None\).*'seed'"),
-        (NotGymnasium, "env must return a gymnasium.Env.*old Gym interface"),
-    ],
-)
-def test_the_old_gym_interface(env: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        GymDistribution(env, gymnasium.spaces.Dict({"g": Box(0.0, 1.0, ())}), horizon=3)
