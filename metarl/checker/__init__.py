@@ -3,25 +3,46 @@
     >>> from metarl.envs import Navigation
     >>> check_task_distribution(Navigation(horizon=10))
 
-A check is a function of a `Probe` that yields problems; `CHECKS` lists all of them. Actions are random, so states that
-they never reach are not checked.
+A check takes a `Probe` and yields or raises each `Problem`; `CHECKS` lists all of them. Actions are random, so states
+that they never reach are not checked.
 """
 
+import copy
 import inspect
+import itertools
+import operator
 import pickle
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from metarl.checker.environments import ENVIRONMENT_CHECKS
-from metarl.checker.probe import MANY, SHORT, Checks, Probe, Problems, equal, find_problems, mismatch, problem, rows
+from metarl.checker.probe import MANY, SHORT, Checks, Probe, Problem, equal, find_problems, mismatch
 from metarl.errors import check_choice, check_int
 from metarl.random import global_seed, under_two_global_seeds
 from metarl.rl.actions import warn_of_action_range
 from metarl.types import TaskDistribution
+
+CONTRACT = {  # what is wanted of each attribute, and the fix
+    "space": (
+        "be a gymnasium.spaces.Dict with an entry for every parameter of a task",
+        "in the constructor set self.space = gymnasium.spaces.Dict({'goal': gymnasium.spaces.Box(-1, 1, (2,))})",
+    ),
+    "observation_space": (
+        "be a Box, or a Discrete that starts at 0",
+        "flatten a composite space into one Box (gymnasium.spaces.flatten_space); count from 0",
+    ),
+    "action_space": (
+        "be a Box of one dimension, or a Discrete that starts at 0",
+        "turn a MultiDiscrete into a Discrete of all combinations; flatten arrays to one dimension",
+    ),
+    "horizon": (
+        "be a positive integer",
+        "in the constructor set self.horizon to the maximum number of steps of an episode",
+    ),
+}
 
 
 class TaskDistributionError(ValueError):
@@ -99,41 +120,34 @@ def check_task_distribution(
     warn_of_action_range(distribution.action_space)
 
 
-def spaces_and_horizon_are_supported(probe: Probe) -> Problems:
+def spaces_and_horizon_are_supported(probe: Probe) -> Iterator[Problem]:
     """Tasks are a Dict, observations a Box or a Discrete, actions a Box of one dimension or a Discrete."""
-    names = ("space", "observation_space", "action_space", "horizon")
-    tasks, observations, actions, horizon = (getattr(probe.distribution, name, None) for name in names)
-    discrete = "a Discrete that starts at 0"
-    if not isinstance(tasks, spaces.Dict) or not tasks.spaces:
-        fix = "in the constructor set self.space = gymnasium.spaces.Dict({'goal': gymnasium.spaces.Box(-1, 1, (2,))})"
-        yield problem("space", "be a gymnasium.spaces.Dict with an entry for every parameter of a task", tasks, fix)
-        tasks = {}
-    for name, entry in tasks.items():
+    tasks: Any
+    tasks, observations, actions, horizon = (getattr(probe.distribution, name, None) for name in CONTRACT)
+    a_dict = isinstance(tasks, spaces.Dict) and bool(tasks.spaces)
+    counts = [isinstance(space, spaces.Discrete) and space.start == 0 for space in (observations, actions)]
+    right = (
+        a_dict,
+        isinstance(observations, spaces.Box) or counts[0],
+        (isinstance(actions, spaces.Box) and len(actions.shape) == 1) or counts[1],
+        isinstance(horizon, int | np.integer) and not isinstance(horizon, bool) and horizon > 0,
+    )
+    for name in itertools.compress(CONTRACT, map(operator.not_, right)):
+        wanted, fix = CONTRACT[name]
+        yield Problem(name, wanted, getattr(probe.distribution, name, None), fix)
+    for name, entry in tasks.items() if a_dict else ():
         if entry.shape is None or entry.dtype is None:
-            yield problem(f"space[{name!r}]", "describe one array", entry, "use a Box, Discrete or MultiDiscrete")
-    if not isinstance(observations, spaces.Box) and not _counts_from_zero(observations):
-        fix = "flatten a composite space into one Box (gymnasium.spaces.flatten_space); count from 0"
-        yield problem("observation_space", f"be a Box, or {discrete}", observations, fix)
-    if not (isinstance(actions, spaces.Box) and len(actions.shape) == 1) and not _counts_from_zero(actions):
-        fix = "turn a MultiDiscrete into a Discrete of all combinations; flatten arrays to one dimension"
-        yield problem("action_space", f"be a Box of one dimension, or {discrete}", actions, fix)
-    if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
-        fix = "in the constructor set self.horizon to the maximum number of steps of an episode"
-        yield problem("horizon", "be a positive integer", repr(horizon), fix)
+            yield Problem(f"space[{name!r}]", "describe one array", entry, "use a Box, Discrete or MultiDiscrete")
 
 
-def _counts_from_zero(space: object) -> bool:
-    return isinstance(space, spaces.Discrete) and space.start == 0
-
-
-def methods_take_the_documented_arguments(probe: Probe) -> Problems:
+def methods_take_the_documented_arguments(probe: Probe) -> Iterator[Problem]:
     """The methods exist and take the arguments that metarl passes."""
     calls = {"sample": ("num_tasks", "rng"), "make": ("task",), "make_vec": ("task", "episodes", "device")}
     for name, arguments in calls.items():
         method = getattr(probe.distribution, name, None)
         wanted = f"be a method {name}({', '.join(arguments)})".replace("device", "device='cpu'")
         if not callable(method):
-            yield problem(name, wanted, method, f"define {name} as in metarl.types.TaskDistribution")
+            yield Problem(name, wanted, method, f"define {name} as in metarl.types.TaskDistribution")
             continue
         signature = inspect.signature(method)
         try:
@@ -141,93 +155,87 @@ def methods_take_the_documented_arguments(probe: Probe) -> Problems:
             signature.bind(*arguments[:2])  # the device has a default
         except TypeError as error:
             fix = f"give {name} the arguments of metarl.types.TaskDistribution, device with default 'cpu'"
-            yield problem(name, wanted, f"{name}{signature} ({error})", fix)
+            yield Problem(name, wanted, f"{name}{signature} ({error})", fix)
 
 
-def sample_has_the_form_of_the_space(probe: Probe) -> Problems:
+def sample_has_the_form_of_the_space(probe: Probe) -> None:
     """Samples have the keys of the space and shapes `[T, ...]`, also for one task."""
-    found: dict[str, str] = {}  # the first problem of each parameter
     space = probe.distribution.space
     for number in (probe.num_tasks, 1):
         call, drawn = f"sample({number}, rng)", probe.distribution.sample(number, np.random.default_rng(probe.seed))
         if not isinstance(drawn, Mapping) or set(drawn) != set(space):
-            got = f"the keys {sorted(drawn)}" if isinstance(drawn, Mapping) else type(drawn).__name__
+            found = f"the keys {sorted(drawn)}" if isinstance(drawn, Mapping) else type(drawn).__name__
             wanted = f"be a dictionary with the keys of space, {sorted(space)}"
-            yield problem(call, wanted, got, "use the same names in both")
-            return
+            raise Problem(call, wanted, found, "use the same names in both")
         for name, entry in space.items():
             shape, value = (number, *(entry.shape or ())), drawn[name]
             if not isinstance(value, np.ndarray) or value.shape != shape:
-                got = f"shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+                found = f"shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
                 fix = f"draw with size=(num_tasks, ...), or correct the shape of space[{name!r}]"
-                wanted = f"be an array of shape {shape}, one row per task"
-                found.setdefault(name, problem(f"{call}[{name!r}]", wanted, got, fix))
-    yield from found.values()
+                raise Problem(f"{call}[{name!r}]", f"be an array of shape {shape}, one row per task", found, fix)
 
 
-def sample_is_inside_the_space(probe: Probe) -> Problems:
+def sample_is_inside_the_space(probe: Probe) -> Iterator[Problem]:
     """Many sampled tasks have the types of the space and are inside its bounds."""
     for name, value in probe.draw(probe.seed).items():
-        for wrong in mismatch(value, probe.distribution.space[name], f"space[{name!r}]", " in task {}".format):
-            yield problem(f"sample(...)[{name!r}]", *wrong)
+        if wrong := mismatch(value, probe.distribution.space[name], f"space[{name!r}]", " in task {}".format):
+            yield Problem(f"sample(...)[{name!r}]", *wrong)
 
 
-def sample_uses_only_the_generator_it_is_given(probe: Probe) -> Problems:
+def sample_uses_only_the_generator_it_is_given(probe: Probe) -> None:
     """The same generator gives the same tasks, and no other generator is used."""
     one, other, used = under_two_global_seeds(lambda: probe.draw(probe.seed))
     if used:
         fix = "draw from the argument rng: rng.uniform(...), not np.random.uniform(...)"
-        yield problem("sample", "not use the global random generators", f"draws from {used}", fix)
-    elif not equal(one, other):
+        raise Problem("sample", "not use the global random generators", f"draws from {used}", fix)
+    if not equal(one, other):
         fix = "draw everything from the argument rng; create no generator in sample, keep none in self"
-        yield problem("sample", "give the same tasks for the same rng", "different tasks the second time", fix)
+        raise Problem("sample", "give the same tasks for the same rng", "different tasks the second time", fix)
 
 
-def sample_draws_different_tasks(probe: Probe) -> Problems:
-    """Tasks differ between generators, between calls and within one call."""
-    if all(_is_one_point(entry) for entry in probe.distribution.space.values()):
-        return  # there is only one task
+def sample_draws_different_tasks(probe: Probe) -> None:
+    """Tasks differ between generators, between calls and within one call, unless the space has only one."""
+    space = copy.deepcopy(probe.distribution.space)
+    space.seed(probe.seed)
+    if len({str(space.sample()) for _ in range(MANY)}) == 1:
+        return
     rng = np.random.default_rng([probe.seed, 1])
     one, other, third = probe.draw(rng), probe.draw(rng), probe.draw([probe.seed, 2])
     fix = "draw from the argument rng itself, not from a copy or from a generator with a fixed seed"
     if equal(one, third):
-        yield problem("sample", "give different tasks for different rngs", "identical ones", fix)
-    elif equal(one, other):
-        yield problem("sample", "give different tasks in the next call with the same rng", "identical ones", fix)
-    elif all((value == value[:1]).all() for value in one.values()):
+        raise Problem("sample", "give different tasks for different rngs", "identical ones", fix)
+    if equal(one, other):
+        raise Problem("sample", "give different tasks in the next call with the same rng", "identical ones", fix)
+    if all((value == value[:1]).all() for value in one.values()):
         fix = "draw with size=(num_tasks, ...) instead of repeating one draw"
-        yield problem(f"sample({MANY}, rng)", "draw each task independently", f"one task {MANY} times", fix)
+        raise Problem(f"sample({MANY}, rng)", "draw each task independently", f"one task {MANY} times", fix)
 
 
-def _is_one_point(space: gymnasium.Space[Any]) -> bool:
-    if isinstance(space, spaces.Box):
-        return bool((space.low == space.high).all())
-    numbers = space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2)
-    return bool(np.all(np.asarray(numbers) == 1))
-
-
-def survives_pickling(probe: Probe) -> Problems:
+def survives_pickling(probe: Probe) -> None:
     """Worker processes get the same distribution."""
     try:
         restored: TaskDistribution = pickle.loads(pickle.dumps(probe.distribution))
     except Exception as error:  # pickle raises the errors of the objects
         found = f"{type(error).__name__}: {error}"
         fix = "use functions and classes of a module, not lambdas or local ones; open files and devices in make"
-        yield problem("the distribution", "survive pickling, for worker processes", found, fix)
-        return
+        raise Problem("the distribution", "survive pickling, for worker processes", found, fix) from error
     again, actions = Probe(restored, probe.num_tasks, probe.episodes, probe.seed), probe.actions(SHORT, "make")
     one, other = (each.run("make", actions, probe.seed) for each in (probe, again))
     if not equal(probe.tasks, again.tasks) or probe.compare(one, other):
         fix = "let __getstate__, __setstate__ or __reduce__ keep everything that sample and make use"
-        yield problem("the distribution", "be the same after pickling", "other tasks or another environment", fix)
+        raise Problem("the distribution", "be the same after pickling", "other tasks or another environment", fix)
+
+
+def _rows(after: str, *checks: Callable[[Probe], Iterable[Problem] | None]) -> Checks:
+    return {check.__name__: (check, after.split()) for check in checks}
 
 
 CHECKS: Checks = {
-    **rows("", spaces_and_horizon_are_supported, methods_take_the_documented_arguments),
-    **rows("spaces_and_horizon_are_supported methods_take_the_documented_arguments", sample_has_the_form_of_the_space),
-    **rows("sample_has_the_form_of_the_space", sample_is_inside_the_space, sample_uses_only_the_generator_it_is_given),
-    **rows("sample_has_the_form_of_the_space", sample_draws_different_tasks),
+    **_rows("", spaces_and_horizon_are_supported, methods_take_the_documented_arguments),
+    **_rows("spaces_and_horizon_are_supported methods_take_the_documented_arguments", sample_has_the_form_of_the_space),
+    **_rows("sample_has_the_form_of_the_space", sample_is_inside_the_space, sample_uses_only_the_generator_it_is_given),
+    **_rows("sample_has_the_form_of_the_space", sample_draws_different_tasks),
     **ENVIRONMENT_CHECKS,
-    **rows("make_repeats_itself_with_the_seed", survives_pickling),
+    **_rows("make_repeats_itself_with_the_seed", survives_pickling),
 }
 """Every check by its name, with the names of the checks that must pass before it makes sense."""

@@ -156,7 +156,7 @@ KEEPS = "make must not depend on what the caller later writes ~ got reward diffe
 OF_MAKE: dict[str, Fault] = {
     "make gives no environment": (
         walk(env=lambda goal, noise: "env"),
-        "make(task) must return a gymnasium.Env; got str ~ derive the environment from",
+        "make(task) must return a gymnasium.Env; got str ~ derive it from",
     ),
     "make has another space": (
         walk(env=type("Other", (WalkEnv,), {"action_space": spaces.Box(-2.0, 2.0, (1,), np.float32)})),
@@ -164,31 +164,31 @@ OF_MAKE: dict[str, Fault] = {
     ),
     "reset in the old form": (
         env(reset=lambda self, x, info: x),
-        "make(task) must pass Gymnasium's check_env; got ~ `env.reset()` was not a tuple ~ return (observation, info)",
+        "make(task).reset(seed) must return (observation, info); got ndarray of length 1 ~ info may be {}",
     ),
     "reset without options": (
         walk(env=type("Old", (WalkEnv,), {"reset": lambda self, *, seed=None: WalkEnv.reset(self, seed=seed)})),
-        "make(task) must pass Gymnasium's check_env; got ~ `options` ~ define reset(self, *, seed=None, options=None)",
+        "make(task).reset must take seed and options; got ~ 'options' ~ define reset(self, *, seed=None, options=None)",
     ),
     "step in the old form": (
         env(lambda self, x, reward, terminated, truncated, info: (x, reward, terminated or truncated, info)),
-        "make(task) must pass Gymnasium's check_env; got ~ old step API ~ return (observation, reward, terminated,",
+        "make(task).step(action) must return (observation, reward, terminated, ~ got tuple of length 4 ~ return all",
     ),
     "info is missing": (
         env(lambda self, *result: (*result[:4], None)),
-        "make(task) must pass Gymnasium's check_env; got ~ must be a python dictionary ~ return a dictionary as info",
+        "make(task).step(action) must return ~ info is a dictionary; got NoneType ~ return a dictionary as info",
     ),
     "reward is an array": (
         env(lambda self, x, reward, *rest: (x, np.array([reward]), *rest)),
-        "make(task) must pass Gymnasium's check_env; got ~ reward returned by `step()` ~ ndarray ~ float(reward)",
+        "reward of make(task 0) at step 1 must be one float; got shape (1,) of float64 ~ float(reward)",
     ),
     "flag is an integer": (
         env(lambda self, x, reward, terminated, *rest: (x, reward, int(terminated), *rest)),
-        "make(task) must pass Gymnasium's check_env; got ~ `terminated` ~ 'int' ~ return bool(terminated)",
+        "terminated of make(task 0) at step 1 must be one bool; got ~ int64 ~ return bool(terminated)",
     ),
     "observation is a list": (
         env(lambda self, x, *rest: (x.tolist(), *rest)),
-        "make(task) must pass Gymnasium's check_env; got ~ expecting a numpy array ~ 'list' ~ return a numpy array",
+        "observation of make(task 0) at step 1 must be a numpy array; got list ~ return a numpy array",
     ),
     "observation is double": (
         env(reset=lambda self, x, info: (x.astype(np.float64), info)),

@@ -149,8 +149,8 @@ OF_MAKE_VEC: dict[str, Fault] = {
     ),
     "other reward": (
         vec(less),
-        "make_vec must behave as make; got reward differs by up to ~ first at step 1 in environment 4 (task 2,"
-        " episode 0). ~ side by side",
+        "make_vec must behave as make; got reward differs by up to ~ first at step 1 in environment 5 (task 2,"
+        " episode 1). ~ side by side",
     ),
     "other reward if random": (vec(less, base=SharedGeneratorWalk), MEANS),
     "other order if random": (walk(SharedGeneratorWalk, make_vec=episode_major_if_random), MEANS),
