@@ -66,6 +66,7 @@ def test_one_package_is_installed_and_typed(installed: Path, tmp_path: Path) -> 
     folders = [Path(line) for line in run(installed, "-c", WHERE, cwd=tmp_path).splitlines()]
     assert folders == [site.joinpath(*name.split(".")) for name in PACKAGES]
     assert (site / "metarl" / "py.typed").exists()
+    assert all((site / "metarl/experiments/reports" / name / "page.md").exists() for name in ("certify", "theory"))
     assert not any((site / name).exists() for name in FOREIGN)
 
 

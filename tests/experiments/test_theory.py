@@ -20,7 +20,8 @@ from metarl.experiments.reports.theory.common import Findings, Row, panels
 from metarl.experiments.reports.theory.complexity import first_below
 from metarl.experiments.reports.theory.multi_step import jacobians
 from metarl.experiments.reports.theory.numerics import (
-    KeepValues,
+    TASKS,
+    Descent,
     central_differences,
     descend,
     direction,
@@ -30,7 +31,7 @@ from metarl.experiments.reports.theory.numerics import (
     slope,
 )
 from metarl.experiments.reports.theory.report import Claim
-from metarl.theory.logistic import logistic_source, logistic_tasks, six_logistic_tasks
+from metarl.theory.logistic import logistic_source, six_logistic_tasks
 from metarl.theory.quadratics import (
     maml_matrix,
     mean_gradient,
@@ -143,7 +144,7 @@ def test_slope_is_the_power() -> None:
 
 
 def test_first_below() -> None:
-    watch = KeepValues(lambda w: 0.0)
+    watch = Descent(lambda w: 0.0, 5)
     watch.at, watch.seen = [0, 5, 10, 15], [1.0, 0.1, 0.3, 0.01]
     assert first_below(watch, np.array([1.0, 0.2, 0.05])) == [0, 5, 15]
     with pytest.raises(ArithmeticError, match="must reach"):
@@ -163,11 +164,10 @@ def test_direction_and_grad_norm_against_the_closed_form() -> None:
 
 def test_jacobians_of_adaptation() -> None:
     """Against autograd through two unrolled steps."""
-    tasks = logistic_tasks(six_logistic_tasks())
-    got = jacobians(tasks, make_method("maml", 0.8, 2).inner)
+    got = jacobians(make_method("maml", 0.8, 2).inner)
     for task in (0, 5):
-        data = {key: leaf[task] for key, leaf in tasks.support.items()}
-        gradient = torch.func.grad(lambda v, data=data: tasks.loss({"w": v}, data))
+        data = {key: leaf[task] for key, leaf in TASKS.support.items()}
+        gradient = torch.func.grad(lambda v, data=data: TASKS.loss({"w": v}, data))
 
         def adapted(w: Tensor, gradient: Any = gradient) -> Tensor:
             w = w - 0.8 * gradient(w)
@@ -178,12 +178,11 @@ def test_jacobians_of_adaptation() -> None:
 
 def test_descend_is_gradient_descent() -> None:
     source = quadratic_source(quadratics_1d([1.0], [1.0]))
-    watch = KeepValues(lambda w: w.item(), 2)
-    end = descend(source, make_method("maml", 0.5), 4, 0.1, 1, watch)
+    run = descend(source, make_method("maml", 0.5), 4, 0.1, 1, Tensor.item, 2)
     factor = 1 - 0.1 * 0.25  # F' = (1 - alpha)^2 (w - 1)
-    assert watch.at == [0, 2, 4]
-    assert watch.seen == pytest.approx([1 - factor**k for k in (0, 2, 4)])
-    assert end.item() == watch.seen[-1]
+    assert run.at == [0, 2, 4]
+    assert run.seen == pytest.approx([1 - factor**k for k in (0, 2, 4)])
+    assert run.end.item() == run.seen[-1]
 
 
 def test_a_signal_ends_the_program() -> None:
@@ -198,5 +197,5 @@ def test_a_signal_ends_the_program() -> None:
 
     source = logistic_source(six_logistic_tasks())
     with pytest.raises(SystemExit) as end:
-        descend(source, make_method("fo_maml", 0.1), 50, 0.1, 6, KeepValues(interrupt))
+        descend(source, make_method("fo_maml", 0.1), 50, 0.1, 6, interrupt)
     assert end.value.code == 128 + signal.SIGTERM

@@ -31,31 +31,14 @@ from metarl.devices import pick_device
 from metarl.errors import check_choice, check_int
 from metarl.experiments.common import cli
 from metarl.experiments.common.config import commit, device_name, versions
-from metarl.experiments.reports.benchmark.growth import growth_figure, plan_growth
+from metarl.experiments.reports.benchmark.growth import growth_figure
 from metarl.experiments.reports.benchmark.measure import Call, call_in_new_process
 from metarl.experiments.reports.benchmark.page import markdown_page
 from metarl.experiments.reports.benchmark.profile import plan_profile
-from metarl.experiments.reports.benchmark.workloads import (
-    Scale,
-    full_scale,
-    plan_conv4,
-    plan_mujoco,
-    plan_navigation,
-    plan_rollouts,
-    plan_sinusoid,
-    quick_scale,
-)
+from metarl.experiments.reports.benchmark.workloads import PLANS, Scale, full_scale, quick_scale
 from metarl.files import write_atomically
 
-PARTS = {
-    "rollouts": plan_rollouts,
-    "navigation": plan_navigation,
-    "mujoco": plan_mujoco,
-    "sinusoid": plan_sinusoid,
-    "conv4": plan_conv4,
-    "growth": plan_growth,
-    "profile": plan_profile,
-}
+PARTS = {**PLANS, "profile": plan_profile}
 
 
 @dataclass(frozen=True)

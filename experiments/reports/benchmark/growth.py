@@ -1,33 +1,11 @@
 """How the seconds and the memory of a meta-iteration grow with each size; the others keep their published values."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from metarl.experiments.common.figures import new_figure
-from metarl.experiments.reports.benchmark.measure import Call
-from metarl.experiments.reports.benchmark.workloads import Scale, iteration_row
-from metarl.experiments.train import TrainConfig
-
-
-def plan_growth(scale: Scale) -> list[Call]:
-    """Exact MAML reusing the inner batch for the Hessian on navigation, one size changed at a time."""
-    base = dataclasses.replace(scale.config, outer="maml", hessian_data="reuse")
-    return [
-        iteration_row(scale, resize(base, size, value), changed=size, value=value)
-        for size, values in scale.growth.items()
-        for value in values
-    ]
-
-
-def resize(config: TrainConfig, size: str, value: int) -> TrainConfig:
-    """`config` with one size changed."""
-    if size == "hidden units":
-        return dataclasses.replace(config, hidden=(value, value))
-    setting = {"tasks": "meta_batch_size", "inner steps": "inner_steps"}.get(size, size)
-    return dataclasses.replace(config, **{setting: value})  # type: ignore[arg-type]  # every one of them is an int
 
 
 def group_by_size(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

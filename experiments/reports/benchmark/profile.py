@@ -8,10 +8,11 @@ import pkgutil
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial, wraps
-from typing import Any, NamedTuple
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity
@@ -21,32 +22,18 @@ from metarl.experiments.reports.benchmark.measure import Call
 from metarl.experiments.reports.benchmark.workloads import Scale, build_iteration
 from metarl.experiments.train import TrainConfig
 
-REST = "rest of the iteration"
-
-
-class Watched(NamedTuple):
-    """A function to time: where its callers look it up, and the part it belongs to."""
-
-    owner: str  # a module, or a class in one
-    name: str
-    part: str
-
-    def resolve(self) -> Any:
-        """The owner itself."""
-        return pkgutil.resolve_name(self.owner)
-
-
-WATCHED = (
-    Watched("metarl.rl:RLTaskBatch", "rollout", "rollouts"),
-    Watched("metarl.rl:RLTaskBatch", "draw", "baselines and advantages"),
-    Watched("metarl.inner:", "gradients", "inner gradients"),
-    Watched("metarl.outer.maml:", "hessian_vector_products", "Hessian-vector products"),
-    Watched("metarl.outer.pull_back:", "gradients", "outer gradients"),
-    Watched("metarl.wrappers:", "check_finite", "checks for NaN"),
-    Watched("metarl.step:OptimizerStep", "__call__", "outer step"),
-    Watched("metarl:MetaLearner", "_update", "rest of the outer update"),
-    Watched("metarl:MetaLearner", "learn", REST),
-)
+WATCHED = {
+    "metarl.rl.RLTaskBatch.rollout": "rollouts",
+    "metarl.rl.RLTaskBatch.draw": "baselines and advantages",
+    "metarl.inner.gradients": "inner gradients",
+    "metarl.outer.maml.hessian_vector_products": "Hessian-vector products",
+    "metarl.outer.pull_back.gradients": "outer gradients",
+    "metarl.wrappers.check_finite": "checks for NaN",
+    "metarl.step.OptimizerStep.__call__": "outer step",
+    "metarl.MetaLearner._update": "rest of the outer update",
+    "metarl.MetaLearner.learn": "rest of the iteration",
+}
+"""The functions to time, where their callers look them up, and the part that each belongs to."""
 
 
 class Clock:
@@ -76,16 +63,12 @@ class Clock:
         return timed
 
 
-@contextmanager
-def watching(clock: Clock) -> Iterator[None]:
+def watching(clock: Clock) -> ExitStack:
     """Time all functions of `WATCHED` in this block."""
     with ExitStack() as stack:
-        for watched in WATCHED:
-            owner, name = watched.resolve(), watched.name
-            function = getattr(owner, name)
-            setattr(owner, name, clock.watch(watched.part, function))
-            stack.callback(setattr, owner, name, function)
-        yield
+        for name, part in WATCHED.items():
+            stack.enter_context(patch(name, clock.watch(part, pkgutil.resolve_name(name))))
+        return stack.pop_all()
 
 
 def plan_profile(scale: Scale) -> list[Call]:
@@ -114,7 +97,7 @@ def profile_iteration(config: TrainConfig, repetitions: int) -> dict[str, Any]:
     limits = {
         part: flops / rate for part, flops in needed_flops(job.tally, network_flops(job.network, job.inputs)).items()
     }
-    seconds = {part: statistics.median(one[part] for one in spent) for part in (watched.part for watched in WATCHED)}
+    seconds = {part: statistics.median(one[part] for one in spent) for part in WATCHED.values()}
     total = sum(seconds.values())
     return {
         "size": f"{config.meta_batch_size} x {config.episodes} x {config.horizon}",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from metarl.supervised.class_sets import ClassSet
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.tree import broadcast
+
+T = TypeVar("T")
 
 
 class ImageWork(NamedTuple):
@@ -120,26 +122,48 @@ def plan_sinusoid(scale: Scale) -> list[Call]:
     """Exact MAML; an iteration is so short that it is repeated ten times as often."""
     often = replace(scale, repetitions=10 * scale.repetitions)
     about = {"name": "sinusoid maml", "size": f"{scale.sinusoids} x (10 + 10)"}
-    make = partial(build_sinusoids, scale.device)
-    return [
-        row(often, {**about, "inner_steps": steps}, partial(make, scale.sinusoids, steps), partial(make, 2, steps))
-        for steps in (1, 5)
-    ]
+    build = partial(build_sinusoids, scale.device)
+    rows = [({**about, "inner_steps": steps}, partial(build, steps)) for steps in (1, 5)]
+    return [row(often, labels, one, scale.sinusoids, 2) for labels, one in rows]
 
 
 def plan_conv4(scale: Scale) -> list[Call]:
     """Exact MAML: all tasks in one vmap, and as in the scripts."""
     work, ways = scale.images, {"all at once": False, "as chosen": True}
     about = {"size": f"{work.tasks} x {work.ways} x (1 + {work.queries})", "inner_steps": 5}
+    rows = [({"name": f"4-conv maml, {how}", **about}, chosen) for how, chosen in ways.items()]
     return [
-        row(
-            scale,
-            {"name": f"4-conv maml, {how}", **about},
-            partial(build_images, scale.device, work, chosen),
-            partial(build_images, scale.device, TINY_IMAGES, chosen),
-        )
-        for how, chosen in ways.items()
+        row(scale, labels, partial(build_images, scale.device, chosen), work, TINY_IMAGES) for labels, chosen in rows
     ]
+
+
+def plan_growth(scale: Scale) -> list[Call]:
+    """Exact MAML reusing the inner batch for the Hessian on navigation, one size changed at a time."""
+    base = replace(scale.config, outer="maml", hessian_data="reuse")
+    return [
+        iteration_row(scale, resize(base, size, value), changed=size, value=value)
+        for size, values in scale.growth.items()
+        for value in values
+    ]
+
+
+PLANS: dict[str, Callable[[Scale], list[Call]]] = {
+    "rollouts": plan_rollouts,
+    "navigation": plan_navigation,
+    "mujoco": plan_mujoco,
+    "sinusoid": plan_sinusoid,
+    "conv4": plan_conv4,
+    "growth": plan_growth,
+}
+"""What to measure in each part."""
+
+
+def resize(config: TrainConfig, size: str, value: int) -> TrainConfig:
+    """`config` with one size changed."""
+    if size == "hidden units":
+        return replace(config, hidden=(value, value))
+    setting = {"tasks": "meta_batch_size", "inner steps": "inner_steps"}.get(size, size)
+    return replace(config, **{setting: value})  # type: ignore[arg-type]  # every one of them is an int
 
 
 def iteration_row(scale: Scale, config: TrainConfig, **about: Any) -> Call:
@@ -153,12 +177,13 @@ def rl_row(scale: Scale, about: dict[str, Any], build: Callable[[TrainConfig], J
     """A reinforcement-learning workload, to be measured."""
     size = f"{config.meta_batch_size} x {config.episodes} x {config.horizon}"
     tiny = replace(config, meta_batch_size=2, episodes=2, horizon=5)
-    return row(scale, {"size": size, **about}, partial(build, config), partial(build, tiny))
+    return row(scale, {"size": size, **about}, build, config, tiny)
 
 
-def row(scale: Scale, about: dict[str, Any], build: Callable[[], Job], tiny: Callable[[], Job]) -> Call:
-    """A workload, to be measured."""
-    return partial(measure, about, build, tiny if scale.tiny_first else None, scale.repetitions)
+def row(scale: Scale, about: dict[str, Any], build: Callable[[T], Job], size: T, tiny: T) -> Call:
+    """A workload of this size, to be measured."""
+    small = partial(build, tiny) if scale.tiny_first else None
+    return partial(measure, about, partial(build, size), small, scale.repetitions)
 
 
 def build_rollout(config: TrainConfig) -> Job:
@@ -187,7 +212,7 @@ def build_iteration(config: TrainConfig) -> Job:
     return build_learning(learner, source.policy, observations(source), policy_product(config), physics)
 
 
-def build_sinusoids(device: str, tasks: int, steps: int) -> Job:
+def build_sinusoids(device: str, steps: int, tasks: int) -> Job:
     """One iteration of exact MAML."""
     source = Sinusoids(device=device)
     assert source.network is not None
@@ -195,7 +220,7 @@ def build_sinusoids(device: str, tasks: int, steps: int) -> Job:
     return build_learning(learner, source.network, torch.zeros(1, 1, device=device), Product(tasks, 10, 40, 40))
 
 
-def build_images(device: str, work: ImageWork, chosen: bool) -> Job:
+def build_images(device: str, chosen: bool, work: ImageWork) -> Job:
     """One iteration of exact MAML on random images; its product is a convolution written as a matrix product."""
     generator = torch.Generator().manual_seed(0)
     made = tuple(torch.rand(1 + work.queries, 1, 28, 28, generator=generator) for _ in range(work.ways))

@@ -20,7 +20,7 @@ from metarl.experiments.reports.certify.certificates import certify_discounted, 
 from metarl.experiments.reports.certify.credit import certify_credit
 from metarl.experiments.reports.certify.estimators import VARIED, enumerate_estimators
 from metarl.experiments.reports.certify.hessians import certify_hessians
-from metarl.experiments.reports.certify.page import markdown_page
+from metarl.experiments.reports.certify.page import SECTIONS, markdown_page
 from metarl.experiments.reports.certify.picture import draw_picture
 from metarl.experiments.reports.certify.problems import bandit, mdp
 from metarl.experiments.reports.certify.wrong_formulas import certify_formulas
@@ -86,7 +86,6 @@ def certify(quick: bool) -> dict[str, Any]:
 
 def failures(results: Mapping[str, Any]) -> list[str]:
     """The rows that fail, in words."""
-    sections = ("bandit", "mdp", "several_steps", "discounted", "credit", "hessians", "wrong_formulas")
-    failed = [(name, row) for name in sections for row in results[name] if row["failed"]]
+    failed = [(name, row) for name in SECTIONS for row in results[name] if row["failed"]]
     keys = ("label", "what", "formula", "surrogate", "hessian_data", "steps", "episodes", "verdict")
     return [f"{name}: " + ", ".join(str(row[key]) for key in keys if row.get(key)) for name, row in failed]

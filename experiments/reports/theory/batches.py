@@ -8,10 +8,8 @@ from metarl import make_method
 from metarl.experiments.reports.theory.common import TITLES, Findings, Row, is_near, label, listing, panels, scientific
 from metarl.experiments.reports.theory.numerics import (
     ORIGIN,
-    P2,
-    KeepValues,
+    TASKS,
     L,
-    Vector,
     descend,
     direction,
     find_zero,
@@ -20,7 +18,7 @@ from metarl.experiments.reports.theory.numerics import (
     slope,
 )
 from metarl.supervised import BatchSizes, FiniteSumSource
-from metarl.theory.logistic import Logistic, logistic_source, logistic_tasks, random_logistic, smoothness
+from metarl.theory.logistic import Logistic, logistic_tasks, random_logistic, smoothness
 
 SOURCE = "Fallah et al. 2020"
 ALPHA_L, BETA = 0.5, 0.25
@@ -41,9 +39,9 @@ def check(quick: bool = False) -> Findings:
 
 def linear_in_alpha(ax: Axes) -> list[Row]:
     """FO-MAML's floor on P2 for small alpha L."""
-    tasks, small = logistic_source(P2).tasks, (0.0125, 0.025, 0.05)
+    small = (0.0125, 0.025, 0.05)
     alphas = {a_l: a_l / L for a_l in (*small, 0.1, 0.2, 0.4, 0.8)}
-    floors = {a_l: floor(make_method("fo_maml", alpha), tasks, alpha, ORIGIN) for a_l, alpha in alphas.items()}
+    floors = {a_l: floor(make_method("fo_maml", alpha), TASKS, alpha, ORIGIN) for a_l, alpha in alphas.items()}
     power = slope(small, [floors[a_l] for a_l in small])
     ax.loglog(list(floors), list(floors.values()), "o-", label="FO-MAML's floor")
     ax.loglog([0.0125, 0.8], [floors[0.0125], 64 * floors[0.0125]], "k:", label="proportional to alpha")
@@ -72,9 +70,10 @@ def vanishing(ax: Axes, quick: bool) -> list[Row]:
     for name, title in TITLES.items():
         levels = []
         for size in sizes:
-            watch = KeepValues(exact, 10)
-            descend(minibatches(problem, size, start), make_method(name, alpha), iterations, BETA, size, watch)
-            levels.append(float(np.mean(watch.seen[len(watch.seen) // 5 :])))
+            tasks = logistic_tasks(problem, batch_sizes=BatchSizes(size, size, size), generator=torch.Generator())
+            source = FiniteSumSource(tasks, {"w": start})
+            seen = descend(source, make_method(name, alpha), iterations, BETA, size, exact, 10).seen
+            levels.append(float(np.mean(seen[len(seen) // 5 :])))
         ax.loglog(sizes, levels, "s--" if name == "hf_maml" else "o-", label=title)
         power = slope(sizes, levels)
         if name == "fo_maml":
@@ -96,10 +95,3 @@ def lopsided_problem() -> Logistic:
     problem = random_logistic(np.random.default_rng(1), 200, points=200)
     lean = (problem.y[..., None] * problem.x).mean(1)[:, 0]  # [T]
     return problem._replace(x=problem.x * torch.where(lean > 0, 1.5, 0.3)[:, None, None])
-
-
-def minibatches(problem: Logistic, size: int, start: Vector) -> FiniteSumSource:
-    """The problem with minibatches of one size for every role, starting at `start`."""
-    sizes = BatchSizes(size, size, size)
-    tasks = logistic_tasks(problem, batch_sizes=sizes, generator=torch.Generator())
-    return FiniteSumSource(tasks, {"w": start})

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metarl import make_method
 from metarl.experiments.reports.theory.common import TITLES, Findings, Row, label, panels
-from metarl.experiments.reports.theory.numerics import P2, KeepValues, descend, grad_norm, slope
+from metarl.experiments.reports.theory.numerics import P2, Descent, descend, grad_norm, slope
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 from metarl.theory.logistic import logistic_source, smoothness
 from metarl.types import Batch, Params
@@ -37,33 +37,33 @@ def logistic(ax: Axes, iterations: int) -> list[Row]:
     source, L = logistic_source(problem), smoothness(problem)
     alpha, rows = 0.9 / L, []
     for name, title in TITLES.items():
-        watch = KeepValues(grad_norm(source.tasks, alpha), 2)
-        descend(source, make_method(name, alpha), iterations if name == "fo_maml" else iterations // 4, 1 / L, 6, watch)
-        ax.loglog(np.array(watch.at[1:]), np.maximum(watch.seen[1:], 1e-17), STYLE[name], label=title)
-        least = min(watch.seen)
+        method, total = make_method(name, alpha), iterations if name == "fo_maml" else iterations // 4
+        run = descend(source, method, total, 1 / L, 6, grad_norm(source.tasks, alpha), 2)
+        ax.loglog(run.at[1:], np.maximum(run.seen[1:], 1e-17), STYLE[name], label=title)
+        least = min(run.seen)
         if name == "fo_maml":
             claim = "FO-MAML does not get below a floor (non-convex logistic tasks)"
-            measured = f"least {least:.1e}, at the end {watch.seen[-1]:.1e}"
+            measured = f"least {least:.1e}, at the end {run.seen[-1]:.1e}"
             rows.append(Row(claim, SOURCE, "> 5e-3", measured, least > 5e-3))
             continue
         targets = np.geomspace(1e-2, 1e-4, 9)
-        power = slope(1 / targets, first_below(watch, targets))
+        power = slope(1 / targets, first_below(run, targets))
         claim = f"{title} reaches eps = 1e-4 (non-convex logistic tasks), iterations as a power of 1/eps"
         rows.append(Row(claim, SOURCE, "at most 2", f"{power:.2f}; least {least:.1e}", power <= 2))
     label(ax, "P2 with sigmoid loss, bounded regulariser", "iteration", "|grad F|")
     return rows
 
 
-def first_below(watch: KeepValues, targets: npt.NDArray[np.float64]) -> list[int]:
+def first_below(run: Descent, targets: npt.NDArray[np.float64]) -> list[int]:
     """For each target, the first iteration at which the watched value is at most the target.
 
     Raises:
         ArithmeticError: when a target is never reached.
     """
-    seen = np.asarray(watch.seen)
+    seen = np.asarray(run.seen)
     if seen.min() > min(targets):
         raise ArithmeticError(f"the run must reach {min(targets):.1e}, got {seen.min():.1e}")
-    return [watch.at[int(np.argmax(seen <= target))] for target in targets]
+    return [run.at[int(np.argmax(seen <= target))] for target in targets]
 
 
 def tail_loss(params: Params, batch: Batch) -> Tensor:
@@ -78,11 +78,10 @@ def slow_tail(trajectories: Axes, power_plot: Axes, iterations: int) -> list[Row
     source = FiniteSumSource(tasks, {"w": torch.ones(1, dtype=torch.float64)})
     alpha, expected, rows = 0.5 / TAIL, (2 + TAIL) / (1 + TAIL), []
     for name in ("maml", "hf_maml"):
-        watch = KeepValues(grad_norm(tasks, alpha))
-        descend(source, make_method(name, alpha), iterations, 1 / TAIL, 3, watch)
-        trajectories.loglog(np.array(watch.at[1:]), watch.seen[1:], STYLE[name], label=TITLES[name])
-        targets = np.geomspace(10 * watch.seen[-1], watch.seen[-1], 12)
-        reached = first_below(watch, targets)
+        run = descend(source, make_method(name, alpha), iterations, 1 / TAIL, 3, grad_norm(tasks, alpha))
+        trajectories.loglog(run.at[1:], run.seen[1:], STYLE[name], label=TITLES[name])
+        targets = np.geomspace(10 * run.seen[-1], run.seen[-1], 12)
+        reached = first_below(run, targets)
         power = slope(1 / targets, reached)
         power_plot.loglog(1 / targets, reached, "o" + STYLE[name], label=f"{TITLES[name]}: power {power:.2f}")
         claim = f"{TITLES[name]}'s iterations on tasks with a slow tail, as a power of 1/eps"

@@ -10,18 +10,9 @@ from torch import Tensor
 
 from metarl import make_method
 from metarl.experiments.reports.theory.common import Findings, Row, is_near, label, listing, panels, scientific
-from metarl.experiments.reports.theory.numerics import (
-    P2,
-    POINT,
-    central_differences,
-    difference_quotient,
-    direction,
-    objective,
-    relative_error,
-)
+from metarl.experiments.reports.theory.numerics import POINT, TASKS, difference_quotient, direction, numeric_error
 from metarl.inner import adapt
 from metarl.supervised import FiniteSumTaskBatch
-from metarl.theory.logistic import logistic_source
 from metarl.types import Batch, Params
 
 SOURCE = "Mishchenko, Hanzely, Richtarik 2023"
@@ -31,9 +22,8 @@ WAVY = {10.0: 2.3, 100.0: 17.0, 1000.0: 175.0}
 def check(quick: bool = False) -> Findings:
     """Two convex functions of one variable with lambda = 1, and the implicit gradient on P2."""
     figure, (left, middle, right) = panels(3)
-    rows = [*not_convex(left), not_smooth(middle), *implicit_gradient(right)]
     return Findings(
-        rows,
+        [*not_convex(left), not_smooth(middle), *implicit_gradient(right)],
         figure,
         "The objective is f at the proximal point of x; its derivatives come from the library's own iMAML update, for "
         "all x at once: the proximal point shifts with the function, so f(. + x) at zero equals f at x.",
@@ -118,10 +108,8 @@ def not_smooth(ax: Axes) -> Row:
 
 def implicit_gradient(ax: Axes) -> list[Row]:
     """On P2 with lambda = 1: against finite differences of theta -> L_out(phi(theta)), for k steps of CG."""
-    tasks = logistic_source(P2).tasks
     methods = {k: make_method("imaml", 0.8, 60, lam=1.0, cg_steps=k) for k in range(1, 7)}
-    numeric = central_differences(objective(tasks, methods[1].inner), POINT)
-    errors = {k: relative_error(direction(m, tasks)(POINT), numeric) for k, m in methods.items()}
+    errors = {k: numeric_error(direction(m, TASKS)(POINT), TASKS, m.inner) for k, m in methods.items()}
     ax.semilogy(list(errors), list(errors.values()), "o-")
     label(ax, "implicit gradient on P2, lambda = 1", "steps of conjugate gradients", "relative error", legend=False)
     ratio = max(errors[k + 1] / errors[k] for k in range(1, 5))

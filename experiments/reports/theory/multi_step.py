@@ -8,23 +8,11 @@ from torch import Tensor
 from metarl import Inner, make_method, tree
 from metarl.derivatives import hessian_vector_products
 from metarl.experiments.reports.theory.common import Findings, Row, label, listing, panels
-from metarl.experiments.reports.theory.numerics import (
-    ORIGIN,
-    P2,
-    POINT,
-    L,
-    Vector,
-    central_differences,
-    direction,
-    objective,
-    relative_error,
-)
+from metarl.experiments.reports.theory.numerics import ORIGIN, POINT, TASKS, L, Vector, direction, numeric_error
 from metarl.inner import AdaptationPath, adaptation_path
 from metarl.outer import outer_gradient, pull_back
 from metarl.step import average
-from metarl.supervised import FiniteSumTaskBatch
 from metarl.theory import inner_lr_bound, recommended_inner_lr
-from metarl.theory.logistic import logistic_source
 from metarl.theory.quadratics import Quadratics, random_quadratics, resampled_quadratics
 from metarl.wrappers import CountCost
 
@@ -35,16 +23,9 @@ FIXED = 0.5  # alpha L
 
 def check(quick: bool = False) -> Findings:
     """Exact statements on P2; variances on resampled quadratics with curvatures of both signs."""
-    tasks = logistic_source(P2).tasks
     figure, (left, right) = panels(2)
-    rows = [
-        *order_matters(tasks),
-        products_stay_bounded(tasks),
-        *variances(left, 500 if quick else 5000),
-        cost_is_linear(right, tasks),
-    ]
     return Findings(
-        rows,
+        [*order_matters(), products_stay_bounded(), *variances(left, 500 if quick else 5000), cost_is_linear(right)],
         figure,
         "The geometric growth is the worst case and needs directions of negative curvature, which a policy's "
         "objective has; on convex quadratics the factors I - alpha H contract and a fixed alpha does no harm (dashed). "
@@ -52,22 +33,21 @@ def check(quick: bool = False) -> Findings:
     )
 
 
-def reverse_product(tasks: FiniteSumTaskBatch, inner: Inner, w: Vector) -> Vector:
+def reverse_product(inner: Inner) -> Vector:
     """The meta-gradient with the factors in the wrong order: the factor of the first step is applied first."""
-    path = adaptation_path({"w": w}, tasks, inner)
-    end = outer_gradient(tasks, path.params[-1])
+    path = adaptation_path({"w": POINT}, TASKS, inner)
+    end = outer_gradient(TASKS, path.params[-1])
     reverse = AdaptationPath([*path.params[-2::-1], path.params[-1]], path.batches[::-1], path.grads[::-1])
-    return tree.mean(pull_back(tasks, reverse, inner, end.grads, hessian_vector_products, "reuse"))["w"]
+    return tree.mean(pull_back(TASKS, reverse, inner, end.grads, hessian_vector_products, "reuse"))["w"]
 
 
-def order_matters(tasks: FiniteSumTaskBatch) -> list[Row]:
+def order_matters() -> list[Row]:
     """The product in both orders against finite differences of F_N."""
     right, wrong = {}, {}
     for n in (1, 3, 5):
         method = make_method("multi_step_maml", 0.9 / L, n)
-        numeric = central_differences(objective(tasks, method.inner), POINT)
-        right[n] = relative_error(direction(method, tasks)(POINT), numeric)
-        wrong[n] = relative_error(reverse_product(tasks, method.inner, POINT), numeric)
+        right[n] = numeric_error(direction(method, TASKS)(POINT), TASKS, method.inner)
+        wrong[n] = numeric_error(reverse_product(method.inner), TASKS, method.inner)
     errors, several = list(right.values()), [wrong[3], wrong[5]]
     claim = "the product is the gradient of the N-step objective, N = 1, 3, 5 (P2, alpha L = 0.9)"
     reverse, good = "the product in reverse order is not, N = 3, 5", min(several) > 1e-3 and wrong[1] == right[1]
@@ -77,11 +57,11 @@ def order_matters(tasks: FiniteSumTaskBatch) -> list[Row]:
     ]
 
 
-def products_stay_bounded(tasks: FiniteSumTaskBatch) -> Row:
+def products_stay_bounded() -> Row:
     """The singular values of d w_N / d w with alpha = 1/(8 N L), for all tasks."""
     good, extremes = True, [1.0, 1.0]
     for n in STEPS:
-        values = torch.linalg.svdvals(jacobians(tasks, make_method("maml", recommended_inner_lr(L, n), n).inner))
+        values = torch.linalg.svdvals(jacobians(make_method("maml", recommended_inner_lr(L, n), n).inner))
         low, high = float(values.min()), float(values.max())
         good &= (1 - 1 / (8 * n)) ** n <= low and high <= (1 + 1 / (8 * n)) ** n
         extremes = [min(extremes[0], low), max(extremes[1], high)]
@@ -90,11 +70,11 @@ def products_stay_bounded(tasks: FiniteSumTaskBatch) -> Row:
     return Row(claim, SOURCE, "singular values in [0.875, 1.134]", measured, good)
 
 
-def jacobians(tasks: FiniteSumTaskBatch, inner: Inner) -> Tensor:
+def jacobians(inner: Inner) -> Tensor:
     """d w_N / d w of every task `[T, d, d]`, row by row with the library's pull-back."""
-    path = adaptation_path({"w": ORIGIN}, tasks, inner)
+    path = adaptation_path({"w": ORIGIN}, TASKS, inner)
     rows = [
-        pull_back(tasks, path, inner, {"w": e.expand(tasks.num_tasks, 5)}, hessian_vector_products, "reuse")["w"]
+        pull_back(TASKS, path, inner, {"w": e.expand(TASKS.num_tasks, 5)}, hessian_vector_products, "reuse")["w"]
         for e in torch.eye(5, dtype=torch.float64)
     ]
     return torch.stack(rows, dim=1)
@@ -137,9 +117,9 @@ def variance(problem: Quadratics, alpha: float, steps: int, replicas: int) -> fl
     return average(method.update({"w": ORIGIN}, tasks, method.inner)).spread ** 2
 
 
-def cost_is_linear(ax: Axes, tasks: FiniteSumTaskBatch) -> Row:
+def cost_is_linear(ax: Axes) -> Row:
     """Gradients and Hessian-vector products of an iteration, counted by the oracle."""
-    counts = {n: count(tasks, n) for n in STEPS}
+    counts = {n: count(n) for n in STEPS}
     for kind in ("gradients", "hessian_vector_products"):
         ax.plot(STEPS, [counts[n][kind] for n in STEPS], "o-", label=kind.replace("_", " "))
     label(ax, "counted per task and iteration", "inner steps N", "derivatives")
@@ -149,9 +129,9 @@ def cost_is_linear(ax: Axes, tasks: FiniteSumTaskBatch) -> Row:
     return Row("derivatives per iteration are linear in N", SOURCE, "N + 1 gradients, N products", measured, good)
 
 
-def count(tasks: FiniteSumTaskBatch, steps: int) -> dict[str, int]:
+def count(steps: int) -> dict[str, int]:
     """Derivatives per task in one meta-gradient."""
-    counting = CountCost(tasks)
+    counting = CountCost(TASKS)
     direction(make_method("multi_step_maml", 0.01, steps), counting)(ORIGIN)
     kinds = ("gradients", "hessian_vector_products")
-    return {kind: counting.counts[kind] // tasks.num_tasks for kind in kinds}
+    return {kind: counting.counts[kind] // TASKS.num_tasks for kind in kinds}

@@ -13,8 +13,8 @@ from metarl import Inner, MetaLearner, Method, make_method, tree
 from metarl.callbacks import Callback, Metrics
 from metarl.experiments.common import cli
 from metarl.inner import adapt
-from metarl.step import OptimizerStep
-from metarl.theory.logistic import six_logistic_tasks, smoothness
+from metarl.step import OptimizerStep, OuterStep
+from metarl.theory.logistic import logistic_tasks, six_logistic_tasks, smoothness
 from metarl.types import TaskBatch, TaskSource
 
 Vector: TypeAlias = Tensor
@@ -25,6 +25,9 @@ Direction: TypeAlias = Callable[[Vector], Vector]
 
 P2 = six_logistic_tasks()
 """Six logistic regressions in five dimensions."""
+
+TASKS = logistic_tasks(P2)
+"""P2 with full batches."""
 
 L = smoothness(P2)
 """The smoothness constant of P2."""
@@ -77,6 +80,11 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
 
 
+def numeric_error(found: Vector, tasks: TaskBatch, inner: Inner, h: float = 1e-3) -> float:
+    """The relative error of a meta-gradient at POINT, against central differences of the objective."""
+    return relative_error(found, central_differences(objective(tasks, inner), POINT, h))
+
+
 def slope(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
     """The power p of the best fit y ~ x^p."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
@@ -105,18 +113,22 @@ def floor(method: Method, tasks: TaskBatch, inner_lr: float, start: Vector) -> f
     return grad_norm(tasks, inner_lr)(find_zero(direction(method, tasks), start))
 
 
-class KeepValues(Callback):
-    """Keeps `measure(w)` before training and after every `every` iterations, in `seen`."""
+class Descent(Callback):
+    """A run: `measure(w)` before training and after every `every` iterations in `seen`, step sizes, and the end."""
 
-    def __init__(self, measure: Callable[[Vector], float], every: int = 1) -> None:
+    end: Vector
+
+    def __init__(self, measure: Callable[[Vector], float], every: int) -> None:
         self.measure, self.every = measure, every
         self.at: list[int] = []
         self.seen: list[float] = []
+        self.outer_lr: list[float] = []
 
     def on_start(self, learner: MetaLearner, total_iterations: int) -> None:
         self._look(learner)
 
     def on_iteration(self, learner: MetaLearner, metrics: Metrics) -> None:
+        self.outer_lr.append(metrics.get("train/outer_lr", float("nan")))
         if learner.iterations % self.every == 0:
             self._look(learner)
 
@@ -126,10 +138,19 @@ class KeepValues(Callback):
 
 
 def descend(
-    source: TaskSource, method: Method, iterations: int, learning_rate: float, num_tasks: int, *watches: KeepValues
-) -> Vector:
-    """The end of plain gradient descent with the real learner."""
-    step = OptimizerStep(source.initial_params(), torch.optim.SGD, learning_rate)
+    source: TaskSource,
+    method: Method,
+    iterations: int,
+    step: float | OuterStep,
+    num_tasks: int,
+    measure: Callable[[Vector], float] = lambda w: w.norm().item(),
+    every: int = 1,
+) -> Descent:
+    """Plain gradient descent with the real learner; `step` may be a step size."""
+    if isinstance(step, float):
+        step = OptimizerStep(source.initial_params(), torch.optim.SGD, step)
+    descent = Descent(measure, every)
     learner = MetaLearner.from_parts(source, method, step, meta_batch_size=num_tasks)
-    cli.learn(learner, iterations, watches)
-    return learner.params["w"]
+    cli.learn(learner, iterations, [descent])
+    descent.end = learner.params["w"]
+    return descent

@@ -1,4 +1,4 @@
-"""The results of the claims as a table, as JSON and as a page."""
+"""The results of the claims as a table, as JSON and as a page, which `page.md` begins."""
 
 import os
 from collections.abc import Callable
@@ -8,20 +8,6 @@ from typing import NamedTuple
 from metarl.experiments.common.config import versions
 from metarl.experiments.common.tables import markdown_table
 from metarl.experiments.reports.theory.common import Findings, Row
-
-INTRODUCTION = """\
-# The papers' claims, checked
-
-This file and its pictures are written by
-
-    {command}
-
-with the library's own outer updates, in float64 on the CPU. *Expected* is the statement of the source or of a closed
-form, *measured* is the result here; *not seen* marks a published statement that these numbers do not support. P2
-consists of six logistic regressions of 40 points in five dimensions, L = 0.528
-(`metarl.theory.logistic.six_logistic_tasks`). F is MAML's objective, N the number of inner steps. Expected numbers
-without a closed form come from an independent computation.
-"""
 
 
 class Claim(NamedTuple):
@@ -80,7 +66,7 @@ def as_json(checked: dict[int, CheckedClaim]) -> dict[str, object]:
 
 def page(checked: dict[int, CheckedClaim], command: str, folder: Path) -> str:
     """A Markdown page in `folder`, with a section for each claim, that `command` writes."""
-    parts = [INTRODUCTION.format(command=command)]
+    parts = [Path(__file__).with_name("page.md").read_text(encoding="utf-8").format(command=command)]
     for number, found in checked.items():
         path = Path(os.path.relpath(found.picture, folder)).as_posix()
         parts += [f"## {number}. {found.title}\n", table_of_rows({number: found}) + "\n"]

@@ -11,16 +11,9 @@ from torch import Tensor
 from metarl import make_method
 from metarl.engine import Engine
 from metarl.experiments.reports.theory.common import Findings, Row, label, panels
-from metarl.experiments.reports.theory.numerics import (
-    P2,
-    POINT,
-    central_differences,
-    direction,
-    objective,
-    relative_error,
-)
+from metarl.experiments.reports.theory.numerics import POINT, TASKS, direction, numeric_error, objective
 from metarl.supervised import FiniteSumTaskBatch
-from metarl.theory.logistic import logistic_loss, logistic_tasks
+from metarl.theory.logistic import logistic_loss
 from metarl.theory.quadratics import quadratic_loss, quadratic_tasks, quadratics_1d
 from metarl.types import Batch, Params
 
@@ -46,13 +39,12 @@ def check(quick: bool = False) -> Findings:
 
 def exact_off_the_kinks() -> list[Row]:
     """The meta-gradient against finite differences of the loss after signed steps."""
-    tasks, rows = logistic_tasks(P2), []
+    rows = []
     for steps in (1, STEPS):
         errors = {}
         for name in ("sign_maml", "fo_maml"):
             method = make_method(name, 0.02 if name == "sign_maml" else 1.0, steps)
-            numeric = central_differences(objective(tasks, method.inner), POINT, 1e-5)
-            errors[name] = relative_error(direction(method, tasks)(POINT), numeric)
+            errors[name] = numeric_error(direction(method, TASKS)(POINT), TASKS, method.inner, 1e-5)
         claim = f"the first-order gradient is the true one, N = {steps} (P2); FO-MAML's is not"
         measured = f"{errors['sign_maml']:.1e}; {errors['fo_maml']:.2g}"
         good = errors["sign_maml"] < 1e-8 and errors["fo_maml"] > 1e-2
@@ -62,7 +54,7 @@ def exact_off_the_kinks() -> list[Row]:
 
 def scale_does_not_matter() -> Row:
     """The inner loss multiplied by a constant, the outer one left as it is."""
-    loss, data = logistic_loss(), logistic_tasks(P2).support
+    loss, data = logistic_loss(), TASKS.support
 
     def scaled(params: Params, batch: Batch) -> Tensor:
         return batch["scale"] * loss(params, batch)

@@ -1,18 +1,22 @@
 """The adaptive step size: small where the gradients are large, because the meta-objective is less smooth there."""
 
 import itertools
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from metarl import MetaLearner, make_method
-from metarl.callbacks import Callback, Metrics
-from metarl.experiments.common import cli
+from metarl import make_method
 from metarl.experiments.reports.theory.common import Findings, Row, label, panels
-from metarl.experiments.reports.theory.numerics import Direction, KeepValues, difference_quotient, direction, slope
+from metarl.experiments.reports.theory.numerics import (
+    Descent,
+    Direction,
+    descend,
+    difference_quotient,
+    direction,
+    slope,
+)
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 from metarl.theory import AdaptiveStep, StepSizeRule, fallah_rule
 from metarl.types import Batch, Params
@@ -36,23 +40,6 @@ def source(start: float) -> FiniteSumSource:
     return FiniteSumSource(tasks, {"w": torch.tensor([start], dtype=torch.float64)})
 
 
-class KeepStepSizes(Callback):
-    """Keeps the step size of every iteration."""
-
-    def __init__(self) -> None:
-        self.outer_lr: list[float] = []
-
-    def on_iteration(self, learner: MetaLearner, metrics: Metrics) -> None:
-        self.outer_lr.append(metrics["train/outer_lr"])
-
-
-class Descent(NamedTuple):
-    """w before every iteration and at the end, and the step size of every iteration."""
-
-    w: list[float]
-    outer_lr: list[float]
-
-
 def check(quick: bool = False) -> Findings:
     """MAML on a bowl with ripples, alpha L = 0.75."""
     far, iterations = (10.0, 900) if quick else (40.0, 6000)
@@ -61,9 +48,9 @@ def check(quick: bool = False) -> Findings:
     rule = fallah_rule("maml", L, RHO, ALPHA)
     at_solution = rule.smoothness(mean_norm(0.0))
 
-    adaptive = descend(far, rule, iterations)
+    adaptive = run(far, rule, iterations)
     constants = {
-        name: descend(start, StepSizeRule(beta, 1.0, 0.0), steps)
+        name: run(start, StepSizeRule(beta, 1.0, 0.0), steps)
         for name, start, beta, steps in [
             ("tuned, near", 0.5, 1 / curvature, 60),
             ("tuned, far", far, 1 / curvature, 60),
@@ -88,14 +75,11 @@ def mean_norm(w: float) -> float:
     return float(np.abs(MEAN * gaps + RIPPLE * np.sin(gaps)).mean())
 
 
-def descend(start: float, rule: StepSizeRule, iterations: int) -> Descent:
+def run(start: float, rule: StepSizeRule, iterations: int) -> Descent:
     """Run MAML with `AdaptiveStep`; a rule without a slope is a constant step size."""
-    tasks = source(start)
-    watch, step_sizes = KeepValues(lambda w: w.item()), KeepStepSizes()
-    step = AdaptiveStep(rule, tasks, num_tasks=len(CENTRES))
-    learner = MetaLearner.from_parts(tasks, make_method("maml", ALPHA), step, meta_batch_size=len(CENTRES))
-    cli.learn(learner, iterations, [watch, step_sizes])
-    return Descent(watch.seen, step_sizes.outer_lr)
+    tasks, number = source(start), len(CENTRES)
+    step = AdaptiveStep(rule, tasks, num_tasks=number)
+    return descend(tasks, make_method("maml", ALPHA), iterations, step, number, torch.Tensor.item)
 
 
 def not_smooth(ax: Axes, exact: Direction) -> Row:
@@ -118,11 +102,11 @@ def not_smooth(ax: Axes, exact: Direction) -> Row:
 
 def shrinks(adaptive: Descent, rule: StepSizeRule) -> Row:
     """The logged step sizes against the closed form, and where they are smallest."""
-    exact = [rule.c / (4 * L + 2 * RHO * ALPHA * mean_norm(w)) for w in adaptive.w[:-1]]
+    exact = [rule.c / (4 * L + 2 * RHO * ALPHA * mean_norm(w)) for w in adaptive.seen[:-1]]
     error = max(abs(beta / b - 1) for beta, b in zip(adaptive.outer_lr, exact, strict=True))
     first, last = adaptive.outer_lr[0], adaptive.outer_lr[-1]
     claim = "beta_k = c / (4 L + 2 rho alpha mean |grad f|) is small where the tasks' gradients are large"
-    places = f"{first:.4f} at w = {adaptive.w[0]:g}, {last:.4f} at {adaptive.w[-1]:.2g}"
+    places = f"{first:.4f} at w = {adaptive.seen[0]:g}, {last:.4f} at {adaptive.seen[-1]:.2g}"
     measured, good = f"relative error {error:.0e}; {places}", error < 1e-12 and first < 0.7 * last
     return Row(claim, SOURCE, "the formula; smaller far away than near the solution", measured, good)
 
@@ -133,9 +117,9 @@ def compare(adaptive: Descent, constants: dict[str, Descent], exact: Direction, 
     def gradient(w: float) -> float:
         return float(exact(torch.tensor([w], dtype=torch.float64)).norm())
 
-    near, far, safe = (constants[name].w for name in ("tuned, near", "tuned, far", "1/L(w*), far"))
-    start, near_end, safe_end, end = (gradient(w) for w in (adaptive.w[0], near[-1], safe[-1], adaptive.w[-1]))
-    falls = end < 0.1 * start and all(abs(b) <= abs(a) for a, b in itertools.pairwise(adaptive.w))
+    near, far, safe = (constants[name].seen for name in ("tuned, near", "tuned, far", "1/L(w*), far"))
+    start, near_end, safe_end, end = (gradient(w) for w in (adaptive.seen[0], near[-1], safe[-1], adaptive.seen[-1]))
+    falls = end < 0.1 * start and all(abs(b) <= abs(a) for a, b in itertools.pairwise(adaptive.seen))
 
     tuned = f"a constant beta tuned at the solution, 1/F'' = {1 / curvature:.1f}, converges from near"
     far_away = "this constant beta diverges from far away"
@@ -147,7 +131,7 @@ def compare(adaptive: Descent, constants: dict[str, Descent], exact: Direction, 
     return [
         Row(tuned, SOURCE, "|grad F| < 1e-8", from_near, near_end < 1e-8),
         Row(far_away, SOURCE, "|w| grows a hundredfold", from_far, abs(far[-1]) > 100 * abs(far[0])),
-        Row(claim, SOURCE, expected, f"from {start:.2g} to {end:.1e} in {len(adaptive.w) - 1}", falls),
+        Row(claim, SOURCE, expected, f"from {start:.2g} to {end:.1e} in {len(adaptive.seen) - 1}", falls),
         Row(reading, source, "divergence", converges, abs(safe[-1]) > abs(safe[0]), required=False),
     ]
 
@@ -155,6 +139,6 @@ def compare(adaptive: Descent, constants: dict[str, Descent], exact: Direction, 
 def draw(ax: Axes, adaptive: Descent, constants: dict[str, Descent]) -> None:
     """|w| against the iteration."""
     for name, found in {"adaptive, far": adaptive, **constants}.items():
-        ax.loglog(np.arange(1, len(found.w) + 1), np.abs(found.w), label=name)
+        ax.loglog(np.arange(1, len(found.seen) + 1), np.abs(found.seen), label=name)
     ax.set_ylim(1e-9, 1e9)
     label(ax, "MAML on a bowl with ripples, alpha L = 0.75", "iteration + 1", "|w|")
