@@ -110,7 +110,7 @@ def as_arguments(task: TaskParams) -> dict[str, Any]:
 class EnvStore:
     """Lends environments. With a `set_task` it reuses them, because making them can be slow.
 
-    A borrower alone uses its environments until it puts them back or discards them. Every environment is closed
+    A borrower alone uses its environments until it puts them back. Every environment is closed
     exactly once: when nobody can use it again, or by `close`, which also empties the borrowers' lists. A pickle of the
     store contains no environments.
 
@@ -124,8 +124,8 @@ class EnvStore:
         self.maker, self.horizon, self.observation_space = maker, horizon, observation_space
         self._checker = StepChecker(observation_space)
         self._idle: list[EpisodeLimit] = []
-        self._taken: dict[int, list[EpisodeLimit]] = {}
-        weakref.finalize(self, _close_lists, self._idle, self._taken, quiet=True)
+        self._lists = {0: self._idle}  # by id, also those of the borrowers
+        weakref.finalize(self, _close_lists, self._lists, quiet=True)
 
     def __reduce__(self) -> tuple[type[EnvStore], tuple[EnvMaker, int, gymnasium.Space[Any]]]:
         return EnvStore, (self.maker, self.horizon, self.observation_space)
@@ -144,7 +144,7 @@ class EnvStore:
     def take(self, task: TaskParams) -> list[EpisodeLimit]:
         """One environment for each row of `task`, whose arrays are `[n, ...]`."""
         taken: list[EpisodeLimit] = []
-        self._taken[id(taken)] = taken
+        self._lists[id(taken)] = taken
         try:
             for row in _rows(task):
                 if self._idle:
@@ -153,27 +153,25 @@ class EnvStore:
                 else:
                     taken.append(self.make(row))
         except BaseException:
-            self.discard(taken)
+            self.put_back(taken, failed=True, quiet=True)
             raise
         return taken
 
-    def put_back(self, envs: list[EpisodeLimit], *, quiet: bool = False) -> None:
-        """Keep `envs` for later use; without a `set_task` they cannot be reused and are closed."""
-        self._taken.pop(id(envs), None)
-        if self.maker.set_task is None:
+    def put_back(self, envs: list[EpisodeLimit], *, failed: bool = False, quiet: bool = False) -> None:
+        """Keep `envs` for later use; those that have failed, or that have no `set_task`, are closed.
+
+        With `quiet`, errors in closing are logged, not raised, so that they do not hide an earlier one.
+        """
+        self._lists.pop(id(envs), None)
+        if failed or self.maker.set_task is None:
             close_all(envs, quiet=quiet)
         else:
             self._idle += envs
             envs.clear()
 
-    def discard(self, envs: list[EpisodeLimit]) -> None:
-        """Close `envs` after an error; further errors are logged, not raised, so that they do not hide the first."""
-        self._taken.pop(id(envs), None)
-        close_all(envs, quiet=True)
-
     def close(self) -> None:
         """Close all environments, including those in use."""
-        _close_lists(self._idle, self._taken)
+        _close_lists(self._lists)
 
     def _set(self, env: EpisodeLimit, task: TaskParams) -> None:
         env.task = task
@@ -193,13 +191,11 @@ def close_all(envs: list[Any], *, quiet: bool = False) -> None:
         raise failed
 
 
-def _close_lists(idle: list[EpisodeLimit], taken: dict[int, list[EpisodeLimit]], *, quiet: bool = False) -> None:
-    envs = [*idle]
-    idle.clear()
-    while taken:
-        borrowed = taken.popitem()[1]
-        envs += borrowed
-        borrowed.clear()
+def _close_lists(lists: dict[int, list[EpisodeLimit]], *, quiet: bool = False) -> None:
+    envs: list[EpisodeLimit] = []
+    for part in list(lists.values()):  # a copy, because garbage collection may put environments back meanwhile
+        envs += part
+        part.clear()
     close_all(envs, quiet=quiet)
 
 

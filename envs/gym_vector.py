@@ -85,7 +85,7 @@ class LocalStepper:
         try:
             yield
         except BaseException:
-            self._store.discard(self._envs)
+            self._store.put_back(self._envs, failed=True, quiet=True)
             raise
 
 
