@@ -53,8 +53,6 @@ def check_callbacks(callbacks: object) -> list[Callback]:
     Raises:
         ValueError: for a single callback instead of a list, or for objects that are not callbacks.
     """
-    if isinstance(callbacks, Callback):
-        raise ValueError(f"callbacks must be a list, got one callback: write [{type(callbacks).__name__}(...)]")
     if not isinstance(callbacks, Iterable):
         raise ValueError(f"callbacks must be a list of callbacks, got {shorten(callbacks)}")
     given = list(callbacks)

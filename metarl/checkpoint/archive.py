@@ -7,6 +7,7 @@ memory is allocated, and the pickle inside builds only plain values and tensors.
 
 import hashlib
 import io
+import math
 import pickle
 import re
 import struct
@@ -16,6 +17,7 @@ import zlib
 from collections import Counter, OrderedDict
 from typing import IO, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,14 +35,6 @@ class Content(NamedTuple):
     value: Any
     sealed: bool
     entries: int  # the maximum in a file of this size
-
-
-class Entry(NamedTuple):
-    """A storage in the archive: its bytes, and the dtype of its elements."""
-
-    key: str
-    data: Tensor  # uint8
-    dtype: torch.dtype
 
 
 class RefusedError(ValueError):
@@ -79,7 +73,7 @@ def read(file: IO[bytes]) -> Content:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"cannot be read: it is truncated or damaged ({reason})") from error
     if intact is False or reader.damaged:
-        raise ValueError(f"is damaged: {_name_damaged(value, reader.of_damaged)} not what was saved")
+        raise ValueError(f"is damaged: {_name_damaged(value, reader.damaged)} not what was saved")
     return Content(value, intact is not None, reader.length)
 
 
@@ -102,8 +96,8 @@ def _check_seal(file: IO[bytes], size: int) -> bool | None:
     return seal == _compute_seal(file, size - SEALED - END)
 
 
-def _name_damaged(value: Any, damaged: dict[int, Tensor]) -> str:
-    names = [name_of(where) for where, tensor in tensors(value) if id(tensor) in damaged]
+def _name_damaged(value: Any, damaged: set[int]) -> str:
+    names = [name_of(where) for where, tensor in tensors(value) if tensor.untyped_storage()._cdata in damaged]
     if not names:
         return "data outside its entries is"
     return f"{', '.join(names[:5])}{' and more' * (len(names) > 5)} {'are' if len(names) > 1 else 'is'}"
@@ -127,30 +121,20 @@ class _Reader(pickle._Unpickler):
         if sum(info.file_size for info in self.records.values()) > size:
             raise ValueError("its records declare more bytes than the file has")
         self.prefix = next(iter(self.records)).partition("/")[0]
-        self.storages: dict[str, Entry] = {}
-        self.damaged: list[str] = []
-        self.of_damaged: dict[int, Tensor] = {}  # kept alive, so that their ids stay unique
-        self.builders = {
-            **BUILDERS,
-            ("torch._utils", "_rebuild_tensor_v2"): self._build_tensor,
-            # the sixth argument is the dtype, if it has no storage class
-            ("torch._utils", "_rebuild_tensor_v3"): lambda entry, *arguments: self._build_tensor(
-                entry._replace(dtype=arguments[5]), *arguments[:3]
-            ),
-            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-        }
+        self.storages: dict[str, Tensor] = {}
+        self.damaged: set[int] = set()  # storages, by their address
         order = f"{self.prefix}/byteorder"
-        if order in self.records and self._read("byteorder") != sys.byteorder.encode():
+        if order in self.records and self._read("byteorder")[0] != sys.byteorder.encode():
             raise ValueError("it was written by a machine of another byte order")
-        pickled = self._read("data.pkl")
+        pickled, _ = self._read("data.pkl")
         self.length = len(pickled)
         super().__init__(io.BytesIO(pickled), encoding="utf-8")
 
     def find_class(self, module: str, name: str) -> Any:
         """The class or function, if pickles of plain values and tensors need it; all others are refused."""
-        if (module, name) not in self.builders:
+        if (module, name) not in BUILDERS:
             raise RefusedError(f"is refused: it holds {module}.{name}, which is not plain data; nothing was executed")
-        return self.builders[module, name]
+        return BUILDERS[module, name]
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     """What each opcode does."""
@@ -164,69 +148,48 @@ class _Reader(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
     del dispatch[pickle.BYTEARRAY8[0]]  # it allocates what the file declares; torch never writes it
 
-    def persistent_load(self, pid: Any) -> Entry:
-        """A storage; its size in the archive must be what the pickle declares."""
+    def persistent_load(self, pid: Any) -> Tensor:
+        """The numbers of a storage; its size in the archive must be what the pickle declares."""
         _, dtype, key, _, numel = pid
         if key not in self.storages:
-            data = self._read(f"data/{key}")
-            wanted = numel * dtype.itemsize
-            if wanted != len(data):
-                raise ValueError(f"a tensor declares {wanted} bytes, found {len(data)}")
+            data, intact = self._read(f"data/{key}")
+            if numel * dtype.itemsize != len(data):
+                raise ValueError(f"a tensor declares {numel * dtype.itemsize} bytes, found {len(data)}")
             # copied into torch's own aligned memory: the last bits of a result may depend on alignment
-            stored = torch.frombuffer(bytearray(data), dtype=torch.uint8).clone() if data else torch.empty(0).byte()
-            self.storages[key] = Entry(key, stored, dtype)
+            stored = self.storages[key] = torch.tensor(np.frombuffer(data, np.uint8)).view(dtype)
+            if not intact:
+                self.damaged.add(stored.untyped_storage()._cdata)
         return self.storages[key]
 
-    def _build_tensor(
-        self, entry: Entry, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
-    ) -> Tensor:
-        flat = entry.data.view(entry.dtype)
-        if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)) or len(size) != len(stride):
-            raise ValueError("a tensor declares an impossible shape")
-        # the last element must be inside the storage
-        numel, last = 1, offset
-        for n, step in zip(size, stride, strict=True):
-            numel, last = numel * n, last + (n - 1) * step
-        if numel and (last >= len(flat) or numel > len(flat)):
-            raise ValueError(f"a tensor declares the shape {tuple(size)}, which its {len(flat)} numbers cannot fill")
-        if flat.dtype is torch.bool and bool((entry.data > 1).any()):
-            raise ValueError("a boolean tensor holds other values than booleans")
-        tensor = flat.as_strided(size, stride, offset) if numel else flat.new_empty(size)
-        if entry.key in self.damaged:
-            self.of_damaged[id(tensor)] = tensor
-        return tensor
-
-    def _read(self, name: str) -> bytes:
-        """A record's bytes, checked against its checksum."""
+    def _read(self, name: str) -> tuple[bytes, bool]:
+        """A record's bytes, and whether its checksum is theirs."""
         info = self.records[f"{self.prefix}/{name}"]
         self.archive_file.seek(info.header_offset + 26)  # where the lengths of its name and extra field are
         self.archive_file.seek(sum(struct.unpack("<HH", self.archive_file.read(4))), 1)
         data = self.archive_file.read(info.file_size)
-        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-            if not name.startswith("data/"):
-                raise ValueError(f"{name} is damaged")
-            self.damaged.append(name.removeprefix("data/"))
-            data = data.ljust(info.file_size, b"\0")
-        return data
+        intact = len(data) == info.file_size and zlib.crc32(data) == info.CRC
+        if not intact and not name.startswith("data/"):
+            raise ValueError(f"{name} is damaged")
+        return data.ljust(info.file_size, b"\0"), intact
+
+
+def _build_tensor(flat: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    if math.prod(size) > len(flat):
+        raise ValueError(f"a tensor declares the shape {tuple(size)}, which its {len(flat)} numbers cannot fill")
+    if flat.dtype is torch.bool and bool((flat.view(torch.uint8) > 1).any()):
+        raise ValueError("a boolean tensor holds other values than booleans")
+    return flat.as_strided(size, stride, offset)  # refuses what is outside the storage
 
 
 STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexDoubleStorage": torch.complex128,
-    "ComplexFloatStorage": torch.complex64,
+    kind.__name__: kind._dtype for kind in torch._storage_classes if issubclass(kind, torch.storage._LegacyStorage)
 }
 BUILDERS: dict[tuple[str, str], Any] = {
     **{("torch", name): dtype for name, dtype in (DTYPES | STORAGES).items()},
     ("torch.storage", "UntypedStorage"): torch.uint8,
+    ("torch._utils", "_rebuild_tensor_v2"): _build_tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): lambda flat, *more: _build_tensor(flat.view(more[5]), *more),  # its dtype
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "Counter"): lambda *pairs: Counter(dict(*pairs)),
     ("torch", "Size"): torch.Size,
@@ -236,4 +199,4 @@ BUILDERS: dict[tuple[str, str], Any] = {
     ("builtins", "bytearray"): lambda *parts: bytearray(*parts) if parts and isinstance(parts[0], str) else bytearray(),
     ("_codecs", "encode"): lambda text, encoding: text.encode("latin1" if encoding == "latin1" else "utf-8"),
 }
-"""The classes and functions in pickles of plain values, dtypes and storages."""
+"""The classes and functions in pickles of plain values and tensors."""

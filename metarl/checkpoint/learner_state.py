@@ -7,17 +7,18 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metarl import checkpoint
+from metarl.callbacks import Callback
 from metarl.errors import StateError
 from metarl.outer import Method, make_method
 from metarl.schedules import from_data
-from metarl.state_dict import check_count, check_keys, check_like, check_mapping, describe, name_of
+from metarl.state_dict import check_count, check_keys, check_like, check_mapping, describe
 from metarl.step import OptimizerFactory, OptimizerStep, OuterStep, Schedule
 from metarl.types import LearningSource, Params, TaskSource
 
@@ -54,33 +55,19 @@ def check_entries(state: Mapping[str, Any], params: Params) -> None:
     Raises:
         StateError: naming the entry.
     """
-    _check_params(state["params"], params)
+    check_like(state["params"], params, ("params",))
     check_count(state["iterations"], ("iterations",))
     for key, value in check_mapping(state["counts"], ("counts",)).items():
         check_count(value, ("counts", key))
-    _check_callbacks(state["callbacks"])
     check_like(state["rng"], "", ("rng",))
-
-
-def _check_params(found: object, own: Params) -> None:
-    saved = check_mapping(found, ("params",))
-    for key, value in saved.items():
-        if not isinstance(value, Tensor):
-            raise StateError(f"{name_of(('params', key))} must be a tensor, found {describe(value)}")
-    shapes, others = ({k: tuple(v.shape) for k, v in p.items()} for p in (own, saved))
-    if shapes != others:
-        raise StateError(f"the checkpoint's parameters must have the shapes {shapes}, found {others}")
-    check_like(saved, own, ("params",))
-
-
-def _check_callbacks(found: object) -> None:
+    found = state["callbacks"]
     if not isinstance(found, list | tuple):
         raise StateError(f"callbacks must be a list, found {describe(found)}")
     for i, pair in enumerate(found):
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or type(pair[0]) is not str:
-            raise StateError(f"callbacks[{i}] must be the name of a class and its state, found {describe(pair)}")
-        if not isinstance(pair[1], Mapping):
-            raise StateError(f"callbacks[{i}] must have a dictionary as its state, found {describe(pair[1])}")
+        good = isinstance(pair, list | tuple) and len(pair) == 2
+        if not good or type(pair[0]) is not str or not isinstance(pair[1], Mapping):
+            wanted = "the name of a class and its state, a dictionary"
+            raise StateError(f"callbacks[{i}] must be {wanted}, found {describe(pair)}")
 
 
 def describe_config(method: Method, outer_step: OuterStep, meta_batch_size: int, seed: int) -> dict[str, Any]:
@@ -177,27 +164,19 @@ def state_errors(name: str) -> Iterator[None]:
         raise StateError(f"{name} does not fit: {kind}{reason}") from error
 
 
-class HasState(Protocol):
-    """The methods of a callback that concern its state."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
 class CallbackStates:
     """The states of the callbacks in training, and saved states whose callbacks are not in training now."""
 
     def __init__(self, saved: Iterable[tuple[str, dict[str, Any]]] = ()) -> None:
         self._saved = list(saved)
-        self._active: Sequence[HasState] = ()
+        self._active: Sequence[Callback] = ()
 
     def collect(self) -> list[tuple[str, dict[str, Any]]]:
         """The name of the class and the state of every callback."""
         return [(type(callback).__name__, callback.state_dict()) for callback in self._active] + self._saved
 
     @contextmanager
-    def of(self, callbacks: Sequence[HasState]) -> Iterator[None]:
+    def of(self, callbacks: Sequence[Callback]) -> Iterator[None]:
         """Train with `callbacks`: each gets the first saved state of its class.
 
         If an error is raised inside, their states are kept for a checkpoint, and the callbacks are dropped.
@@ -217,7 +196,7 @@ class CallbackStates:
                     warnings.warn(f"the state of {name} is lost, because its state_dict failed: {error}", stacklevel=3)
             raise
 
-    def _restore(self, callback: HasState) -> None:
+    def _restore(self, callback: Callback) -> None:
         for i, (kind, state) in enumerate(self._saved):
             if kind == type(callback).__name__:
                 with state_errors(f"callbacks[{i}], the state of {kind},"):
@@ -237,16 +216,12 @@ def load_source_state(source: TaskSource, state: object) -> None:
     Raises:
         ValueError: when it does not fit the source.
     """
-    found, own = check_mapping(state, ("source",)), source_state(source)
-    _load(source, found)  # first: the source gives the clearest error
-    check_like(found, own, ("source",))
-
-
-def _load(source: TaskSource, state: Mapping[str, Any]) -> None:
+    found = check_mapping(state, ("source",))
     if isinstance(source, LearningSource):
-        source.load_state_dict(state)
-    elif state:
-        raise ValueError(f"the source must learn {sorted(state)}, as the checkpoint's source did")
+        source.load_state_dict(found)  # first: the source gives the clearest error
+    elif found:
+        raise ValueError(f"the source must learn {sorted(found)}, as the checkpoint's source did")
+    check_like(found, source_state(source), ("source",))
 
 
 @contextmanager
@@ -256,7 +231,7 @@ def restore_source_on_error(source: TaskSource) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _load(source, before)
+        load_source_state(source, before)
         raise
 
 

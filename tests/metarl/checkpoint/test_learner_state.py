@@ -116,7 +116,7 @@ def test_refused_or_loaded_as_it_is(tmp_path: Path, name: str) -> None:
     ("where", "value", "message"),
     [
         (("params", "w"), torch.zeros(2).double(), r"params\.w must be a tensor of shape \(2,\), float32, found .*64"),
-        (("params", "w"), [0.0, 0.0], r"params\.w must be a tensor, found list of 2"),
+        (("params", "w"), [0.0, 0.0], r"params\.w must be a tensor .*, found list of 2"),
         (
             ("outer_step", "optimizer", "state", 0, "exp_avg"),
             torch.zeros(9),
