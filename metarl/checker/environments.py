@@ -55,7 +55,7 @@ def gives_an_environment(call: Call, probe: Probe) -> None:
             except TypeError as error:
                 fix = "define reset(self, *, seed=None, options=None)"
                 raise Problem(f"{subject}.reset", "take seed and options", error, fix) from error
-            start = env.reset(seed=probe.seed)
+            start = env.reset(seed=probe.seed, options=None)
             _check_form(f"{subject}.reset(seed)", start, "observation", "info")
             action = probe.actions(1, call)[0] if call == "make" else probe.actions(1, call)[0][:size]
             result = env.step(as_action(action, start[0]))
