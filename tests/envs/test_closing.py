@@ -19,6 +19,8 @@ from metarl.rl import ReinforcementLearning
 from metarl.types import TaskDistribution
 from tests.envs.toy_envs import LENGTH, Counted, set_length
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 
 @pytest.fixture(autouse=True)
 def counted() -> Iterator[type[Counted]]:

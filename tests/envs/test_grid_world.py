@@ -13,6 +13,8 @@ from metarl.envs.functional import FunctionalGymEnv
 from metarl.envs.grid_world import DOWN, LEFT, RIGHT, STAY, UP, GridWorld
 from metarl.rl import ReinforcementLearning
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 MOVES = {UP: (0, 1), DOWN: (0, -1), LEFT: (-1, 0), RIGHT: (1, 0), STAY: (0, 0)}
 
 

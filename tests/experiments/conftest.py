@@ -1,6 +1,6 @@
 """Runs that several tests look at, and reports that cost nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -29,13 +29,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             return runs.train(tmp_path_factory.mktemp("trained") / env, "--env", env, "--iterations", 3)
 
     return run
-
-
-@pytest.fixture
-def unrecorded() -> Iterator[None]:
-    """Spare the seconds that an engine's records take."""
-    with Engine(record=False).current():
-        yield
 
 
 @pytest.fixture

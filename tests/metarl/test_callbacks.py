@@ -15,6 +15,8 @@ from metarl.callbacks import Callback, Checkpointing, HeldOutEvaluation, Metrics
 from metarl.logging import RunLog
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 
 def make(centres: tuple[float, ...] = (1.0, 2.0)) -> MetaLearner:
     return MetaLearner(make_source(centres), inner_lr=0.1, meta_batch_size=len(centres))

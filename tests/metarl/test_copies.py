@@ -14,6 +14,8 @@ from metarl.envs import CartPole, Navigation
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.sinusoid import Sinusoids
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 
 def rl(distribution: Any) -> ReinforcementLearning:
     policy = make_policy(distribution.observation_space, distribution.action_space, policy_kwargs={"net_arch": [8]})

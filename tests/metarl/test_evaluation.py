@@ -15,6 +15,8 @@ from metarl.inner import sgd
 from metarl.rl import ReinforcementLearning, RLTaskBatch
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 TASKS = FiniteSumTaskBatch(
     lambda params, batch: 0.5 * batch["a"] * (params["w"] - batch["c"]) ** 2,
     {"a": torch.tensor([1.0, 2.0]), "c": torch.tensor([1.0, -1.0])},

@@ -23,6 +23,8 @@ from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import conv4, mlp
 from metarl.types import Batch
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 NAMES = tuple("abcdefgh")
 
 

@@ -15,6 +15,8 @@ from metarl.rl import ReinforcementLearning
 from metarl.rl.surrogates import SURROGATES
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 HESSIAN = {"maml", "multi_step_maml", "hf_maml", "imaml"}
 
 

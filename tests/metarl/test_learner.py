@@ -22,6 +22,8 @@ from metarl.step import OptimizerStep, Stepped
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 from metarl.types import Batch, Params, TaskBatch
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 SLOPES, CENTRES = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([1.0, -1.0], dtype=torch.float64)
 SGD = torch.optim.SGD
 

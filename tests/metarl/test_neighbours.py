@@ -77,10 +77,11 @@ OURS: dict[str, Callable[[], TaskSource]] = {
 }
 
 
-def of_margins(size: int) -> list[str]:
-    """The margin losses whose gradients or products differ: 40 problems of 8 tasks, at once and in shares of `size`."""
+def of_margins(size: int, seeds: int) -> list[str]:
+    """The margin losses whose gradients or products differ: `seeds` problems of 8 tasks of each type, at once and in
+    shares of `size`."""
     found = []
-    for margin, dtype, seed in itertools.product(MARGINS, (torch.float32, torch.float64), range(20)):
+    for margin, dtype, seed in itertools.product(MARGINS, (torch.float32, torch.float64), range(seeds)):
         generator = torch.Generator().manual_seed(seed)
         shapes = {"w": (5,), "X": (4, 5), "y": (4,), "u": (5,)}
         data = {key: torch.randn(TASKS, *shape, generator=generator, dtype=dtype) for key, shape in shapes.items()}
@@ -139,7 +140,7 @@ def different(source: TaskSource, size: int, seed: int) -> list[str]:
     return [key for key, wanted in whole.items() if not torch.equal(parts[key], wanted)]
 
 
-def gaps(size: int) -> dict[str, float]:
+def differences(size: int) -> dict[str, float]:
     """The largest difference of anything before adaptation, in units of its largest entry."""
     torch.set_num_threads(1)
     found = {}
@@ -156,7 +157,7 @@ def survey(sizes: list[int], seeds: int) -> dict[str, Any]:
     """All of it in this process: with which vectors, and what differs."""
     torch.set_num_threads(1)
     found = {name: [different(make(), n, seed) for n in sizes for seed in range(seeds)] for name, make in OURS.items()}
-    found |= {f"margins, {n}": [of_margins(n)] for n in (4, 2, 1)}
+    found |= {f"margins, {n}": [of_margins(n, 4 * seeds)] for n in (4, 2, 1)}
     spreads = [spread(seed) for seed in range(20)]
     return {"capability": torch.backends.cpu.get_cpu_capability(), "different": found, "spreads": spreads}
 
@@ -174,58 +175,59 @@ def spread(seed: int) -> float:
     return float(gap / torch.finfo(torch.float32).eps)
 
 
-def elsewhere(call: str, **variables: str | None) -> dict[str, Any]:
-    """What a call of a function of this file returns in a process with these environment variables (None: without)."""
-    environment = os.environ | {"MKL_CBWR": "AUTO,STRICT", "OMP_NUM_THREADS": "1"} | variables
-    code = f"import json; from tests.metarl import test_neighbours as here; print(json.dumps(here.{call}))"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={name: value for name, value in environment.items() if value is not None},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def answer(requests: list[tuple[str, dict[str, str]]]) -> None:
+    """Print what calls of functions of this file return, each in a fork with these environment variables: torch has not
+    yet looked at them."""
+    for call, variables in requests:
+        if (child := os.fork()) == 0:
+            os.environ.update(variables)
+            print(json.dumps(eval(call)), flush=True)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, call
+
+
+def elsewhere(*requests: tuple[str, dict[str, str]]) -> list[Any]:
+    """What the calls return in other processes; importing everything takes seconds, so one process imports for all."""
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"} | {"OMP_NUM_THREADS": "1"}
+    code = "import json, sys; from tests.metarl.test_neighbours import answer; answer(json.loads(sys.argv[1]))"
+    command = [sys.executable, "-c", code, json.dumps(requests)]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 0, run.stderr
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    return [json.loads(line) for line in run.stdout.splitlines()]
 
 
-def surveyed(capability: str, sizes: list[int], seeds: int) -> dict[str, Any]:
-    """What a process with these vectors has found; skipped where the processor does not have them."""
-    found = elsewhere(f"survey({sizes}, {seeds})", ATEN_CPU_CAPABILITY=capability)
-    if found["capability"].lower() != capability:
-        pytest.skip(f"this processor has no {capability}: torch uses {found['capability']}")
-    return found
+def survey_all(sizes: list[int], seeds: int) -> list[tuple[str, dict[str, str]]]:
+    """The requests of a survey with every vector width."""
+    return [
+        (f"survey({sizes}, {seeds})", {"ATEN_CPU_CAPABILITY": capability, "MKL_CBWR": "AUTO,STRICT"})
+        for capability in CAPABILITIES
+    ]
 
 
-def check(found: dict[str, Any]) -> None:
-    assert set(found["different"]) > set(OURS)
-    assert {name: runs for name, runs in found["different"].items() if any(runs)} == {}
-    # A gradient is a sum of 7 terms, each a product of a few functions within 2 eps: about 20 eps at the very worst.
-    assert all(ratio <= 20 for ratio in found["spreads"])
-    without_vectors = found["capability"] == "DEFAULT"
-    assert without_vectors or any(found["spreads"])  # so the same bits cannot be promised for a user's loss
+def check(surveys: list[dict[str, Any]]) -> None:
+    """A processor that lacks a vector width takes a smaller one: then there is the same survey twice."""
+    assert surveys[0]["capability"] == "DEFAULT"
+    for found in surveys:
+        assert set(found["different"]) > set(OURS)
+        assert {name: runs for name, runs in found["different"].items() if any(runs)} == {}
+        # A gradient is a sum of 7 terms, each a product of a few functions within 2 eps: about 20 eps at worst.
+        assert all(ratio <= 20 for ratio in found["spreads"])
+        without_vectors = found["capability"] == "DEFAULT"
+        assert without_vectors or any(found["spreads"])  # so the same bits cannot be promised for a user's loss
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_ours_are_the_same_bits_in_any_company_and_a_users_loss_to_rounding(capability: str) -> None:
-    """Shares of two tasks of eight."""
-    check(surveyed(capability, [2], 1))
-
-
-def test_with_the_products_of_any_processor_all_is_the_same_to_rounding() -> None:
-    """MKL as it is without its setting: a product of 35 rows in float32, its derivative and sums of those."""
-    found = elsewhere("gaps(2)", MKL_CBWR=None)
-    assert set(found) == set(OURS)
-    assert max(found.values()) < 1e-5
+def test_ours_are_the_same_bits_in_any_company_and_a_users_loss_to_rounding() -> None:
+    """Shares of two tasks of eight; then MKL without its setting: a product of 35 rows in float32, its derivative and
+    sums of those are the same to rounding."""
+    *surveys, differences = elsewhere(*survey_all([2], 1), ("differences(2)", {}))
+    check(surveys)
+    assert set(differences) == set(OURS)
+    assert max(differences.values()) < 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_shares_of_four_and_two_with_more_seeds(capability: str) -> None:
-    check(surveyed(capability, [4, 2], 5))
+def test_shares_of_four_and_two_with_more_seeds() -> None:
+    check(elsewhere(*survey_all([4, 2], 5)))
 
 
 RESUME = """

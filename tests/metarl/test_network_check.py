@@ -22,6 +22,8 @@ from metarl.network_check import NetworkError, check_network, check_second_deriv
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.sinusoid import Sinusoids
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 ROWS = torch.linspace(-2, 2, 12).reshape(3, 4)
 
 

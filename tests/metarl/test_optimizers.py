@@ -11,6 +11,8 @@ import torch
 from metarl import MetaLearner
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 CLASSES = {
     name: found
     for name, found in vars(torch.optim).items()

@@ -13,6 +13,8 @@ from metarl.envs import Navigation
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.sinusoid import Sinusoids
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 
 def source(**settings: Any) -> ReinforcementLearning:
     tasks = Navigation(horizon=5)

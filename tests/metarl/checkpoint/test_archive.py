@@ -17,6 +17,8 @@ from torch.storage import TypedStorage
 from metarl import MetaLearner, checkpoint
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 OLD = "metarl-checkpoint-1"
 
 

@@ -16,6 +16,8 @@ from metarl.inner import sgd
 from metarl.random import generator_state, restore_generator
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 
 def source(size: int = 2) -> FiniteSumSource:
     tasks = FiniteSumTaskBatch(lambda p, b: ((p["w"] - b["c"]) ** 2).sum(), {"c": torch.tensor([[1.0], [2.0]])})

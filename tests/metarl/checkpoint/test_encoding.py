@@ -19,6 +19,8 @@ from metarl.checkpoint.encoding import KINDS
 from metarl.random import generator_state
 from metarl.supervised.sinusoid import Sinusoids
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 VALUES: list[Any] = [
     *(np.float64(0.1), np.float32(0.1), np.int64(3), np.bool_(True), np.str_("x"), np.complex64(1 + 2j)),
     *(np.geomspace(0.01, 0.1, 3), np.zeros((2, 0)), np.array([["a", "bc"]]), np.asfortranarray(np.eye(3)[:2])),

@@ -18,6 +18,8 @@ from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 from metarl.theory import AdaptiveStep, fallah_rule
 from metarl.theory.monitors import SmoothnessMonitor
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 FOREIGN = [None, True, 7, -1, 2.5, 10**400, "x", b"x", [], [1], {}, {"x": 1}, torch.zeros(3), torch.zeros(2).double()]
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {},

@@ -21,6 +21,8 @@ from metarl.rl.actions import ACTIONS, make_clipper, warn_of_action_range
 from metarl.rl.distributions import distribution_for
 from tests.envs.toy_envs import LENGTH, Countdown, set_length
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 CPU = torch.device("cpu")
 SAMPLED = [-math.inf, -1e30, -200.0, -1.5, -0.5, -0.2, 0.5, 0.6, 1.5, 2.5, 4.9, 200.0, 7e4, 1e30, math.inf]
 BEYOND = 2**53 + 1  # which neither float32 nor float64 has

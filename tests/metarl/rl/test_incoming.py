@@ -20,6 +20,8 @@ from metarl.processes import Processes
 from metarl.rl import ReinforcementLearning
 from tests.envs.toy_envs import LENGTH, Answering, set_length
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 T, E, H = 3, 2, 6
 FLOATS, BYTES, CHOICE = Box(-9.0, 9.0, (2,), np.float32), Box(0, 255, (2,), np.uint8), Discrete(4)
 

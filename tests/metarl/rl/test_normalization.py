@@ -26,6 +26,8 @@ from metarl.wrappers import RecordDraws
 from tests.envs.toy_envs import LENGTH, Learning, countdown, set_length
 from tests.metarl.rl.test_rollout import WalkEnv
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 HORIZON = 7
 
 

@@ -23,6 +23,8 @@ from metarl.types import MetaGrad, Params, TaskBatch
 from metarl.wrappers import CheckFinite, CountCost, RecordDraws, TaskWrapper, wrap_like
 from tests.keep import Keep
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 PAIR = quadratics_1d()  # curvatures 1 and 2, centres 1 and -1
 RULE = StepSizeRule(c=0.5, constant=4.0, slope=2.0)
 

@@ -41,6 +41,8 @@ from metarl.types import Params, TaskBatch
 from tests.keep import Keep
 from tests.reference import problems
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 PROBLEM = random_quadratics(np.random.default_rng(6), 4, 3)
 ALPHA = 0.2
 
