@@ -10,9 +10,9 @@ import torch
 from metarl import OUTER, MetaLearner, Method, make_method
 from metarl.agents import make_policy
 from metarl.derivatives import gradients
-from metarl.engine import Engine, chunks
+from metarl.engine import Engine, records
+from metarl.engine.records import StepRecord
 from metarl.engine.runners import CudaGraph
-from metarl.engine.steps import StepRecord
 from metarl.envs import FunctionalDistribution, GridWorld, LinearGaussian, Navigation
 from metarl.experiments.train import TrainConfig
 from metarl.rl import ReinforcementLearning
@@ -97,13 +97,13 @@ def test_derivatives_are_cuda_graphs(caplog: pytest.LogCaptureFixture) -> None:
     for key, leaf in first.items():
         torch.testing.assert_close(leaf, second[key])
     (record,) = engine._cache
-    assert isinstance(record, chunks.TaskRecord)
+    assert isinstance(record, records.TaskRecord)
     assert [type(runner) for runner in record.runners.values()] == [CudaGraph]
     assert "cannot be recorded" not in caplog.text
 
 
 def test_chunks_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "memory_budget", lambda device: 1)
+    monkeypatch.setattr(records, "memory_budget", lambda device: 1)
     source, engine = navigation("cuda"), Engine()
     tasks = source.sample(3, np.random.default_rng(0))
     params = broadcast(source.initial_params(), 3)
@@ -113,7 +113,7 @@ def test_chunks_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, leaf in gradients(tasks, params, batch).items():
         torch.testing.assert_close(found[key], leaf, rtol=1e-4, atol=1e-5)
     (record,) = engine._cache
-    assert isinstance(record, chunks.TaskRecord)
+    assert isinstance(record, records.TaskRecord)
     assert record.chunk_size == 1
 
 

@@ -7,6 +7,7 @@ results by rounding only. `docs/engine.md` explains how it works.
 This file has everything that other packages use.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,11 +20,10 @@ from torch import Tensor
 from torch.func import vmap
 
 from metarl.engine.cache import Cache
-from metarl.engine.chunks import Plain, TaskRecord, compute_in_chunks, pick_chunk_size
 from metarl.engine.compare import RecordWarning
 from metarl.engine.program import Arenas
+from metarl.engine.records import Plain, RepeatedFunction, StepRecord, TaskRecord, compute_in_chunks, pick_chunk_size
 from metarl.engine.runners import PlainRunner, Runner, repeat
-from metarl.engine.steps import RepeatedFunction, StepRecord
 from metarl.engine.threads import one_torch_thread
 from metarl.errors import check_int
 
@@ -71,6 +71,9 @@ class Engine:
         self.chunk_size = None if chunk_size is None else check_int("chunk_size", chunk_size)
         self._cache: Cache[TaskRecord | StepRecord | None] = Cache()
         self._arenas = Arenas()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), record=self.record, chunk_size=self.chunk_size), ()
 
     def __repr__(self) -> str:
         return f"Engine(record={self.record}, chunk_size={self.chunk_size})"

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
-from metarl.engine.effects import is_harmless, is_pure, is_view, returns_memory
-from metarl.engine.memory import NotRecordableError, layout_of
+from metarl.engine.memory import NotRecordableError, is_harmless, is_pure, is_view, layout_of, returns_memory
 from metarl.engine.recorder import aten, record_operations
 
 NARROW = 8
@@ -93,8 +92,7 @@ def drop_identities(graph: fx.Graph) -> None:
         if not (node.target in _SAME or _is_product_with_1(node)) or before.dtype != after.dtype:
             continue
         if layout_of(before) == layout_of(after):  # later operations may depend on it
-            node.replace_all_uses_with(source)
-            graph.erase_node(node)
+            _replace(node, source)
 
 
 def _is_product_with_1(node: fx.Node) -> bool:
@@ -112,8 +110,7 @@ def merge_duplicates(graph: fx.Graph) -> None:
         key = (node.target, _hashable(node.args), _hashable(node.kwargs))
         first = seen.setdefault(key, node)
         if first is not node:
-            node.replace_all_uses_with(first)
-            graph.erase_node(node)
+            _replace(node, first)
 
 
 def _hashable(arguments: Any) -> Any:
@@ -148,8 +145,7 @@ def delay_expansions(graph: fx.Graph) -> None:
                 result = _call(
                     graph, aten.expand.default, _call(graph, node.target, *args, **kwargs), tensors[0].args[1]
                 )
-            node.replace_all_uses_with(result)
-            graph.erase_node(node)
+            _replace(node, result)
 
 
 def _views_hold(node: fx.Node, other: Tensor) -> bool:
@@ -178,8 +174,7 @@ def _expand_after_view(graph: fx.Graph, node: fx.Node) -> None:
     with graph.inserting_before(node):
         small = _call(graph, aten.view.default, source, [shape[0], *[1] * (len(shape) - 2), shape[-1]])
         result = _call(graph, aten.expand.default, small, list(shape))
-    node.replace_all_uses_with(result)
-    graph.erase_node(node)
+    _replace(node, result)
 
 
 def transpose_narrow_matmuls(graph: fx.Graph) -> None:
@@ -193,8 +188,7 @@ def transpose_narrow_matmuls(graph: fx.Graph) -> None:
             product = _call(graph, aten.bmm.default, left, right)
             transposed = _call(graph, aten.transpose.int, product, 1, 2)
             result = _call(graph, aten.clone.default, transposed, memory_format=torch.contiguous_format)
-        node.replace_all_uses_with(result)
-        graph.erase_node(node)
+        _replace(node, result)
 
 
 def fuse_biases(graph: fx.Graph) -> None:
@@ -209,8 +203,7 @@ def fuse_biases(graph: fx.Graph) -> None:
                     result = _call(graph, _FUSED[product.target], bias, *product.args)
                     if product is not term:
                         result = _call(graph, aten.view.default, result, list(value(node).shape))
-                node.replace_all_uses_with(result)
-                graph.erase_node(node)
+                _replace(node, result)
                 break
 
 
@@ -223,6 +216,12 @@ def _is_layer(bias: fx.Node, product: fx.Node, term: fx.Node, total: fx.Node) ->
     same = value(term).shape == value(total).shape and value(bias).dtype == value(total).dtype
     columns = value(product).shape[-1]
     return same and value(bias).shape[-1] in (1, columns) and columns >= NARROW
+
+
+def _replace(node: fx.Node, result: fx.Node) -> None:
+    """Use another result instead of a node's."""
+    node.replace_all_uses_with(result)
+    node.graph.erase_node(node)
 
 
 def _call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:

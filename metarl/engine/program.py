@@ -6,20 +6,20 @@ its content is no longer needed, so it stays in the cache. Views are made once. 
 calls that write into these places (`metarl.engine.calls`).
 """
 
+import functools
 import operator
-import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
 
 from metarl.engine.calls import CallList, OperationCall, Repetition, make_call
-from metarl.engine.effects import aten, is_pure, is_view
 from metarl.engine.graph import outputs, value
-from metarl.engine.memory import storage_id
+from metarl.engine.memory import aten, is_pure, is_view, storage_id
 
 _WITHOUT_DATA = {
     aten.lift_fresh_copy.default,
@@ -132,23 +132,21 @@ class Arena:
 
 
 class Arenas:
-    """Lends each arena to one run at a time, the most recently used one first. Copies are empty."""
+    """Lends each arena to one run at a time, the most recently used one first."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._free: list[Arena] = []
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()
-
-    def take(self) -> Arena:
-        """An arena for one run; nothing else uses it until it is given back."""
-        with self._lock:
-            return self._free.pop() if self._free else Arena()
-
-    def give_back(self, arena: Arena) -> None:
-        """Let others have it."""
-        with self._lock:
+    @contextmanager
+    def lend(self) -> Iterator[Arena]:
+        """An arena for one run; nothing else uses it meanwhile."""
+        try:
+            arena = self._free.pop()  # several threads may do this at the same time
+        except IndexError:
+            arena = Arena()
+        try:
+            yield arena
+        finally:
             self._free.append(arena)
 
 
@@ -198,21 +196,11 @@ class Program:
 
     def bind(self, constants: Sequence[Tensor]) -> None:
         """Set the inputs that stay the same, and compute everything that depends on them alone."""
-
-        def compute(compiled: bool) -> None:
-            _fill(self._constants, constants)
-            self._fixed.run(compiled)
-
-        _try_compiled(compute)
+        _compute(self._constants, constants, self._fixed.run)
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Compute the rest."""
-
-        def compute(compiled: bool) -> None:
-            _fill(self._inputs, inputs)
-            self._rest.run(compiled)
-
-        _try_compiled(compute)
+        _compute(self._inputs, inputs, self._rest.run)
         return self.outputs
 
     def repeat(self, carried: Sequence[Tensor], sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -227,30 +215,27 @@ class Program:
         copies = dict(zip(map(id, following), (copy for copy, _ in read), strict=True))
         written = [(before, copies[id(after)]) for before, after in moving]
         places, values = zip(*read, *written, strict=True)
-
-        def compute(compiled: bool) -> int:
-            _fill(self._inputs[:number], carried)
-            repetition = Repetition(
-                [x for x, _ in used],
-                [place for _, place in used],
-                kept_results,
-                kept,
-                list(places),
-                list(values),
-                read[-1][0],
-            )
-            return self._rest.repeat(repetition, compiled)
-
-        done = _try_compiled(compute)
+        sources, targets = [x for x, _ in used], [place for _, place in used]
+        repetition = Repetition(sources, targets, kept_results, kept, list(places), list(values), read[-1][0])
+        done = _compute(self._inputs[:number], carried, functools.partial(self._rest.repeat, repetition))
         return [copy for copy, _ in read], [x[:done] for x in kept]
 
 
-def _try_compiled(compute: Callable[[bool], T]) -> T:
-    """Compute compiled; after an error again call by call, because TorchScript's errors have lost their type."""
-    try:
-        return compute(True)
-    except RuntimeError:
-        return compute(False)
+def _compute(places: Sequence[Tensor | None], inputs: Sequence[Tensor], run: Callable[[bool], T]) -> T:
+    """Copy the inputs to their places and run compiled; after an error again, call by call.
+
+    TorchScript's errors have lost their type.
+    """
+    for compiled in (True, False):
+        for place, given in zip(places, inputs, strict=True):
+            if place is not None:  # otherwise nothing depends on it
+                place.copy_(given)
+        try:
+            return run(compiled)
+        except RuntimeError:
+            if not compiled:
+                raise
+    raise AssertionError
 
 
 def _check_memory(node: fx.Node, made: Any, owner: Tensor) -> None:
@@ -258,12 +243,6 @@ def _check_memory(node: fx.Node, made: Any, owner: Tensor) -> None:
     views = [made] if isinstance(made, Tensor) else made
     if any(storage_id(view) != storage_id(owner) for view in views):
         raise NotPlannableError(f"{node.target} must return its argument's memory, got other memory")
-
-
-def _fill(places: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
-    for place, given in zip(places, inputs, strict=True):
-        if place is not None:  # otherwise nothing depends on it
-            place.copy_(given)
 
 
 def peak_bytes(graph: fx.Graph) -> int:

@@ -32,15 +32,8 @@ _READS_LAYOUT |= {torch.Tensor.as_strided, torch.Tensor.as_strided_, torch.Tenso
 """Functions that depend on how their argument lies in memory, which is not the same in a record."""
 
 _LEAVES_TORCH = {
-    torch.Tensor.numpy,
-    torch.Tensor.__array__,
-    torch.Tensor.tolist,
-    torch.Tensor.__dlpack__,
-    torch.Tensor.__deepcopy__,
-    torch.Tensor.__reduce_ex__,
-    torch.Tensor.data_ptr,
-    torch.Tensor.storage,
-    torch.Tensor.untyped_storage,
+    *(getattr(Tensor, name) for name in ("numpy", "tolist", "data_ptr", "storage", "untyped_storage")),
+    *(getattr(Tensor, name) for name in ("__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")),
 }
 _READS_SECOND = {torch.tensor_split, torch.Tensor.tensor_split}
 """Functions that take numbers out of their second argument, if that is a tensor."""
@@ -67,14 +60,6 @@ def record_operations(function: Callable[..., Sequence[Tensor]], inputs: Sequenc
     recorder.describe()
     recorder.graph.output([recorder.node_of(leaf) for leaf in found])
     return recorder.graph
-
-
-def constant(graph: fx.Graph, name: str, tensor: Tensor) -> fx.Node:
-    """A node for an existing tensor, which becomes an attribute of the graph's module."""
-    setattr(graph.owning_module, name, tensor)
-    node = graph.create_node("get_attr", name)
-    node.meta["val"] = layout_of(tensor).empty()
-    return node
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -137,7 +122,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The node that made a tensor; a new constant if no recorded operation did."""
         if (node := self.find(tensor)) is None:
             self._constants += 1
-            node = constant(self.graph, f"_constant_{self._constants}", tensor)
+            name = f"_constant_{self._constants}"
+            setattr(self.graph.owning_module, name, tensor)
+            node = self.graph.create_node("get_attr", name)
+            node.meta["val"] = layout_of(tensor).empty()
             self.memory.add(tensor, layout_of(tensor), node)
         self.results[tensor] = node
         return node

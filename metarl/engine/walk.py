@@ -1,6 +1,6 @@
 """Describe what functions and objects read: every place that the code mentions, and its value.
 
-`metarl.engine.reads` says what this is for.
+`metarl.engine.cache` says what this is for.
 """
 
 import functools

@@ -60,17 +60,11 @@ def generalized_advantages(
     return discounted_sums((rewards + discount * next_values - values) * mask, discount * gae_lambda)
 
 
-def center(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` `[T, E, H]` minus its mean, and its standard deviation `[T]`, over the steps of each task that happened."""
-    count = mask.sum((1, 2), keepdim=True).clamp(min=1)
-    centered = (x - (x * mask).sum((1, 2), keepdim=True) / count) * mask
-    return centered, (centered.square().sum((1, 2), keepdim=True) / count).sqrt()[:, 0, 0]
-
-
 def normalize(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """`x` `[T, E, H]` with mean 0 and standard deviation 1 over the steps of each task, and its divisor `[T]`."""
-    centered, deviation = center(x, mask)
-    scale = deviation + 1e-8
+    count = mask.sum((1, 2), keepdim=True).clamp(min=1)
+    centered = (x - (x * mask).sum((1, 2), keepdim=True) / count) * mask
+    scale = (centered.square().sum((1, 2), keepdim=True) / count).sqrt()[:, 0, 0] + 1e-8
     return centered / scale[:, None, None], scale
 
 

@@ -3,7 +3,7 @@
 Every draw makes a new rollout at its parameters, so D_in, D_o and D_h are independent, and every inner step uses
 trajectories of the *current* adapted policy.
 
-`metarl.rl.losses` says what the gradient of the loss descends.
+`metarl.rl.surrogates` says what the gradient of the loss descends.
 """
 
 import functools
@@ -38,16 +38,15 @@ from metarl.rl.advantages import (
     subtract_other_folds,
 )
 from metarl.rl.distributions import distribution_for
-from metarl.rl.losses import Losses
 from metarl.rl.normalization import NormalizedPolicy
 from metarl.rl.policy import check_policy, policy_params, probe_observations
 from metarl.rl.rollout import Rollout, array_length, lengthen
 from metarl.rl.streams import Streams
 from metarl.rl.sums import discounted_sums
-from metarl.rl.surrogates import make_surrogate
+from metarl.rl.surrogates import Losses, make_surrogate
 from metarl.settings import FixedSettings
 from metarl.tree import float_leaf
-from metarl.types import Batch, Loss, Params, Role, TaskBatch, TaskDistribution, TaskParams
+from metarl.types import Batch, Params, Role, TaskBatch, TaskDistribution, TaskParams
 from metarl.wrappers import unwrap
 
 log = logging.getLogger(__name__)
@@ -296,6 +295,10 @@ class RLTaskBatch:
         self._source, self._streams = source, streams
         self.seen: Tensor | None = None  # [T, k]: of all draws, for the statistics of observations
         self.agree: Callable[[int], int] = lambda length: length
+        # functions of one task (see `Losses`): the source's, so the next batch needs no new record
+        losses = source.losses
+        self.loss, self.score, self.frozen_loss = losses.loss, losses.score, losses.frozen_loss
+        self.log_likelihood, self.objective = losses.log_likelihood, losses.objective
 
     @functools.cached_property
     def _environments(self) -> Environments:
@@ -304,31 +307,6 @@ class RLTaskBatch:
         if not isinstance(found, FunctionalEnvs):
             weakref.finalize(self, _close, found)
         return found
-
-    @property
-    def loss(self) -> Loss:
-        """The surrogate loss of one task. These functions are the source's, so the next batch needs no new record."""
-        return self._source.losses.loss
-
-    @property
-    def score(self) -> Loss:
-        """The mean undiscounted return of one task's episodes."""
-        return self._source.losses.score
-
-    @property
-    def frozen_loss(self) -> Loss:
-        """The loss whose gradient is the inner step's with its data held fixed."""
-        return self._source.losses.frozen_loss
-
-    @property
-    def log_likelihood(self) -> Loss:
-        """The log-probability of each of one task's episodes `[E]`."""
-        return self._source.losses.log_likelihood
-
-    @property
-    def objective(self) -> Callable[[Batch], Tensor]:
-        """Minus the discounted return per step of the horizon, of each of one task's episodes `[E]`."""
-        return self._source.losses.objective
 
     def shard(self, first: int, last: int) -> "RLTaskBatch":
         """The tasks `first` ... `last` - 1, which draw from the start what they draw as part of the whole batch."""

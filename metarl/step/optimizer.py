@@ -100,7 +100,10 @@ class OptimizerStep:
     def __call__(self, params: Params, tasks: TaskBatch, update: Update) -> Stepped:
         """Take the meta-gradient at `params` and step."""
         meta_grad = update(params, tasks)
-        learning_rate = self._learning_rate()
+        learning_rate = self.learning_rate
+        if self.schedule is not None:
+            factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
+            learning_rate = self.learning_rate * factor
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         for key, leaf in self._leaves.items():
@@ -111,13 +114,6 @@ class OptimizerStep:
         self._optimizer.step()
         self.steps += 1
         return Stepped(tree.detach(self._leaves), meta_grad, {"learning_rate": learning_rate})
-
-    def _learning_rate(self) -> float:
-        """The learning rate of the next step."""
-        if self.schedule is None:
-            return self.learning_rate
-        factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
-        return self.learning_rate * factor
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state and the number of steps taken."""

@@ -15,7 +15,7 @@ from metarl.devices import pick_device
 from metarl.errors import check_choice, check_int
 from metarl.random import torch_generator
 from metarl.supervised.class_sets import ClassSet, as_floats
-from metarl.supervised.network_source import NetworkSource
+from metarl.supervised.networks import NetworkSource
 from metarl.supervised.oracle import FiniteSumTaskBatch, ResamplingTaskBatch
 from metarl.types import Batch, Params, Role
 

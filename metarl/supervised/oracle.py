@@ -39,13 +39,8 @@ class SupervisedTaskBatch:
         check_callable("loss", loss, "a function (params, batch) -> scalar")
         if score is not None:
             check_callable("score", score, "a function (params, batch) -> scalar, or None")
-        self.loss = loss
+        self.loss = self.frozen_loss = loss  # the same: the data do not depend on the parameters
         self.score = _minus(loss) if score is None else score
-
-    @property
-    def frozen_loss(self) -> Loss:
-        """The loss itself: the data do not depend on the parameters."""
-        return self.loss
 
     @staticmethod
     def log_likelihood(params: Params, batch: Batch) -> Tensor:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from metarl.devices import pick_device
 from metarl.errors import check_choice, check_int
 from metarl.random import torch_generator
-from metarl.supervised.network_source import NetworkSource
-from metarl.supervised.networks import mlp
+from metarl.supervised.networks import NetworkSource, mlp
 from metarl.supervised.oracle import FiniteSumTaskBatch, ResamplingTaskBatch
 from metarl.types import Batch, Params, Role
 

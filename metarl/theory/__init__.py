@@ -5,16 +5,15 @@
 | `quadratics` | quadratic tasks; closed forms of every method's meta-gradient and fixed point | Fallah et al. (2020) |
 | `logistic` | logistic regressions with exact L and rho, random and on real data | |
 | `constants` | estimates of L, rho and the variances, from any source of tasks | Fallah et al. (2020) |
-| `step_sizes` | bounds of the inner step size, rules for the outer one | Fallah et al. (2020), Ji et al. (2022) |
-| `adaptive_step` | the outer step that follows such a rule | Fallah et al. (2020), Ji et al. (2022) |
+| `step_sizes` | bounds of the inner step, rules for the outer one | Fallah et al. (2020), Ji et al. (2022) |
 | `monitors` | callbacks: norm of the meta-gradient, distances to stationary points, alpha L | |
 
 `metarl theory` compares what the papers claim with what these tools measure (docs/theory.md).
 """
 
-from metarl.theory.adaptive_step import AdaptiveStep
 from metarl.theory.constants import Constants, Estimation, estimate, estimate_smoothness, estimate_source
 from metarl.theory.step_sizes import (
+    AdaptiveStep,
     StepSizeRule,
     TheoryWarning,
     fallah_rule,

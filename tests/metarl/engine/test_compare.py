@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metarl import OUTER, MetaLearner
 from metarl.derivatives import gradients, hessian_vector_products
-from metarl.engine import Engine, RecordWarning, RepeatedFunction, chunks, steps
+from metarl.engine import Engine, RecordWarning, RepeatedFunction, records
 from metarl.engine.compare import Uses, difference
 from metarl.engine.walk import Walk
 from metarl.supervised import FiniteSumTaskBatch
@@ -66,12 +66,12 @@ def test_a_record_that_goes_wrong_is_given_up(
 ) -> None:
     if chunk_size == 1 and fault in ("one task", "another task's"):
         pytest.skip("a chunk is one task")
-    make, faulty, engine = chunks.make_runner, threading.Event(), Engine(chunk_size=chunk_size)
+    make, faulty, engine = records.make_runner, threading.Event(), Engine(chunk_size=chunk_size)
 
     def spoiled(*arguments: Any) -> Faulty:
         return Faulty(make(*arguments), lambda out: FAULTS[fault](out) if faulty.is_set() else out)
 
-    monkeypatch.setattr(chunks, "make_runner", spoiled)
+    monkeypatch.setattr(records, "make_runner", spoiled)
     params, batch = data()
     tasks = FiniteSumTaskBatch(cubes, batch)
     with engine.current():
@@ -84,7 +84,7 @@ def test_a_record_that_goes_wrong_is_given_up(
 
 
 def test_steps_of_a_rollout_that_go_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    make, faulty = steps.make_runner, threading.Event()
+    make, faulty = records.make_runner, threading.Event()
 
     def spoiled(*arguments: Any) -> Faulty:
         return Faulty(make(*arguments), lambda out: [out[0] * 1.01, *out[1:]] if faulty.is_set() else out)
@@ -92,7 +92,7 @@ def test_steps_of_a_rollout_that_go_wrong(monkeypatch: pytest.MonkeyPatch) -> No
     def step(state: Tensor, runs: Tensor, noise: Tensor) -> list[Tensor]:
         return [state.sin() + noise, runs, state]
 
-    monkeypatch.setattr(steps, "make_runner", spoiled)
+    monkeypatch.setattr(records, "make_runner", spoiled)
     engine, noise = Engine(), torch.linspace(0, 1, 12).view(4, 3)
     carried = [torch.ones(3), torch.ones(3, dtype=torch.bool)]
 

@@ -12,8 +12,7 @@ import torch
 from metarl import OUTER, MetaLearner, make_method
 from metarl.agents import make_policy
 from metarl.engine import Engine, current_engine
-from metarl.engine.chunks import TaskRecord
-from metarl.engine.steps import StepRecord
+from metarl.engine.records import StepRecord, TaskRecord
 from metarl.envs import Navigation
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.digits import digits

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from metarl.engine import Engine, RepeatedFunction, calls, chunks
+from metarl.engine import Engine, RepeatedFunction, calls, records
 from metarl.engine.calls import CallList
 from metarl.engine.graph import trace
 from metarl.engine.program import Arena, NotPlannableError, Plan, Program
@@ -308,17 +308,17 @@ def squares(params: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize(
     ("engine", "budget", "size"),
-    [(Engine(), 40_000, 3), (Engine(), 1, 1), (Engine(chunk_size=4), chunks.CACHE, 4), (Engine(), chunks.CACHE, 7)],
+    [(Engine(), 40_000, 3), (Engine(), 1, 1), (Engine(chunk_size=4), records.CACHE, 4), (Engine(), records.CACHE, 7)],
     ids=str,
 )
 def test_chunks_that_fit_the_memory(engine: Engine, budget: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven tasks in chunks of three: the last overlaps the one before."""
-    monkeypatch.setattr(chunks, "memory_budget", lambda device: budget)
+    monkeypatch.setattr(records, "memory_budget", lambda device: budget)
     params, batch = {"w": torch.randn(7, 30, 30)}, {"x": torch.randn(7, 30, 30)}
     found = engine.over_tasks("squares", squares, params, batch)
     torch.testing.assert_close(found, vmap(squares)(params, batch))
     (record,) = engine._cache
-    assert isinstance(record, chunks.TaskRecord)
+    assert isinstance(record, records.TaskRecord)
     assert record.chunk_size == size
 
 

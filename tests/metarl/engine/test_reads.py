@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
-from metarl.engine.reads import States
+from metarl.engine.cache import States
 
 FACTOR = 1.0
 TABLE = {"offset": 1.0}

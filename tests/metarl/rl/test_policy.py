@@ -11,9 +11,9 @@ from torch.func import functional_call
 
 from metarl import tree
 from metarl.agents import make_policy
-from metarl.engine import Engine, steps
+from metarl.engine import Engine, records
 from metarl.engine.program import Program
-from metarl.engine.steps import StepRecord
+from metarl.engine.records import StepRecord
 from metarl.rl import Actor, DiagonalGaussian, policy_params
 from metarl.rl.policy import shared_state, stacked_forward
 from metarl.types import Params
@@ -147,11 +147,11 @@ def test_what_depends_on_the_parameters_alone_is_computed_once(engine: Engine) -
 def test_recorded_once_per_shape(engine: Engine) -> None:
     policy = POLICIES["box"]()
     acts = actor(policy)
-    for num_tasks, episodes, records in [(3, 5, 1), (3, 5, 1), (2, 5, 2), (3, 4, 3), (3, 5, 3)]:
+    for num_tasks, episodes, wanted in [(3, 5, 1), (3, 5, 1), (2, 5, 2), (3, 4, 3), (3, 5, 3)]:
         params, obs = stacked(policy, num_tasks), torch.randn(num_tasks, episodes, 3)
         with acts.bind(params, obs) as forward:
             check(policy, forward, params, obs)
-        assert len(engine._cache) == records
+        assert len(engine._cache) == wanted
     doubled, obs = {k: v.double() for k, v in stacked(policy).items()}, torch.randn(3, 5, 3).double()
     with acts.bind(doubled, obs) as forward:
         check(policy, forward, doubled, obs)
@@ -161,7 +161,7 @@ def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     def refuse(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no tracing today")
 
-    monkeypatch.setattr(steps, "trace", refuse)
+    monkeypatch.setattr(records, "trace", refuse)
     policy, obs = Own(), torch.randn(3, 5, 3)
     params, acts = stacked(policy), actor(policy)
     with caplog.at_level(logging.WARNING):
