@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from metarl.errors import did_you_mean
 from metarl.experiments.common import cli
 from metarl.experiments.common.figures import new_figure
+from metarl.experiments.common.options import check_distinct
 from metarl.files import write_atomically
 from metarl.logging import Line, parse_line
 
@@ -61,9 +62,12 @@ def prepare(given: Arguments) -> dict[str, Points]:
     Raises:
         ValueError: naming the argument that cannot work.
     """
-    if not given.runs or len(set(given.runs)) < len(given.runs):
-        raise ValueError(f"runs must name at least one folder, and none twice, got {[str(run) for run in given.runs]}")
-    _check_out(given.out)
+    check_distinct("runs", [str(run) for run in given.runs])
+    kinds = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if given.out.suffix[1:] not in kinds:
+        near = did_you_mean(given.out.suffix[1:], kinds)
+        raise ValueError(f"out must end with one of {kinds}, got {given.out}{near}")
+    cli.check_output("out", given.out)
     lines = {run: read(run) for run in given.runs}
     curves = {label: points(lines[run], run, given.x, given.y) for label, run in labels(given.runs).items()}
     for axis, (name, logarithmic) in enumerate((("x", given.log_x), ("y", given.log_y))):
@@ -80,11 +84,14 @@ def read(run: Path) -> list[Line]:
     """
     path = run / "metrics.jsonl"
     if not path.is_file():
-        raise ValueError(f"run must be a folder with metrics, but there is no {path}{_nearest_run(run)}")
+        near = did_you_mean(run.name, [beside.parent.name for beside in run.parent.glob("*/metrics.jsonl")])
+        raise ValueError(f"run must be a folder with metrics, but there is no {path}{near}")
     lines: list[Line] = []
     seconds = 0.0
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], 1):
-        line = _parse_line(path, number, text)
+        if (line := parse_line(text)) is None:
+            found = f"line {number} of {path} is {text!r:.60}"
+            raise ValueError(f"run must have a line of metrics per iteration, but {found}")
         if lines and (line.get("iteration") or 0) <= (lines[-1].get("iteration") or 0):
             found = f"line {number} of {path} is {line.get('iteration')} after {lines[-1].get('iteration')}"
             raise ValueError(f"run must have each iteration once and in order, but {found}")
@@ -107,7 +114,8 @@ def points(lines: Iterable[Line], run: Path, x: str, y: str) -> Points:
         if metric not in known:
             near = did_you_mean(metric, known) or f"; it has {', '.join(known)}"
             raise ValueError(f"{argument} must be a metric of {run}, got {metric!r}{near}")
-    found = [(_number(line[x]), _number(line[y])) for line in lines if x in line and y in line]
+    pairs = [(line[x], line[y]) for line in lines if x in line and y in line]
+    found = [(math.nan if a is None else a, math.nan if b is None else b) for a, b in pairs]
     if not found:
         raise ValueError(f"x and y must be logged in the same iterations, but {x!r} and {y!r} never are in {run}")
     return found
@@ -128,36 +136,13 @@ def plot(curves: Mapping[str, Points], x: str, y: str, *, log_x: bool = False, l
     for label, curve in curves.items():
         xs, ys = zip(*curve, strict=True)
         ax.plot(xs, ys, label=label, linewidth=1.2, marker="." if len(curve) <= 40 else "")
-    if log_x:
-        ax.set_xscale("log", nonpositive="mask")
-    if log_y:
-        ax.set_yscale("log", nonpositive="mask")
+    for logarithmic, set_scale in ((log_x, ax.set_xscale), (log_y, ax.set_yscale)):
+        if logarithmic:
+            set_scale("log", nonpositive="mask")
     ax.set(xlabel=x, ylabel=y)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return figure
-
-
-def _check_out(out: Path) -> None:
-    kinds = sorted(FigureCanvasAgg.get_supported_filetypes())
-    if out.suffix[1:] not in kinds:
-        raise ValueError(f"out must end with one of {kinds}, got {out}{did_you_mean(out.suffix[1:], kinds)}")
-    cli.check_output("out", out)
-
-
-def _nearest_run(run: Path) -> str:
-    beside = [path.parent.name for path in run.parent.glob("*/metrics.jsonl")]
-    return did_you_mean(run.name, beside)
-
-
-def _parse_line(path: Path, number: int, text: str) -> Line:
-    if (line := parse_line(text)) is None:
-        raise ValueError(f"run must have a line of metrics per iteration, but line {number} of {path} is {text!r:.60}")
-    return line
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 if __name__ == "__main__":

@@ -132,14 +132,7 @@ def check_output_folder(argument: str, folder: Path) -> Path:
     Raises:
         ValueError: naming the argument.
     """
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{argument} must be a folder, got {shorten(str(folder))}, a file")
-        check_output(argument, folder / "file")
-    except OSError as error:
-        found = f"{shorten(str(folder))} ({error.strerror})"
-        raise ValueError(f"{argument} must be a folder that can be made, got {found}") from None
-    return folder
+    return check_output(argument, folder / "file", "a folder for files").parent
 
 
 def shorten(text: str, length: int = 120) -> str:
@@ -286,31 +279,20 @@ def _open_standard_streams() -> None:
 
 @contextmanager
 def _raise_at_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Stopped` here, unless they are ignored (as `nohup` does) or handled already."""
+    """SIGTERM and SIGHUP raise `Stopped` here, unless they are ignored (as `nohup` does) or handled already.
+
+    A signal that came during a finalizer, where Python drops exceptions, is sent again.
+    """
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     numbers = [signal.Signals[name] for name in names if signal.getsignal(signal.Signals[name]) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         numbers = []  # only the main thread may set handlers
+    usual = sys.unraisablehook
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise Stopped(number)
 
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
-        with _resend_lost_signals():
-            yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
-def _resend_lost_signals() -> Iterator[None]:
-    """Send a signal again if it came during a finalizer, where Python drops exceptions."""
-    usual = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
+    def send_again(unraisable: Any) -> None:
         error = unraisable.exc_value
         if not isinstance(error, Stopped | KeyboardInterrupt):
             usual(unraisable)
@@ -320,8 +302,14 @@ def _resend_lost_signals() -> Iterator[None]:
         again.daemon = True
         again.start()
 
-    with replaced(sys, "unraisablehook", hook):
-        yield
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        with replaced(sys, "unraisablehook", send_again):
+            yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

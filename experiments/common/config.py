@@ -187,6 +187,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_if_whole(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or nothing if there is no such file or it holds something else."""
+    try:
+        return read_object(path)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def from_json(name: str, value: object, hint: Any) -> Any:
     """`value` as the type of the setting: lists become tuples, strings become paths.
 

@@ -168,11 +168,8 @@ def quadratic_points(problem: Quadratics) -> Callable[[float, int], Mapping[str,
 
     def points(alpha: float, steps: int) -> Mapping[str, Params]:
         a = problem.curvatures
-        matrices = {
-            "maml": maml_matrix(a, alpha, steps),
-            "fo_maml": fo_maml_matrix(a, alpha, steps),
-            "moreau": moreau_matrix(a, alpha),
-        }
+        matrices = {"maml": maml_matrix(a, alpha, steps), "fo_maml": fo_maml_matrix(a, alpha, steps)}
+        matrices["moreau"] = moreau_matrix(a, alpha)
         return {name: {"w": fixed_point(problem, matrix)} for name, matrix in matrices.items()}
 
     return points

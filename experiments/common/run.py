@@ -37,7 +37,7 @@ from metarl.experiments.common.config import (
     add_changes,
     may_differ,
     read_config,
-    read_object,
+    read_if_whole,
     settings,
     to_json,
 )
@@ -195,9 +195,8 @@ def settle(config: C) -> C:
     if config.name is None and is_launched():
         raise ValueError("name must be given under torchrun: a process that is started again looks for it, got None")
     config = config.settle()
-    about = re.sub(
-        r"[^\w.+-]", "_", f"{config.about}-{config.outer}-{config.seed}"
-    )  # a plug-in's names may be anything
+    # A plug-in's names may be anything.
+    about = re.sub(r"[^\w.+-]", "_", f"{config.about}-{config.outer}-{config.seed}")
     name = config.name or f"{about[:LONGEST_ABOUT]}-{time.strftime('%Y%m%d-%H%M%S')}"
     return anneal_to_the_end(dataclasses.replace(config, name=name))
 
@@ -263,11 +262,8 @@ def remove_at_errors(folder: Path | None) -> Iterator[None]:
 
 def is_of_this_launch(folder: Path) -> bool:
     """Whether the run in `folder` was begun by the same call of torchrun, if that has a name."""
-    try:
-        found = read_object(folder / "config.json").get("launch")
-    except (OSError, ValueError, RecursionError):
-        return False
-    return found is not None and found == launch()
+    found = read_if_whole(folder / "config.json")
+    return found is not None and found.get("launch") is not None and found["launch"] == launch()
 
 
 def load_checkpoint_of_killed_run(config: RunConfig, folder: Path) -> dict[str, Any] | None:
@@ -333,11 +329,9 @@ def check_changeable(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None
 
 def is_finished(folder: Path, iterations: int) -> bool:
     """Whether the run in `folder` was evaluated after this many iterations: `evaluation.json` is written last."""
-    try:
-        found = read_object(folder / "evaluation.json")
-        return bool(found.get("iterations", iterations) == iterations)  # older runs did not write the number
-    except (OSError, ValueError, RecursionError):
-        return False
+    found = read_if_whole(folder / "evaluation.json")
+    # Older runs did not write the number.
+    return found is not None and bool(found.get("iterations", iterations) == iterations)
 
 
 def load_run(
