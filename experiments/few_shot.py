@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -165,8 +166,8 @@ def compare(setup: Setup, name: str) -> dict[str, Any]:
     pilots = {size: validation_score(setup, lambda size=size: fit(given.seeds[0], size, True)) for size in candidates}  # type: ignore[misc]
     best = max(pilots, key=lambda size: pilots[size])
     runs = [fit(seed, best, False) for seed in given.seeds]
-    on_test = [curve(run, setup.sources.test, given.tasks, TEST_SEED) for run in runs]
-    scores = np.stack(on_test)  # [seeds, steps + 1, tasks]
+    # [seeds, steps + 1, tasks]
+    scores = np.stack([curve(run, setup.sources.test, given.tasks, TEST_SEED) for run in runs])
     return {
         "inner_lr": best,
         "validation": {str(size): value if np.isfinite(value) else None for size, value in pilots.items()},
@@ -178,7 +179,9 @@ def compare(setup: Setup, name: str) -> dict[str, Any]:
 def choose_fit(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fitted], Sequence[float]]:
     """The function that makes a row's run from a seed, a step size and whether it is a pilot; and the candidates."""
     if name == "from scratch":
-        return lambda seed, size, _: Fitted(initial(setup, seed), sgd(size), 0.0), BASELINE_STEP_SIZES
+        return lambda seed, size, _: Fitted(
+            training_tasks(setup, seed).initial_params(), sgd(size), 0.0
+        ), BASELINE_STEP_SIZES
     if name == "joint pretraining":
         pretrained: dict[int, tuple[Params, float]] = {}  # it does not depend on the step size
 
@@ -201,18 +204,11 @@ def validation_score(setup: Setup, fit: Callable[[], Fitted]) -> float:
     return float(scores[list(STEPS[1:])].mean())
 
 
-def curve(run: Fitted, source: FewShot, num_tasks: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def curve(run: Fitted, source: FewShot, num_tasks: int, seed: int) -> npt.NDArray[np.float32]:
     """Accuracies `[steps + 1, tasks]`; all runs get the same tasks from the same seed."""
     tasks = source.sample(num_tasks, np.random.default_rng(seed))
-    scores: np.ndarray[tuple[int, int], np.dtype[np.float32]] = evaluate(
-        run.params, tasks, [run.rule] * max(STEPS)
-    ).scores.numpy()
+    scores: npt.NDArray[np.float32] = evaluate(run.params, tasks, [run.rule] * max(STEPS)).scores.numpy()
     return scores
-
-
-def initial(setup: Setup, seed: int) -> Params:
-    """The untrained parameters of a seed."""
-    return training_tasks(setup, seed).initial_params()
 
 
 def training_tasks(setup: Setup, seed: int) -> FewShot:

@@ -37,7 +37,6 @@ from metarl.experiments.common.problems import (
     PROBLEMS,
     BatchSettings,
     FolderSettings,
-    Known,
     RandomSettings,
     ShippedSettings,
     SinusoidSettings,
@@ -292,18 +291,13 @@ def theory_step(config: SupervisedConfig, learner: MetaLearner, problem: Supervi
         size = learner.processes.size
         raise ValueError(f"step_tasks must be at least {size}, the number of processes, got {tasks}")
     with learner.engine.current():
-        known = problem.known or estimate_constants(problem, tasks, config.seed)
+        rng = stream_generator(config.seed, Stream.CONSTANTS)
+        known = problem.known or estimate_source(problem.train, tasks, rng)
     if config.outer_step == "fallah":
         rule = fallah_rule(config.outer, known.L, known.rho, config.inner_lr)
     else:
         rule = ji_rule(known.L, known.rho, config.inner_lr, learner.method.inner.steps)
     return AdaptiveStep(rule, problem.train, tasks, config.seed)
-
-
-def estimate_constants(problem: SupervisedProblem, tasks: int, seed: int) -> Known:
-    """L and rho near the initial parameters."""
-    constants = estimate_source(problem.train, tasks, stream_generator(seed, Stream.CONSTANTS))
-    return Known(constants.L, constants.rho)
 
 
 def limit_tasks(number: int, problem: SupervisedProblem) -> int:
