@@ -162,45 +162,42 @@ def test_training_is_the_same(cart_poles: CartPole) -> None:
 def test_pictures_of_an_environment_that_only_the_parent_has_registered() -> None:
     here = pictures()
     task = here.sample(3, np.random.default_rng(0))
-    with GymDistribution("metarl-toys/Pictures-v0", here.space, horizon=30, workers=1) as there:
-        vecs = [tasks.make_vec(task, 2) for tasks in (here, there)]
-        a, b = (vec.reset(seed=5)[0] for vec in vecs)
-        np.testing.assert_array_equal(a, b)
-        for action in random_actions(here, 6, 6):
-            expected, got = (vec.step(action) for vec in vecs)
-            for a, b in zip(got[:4], expected[:4], strict=True):
-                np.testing.assert_array_equal(a, b)
-                assert a.dtype == b.dtype
-
-
-def test_workers_and_their_environments_are_used_again() -> None:
-    tasks = trouble(workers=1)
-    env = tasks.make_vec({"length": [1, 2]}, 2)
-    seen = env.reset()[0]
-    assert (seen.tolist(), seen.dtype) == ([4] * 4, np.int64)  # environments made so far, where they are
-    before = pids(tasks)
-    second = tasks.make_vec({"length": [1]}, 1)
-    assert second.reset()[0].tolist() == [5]
-    env.close()
-    del second
-    assert tasks.make_vec({"length": [1]}, 6).reset()[0].tolist() == [6] * 6
-    assert pids(tasks) == before
-    del tasks, env  # nobody holds them
-    assert not any(map(running, before))
-    assert not any(child.pid in before for child in multiprocessing.active_children())
+    there = GymDistribution("metarl-toys/Pictures-v0", here.space, horizon=30, workers=1)
+    vecs = [tasks.make_vec(task, 2) for tasks in (here, there)]
+    a, b = (vec.reset(seed=5)[0] for vec in vecs)
+    np.testing.assert_array_equal(a, b)
+    for action in random_actions(here, 6, 6):
+        expected, got = (vec.step(action) for vec in vecs)
+        for a, b in zip(got[:4], expected[:4], strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert a.dtype == b.dtype
+    found = pids(there)
+    del there, vecs  # nobody holds them
+    assert not any(map(running, found))
+    assert not any(child.pid in found for child in multiprocessing.active_children())
 
 
 def step(env: Any, *actions: int) -> None:
     env.step(np.array(actions))
 
 
-def test_failures_are_reported_and_others_take_their_place() -> None:
+def test_workers_are_used_again_their_failures_are_reported_and_others_take_their_place() -> None:
     """With the default timeout of a minute: nothing here waits for it."""
     with trouble(workers=1) as tasks:
+        env = tasks.make_vec({"length": [1, 2]}, 2)
+        seen = env.reset()[0]
+        assert (seen.tolist(), seen.dtype) == ([4] * 4, np.int64)  # environments made so far, where they are
+        before = pids(tasks)
+        second = tasks.make_vec({"length": [1]}, 1)
+        assert second.reset()[0].tolist() == [5]
+        env.close()
+        del second
+        assert tasks.make_vec({"length": [1]}, 6).reset()[0].tolist() == [6] * 6
+        assert pids(tasks) == before
+
         env, other = (tasks.make_vec({"length": [1]}, 3) for _ in range(2))
         env.reset()
         other.reset()
-        before = pids(tasks)
         message = r"(?s)worker 0 \(environments 0 to 2\) failed:.*a fault of the environment"
         with pytest.raises(WorkerError, match=message) as raised:
             step(env, WORK, RAISE, WORK)

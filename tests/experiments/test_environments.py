@@ -19,7 +19,7 @@ KINDS = {
 }
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "unrecorded")
 @pytest.mark.parametrize("env", sorted(KINDS))
 def test_resumed_equals_uninterrupted_bit_for_bit(env: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -34,8 +34,7 @@ def folder_of_images(root: Path) -> Path:
 
 @pytest.mark.parametrize("data", ["digits", "images"])
 def test_a_comparison(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if data == "digits":  # without the seconds that records take
-        monkeypatch.setattr(few_shot, "Engine", partial(Engine, record=False))
+    monkeypatch.setattr(few_shot, "Engine", partial(Engine, record=False))  # without the seconds that records take
     options: list[Any] = ["--data", data, "--hidden", 8]
     if data == "images":
         options = ["--data", folder_of_images(tmp_path / "images"), "--split", 3, 3, 3]
