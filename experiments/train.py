@@ -44,6 +44,7 @@ class TrainConfig(RunConfig):
 
     script: ClassVar[str] = "metarl train"
     added: ClassVar[Mapping[str, Any]] = {
+        **RunConfig.added,
         **{"discount_weights": False, "cross_fit": False},
         **{"actions": "clip", "normalize_observations": False},
     }

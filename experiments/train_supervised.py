@@ -286,6 +286,11 @@ def check_points(learner: MetaLearner) -> None:
 def theory_step(config: SupervisedConfig, learner: MetaLearner, problem: SupervisedProblem) -> OuterStep:
     """The outer step of `fallah` or `ji`, with L and rho in closed form if they are known, else estimated."""
     assert config.inner_lr is not None
+    if config.learn_inner_lr is not None:
+        found = f"outer_step {config.outer_step!r} with learn_inner_lr {config.learn_inner_lr!r}"
+        raise ValueError(
+            f"outer_step must be adam or sgd to learn inner step sizes: a theorem's alpha is fixed, got {found}"
+        )
     tasks = limit_tasks(config.step_tasks, problem)
     if tasks < learner.processes.size:
         size = learner.processes.size

@@ -13,6 +13,7 @@ from torch.func import vmap
 
 from metarl.derivatives import gradients
 from metarl.errors import check_real
+from metarl.learned_rules import LearnedRule, LearnedSgd, StepSizes, hide_meta, visible
 from metarl.tree import broadcast, tree_map
 from metarl.types import Batch, Inner, Params, Rule, TaskBatch
 
@@ -42,6 +43,17 @@ def sgd(learning_rate: float) -> Rule:
         return {k: params[k] - alpha * grads[k] for k in params}
 
     return Elementwise(rule, lambda v: (v, tree_map(lambda x: -alpha * x, v), None))
+
+
+def make_sgd(learning_rate: float, steps: int, learn: StepSizes | None) -> Rule:
+    """`sgd`, or with `learn` the same step with a learned step size that starts at `learning_rate`."""
+    return sgd(learning_rate) if learn is None else LearnedSgd(learn, learning_rate, steps)
+
+
+def rules(inner: Inner, steps: int | None = None) -> list[Rule]:
+    """The rule of each step; a learned rule may differ from step to step."""
+    rule, number = inner.rule, inner.steps if steps is None else steps
+    return [rule.at_step(j) for j in range(number)] if isinstance(rule, LearnedRule) else [rule] * number
 
 
 def sign_sgd(learning_rate: float) -> Rule:
@@ -122,20 +134,21 @@ def has_adjoint(rule: Rule) -> bool:
 def adapt_stepwise(params: Params, tasks: TaskBatch, rules: Iterable[Rule]) -> Iterator[Params]:
     """Adapt `params` (not stacked) to every task with one rule per step.
 
-    Yields the stacked parameters before the first step and after each.
+    Yields the stacked parameters before the first step and after each, without meta-parameters.
     """
+    tasks = hide_meta(tasks, params)
     w = anchor = broadcast(params, tasks.num_tasks)
-    yield w
+    yield visible(w)
     for rule in rules:
         grads = gradients(tasks, w, tasks.draw(w, "inner"))
         w = inner_step(rule, w, grads, anchor)
         del grads  # free the memory before the next step
-        yield w
+        yield visible(w)
 
 
 def adapt(params: Params, tasks: TaskBatch, inner: Inner) -> Params:
     """`params` (not stacked: all tasks start at the same point) adapted to every task, stacked `[T, ...]`."""
-    return deque(adapt_stepwise(params, tasks, [inner.rule] * inner.steps), maxlen=1).pop()
+    return deque(adapt_stepwise(params, tasks, rules(inner)), maxlen=1).pop()
 
 
 def adaptation_path(
@@ -144,10 +157,10 @@ def adaptation_path(
     """The path of adaptation to the result of `adapt`; `batches` and `grads`, which take most memory, are optional."""
     w = anchor = broadcast(params, tasks.num_tasks)
     path = AdaptationPath([w], [], [])
-    for _ in range(inner.steps):
+    for rule in rules(inner):
         batch = tasks.draw(w, "inner")  # at the current parameters of every task
         step = gradients(tasks, w, batch)
-        w = inner_step(inner.rule, w, step, anchor)
+        w = inner_step(rule, w, step, anchor)
         path.params.append(w)
         path.batches.extend([batch] if batches else [])
         path.grads.extend([step] if grads else [])

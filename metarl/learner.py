@@ -19,6 +19,7 @@ from metarl.engine import Engine, current_engine
 from metarl.errors import NonFiniteError, check_has, check_int, check_source, check_step_sizes, check_type
 from metarl.evaluation import Evaluation, ScoreBefore, evaluate, warn_if_worse
 from metarl.inner import adapt
+from metarl.learned_rules import hide_meta
 from metarl.outer import Method, check_method, make_method
 from metarl.processes import ALONE, Processes, shard, share_of
 from metarl.random import Stream, generator_state, restore_generator, stream_generator
@@ -139,7 +140,7 @@ class MetaLearner(FixedSettings):
         check_method(method, source, size, stacklevel=3)
         self.source, self.method, self.processes = source, method, processes
         self.engine = current_engine(default=Engine()) if engine is None else engine
-        self.params = source.initial_params()
+        self.params = method.initial_params(source)
         self.counts: Counter[str] = Counter()
         self.iterations, self._warned_of_steps = 0, False
         self.stopped_by: str | None = None
@@ -150,8 +151,9 @@ class MetaLearner(FixedSettings):
 
     @property
     def inner_lr(self) -> float | None:
-        """The inner step size of a method made by its name; `None` for your own method."""
-        return self.method.recipe and self.method.recipe.inner_lr
+        """The inner step size of a method made by its name; `None` for your own method and learned step sizes."""
+        learned = self.method.learned_rule is not None
+        return None if learned or self.method.recipe is None else self.method.recipe.inner_lr
 
     def learn(self, iterations: int, callbacks: Iterable[Callback] = ()) -> Self:
         """Train for `iterations` more iterations.
@@ -256,7 +258,7 @@ class MetaLearner(FixedSettings):
 
     def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
         """The method's inner rule for each step size; `None` means as in training."""
-        return [self.method.make_rule(size) for size in check_step_sizes(step_sizes)]
+        return self.method.make_rules(check_step_sizes(step_sizes))
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint with everything the next iteration depends on; of several processes, the first writes."""
@@ -298,10 +300,12 @@ class MetaLearner(FixedSettings):
         state = checkpoint.load(Path(path))
         with learner_state.file_errors(Path(path)):
             learner_state.check_complete(state)
-            config, params = state["config"], source.initial_params()
+            config = state["config"]
+            method = learner_state.restore_method(config, method)
+            params = method.initial_params(source)
             learner = cls.from_parts(
                 source,
-                learner_state.restore_method(config, method),
+                method,
                 outer_step or learner_state.restore_outer_step(config, params, optimizer, schedule),
                 meta_batch_size=config["meta_batch_size"],
                 seed=config["seed"],
@@ -385,13 +389,16 @@ class MetaLearner(FixedSettings):
         self.counts.update(dict(zip(spent, map(int, counts), strict=True)))
         score_before /= self.meta_batch_size
         metrics = collect_metrics(self.iterations, self.source.score_name, score_before, stepped, self.counts)
+        if self.method.learned_rule is not None:
+            learned = self.method.learned_rule.describe(self.params)
+            metrics.update({f"train/{name}": value for name, value in learned.items()})
         seconds = metrics["time/iteration_seconds"] = time.perf_counter() - start
         if "env_steps" in self.counts:
             metrics["time/env_steps_per_second"] = (self.counts["env_steps"] - steps_before) / seconds
         return metrics
 
     def _update(self, params: Params, tasks: TaskBatch) -> MeanGrad:
-        meta_grad = self.method.update(params, tasks, self.method.inner)
+        meta_grad = self.method.update(params, hide_meta(tasks, params), self.method.inner)
         share = share_of(tasks)
         check_finite(meta_grad.grads, "meta-gradient", share.first)
         return average(meta_grad, share.mean)

@@ -22,7 +22,8 @@ MODULES = [
 
 CORE = ("types", "tree", "inner", "derivatives", "wrappers", "outer", "step", "rl")
 LAB = ("metarl.theory", "metarl.supervised", "metarl.checkpoint", "metarl.processes")
-UPDATES = ("types", "tree", "inner", "derivatives", "errors", "outer")  # all that an update may import of metarl
+# all that an update may import of metarl
+UPDATES = ("types", "tree", "inner", "learned_rules", "derivatives", "errors", "outer")
 
 IMPORT_ALONE = f"""
 import importlib, sys

@@ -30,7 +30,7 @@ class RunConfig:
 
     script: ClassVar[str]
     """The command, for messages."""
-    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
+    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType({"learn_inner_lr": None})
     """Settings that older versions did not write, with the values they trained with."""
 
     outer: str = "maml"
@@ -43,6 +43,8 @@ class RunConfig:
     """Inner step size alpha. Default: the method's (0.1; much smaller for sign_maml)."""
     hessian_data: Literal["fresh", "reuse"] | None = None
     """D_h of maml and hf_maml: a fresh draw (default), or reuse the inner batch, which saves a third of the draws."""
+    learn_inner_lr: Literal["scalar", "layer", "parameter", "layer-step"] | None = None
+    """Learn alpha (maml, fo_maml, hf_maml, multi_step_maml): one, or one per layer, parameter, or layer and step."""
     outer_options: tuple[str, ...] = ()
     """Other options of the update, as name=value: delta=published (hf_maml), lam=2 (imaml), baseline=none (e_maml)."""
     anneal_iterations: int | None = None
@@ -139,11 +141,12 @@ def learner_arguments(config: RunConfig, processes: Processes) -> dict[str, Any]
 
 
 def read_outer_options(config: RunConfig) -> dict[str, Any]:
-    """Options of the outer update, from `hessian_data` and `outer_options`."""
-    chosen: dict[str, Any] = {} if config.hessian_data is None else {"hessian_data": config.hessian_data}
+    """Options of the outer update, from `hessian_data`, `learn_inner_lr` and `outer_options`."""
+    names = ("hessian_data", "learn_inner_lr")
+    chosen = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     given = options.read("outer_options", config.outer_options, builder(config.outer))
     if twice := sorted(set(chosen) & set(given)):
-        raise ValueError(f"outer_options must not have {twice}, which is given as --hessian-data")
+        raise ValueError(f"outer_options must not have {twice}, which is given as --{twice[0].replace('_', '-')}")
     return {**chosen, **given}
 
 

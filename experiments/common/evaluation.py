@@ -52,7 +52,7 @@ def evaluate_held_out(
         tasks = source.sample(num_tasks, stream_generator(seed, Stream.HELD_OUT_TASKS))
         return evaluate(params, tasks, rules, learner.processes, learner.engine)
 
-    return Curves(curve(learner.params), curve(learner.source.initial_params()))
+    return Curves(curve(learner.params), curve(learner.method.initial_params(learner.source)))
 
 
 def summarize_seeds(scores: npt.NDArray[np.floating[Any]]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from torch.func import vmap
 from metarl import tree
 from metarl.derivatives import gradients
 from metarl.errors import check_choice, check_real
-from metarl.inner import sgd
+from metarl.inner import make_sgd
+from metarl.learned_rules import StepSizes
 from metarl.outer.maml import adapt_and_pull_back
 from metarl.outer.pull_back import HessianData, Multiply
 from metarl.outer.registry import Method, register
@@ -71,10 +72,12 @@ def hf_maml(
     hessian_data: HessianData = "fresh",
     delta: Literal["relative", "published"] = "relative",
     rho: float | None = None,
+    learn_inner_lr: StepSizes | None = None,
 ) -> Method:
     """Hessian-free MAML: two more gradients for each inner step, no second derivative and no graph.
 
-    `delta` chooses the rule for the probe; `published` needs `rho`, the Lipschitz constant of the Hessian.
+    `delta` chooses the rule for the probe; `published` needs `rho`, the Lipschitz constant of the Hessian, and uses the
+    initial step size. `learn_inner_lr` is the same as for `maml`.
 
     Example, on (x - 1)^2 from x = 0:
         >>> import torch
@@ -90,4 +93,4 @@ def hf_maml(
     probe_length = relative_length if rho is None else published_length(rho, inner_lr)
     multiply = central_difference(probe_length)
     update = adapt_and_pull_back(multiply, hessian_data)
-    return Method(update, Inner(sgd(inner_lr), inner_steps), needs_hessian=True)
+    return Method(update, Inner(make_sgd(inner_lr, inner_steps, learn_inner_lr), inner_steps), needs_hessian=True)

@@ -7,13 +7,14 @@ third of the environment steps and adds a bias, because the step and the Hessian
 """
 
 from metarl.derivatives import hessian_vector_products
-from metarl.inner import adaptation_path, has_adjoint, sgd
+from metarl.inner import adaptation_path, has_adjoint, make_sgd
+from metarl.learned_rules import StepSizes
 from metarl.outer.pull_back import HessianData, Multiply, check_hessian_data, outer_gradient, pull_back
 from metarl.outer.registry import Method, register
 from metarl.types import Inner, MetaGrad, OuterUpdate, Params, TaskBatch
 
 
-def adapt_and_pull_back(multiply: Multiply, hessian_data: HessianData) -> OuterUpdate:
+def adapt_and_pull_back(multiply: Multiply | None, hessian_data: HessianData) -> OuterUpdate:
     """Adapt, take the gradient at the end and pull it back; `multiply` is the product with the Hessian of one step."""
     hessian_data = check_hessian_data(hessian_data)
 
@@ -26,8 +27,16 @@ def adapt_and_pull_back(multiply: Multiply, hessian_data: HessianData) -> OuterU
 
 
 @register("maml")
-def maml(inner_lr: float = 0.1, inner_steps: int = 1, *, hessian_data: HessianData = "fresh") -> Method:
+def maml(
+    inner_lr: float = 0.1,
+    inner_steps: int = 1,
+    *,
+    hessian_data: HessianData = "fresh",
+    learn_inner_lr: StepSizes | None = None,
+) -> Method:
     """Exact MAML; `hessian_data` says whether the Hessian gets a fresh batch or reuses the inner one.
+
+    `learn_inner_lr` learns the step size: one number, or one for each layer, parameter, or layer and step.
 
     Example, on (x - 1)^2 from x = 0:
         >>> import torch
@@ -38,4 +47,5 @@ def maml(inner_lr: float = 0.1, inner_steps: int = 1, *, hessian_data: HessianDa
         tensor([-0.5000])
     """
     update = adapt_and_pull_back(hessian_vector_products, hessian_data)
-    return Method(update, Inner(sgd(inner_lr), inner_steps), needs_hessian=True, differentiates_twice=True)
+    inner = Inner(make_sgd(inner_lr, inner_steps, learn_inner_lr), inner_steps)
+    return Method(update, inner, needs_hessian=True, differentiates_twice=True)

@@ -7,13 +7,14 @@ draws return the fixed support and query sets, and the same product is eq. 2.7. 
 alpha L < 2^{1/(2N)} - 1, so an alpha that suits one step must shrink about as 1/N.
 """
 
+from metarl.learned_rules import StepSizes
 from metarl.outer.maml import maml
 from metarl.outer.registry import Method, register
 
 
 @register("multi_step_maml")
-def multi_step_maml(inner_lr: float = 0.1, inner_steps: int = 3) -> Method:
-    """MAML with several inner steps and a fresh Hessian batch for each.
+def multi_step_maml(inner_lr: float = 0.1, inner_steps: int = 3, *, learn_inner_lr: StepSizes | None = None) -> Method:
+    """MAML with several inner steps and a fresh Hessian batch for each; `learn_inner_lr` is the same as for `maml`.
 
     Example, on (x - 1)^2 from x = 0:
         >>> import torch
@@ -23,4 +24,4 @@ def multi_step_maml(inner_lr: float = 0.1, inner_steps: int = 3) -> Method:
         >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # (1 - 0.25 * 2)^2 grad f(0.75)
         tensor([-0.1250])
     """
-    return maml(inner_lr, inner_steps, hessian_data="fresh")
+    return maml(inner_lr, inner_steps, hessian_data="fresh", learn_inner_lr=learn_inner_lr)

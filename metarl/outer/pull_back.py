@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from metarl.derivatives import gradients, scores
 from metarl.errors import check_choice
-from metarl.inner import AdaptationPath, rule_pull_back
+from metarl.inner import AdaptationPath, rule_pull_back, rules
 from metarl.tree import add
 from metarl.types import Batch, Inner, MetaGrad, Params, TaskBatch
 
@@ -34,22 +34,25 @@ def pull_back(
     path: AdaptationPath,
     inner: Inner,
     cotangent: Params,
-    multiply: Multiply,
+    multiply: Multiply | None,
     hessian_data: HessianData,
 ) -> Params:
     """The gradient at `w_N` pulled back to `w_0`: the factor of the *last* step acts first.
 
+    Without `multiply` the Hessian counts as zero: the first-order gradient, also of the rule's meta-parameters.
     `path` must have its batches if `hessian_data` is `reuse`, and its gradients if the rule has no adjoint.
     """
     anchor = path.params[0]
     through_anchor: Params | None = None
-    for j in reversed(range(len(path.params) - 1)):
+    for j, rule in reversed(list(enumerate(rules(inner, len(path.params) - 1)))):
         w, g = path.params[j], path.grads[j] if path.grads else None
         # through the rule, without the loss
-        through_w, through_g, to_anchor = rule_pull_back(inner.rule, w, g, anchor, cotangent)
+        through_w, through_g, to_anchor = rule_pull_back(rule, w, g, anchor, cotangent)
         # through the gradient, on a fresh batch or on the step's own
-        data = tasks.draw(w, "hessian") if hessian_data == "fresh" else path.batches[j]
-        cotangent = add(through_w, multiply(tasks, w, data, through_g))
+        cotangent = through_w
+        if multiply is not None:
+            data = tasks.draw(w, "hessian") if hessian_data == "fresh" else path.batches[j]
+            cotangent = add(through_w, multiply(tasks, w, data, through_g))
         if to_anchor is not None:
             through_anchor = to_anchor if through_anchor is None else add(through_anchor, to_anchor)
     return cotangent if through_anchor is None else add(cotangent, through_anchor)

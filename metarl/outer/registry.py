@@ -3,13 +3,25 @@
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from metarl.errors import HessianWarning, check_at_least, check_int, check_real, check_type, did_you_mean
+from metarl.inner import rules
+from metarl.learned_rules import LearnedRule
 from metarl.memory import check_fits
-from metarl.types import ChecksSecondDerivatives, ChecksSize, HasEpisodes, HasHessianWarning, Inner, OuterUpdate, Rule
+from metarl.types import (
+    ChecksSecondDerivatives,
+    ChecksSize,
+    HasEpisodes,
+    HasHessianWarning,
+    Inner,
+    OuterUpdate,
+    Params,
+    Rule,
+    TaskSource,
+)
 
 
 class Recipe(NamedTuple):
@@ -37,14 +49,28 @@ class Method:
     differentiates_twice: bool = False  # takes exact Hessian-vector products, of any loss
     recipe: Recipe | None = field(default=None, init=False)  # set by `make_method`; a method of your own has none
 
-    def make_rule(self, step_size: float | None) -> Rule:
-        """The inner rule with another step size; `None` means its own.
+    @property
+    def learned_rule(self) -> LearnedRule | None:
+        """The inner rule if it has meta-parameters."""
+        return self.inner.rule if isinstance(self.inner.rule, LearnedRule) else None
+
+    def initial_params(self, source: TaskSource) -> Params:
+        """The parameters before training: the source's and the inner rule's meta-parameters."""
+        params = source.initial_params()
+        return params if self.learned_rule is None else {**params, **self.learned_rule.initial_meta(params)}
+
+    def make_rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
+        """The inner rule of each step with another step size; `None` means as in training.
 
         Raises:
             ValueError: when the method was not made by its name.
         """
-        if step_size is None or (self.recipe and step_size == self.recipe.inner_lr):
-            return self.inner.rule
+        own = rules(self.inner, len(step_sizes))
+        return [rule if size is None else self._fixed(size) for rule, size in zip(own, step_sizes, strict=True)]
+
+    def _fixed(self, step_size: float) -> Rule:
+        if self.learned_rule is not None:
+            return self.learned_rule.with_step_size(step_size)
         if self.recipe is None:
             raise ValueError("step_sizes need a method made by its name, such as make_method('maml')")
         return self.recipe._replace(inner_lr=step_size).make().inner.rule

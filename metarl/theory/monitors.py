@@ -16,6 +16,7 @@ from metarl import tree
 from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import over_tasks
 from metarl.errors import check_choice, check_int, check_real
+from metarl.learned_rules import visible
 from metarl.outer import OUTER, Method, make_method
 from metarl.random import Stream, stream_generator, torch_generator
 from metarl.state_dict import check_like
@@ -92,7 +93,7 @@ class StationarityMonitor(Callback):
     def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
         """Find bad settings before the first iteration."""
         self._method(learner)
-        shapes = _shapes(learner.params)
+        shapes = _shapes(visible(learner.params))
         for name, point in self.points.items():
             if _shapes(point) != shapes:
                 raise ValueError(f"point {name!r} must have the parameters' shapes {shapes}, got {_shapes(point)}")
@@ -103,7 +104,7 @@ class StationarityMonitor(Callback):
         method = self._method(learner)
         tasks = self.source.sample(self.num_tasks, stream_generator(self.seed, Stream.STATIONARITY))
         recording = RecordDraws(CheckFinite(tasks))
-        found = method.update(learner.params, recording, method.inner)
+        found = method.update(visible(learner.params), recording, method.inner)
         check_finite(found.grads, "gradient of the monitored objective")
         metrics[f"{self.prefix}grad_norm"] = float(tree.norm(tree.mean(found.grads)))
         drawn = next((draw for draw in recording.draws if draw.role == "outer"), None)
@@ -111,7 +112,7 @@ class StationarityMonitor(Callback):
             metrics[f"{self.prefix}loss_after"] = _loss(recording, drawn)
         metrics[f"{self.prefix}{self.source.score_name}_after"] = float(found.score.mean())
         for name, point in self.points.items():
-            offset = {key: leaf - point[key].to(leaf) for key, leaf in learner.params.items()}
+            offset = {key: leaf - point[key].to(leaf) for key, leaf in visible(learner.params).items()}
             metrics[f"{self.prefix}distance_{name}"] = float(tree.norm(offset))
 
     def _method(self, learner: "MetaLearner") -> Method:
@@ -180,7 +181,7 @@ class SmoothnessMonitor(Callback):
     def _smoothness(self, learner: "MetaLearner") -> float:
         rng = stream_generator(self.seed, Stream.SMOOTHNESS)
         tasks = CheckFinite((self.source or learner.source).sample(self.num_tasks, rng))
-        return float(estimate_smoothness(learner.params, tasks, torch_generator(rng), self.iterations).max())
+        return float(estimate_smoothness(visible(learner.params), tasks, torch_generator(rng), self.iterations).max())
 
     def _warn_once(self, alpha: float, smoothness: float, learner: "MetaLearner") -> None:
         if not self.warned:

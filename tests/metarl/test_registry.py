@@ -87,7 +87,7 @@ def test_unknown_names(name: Any, suggestion: str | None) -> None:
     ("name", "chosen", "message"),
     [
         ("maml", {"hesian_data": "reuse"}, "got 'hesian_data'; did you mean 'hessian_data'"),
-        ("fo_maml", {"hessian_data": "reuse"}, r"'fo_maml' has the options \[\], got 'hessian_data'"),
+        ("fo_maml", {"hessian_data": "reuse"}, r"'fo_maml' has the options \['learn_inner_lr'\], got 'hessian_data'"),
         ("maml", {"hessian_data": "outer"}, r"hessian_data must be one of \['fresh', 'reuse'\], got 'outer'"),
         ("hf_maml", {"hessian_data": "reus"}, "got 'reus'; did you mean 'reuse'"),
         ("hf_maml", {"delta": "publish"}, "delta must be one of .* did you mean 'published'"),

@@ -1,0 +1,155 @@
+"""Inner rules with meta-parameters: learned step sizes.
+
+    w_{j+1} = w_j - alpha g_j,    dL/dalpha = -sum_j <v_{j+1}, g_j>
+
+v_{j+1} is the meta-gradient at w_{j+1}. Alpha may be one number or one for each number of w (Meta-SGD; Li, Zhou, Chen,
+Li, 2017), one for each layer, or one for each layer and step (MAML++; Antoniou, Edwards, Storkey, 2019).
+
+A meta-parameter is a leaf of the parameters whose name starts with `meta/`. So the outer step moves it, a checkpoint
+holds it, and pulling back through the rule gives its gradient. Tasks must not see it: a loss that adds weight decay
+sums over all leaves. `hide_meta` keeps it from them.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from metarl.errors import check_choice, check_int, check_real
+from metarl.types import Batch, Loss, Params, Role, Rule, TaskBatch
+from metarl.wrappers import TaskWrapper
+
+META = "meta/"
+
+StepSizes: TypeAlias = Literal["scalar", "layer", "parameter", "layer-step"]
+STEP_SIZES = ("scalar", "layer", "parameter", "layer-step")
+
+
+@runtime_checkable
+class LearnedRule(Protocol):
+    """A rule with meta-parameters. It leaves them as they are, and does not use their gradients."""
+
+    def __call__(self, params: Params, grads: Params, anchor: Params) -> Params: ...
+
+    def initial_meta(self, params: Params) -> Params:
+        """The meta-parameters before training, for a network's `params`; every name starts with `META`."""
+
+    def at_step(self, step: int) -> Rule:
+        """The rule of one step, counted from 0; the steps after the last one of training use its values."""
+
+    def with_step_size(self, step_size: float) -> Rule:
+        """A rule with this fixed step size, which ignores the learned ones."""
+
+    def describe(self, params: Params) -> dict[str, float]:
+        """Values for the log, by name."""
+
+
+@dataclass(frozen=True)
+class LearnedSgd:
+    """`w - alpha g` with a learned alpha.
+
+    Args:
+        kind: `scalar`, `layer`, `parameter` or `layer-step`. The parameters of one module are a layer, and so is each
+            parameter without a module, such as a policy's `log_std`.
+        learning_rate: the initial alpha.
+        steps: the inner steps of training.
+        step: the step that this rule takes.
+    """
+
+    kind: StepSizes
+    learning_rate: float
+    steps: int = 1
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("learn_inner_lr", self.kind, STEP_SIZES)
+        check_real("inner_lr", self.learning_rate, open_low=False)
+        check_int("inner_steps", self.steps)
+
+    def __call__(self, params: Params, grads: Params, anchor: Params) -> Params:
+        moved = dict(params)
+        for name in visible(params):
+            alpha = params[self._name(name)]
+            moved[name] = params[name] - (alpha[self.step] if self.kind == "layer-step" else alpha) * grads[name]
+        return moved
+
+    def initial_meta(self, params: Params) -> Params:
+        shape = {"parameter": None, "layer-step": (self.steps,)}.get(self.kind, ())
+        return {
+            self._name(name): torch.full_like(leaf, self.learning_rate)
+            if shape is None
+            else leaf.new_full(shape, self.learning_rate)
+            for name, leaf in params.items()
+        }
+
+    def at_step(self, step: int) -> "LearnedSgd":
+        return replace(self, step=min(step, self.steps - 1))
+
+    def with_step_size(self, step_size: float) -> Rule:
+        return FixedSgd(step_size)
+
+    def describe(self, params: Params) -> dict[str, float]:
+        """The step sizes; of each number its layer's mean, of each layer and step the step counted from 1."""
+        values: dict[str, float] = {}
+        for name, alpha in params.items():
+            if not name.startswith(META):
+                continue
+            if self.kind == "layer-step":
+                values.update({f"{name.removeprefix(META)}/{j}": float(a) for j, a in enumerate(alpha, 1)})
+            else:
+                values[name.removeprefix(META)] = float(alpha.mean())
+        return values
+
+    def _name(self, name: str) -> str:
+        """The meta-parameter with the step size of the parameter `name`."""
+        if self.kind == "scalar":
+            return f"{META}inner_lr"
+        return f"{META}inner_lr/{name if self.kind == 'parameter' else layer(name)}"
+
+
+@dataclass(frozen=True)
+class FixedSgd:
+    """`w - alpha g` for the parameters that a task sees; meta-parameters stay."""
+
+    learning_rate: float
+
+    def __call__(self, params: Params, grads: Params, anchor: Params) -> Params:
+        return {**params, **{k: params[k] - self.learning_rate * grads[k] for k in visible(params)}}
+
+
+def layer(name: str) -> str:
+    """The module that a parameter belongs to, or the parameter's own name if it has none."""
+    return name.rpartition(".")[0] or name
+
+
+def visible(params: Params) -> Params:
+    """What a task sees: all parameters but the meta-parameters."""
+    return {name: leaf for name, leaf in params.items() if not name.startswith(META)}
+
+
+def hide_meta(tasks: TaskBatch, params: Params) -> TaskBatch:
+    """`tasks` that do not see the meta-parameters in `params`, if there are any."""
+    return HideMeta(tasks) if any(name.startswith(META) for name in params) else tasks
+
+
+class HideMeta(TaskWrapper):
+    """Tasks that do not see meta-parameters: gradients with respect to them are zero."""
+
+    @property
+    def loss(self) -> Loss:
+        return _hidden(self.tasks.loss)
+
+    @property
+    def score(self) -> Loss:
+        return _hidden(self.tasks.score)
+
+    def draw(self, params: Params, role: Role) -> Batch:
+        return self.tasks.draw(visible(params), role)
+
+
+def _hidden(function: Loss) -> Loss:
+    def of_visible(params: Params, batch: Batch) -> Tensor:
+        return function(visible(params), batch)
+
+    return of_visible
