@@ -124,6 +124,23 @@ def test_on_sampled_episodes_with_fresh_hessian_data(kind: Any, engine: Engine) 
         assert_equal({k: found[k][task] for k in meta}, meta, 1e-9)
 
 
+@pytest.mark.parametrize("name", LEARNING)
+def test_float32(name: str) -> None:
+    problem = PROBLEMS["regression"]()
+    assert isinstance(problem.tasks, FiniteSumTaskBatch)
+    method, params = start(name, "layer-step", problem)
+    exact = method.update(params, hide_meta(problem.tasks, params), method.inner).grads
+    support, query = ({k: v.float() for k, v in data.items()} for data in (problem.tasks.support, problem.tasks.query))
+    tasks = FiniteSumTaskBatch(problem.tasks.loss, support, query)
+    single = {k: v.float() for k, v in params.items()}
+    found = method.update(single, hide_meta(tasks, single), method.inner).grads
+    assert all(leaf.dtype == torch.float32 for leaf in found.values())
+    size = 2e-2 if name == "hf_maml" else 1e-4  # hf_maml's probe is longer in float32
+    wanted = torch.cat([exact[k].flatten() for k in exact])
+    error = torch.cat([found[k].flatten().double() for k in exact]) - wanted
+    assert error.norm() <= size * wanted.norm()
+
+
 def test_equal_step_sizes_are_the_fixed_rule() -> None:
     problem = PROBLEMS["regression"]()
     fixed = make_method("maml", 0.1, STEPS)
