@@ -43,7 +43,7 @@ class Arguments:
     seed: int = 1000
     """Seed of the tasks and of all randomness in them."""
     step_schedule: Schedule = "halved"
-    """Inner step size at test time: halved after the trained steps (Finn et al., 2017), or constant."""
+    """Inner step size at test time, unless learned: halved after the trained steps (Finn et al., 2017), or constant."""
     ood: bool = False
     """Use tasks outside the training distribution, if the environment defines them."""
     device: str | None = None

@@ -64,8 +64,13 @@ def summarize_seeds(scores: npt.NDArray[np.floating[Any]]) -> dict[str, Any]:
     }
 
 
-def step_sizes(learner: MetaLearner, steps: int, schedule: Schedule = "halved") -> list[float]:
-    """Inner step sizes at test time: `constant`, or `halved` after the trained steps (Finn et al., 2017)."""
+def step_sizes(learner: MetaLearner, steps: int, schedule: Schedule = "halved") -> list[float | None]:
+    """Inner step sizes at test time: `constant`, or `halved` after the trained steps (Finn et al., 2017).
+
+    Learned step sizes are used as they are (`None`): steps after the trained ones take those of the last one.
+    """
+    if learner.method.learned_rule is not None:
+        return [None] * steps
     assert learner.inner_lr is not None  # scripts name their method
     trained = learner.method.inner.steps if schedule == "halved" else steps
     return [learner.inner_lr if step < trained else learner.inner_lr / 2 for step in range(steps)]

@@ -188,3 +188,17 @@ def test_actions_and_normalised_observations(tmp_path: Path) -> None:
     assert checkpoint.load(whole / "checkpoint.pt")["source"]["count"] == runs.lines(whole)[-1]["oracle/env_steps"]
     outcome = runs.call("evaluate", whole, "--tasks", 2, "--episodes", 2, "--steps", 1, "--json")
     assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_learned_step_sizes_to_the_end(tmp_path: Path) -> None:
+    """The evaluation at the end, and a later one, take them as they are."""
+    folder = runs.train(tmp_path / "run", "--learn-inner-lr", "layer", "--iterations", 2)
+    assert len(json.loads((folder / "evaluation.json").read_text())["mean"]) == 4
+    found = [
+        runs.call("evaluate", folder, "--tasks", 2, "--episodes", 2, "--json", "--step-schedule", schedule)
+        for schedule in ("halved", "constant")
+    ]
+    assert [outcome.code for outcome in found] == [0, 0]
+    one, other = (json.loads(outcome.out)["mean"] for outcome in found)
+    assert one == other
