@@ -19,8 +19,14 @@ from metarl.errors import StateError
 from metarl.outer import Method, make_method
 from metarl.schedules import from_data
 from metarl.state_dict import check_count, check_keys, check_like, check_mapping, describe
-from metarl.step import OptimizerFactory, OptimizerStep, OuterStep, Schedule
+from metarl.step import HypergradientStep, OptimizerFactory, OptimizerStep, OuterStep, Schedule
 from metarl.types import LearningSource, Params, TaskSource
+
+RESTORABLE = {step.__name__: step for step in (HypergradientStep,)}
+"""Outer steps that a file can hold, beside optimisers: each is made again by `step(params, **config)`."""
+
+OF_STEPS = ("learning_rate", "optimizer", "max_grad_norm", "scheduled", "schedule", "step_options")
+"""Settings that only some outer steps have."""
 
 
 def check_complete(state: Mapping[str, Any]) -> None:
@@ -42,7 +48,7 @@ def check_config(found: object, own: Mapping[str, Any], changed: Collection[str]
     saved = check_mapping(found, ("config",))
     free = {*changed, *(["scheduled"] if "schedule" in changed else [])}
     added = {"schedule"} - set(saved)  # older versions did not write it
-    if more := set(saved) - set(own) - {"learning_rate", "optimizer", "max_grad_norm", "scheduled", "schedule"}:
+    if more := set(saved) - set(own) - set(OF_STEPS):
         raise StateError(f"config must hold the settings of a learner, found also {sorted(more)}")
     for key, value in own.items():
         if key not in free | added and not _equal(saved.get(key), value):
@@ -72,17 +78,25 @@ def check_entries(state: Mapping[str, Any], params: Params) -> None:
 
 def describe_config(method: Method, outer_step: OuterStep, meta_batch_size: int, seed: int) -> dict[str, Any]:
     """A learner's settings, as a checkpoint holds them; `None` for a method or an outer step without a name."""
-    recipe, own_step = method.recipe, not isinstance(outer_step, OptimizerStep)
+    recipe = method.recipe
     return {
         "outer": None if recipe is None else recipe.name,
         "inner_lr": None if recipe is None else recipe.inner_lr,
         "inner_steps": None if recipe is None else method.inner.steps,
         "outer_options": {} if recipe is None else dict(recipe.options),
         "meta_batch_size": meta_batch_size,
-        "outer_step": type(outer_step).__name__ if own_step else None,
-        **(outer_step.config() if isinstance(outer_step, OptimizerStep) else {}),
+        **_describe_step(outer_step),
         "seed": seed,
     }
+
+
+def _describe_step(outer_step: OuterStep) -> dict[str, Any]:
+    if isinstance(outer_step, OptimizerStep):
+        return {"outer_step": None, **outer_step.config()}
+    name = type(outer_step).__name__
+    if isinstance(outer_step, HypergradientStep) and name in RESTORABLE:  # not a subclass of your own
+        return {"outer_step": name, "step_options": outer_step.config()}
+    return {"outer_step": name}
 
 
 def restore_method(config: object, method: Method | None) -> Method:
@@ -102,13 +116,20 @@ def restore_method(config: object, method: Method | None) -> Method:
 
 def restore_outer_step(
     config: object, params: Params, optimizer: OptimizerFactory | None, schedule: Schedule | None
-) -> OptimizerStep:
+) -> OuterStep:
     """The outer step of a checkpoint's configuration; `optimizer` and `schedule` take precedence.
 
     Raises:
         StateError: naming what must be given, because a file cannot hold it.
+        ValueError: for settings that the outer step does not take.
     """
     saved = check_mapping(config, ("config",))
+    if saved.get("outer_step") in RESTORABLE and "step_options" in saved:
+        for argument, value in (("optimizer", optimizer), ("schedule", schedule)):
+            if value is not None:
+                raise StateError(f"{argument} does not apply to the checkpoint's outer step, {saved['outer_step']}")
+        options = check_mapping(saved["step_options"], ("config", "step_options"))
+        return RESTORABLE[saved["outer_step"]](params, **options)
     optimizer = optimizer or _find_optimizer(saved.get("optimizer"))
     schedule = schedule or from_data(saved.get("schedule"))
     missing = {

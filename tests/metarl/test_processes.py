@@ -22,6 +22,7 @@ from metarl.outer import outer_gradient
 from metarl.processes import ALONE, Processes, Share, joined
 from metarl.random import torch_generator
 from metarl.rl import ReinforcementLearning
+from metarl.step import HypergradientStep
 from metarl.supervised.oracle import BatchSizes, FiniteSumSource
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.theory import AdaptiveStep, fallah_rule
@@ -91,6 +92,11 @@ def adaptive(source: TaskSource) -> dict[str, Any]:
     return {"outer_step": AdaptiveStep(fallah_rule("maml", L=1.0, rho=0.1, inner_lr=0.1), source, num_tasks=8)}
 
 
+def hypergradients(source: TaskSource) -> dict[str, Any]:
+    method = make_method("maml", 0.05, learn_inner_lr="layer")
+    return {"method": method, "outer_step": HypergradientStep(method.initial_params(source), 0.01)}
+
+
 def navigation() -> ReinforcementLearning:
     tasks = Navigation(horizon=6)
     policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs={"net_arch": [8]})
@@ -100,21 +106,23 @@ def navigation() -> ReinforcementLearning:
 CASES: dict[str, tuple[Callable[[], TaskSource], str, Callable[[TaskSource], dict[str, Any]]]] = {
     "sinusoids": (lambda: Sinusoids(), "maml", lambda _: {"max_grad_norm": 1.0}),
     "resampled": (lambda: Sinusoids(setting="resampling"), "multi_step_maml", lambda _: {}),
+    "alpha maml": (lambda: Sinusoids(), "maml", hypergradients),
     "quadratics": (FreshQuadratics, "imaml", lambda _: {}),  # logs how well it has solved for each task
     "logistic": (FreshLogistic, "hf_maml", adaptive),
     "minibatches": (minibatches, "maml", lambda _: {}),
     "score terms": (ShiftedSource, "e_maml", lambda _: {}),  # a baseline over the other tasks
     "navigation": (navigation, "e_maml", lambda _: {}),
 }
-SINGLE_PRECISION = ("sinusoids", "resampled", "navigation")
+SINGLE_PRECISION = ("sinusoids", "resampled", "alpha maml", "navigation")
 
 
 def make(case: str, num_tasks: int, processes: Processes) -> MetaLearner:
     make_source, outer, arguments = CASES[case]
     source, engine = make_source(), Engine(record=case in ("quadratics", "logistic"))
     shared: dict[str, Any] = {"meta_batch_size": num_tasks, "seed": 3, "processes": processes, "engine": engine}
-    if arguments is adaptive:
-        return MetaLearner.from_parts(source, make_method(outer, 0.05), **adaptive(source), **shared)
+    if arguments in (adaptive, hypergradients):
+        parts = {"method": make_method(outer, 0.05), **arguments(source)}
+        return MetaLearner.from_parts(source, **parts, **shared)
     return MetaLearner(source, outer, inner_lr=0.05, **arguments(source), **shared)
 
 
