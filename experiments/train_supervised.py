@@ -49,7 +49,7 @@ from metarl.memory import check_fits
 from metarl.processes import ALONE, Processes
 from metarl.random import Stream, stream_generator
 from metarl.step import OuterStep
-from metarl.theory import AdaptiveStep, estimate_source, fallah_rule, ji_rule
+from metarl.theory import AdaptiveStep, alpha_range, estimate_source, fallah_rule, ji_rule
 from metarl.theory.monitors import SmoothnessMonitor, StationarityMonitor
 from metarl.theory.step_sizes import FALLAH
 from metarl.tree import broadcast
@@ -345,12 +345,8 @@ def make_callbacks(config: SupervisedConfig, learner: MetaLearner, problem: Supe
     return [
         HeldOutEvaluation(config.eval_every, source, tasks, sizes, config.eval_seed),
         StationarityMonitor(source, problem.all_tasks or 100, every=config.eval_every, points=points),
-        *([] if config.outer in NOT_GRADIENT_STEPS else [SmoothnessMonitor(config.eval_every, source, tasks)]),
+        *([] if alpha_range(config.outer, 1) is None else [SmoothnessMonitor(config.eval_every, source, tasks)]),
     ]
-
-
-NOT_GRADIENT_STEPS = ("sign_maml", "moreau", "imaml")
-"""Updates whose inner steps are not `w - alpha g`, so the bound on alpha L does not apply."""
 
 
 def summarize(run: Run[SupervisedConfig], curves: Curves) -> dict[str, Any]:

@@ -14,8 +14,10 @@
 from metarl.theory.constants import Constants, Estimation, estimate, estimate_smoothness, estimate_source
 from metarl.theory.step_sizes import (
     AdaptiveStep,
+    AlphaRange,
     StepSizeRule,
     TheoryWarning,
+    alpha_range,
     fallah_rule,
     inner_lr_bound,
     ji_rule,
@@ -25,10 +27,12 @@ from metarl.theory.step_sizes import (
 
 __all__ = [
     "AdaptiveStep",
+    "AlphaRange",
     "Constants",
     "Estimation",
     "StepSizeRule",
     "TheoryWarning",
+    "alpha_range",
     "estimate",
     "estimate_smoothness",
     "estimate_source",

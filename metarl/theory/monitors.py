@@ -20,7 +20,7 @@ from metarl.learned_rules import visible
 from metarl.outer import OUTER, Method, make_method
 from metarl.random import Stream, stream_generator, torch_generator
 from metarl.state_dict import check_like
-from metarl.theory import estimate_smoothness, warn_if_too_large
+from metarl.theory import AdaptiveStep, estimate_smoothness, warn_if_too_large
 from metarl.types import Params, TaskBatch, TaskSource
 from metarl.wrappers import CheckFinite, RecordDraws, RecordedDraw, check_finite
 
@@ -123,10 +123,11 @@ class StationarityMonitor(Callback):
 
 
 class SmoothnessMonitor(Callback):
-    """Estimates L and warns, once in a run, when alpha L is too large for the number of inner steps.
+    """Estimates L and warns, once in a run, when alpha L is outside the range that the theory of the method covers.
 
     It estimates before and after the first iteration, then every `every` iterations; logs `theory/L` and
-    `theory/alpha_L`. The bound is that of steps `w - alpha g`: use it with MAML, FO-MAML, HF-MAML and multi-step MAML.
+    `theory/alpha_L`. The range is `metarl.theory.alpha_range`; a method without a range gets no warning, and a `Method`
+    without a name is taken for multi-step MAML. Nor is there a warning if the outer step's rule gave it already.
 
     Args:
         every: iterations between two estimates.
@@ -161,6 +162,8 @@ class SmoothnessMonitor(Callback):
 
     def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
         alpha = _find_inner_lr(self.inner_lr, learner)
+        if isinstance(learner.outer_step, AdaptiveStep):
+            self.warned = self.warned or not learner.outer_step.rule.in_range
         if learner.iterations == 0:  # a resumed run was checked before
             self._warn_once(alpha, self._smoothness(learner), learner)
 
@@ -185,7 +188,9 @@ class SmoothnessMonitor(Callback):
 
     def _warn_once(self, alpha: float, smoothness: float, learner: "MetaLearner") -> None:
         if not self.warned:
-            self.warned = warn_if_too_large(alpha, smoothness, learner.method.inner.steps)
+            recipe, steps = learner.method.recipe, learner.method.inner.steps
+            name = "multi_step_maml" if recipe is None else recipe.name
+            self.warned = warn_if_too_large(alpha, smoothness, steps, name)
 
 
 def _loss(tasks: TaskBatch, drawn: RecordedDraw) -> float:

@@ -6,7 +6,7 @@ N inner steps `w - alpha g` (Ji, Yang, Liang, 2022):
 
 Then the product of N factors `I - alpha H` cannot grow or shrink geometrically, and the cost of a solution grows
 linearly in N, not exponentially. The corollaries use alpha = 1 / (8 N L). This does not apply to steps by the sign, or
-to steps that restart from `w`.
+to steps that restart from `w`. `alpha_range` is the range of the theorem that belongs to a method.
 
 The outer step follows the smoothness of the meta-objective, which is not bounded but grows with the gradients:
 
@@ -53,21 +53,71 @@ def recommended_inner_lr(L: float, inner_steps: int) -> float:
     return 1 / (8 * check_int("inner_steps", inner_steps) * check_real("L", L))
 
 
-def warn_if_too_large(inner_lr: float, L: float, inner_steps: int, *, stacklevel: int = 2) -> bool:
-    """Give a `TheoryWarning` when alpha L is not below the bound; returns whether it did.
+class AlphaRange(NamedTuple):
+    """The inner step sizes that a theorem covers: `0 < alpha L < largest`, or `<=` if it is `closed`."""
+
+    largest: float
+    closed: bool
+
+    def covers(self, alpha_l: float) -> bool:
+        """Whether alpha L is in the range; up to its rounding error if the range is closed."""
+        return alpha_l <= self.largest * (1 + 1e-6) if self.closed else alpha_l < self.largest
+
+
+ONE_STEP = {"maml": 1.0, "fo_maml": 1 / 10, "hf_maml": 1 / 6}
+"""The largest alpha L in Fallah et al.'s theorems, by method."""
+
+
+def alpha_range(method: str, inner_steps: int) -> AlphaRange | None:
+    """The range of alpha L that belongs to a method; `None` if we know no theorem for it.
+
+    | method | alpha L | source |
+    | --- | --- | --- |
+    | `maml`, `fo_maml`, `hf_maml` with one step | at most 1, 1/10, 1/6 | Fallah et al. (2020) |
+    | `multi_step_maml`, and `maml` with several steps | below 2^{1/(2N)} - 1 | Ji et al. (2022) |
+    | `fo_maml`, `hf_maml` with several steps | the smaller of both; no theorem covers them | |
+    | `moreau` | below 1, where its steps contract | Mishchenko et al. (2023) |
+
+    Example:
+        >>> alpha_range("hf_maml", inner_steps=1)
+        AlphaRange(largest=0.1666..., closed=True)
+        >>> alpha_range("sign_maml", inner_steps=1) is None
+        True
+    """
+    bound = AlphaRange(inner_lr_bound(inner_steps), closed=False)
+    if method in ONE_STEP:
+        one_step = AlphaRange(ONE_STEP[method], closed=True)
+        return one_step if inner_steps == 1 else min(one_step, bound)
+    return {"multi_step_maml": bound, "moreau": AlphaRange(1.0, closed=False)}.get(method)
+
+
+def warn_if_too_large(
+    inner_lr: float, L: float, inner_steps: int, method: str = "multi_step_maml", *, stacklevel: int = 2
+) -> bool:
+    """Give a `TheoryWarning` when alpha L is outside the range that belongs to `method`; returns whether it did.
 
     `stacklevel` is that of `warnings.warn`.
     """
     alpha_l = check_real("inner_lr", inner_lr) * check_real("L", L, open_low=False)
-    bound = inner_lr_bound(inner_steps)
-    if alpha_l < bound:
+    needed = alpha_range(method, inner_steps)
+    if needed is None or needed.covers(alpha_l):
         return False
-    needed = (
-        f"for {inner_steps} inner steps theory needs less than {bound:.4g} and would choose inner_lr ="
-        f" {recommended_inner_lr(L, inner_steps):.4g}"
-    )
-    _warn(inner_lr, L, needed, stacklevel + 1)
+    message = f"inner_lr = {inner_lr:.4g} with L = {L:.4g} makes alpha L = {alpha_l:.4g}, but "
+    message += _describe(needed, method, inner_steps, L)
+    warnings.warn(message, TheoryWarning, stacklevel=stacklevel)
     return True
+
+
+def _describe(needed: AlphaRange, method: str, inner_steps: int, L: float) -> str:
+    """What the theory of a method needs, as the end of a sentence."""
+    if needed.closed:
+        at_most = f"the theorem for {method} needs at most {needed.largest:.4g}"
+        return f"{at_most}: inner_lr = {needed.largest / L:.4g}"
+    less = f"theory needs less than {needed.largest:.4g}"
+    if method == "moreau":
+        return f"for the steps of moreau to contract {less}: inner_lr below {needed.largest / L:.4g}"
+    chosen = recommended_inner_lr(L, inner_steps)
+    return f"for {inner_steps} inner steps {less} and would choose inner_lr = {chosen:.4g}"
 
 
 class StepSizeRule(NamedTuple):
@@ -76,6 +126,7 @@ class StepSizeRule(NamedTuple):
     c: float
     constant: float
     slope: float
+    in_range: bool = True  # whether the theorem covers alpha; if not, the rule has given a `TheoryWarning`
 
     def smoothness(self, mean_norm: float) -> float:
         """The denominator: the smoothness of the meta-objective where the tasks' gradients have this mean norm."""
@@ -86,18 +137,8 @@ class StepSizeRule(NamedTuple):
         return self.c / self.smoothness(mean_norm)
 
 
-class FallahConstants(NamedTuple):
-    """The constants in Fallah et al.'s theorem for a method."""
-
-    c: float  # beta = c / L~(w)
-    largest_alpha_l: float  # the theorem holds up to this alpha L
-
-
-FALLAH = {
-    "maml": FallahConstants(1 / 12, 1.0),
-    "fo_maml": FallahConstants(1 / 18, 1 / 10),
-    "hf_maml": FallahConstants(1 / 25, 1 / 6),
-}
+FALLAH = {"maml": 1 / 12, "fo_maml": 1 / 18, "hf_maml": 1 / 25}
+"""c of Fallah et al.'s beta = c / L~(w), by method."""
 
 
 def fallah_rule(method: str, L: float, rho: float, inner_lr: float) -> StepSizeRule:
@@ -115,21 +156,31 @@ def fallah_rule(method: str, L: float, rho: float, inner_lr: float) -> StepSizeR
         >>> rule.smoothness(4.0), rule.step_size(4.0) * 12
         (4.0, 0.25)
     """
-    c, largest = FALLAH[check_choice("method", method, FALLAH)]
+    c = FALLAH[check_choice("method", method, FALLAH)]
     _check(L, rho, inner_lr)
-    if inner_lr * L > largest * (1 + 1e-6):  # L and alpha = 1 / L may be rounded
-        needed = f"the theorem for {method} needs at most {largest:.4g}: inner_lr = {largest / L:.4g}"
-        _warn(inner_lr, L, needed, stacklevel=3)
-    return StepSizeRule(c, 4 * L, 2 * rho * inner_lr)
+    outside = warn_if_too_large(inner_lr, L, 1, method, stacklevel=3)
+    return StepSizeRule(c, 4 * L, 2 * rho * inner_lr, not outside)
 
 
-def ji_rule(L: float, rho: float, inner_lr: float, inner_steps: int, c_beta: float = 80.0) -> StepSizeRule:
-    """`L^ = (1 + aL)^{2N} L + C_L mean |g|` and `beta = 1 / (C_beta L^)`, for N = `inner_steps` and a = `inner_lr`.
+def ji_rule(
+    L: float, rho: float, inner_lr: float, inner_steps: int, c_beta: float = 80.0, *, difference: float = 0.0
+) -> StepSizeRule:
+    """`L^ = (1 + aL)^{2N} L + C_L (mean |g| + b / (1 + aL)^N)` and `beta = 1 / (C_beta L^)`.
 
-    `C_L = [(1 + aL)^{N-1} a rho + (rho / L) (1 + aL)^N ((1 + aL)^{N-1} - 1)] (1 + aL)^N`
+    `C_L = [(1 + aL)^{N-1} a rho + (rho / L) (1 + aL)^N ((1 + aL)^{N-1} - 1)] (1 + aL)^N`, N = `inner_steps`
 
-    The theorem needs a L < 2^{1/(2N)} - 1; beyond that you get a `TheoryWarning`. These formulas, and 80 for C_beta,
-    are taken from secondary sources; at N = 1 and a L = 1 they give Fallah et al.'s L(w).
+    The theorem needs a L < 2^{1/(2N)} - 1; beyond that you get a `TheoryWarning`. C_L, and 80 for C_beta, are taken
+    from secondary sources. L^ is a Lipschitz constant of the meta-gradient (`metarl theory` checks it); at N = 1 and
+    a L = 1 it is Fallah et al.'s L(w).
+
+    Args:
+        L: Lipschitz constant of the tasks' gradients.
+        rho: Lipschitz constant of their Hessians; 0 for quadratics.
+        inner_lr: a, the inner step size alpha.
+        inner_steps: N.
+        c_beta: C_beta.
+        difference: b, the mean over tasks of `max_w |grad l_S(w) - grad l_T(w)|` on a finite sum whose support and
+            query losses differ. Its term is our own derivation, from |g_T(w_N)| <= (1 + aL)^N |g_S(w)| + b.
 
     Example:
         >>> ji_rule(L=1.0, rho=1.0, inner_lr=0.125, inner_steps=1).slope  # 1.125 / 8
@@ -139,19 +190,15 @@ def ji_rule(L: float, rho: float, inner_lr: float, inner_steps: int, c_beta: flo
     n, growth = check_int("inner_steps", inner_steps), 1 + inner_lr * L
     first = growth ** (n - 1) * inner_lr * rho
     slope = (first + rho / L * growth**n * (growth ** (n - 1) - 1)) * growth**n
-    warn_if_too_large(inner_lr, L, inner_steps, stacklevel=3)
-    return StepSizeRule(1 / check_real("c_beta", c_beta), growth ** (2 * inner_steps) * L, slope)
+    constant = growth ** (2 * n) * L + slope / growth**n * check_real("difference", difference, open_low=False)
+    outside = warn_if_too_large(inner_lr, L, n, stacklevel=3)
+    return StepSizeRule(1 / check_real("c_beta", c_beta), constant, slope, not outside)
 
 
 def _check(L: float, rho: float, inner_lr: float) -> None:
     check_real("L", L)
     check_real("rho", rho, open_low=False)
     check_real("inner_lr", inner_lr)
-
-
-def _warn(inner_lr: float, L: float, needed: str, stacklevel: int) -> None:
-    message = f"inner_lr = {inner_lr:.4g} with L = {L:.4g} makes alpha L = {inner_lr * L:.4g}, but {needed}"
-    warnings.warn(message, TheoryWarning, stacklevel=stacklevel)
 
 
 class AdaptiveStep:
@@ -193,7 +240,7 @@ class AdaptiveStep:
 
     def state_dict(self) -> dict[str, Any]:
         """The rule, |B'|, and the state of its random generator."""
-        return {**self.rule._asdict(), "num_tasks": self.num_tasks, "rng": generator_state(self._rng)}
+        return {**self._constants(), "num_tasks": self.num_tasks, "rng": generator_state(self._rng)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`.
@@ -201,13 +248,16 @@ class AdaptiveStep:
         Raises:
             ValueError: when the rule or the number of tasks was another.
         """
-        constants = {name: float(value) for name, value in self.rule._asdict().items()}
+        constants = self._constants()
         check_like(state, {**constants, "num_tasks": self.num_tasks, "rng": ""}, ("outer_step",))
         for name, own in {**constants, "num_tasks": self.num_tasks}.items():
             # an estimated constant may differ in its last digits on another machine
             if not math.isclose(own, state[name], rel_tol=1e-6):
                 raise ValueError(f"{name} of the adaptive step is {own}, but was {state[name]} in training")
         restore_generator(self._rng, state["rng"])
+
+    def _constants(self) -> dict[str, float]:
+        return {"c": float(self.rule.c), "constant": float(self.rule.constant), "slope": float(self.rule.slope)}
 
     def _mean_gradient_norm(self, params: Params, counted_with: TaskBatch) -> float:
         tasks = wrap_like(self.source.sample(self.num_tasks, self._rng), counted_with)

@@ -41,6 +41,7 @@ from metarl.theory.quadratics import (
     random_quadratics,
 )
 from tests.experiments import runs
+from tests.pages import headings, links
 
 DOUBLE = torch.float64
 CHEAP = (4,)
@@ -62,7 +63,8 @@ def test_cheap_claims_hold(tmp_path: Path) -> None:
         assert f"](../pictures/theory_{CLAIMS[number].name}.png)" in text
         with Image.open(tmp_path / "pictures" / f"theory_{CLAIMS[number].name}.png") as image:
             assert len(image.convert("RGB").getcolors(maxcolors=image.width * image.height) or []) > 50
-    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    sections = text.partition("\n## 4. ")[2]
+    rows = [line for line in sections.splitlines() if line.startswith("| ")]
     assert len(rows) == 6 + 2 * len(CHEAP)  # with the two lines above each claim's rows
     assert {len(row.replace("\\|", "").split("|")) for row in rows} == {8}
 
@@ -90,6 +92,25 @@ def test_exit_code_and_verdicts(
     lines = [line for line in outcome.out.splitlines() if line.startswith("| 1 ")]
     assert [line.split(" | ")[-1].removesuffix(" |") for line in lines] == verdicts
     assert ("x > \\|y\\|" in outcome.out) == (HOLDS in rows)
+
+
+def test_the_list_of_all_statements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CLAIMS, 1, Claim("fake", "O(1/eps^2): a - fake", fake(HOLDS, UNSEEN)))
+    monkeypatch.setitem(CLAIMS, 2, Claim("other", "Another", fake(FAILS)))
+    page = tmp_path / "report.md"
+    assert runs.call("reports.theory", "--claims", 1, 2, "--out", tmp_path, "--write", page).code == 1
+    text = page.read_text()
+    index = text[text.index("## Every statement") : text.index("## Misprints")]
+    assert "3 statements: 1 hold, 1 not seen here, 1 should hold and did not." in index
+    assert [line for line in index.splitlines() if line.startswith("| [")] == [
+        "| [1](#1-o1eps2-a-fake) | x > \\|y\\| | yes |",
+        "| [1](#1-o1eps2-a-fake) | z | not seen |",
+        "| [2](#2-another) | y | **no** |",
+    ]
+    assert {link.removeprefix("#") for link in links(page) if link.startswith("#")} <= headings(page)
+    assert text.index("## Misprints") < text.index("## 1. O(1/eps^2): a - fake")
+    assert runs.call("reports.theory", "--claims", 1, "--out", tmp_path, "--write", page).code == 0
+    assert "2 statements: 1 hold, 1 not seen here. " in page.read_text()
 
 
 def test_quick_reaches_the_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,8 @@ def test_table(tmp_path: Path) -> None:
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     """With traces; what theory says against alpha is one line and names no file of ours."""
-    process = runs.start("train_supervised", "two_quadratics", *TINY, "--log-dir", tmp_path, "--name", "run", "--json")
+    options = [*TINY, "--outer", "multi_step_maml", "--log-dir", tmp_path, "--name", "run", "--json"]
+    process = runs.start("train_supervised", "two_quadratics", *options)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0
     assert json.loads(out) == evaluation(tmp_path / "run")

@@ -18,7 +18,7 @@ from metarl.callbacks import Callback
 from metarl.inner import sgd
 from metarl.logging import RunLog
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
-from metarl.theory import TheoryWarning
+from metarl.theory import AdaptiveStep, TheoryWarning, fallah_rule
 from metarl.theory.logistic import (
     logistic_loss,
     logistic_source,
@@ -240,6 +240,45 @@ def test_a_resumed_run_has_been_looked_at() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SmoothnessMonitor(num_tasks=4).on_start(learner, 10)
+
+
+@pytest.mark.parametrize(
+    ("outer", "steps", "largest"),
+    [
+        ("maml", 1, 1.0),
+        ("fo_maml", 1, 0.1),
+        ("hf_maml", 1, 1 / 6),
+        ("multi_step_maml", 3, 0.12246),
+        ("moreau", 3, 1.0),
+        ("sign_maml", 1, math.inf),
+    ],
+)
+@pytest.mark.parametrize("factor", [0.98, 1.05])
+def test_the_range_is_that_of_the_method(outer: str, steps: int, largest: float, factor: float) -> None:
+    L = torch.linalg.eigvalsh(PROBLEM.curvatures).abs().max().item()
+    alpha = factor * largest / L if largest < math.inf else 100.0
+    learner = MetaLearner(
+        make_source(), outer, meta_batch_size=2, inner_lr=alpha, inner_steps=steps, learning_rate=1e-3
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learner.learn(3, [SmoothnessMonitor(1, num_tasks=4, iterations=100)])
+    expected = 1 if factor > 1 and largest < math.inf else 0
+    assert [w.category for w in caught] == [TheoryWarning] * expected
+
+
+def test_no_second_warning_after_that_of_the_outer_step() -> None:
+    source = make_source()
+    with pytest.warns(TheoryWarning):
+        step = AdaptiveStep(fallah_rule("fo_maml", 1.0, 0.0, 0.2), source, num_tasks=2)
+    learner = MetaLearner.from_parts(source, make_method("fo_maml", 0.2), step, meta_batch_size=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner.learn(2, [SmoothnessMonitor(1, num_tasks=4)])
+    covered = AdaptiveStep(fallah_rule("fo_maml", 0.01, 0.0, 0.2), source, num_tasks=2)  # with a wrong L
+    learner = MetaLearner.from_parts(source, make_method("fo_maml", 0.2), covered, meta_batch_size=2)
+    with pytest.warns(TheoryWarning, match="fo_maml needs at most 0.1"):
+        learner.learn(2, [SmoothnessMonitor(1, num_tasks=4)])
 
 
 # Training does not notice

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metarl.theory import (
     TheoryWarning,
+    alpha_range,
     fallah_rule,
     inner_lr_bound,
     ji_rule,
@@ -120,6 +121,8 @@ def test_the_rule_bounds_the_curvature_of_the_objective() -> None:
         (lambda: fallah_rule("maml", 1.0, 1.0, math.nan), "inner_lr"),
         (lambda: ji_rule(1.0, 1.0, 0.1, 0), "inner_steps"),
         (lambda: ji_rule(1.0, 1.0, 0.1, 1, c_beta=0.0), "c_beta"),
+        (lambda: ji_rule(1.0, 1.0, 0.1, 1, difference=-1.0), "difference"),
+        (lambda: alpha_range("moreau", 0), "inner_steps"),
     ],
 )
 def test_bad_arguments(call: Callable[[], Any], named: str) -> None:
@@ -142,3 +145,75 @@ def test_n_steps_beyond_the_theorem_s_range_give_a_warning() -> None:
     with pytest.warns(TheoryWarning, match="for 2 inner steps theory needs less than 0.1892") as caught:
         ji_rule(1.0, 1.0, 0.19, 2)
     assert caught[0].filename == __file__
+
+
+# The range that belongs to a method
+
+
+RANGES = [
+    ("maml", 1, 1.0, True),
+    ("fo_maml", 1, 0.1, True),
+    ("hf_maml", 1, 1 / 6, True),
+    ("multi_step_maml", 1, 0.41421, False),
+    ("maml", 5, 0.07177, False),
+    ("multi_step_maml", 5, 0.07177, False),
+    ("fo_maml", 2, 0.1, True),  # below 0.18921
+    ("fo_maml", 5, 0.07177, False),
+    ("hf_maml", 3, 0.12246, False),
+    ("moreau", 1, 1.0, False),
+    ("moreau", 20, 1.0, False),
+]
+
+
+@pytest.mark.parametrize(("method", "steps", "largest", "closed"), RANGES)
+def test_ranges(method: str, steps: int, largest: float, closed: bool) -> None:
+    found = alpha_range(method, steps)
+    assert found is not None
+    assert found.largest == pytest.approx(largest, abs=5e-6)
+    assert found.covers(found.largest) == closed
+    assert found.covers(0.999 * found.largest)
+    assert not found.covers(1.001 * found.largest)
+
+
+@pytest.mark.parametrize("method", ["sign_maml", "imaml", "reptile", "e_maml", "my_method"])
+def test_methods_without_a_range(method: str) -> None:
+    assert alpha_range(method, 3) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not warn_if_too_large(100.0, 1.0, 3, method)
+
+
+def test_the_warning_is_about_the_method_in_use() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not warn_if_too_large(0.45, 2.0, 1, "maml")
+        assert not warn_if_too_large(0.45, 2.0, 5, "moreau")
+    with pytest.warns(TheoryWarning, match="the theorem for hf_maml needs at most 0.1667: inner_lr = 0.08333"):
+        assert warn_if_too_large(0.45, 2.0, 1, "hf_maml")
+    with pytest.warns(TheoryWarning, match="for the steps of moreau to contract theory needs less than 1: inner_lr be"):
+        assert warn_if_too_large(0.5, 2.0, 5, "moreau")
+    with pytest.warns(TheoryWarning, match="for 3 inner steps theory needs less than 0.1225"):
+        assert warn_if_too_large(0.45, 2.0, 3, "maml")
+
+
+@pytest.mark.filterwarnings("ignore::metarl.theory.TheoryWarning")
+def test_a_rule_knows_whether_its_theorem_covers_alpha() -> None:
+    assert fallah_rule("hf_maml", 1.0, 1.0, 1 / 6).in_range
+    assert not fallah_rule("hf_maml", 1.0, 1.0, 0.17).in_range
+    assert ji_rule(1.0, 1.0, 0.18, 2).in_range
+    assert not ji_rule(1.0, 1.0, 0.19, 2).in_range
+
+
+# Several steps: the smoothness of the meta-objective, derived anew
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_ji_rule_is_the_sum_over_the_factors(n: int) -> None:
+    """Replacing factor j costs (1 + aL)^{N-1} a rho (1 + aL)^j; the vector it acts on is at most |g(w_N)|."""
+    L, rho, a = 2.0, 3.0, 0.02
+    growth = 1 + a * L
+    factors = sum(growth ** (n - 1) * a * rho * growth**j for j in range(n))
+    rule = ji_rule(L, rho, a, n)
+    assert rule.slope == pytest.approx(factors * growth**n)
+    assert ji_rule(L, rho, a, n, difference=4.0).constant - rule.constant == pytest.approx(4.0 * factors)
+    assert ji_rule(L, rho, a, n, difference=4.0).slope == rule.slope
