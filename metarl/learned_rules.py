@@ -128,6 +128,11 @@ def visible(params: Params) -> Params:
     return {name: leaf for name, leaf in params.items() if not name.startswith(META)}
 
 
+def step_sizes(params: Params) -> Params:
+    """The learned inner step sizes among the meta-parameters."""
+    return {name: leaf for name, leaf in params.items() if f"{name}/".startswith(f"{META}inner_lr/")}
+
+
 def hide_meta(tasks: TaskBatch, params: Params) -> TaskBatch:
     """`tasks` that do not see the meta-parameters in `params`, if there are any."""
     return HideMeta(tasks) if any(name.startswith(META) for name in params) else tasks

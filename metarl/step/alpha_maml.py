@@ -5,7 +5,7 @@
     w_{k+1} = w_k - beta_k d_k
     alpha_{k+1} = alpha_k - eta_alpha dL/dalpha,    dL/dalpha = -mean_i <grad f_i(w_i'), grad f_i(w)>
 
-G is the mean meta-gradient of the network's parameters alone and d the direction of the step: G, or G clipped. L is the
+G is the mean meta-gradient without that of alpha, and d the direction of the step: G, or G clipped. L is the
 meta-objective on the data of iteration k, so dL/dbeta needs no new gradient: it reuses G_{k-1}. With one inner step
 dL/dalpha is the published inner product; with N steps it is the gradient that `metarl.learned_rules` defines, through
 all of them. Both rates are updated before they are used again: beta at once, alpha at the next inner step.
@@ -22,12 +22,10 @@ import torch
 
 from metarl import tree
 from metarl.errors import NonFiniteError, check_real
-from metarl.learned_rules import META, visible
+from metarl.learned_rules import step_sizes
 from metarl.state_dict import check_like
 from metarl.step.optimizer import Stepped, Update
 from metarl.types import Params, TaskBatch
-
-INNER_LR = f"{META}inner_lr"
 
 
 class HypergradientStep:
@@ -73,8 +71,12 @@ class HypergradientStep:
         self.floor = None if floor is None else check_real("floor", floor, open_low=False)
         self.max_grad_norm = None if max_grad_norm is None else check_real("max_grad_norm", max_grad_norm)
         self._initial_outer_lr = self.outer_lr
-        self._check_meta(params)
-        self._direction = tree.tree_map(torch.zeros_like, visible(params))  # d_{k-1}: h is 0 in the first step
+        if self.hyper_lr_alpha and not step_sizes(params):
+            raise ValueError(
+                "hyper_lr_alpha needs learned inner step sizes: set learn_inner_lr='scalar' (--learn-inner-lr scalar),"
+                f" or hyper_lr_alpha=0 to adapt only the outer step size, got {self.hyper_lr_alpha}"
+            )
+        self._direction = tree.tree_map(torch.zeros_like, rest(params))  # d_{k-1}: h is 0 in the first step
 
     def config(self) -> dict[str, Any]:
         """The settings that make the same step again: `HypergradientStep(params, **config)`."""
@@ -85,27 +87,26 @@ class HypergradientStep:
         """Take the meta-gradient at `params`, adapt beta, step, and adapt alpha."""
         meta_grad = update(params, tasks)
         grads = meta_grad.grads
-        w, G = visible(params), visible(grads)
+        G, of_alpha = rest(grads), step_sizes(grads)
 
         # beta: the derivative of the loss here along the step that led here
-        slope = -float(tree.dot(G, self._direction))
+        slope = 0.0 - float(tree.dot(G, self._direction))
         if not math.isfinite(slope):
             raise NonFiniteError("outer_lr_hypergradient")
         self.outer_lr = self._limit(self.outer_lr - self.hyper_lr_beta * slope)
 
         # w
         self._direction = clip(G, self.max_grad_norm)
-        stepped = tree.add_scaled(w, -self.outer_lr, self._direction)
+        stepped = tree.add_scaled(rest(params), -self.outer_lr, self._direction)
 
-        # alpha: its leaves have their own gradients
-        meta = {name: leaf for name, leaf in grads.items() if name not in G}
-        for name, grad in meta.items():
+        # alpha: each step size by its own gradient
+        for name, grad in of_alpha.items():
             moved = params[name] - self.hyper_lr_alpha * grad
             stepped[name] = moved if self.floor is None else moved.clamp(min=self.floor)
 
         info = {"outer_lr": self.outer_lr, "outer_lr_hypergradient": slope}
-        if meta:
-            info["inner_lr_hypergradient"] = float(sum(grad.sum() for grad in meta.values()))
+        if of_alpha:
+            info["inner_lr_hypergradient"] = float(sum(grad.sum() for grad in of_alpha.values()))
         return Stepped({name: stepped[name] for name in params}, meta_grad, info)
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,15 +126,10 @@ class HypergradientStep:
     def _limit(self, rate: float) -> float:
         return rate if self.floor is None else max(rate, self.floor)
 
-    def _check_meta(self, params: Params) -> None:
-        names = [name for name in params if name.startswith(META)]
-        if self.hyper_lr_alpha and not names:
-            raise ValueError(
-                "hyper_lr_alpha needs learned inner step sizes: set learn_inner_lr='scalar' (--learn-inner-lr scalar),"
-                f" or hyper_lr_alpha=0 to adapt only the outer step size, got {self.hyper_lr_alpha}"
-            )
-        if foreign := [name for name in names if name != INNER_LR and not name.startswith(f"{INNER_LR}/")]:
-            raise ValueError(f"params must have no other meta-parameters than inner step sizes, got {foreign[0]!r}")
+
+def rest(params: Params) -> Params:
+    """Everything that beta moves: all parameters but the inner step sizes."""
+    return {name: leaf for name, leaf in params.items() if name not in step_sizes(params)}
 
 
 def clip(grads: Params, max_norm: float | None) -> Params:

@@ -6,6 +6,7 @@ time, made again from a seed. These draws are not counted and do not use the str
 equal bit for bit.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ from metarl import tree
 from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import over_tasks
 from metarl.errors import check_choice, check_int, check_real
-from metarl.learned_rules import visible
-from metarl.outer import OUTER, Method, make_method
+from metarl.learned_rules import hide_meta, step_sizes, visible
+from metarl.outer import OUTER, Method, make_method, options
 from metarl.random import Stream, stream_generator, torch_generator
 from metarl.state_dict import check_like
 from metarl.theory import AdaptiveStep, estimate_smoothness, warn_if_too_large
@@ -47,7 +48,7 @@ class StationarityMonitor(Callback):
         every: iterations between two evaluations.
         objective: the method whose update is the objective's gradient: `maml`, or `moreau` with enough inner steps to
             converge to the envelope's gradient; or a `Method`.
-        inner_lr: of a named objective; default: the learner's.
+        inner_lr: of a named objective; default: the learner's, and of learned step sizes their current values.
         inner_steps: of a named objective; default: the learner's.
         points: stationary points by name.
         label: distinguishes several monitors of one run.
@@ -104,9 +105,11 @@ class StationarityMonitor(Callback):
         method = self._method(learner)
         tasks = self.source.sample(self.num_tasks, stream_generator(self.seed, Stream.STATIONARITY))
         recording = RecordDraws(CheckFinite(tasks))
-        found = method.update(visible(learner.params), recording, method.inner)
-        check_finite(found.grads, "gradient of the monitored objective")
-        metrics[f"{self.prefix}grad_norm"] = float(tree.norm(tree.mean(found.grads)))
+        params = visible(learner.params) if method.learned_rule is None else learner.params
+        found = method.update(params, hide_meta(recording, params), method.inner)
+        grads = visible(found.grads)
+        check_finite(grads, "gradient of the monitored objective")
+        metrics[f"{self.prefix}grad_norm"] = float(tree.norm(tree.mean(grads)))
         drawn = next((draw for draw in recording.draws if draw.role == "outer"), None)
         if drawn is not None:  # a user's method may draw none
             metrics[f"{self.prefix}loss_after"] = _loss(recording, drawn)
@@ -118,7 +121,12 @@ class StationarityMonitor(Callback):
     def _method(self, learner: "MetaLearner") -> Method:
         if isinstance(self.objective, Method):
             return self.objective
-        steps = learner.method.inner.steps if self.inner_steps is None else self.inner_steps
+        own = learner.method
+        steps = own.inner.steps if self.inner_steps is None else self.inner_steps
+        if self.inner_lr is None and own.learned_rule is not None and "learn_inner_lr" in options(self.objective):
+            # the objective's update along the learner's inner steps
+            named = make_method(self.objective, inner_steps=steps)
+            return dataclasses.replace(named, inner=own.inner._replace(steps=steps))
         return make_method(self.objective, _find_inner_lr(self.inner_lr, learner), steps)
 
 
@@ -133,7 +141,7 @@ class SmoothnessMonitor(Callback):
         every: iterations between two estimates.
         source: of the tasks; default: the learner's. With larger batches, noise inflates L less.
         num_tasks: their number.
-        inner_lr: alpha; default: the learner's.
+        inner_lr: alpha; default: the learner's, and of learned step sizes the longest.
         iterations: Hessian-vector products per estimate; more come closer to L, from below.
         seed: of the tasks, their data and the power iteration.
 
@@ -200,10 +208,13 @@ def _loss(tasks: TaskBatch, drawn: RecordedDraw) -> float:
 
 
 def _find_inner_lr(given: float | None, learner: "MetaLearner") -> float:
-    alpha = learner.inner_lr if given is None else given
-    if alpha is None:
+    if given is not None:
+        return given
+    if learned := step_sizes(learner.params):
+        return max(float(sizes.abs().max()) for sizes in learned.values())
+    if learner.method.recipe is None:
         raise ValueError("inner_lr must be given if the learner's outer is a Method, which does not tell its own")
-    return alpha
+    return learner.method.recipe.inner_lr
 
 
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:

@@ -284,6 +284,18 @@ def test_the_floor_by_hand(floor: float | None, wanted: list[tuple[float, float]
         assert found == pytest.approx(rates, abs=1e-6)
 
 
+def test_other_meta_parameters_are_moved_by_beta() -> None:
+    params = {**SCALARS, "meta/other": torch.tensor(1.0)}
+    step = HypergradientStep(params, 0.1, hyper_lr_alpha=0.5, hyper_lr_beta=0.1)
+    grads = {"w": torch.tensor([1.0]), f"{META}inner_lr": torch.tensor([0.2]), "meta/other": torch.tensor([2.0])}
+    for _ in range(2):
+        params = step(params, None, lambda w, tasks: average(MetaGrad(grads, torch.zeros(1)))).params  # type: ignore[arg-type]
+    assert step.outer_lr == pytest.approx(0.1 + 0.1 * (1 + 4))
+    assert params["meta/other"].item() == pytest.approx(1 - 0.1 * 2 - 0.6 * 2)
+    assert params["w"].item() == pytest.approx(-0.1 - 0.6)
+    assert params[f"{META}inner_lr"].item() == pytest.approx(0.0)
+
+
 def test_an_overflow_is_found() -> None:
     step = HypergradientStep(SCALARS, 0.0)
     with pytest.raises(NonFiniteError, match="outer_lr_hypergradient"):
@@ -363,7 +375,7 @@ def test_a_state_is_refused_or_loaded_as_it_is() -> None:
         ({"floor": -1.0}, "floor must .* got -1"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must .* got 0"),
         ({"params": {"w": torch.zeros(2)}}, "hyper_lr_alpha needs .* learn_inner_lr='scalar' .*, got 0.0001"),
-        ({"params": {**SCALARS, "meta/lam": torch.tensor(1.0)}}, "no other meta-parameters .*, got 'meta/lam'"),
+        ({"params": {"meta/inner_lr_of_another_kind": torch.zeros(2)}}, "hyper_lr_alpha needs"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:

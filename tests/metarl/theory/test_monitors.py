@@ -82,6 +82,24 @@ def test_gradient_norm_and_distance_are_the_closed_forms(steps: int) -> None:
         assert metrics["theory/distance_zero"] == pytest.approx(w.norm().item(), rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::metarl.theory.TheoryWarning")  # they become longer than the bound
+def test_learned_step_sizes_are_the_current_ones() -> None:
+    """|grad F| is mean_i P_i A_i P_i (w - c_i) with P_i = (I - a_1 A_i) (I - a_2 A_i), alpha L that of the longest."""
+    learner = make(inner_steps=2, outer_options={"learn_inner_lr": "layer-step"})
+    learner.params = {**learner.params, "meta/inner_lr/w": torch.tensor([0.1, 0.3], dtype=torch.float64)}
+    monitors = StationarityMonitor(make_source(), 4, every=1), SmoothnessMonitor(1, make_source(), 4, iterations=300)
+    keep = watch(learner, 3, *monitors)
+    for metrics, params in zip(keep.metrics, keep.params, strict=True):
+        sizes, A = params["meta/inner_lr/w"], PROBLEM.curvatures
+        assert len(set(sizes.tolist())) == 2
+        P = torch.eye(3, dtype=A.dtype).expand(4, 3, 3)
+        for alpha in sizes:
+            P = P @ (torch.eye(3, dtype=A.dtype) - alpha * A)
+        gradient = torch.einsum("tij,tj->ti", P @ A @ P, params["w"] - PROBLEM.centres).mean(0)
+        assert metrics["theory/grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-10)
+        assert metrics["theory/alpha_L"] == pytest.approx(metrics["theory/L"] * sizes.abs().max().item(), rel=1e-10)
+
+
 def test_gradient_norm_is_that_of_the_loss() -> None:
     """On P2: plain autograd through `loss_after`, which is MAML's objective; the score is another thing."""
     problem, losses = six_logistic_tasks(), logistic_loss()
