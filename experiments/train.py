@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
@@ -28,6 +28,7 @@ from metarl.experiments.common import options
 from metarl.experiments.common.config import RunConfig, learner_arguments
 from metarl.experiments.common.evaluation import evaluate_held_out, step_sizes
 from metarl.experiments.common.figures import adaptation_figure, trajectory_figure
+from metarl.experiments.common.outer_steps import check_step, make_learner
 from metarl.experiments.common.run import Run, finish, open_run, train_run
 from metarl.memory import check_fits, space_numbers
 from metarl.processes import ALONE, Processes
@@ -46,7 +47,7 @@ class TrainConfig(RunConfig):
     added: ClassVar[Mapping[str, Any]] = {
         **RunConfig.added,
         **{"discount_weights": False, "cross_fit": False},
-        **{"actions": "clip", "normalize_observations": False},
+        **{"actions": "clip", "normalize_observations": False, "outer_step": "adam"},
     }
 
     env: str = "navigation"
@@ -55,8 +56,10 @@ class TrainConfig(RunConfig):
     """Options of the task distribution as name=value, for example goal_high=3 (half_cheetah_velocity)."""
     meta_batch_size: int = 20
     """Tasks per iteration."""
+    outer_step: Literal["adam", "sgd", "alpha_maml"] = "adam"
+    """Outer step: adam, sgd, or descent whose step sizes adapt by hypergradients (alpha_maml)."""
     learning_rate: float = 3e-3
-    """Outer step size of Adam."""
+    """Outer step size; the initial one of alpha_maml."""
     surrogate: str = "ratio"
     """Inner and outer surrogate loss: ratio, dice, loaded_dice or reinforce."""
     dice_lambda: float | None = None
@@ -93,12 +96,18 @@ class TrainConfig(RunConfig):
         """The task distribution."""
         return self.env
 
+    def settle(self) -> Self:
+        """The same with no annealing of a step size that adapts."""
+        adapts = self.outer_step == "alpha_maml" and self.anneal_iterations is None
+        return dataclasses.replace(self, anneal_iterations=0) if adapts else self
+
     def build_learner(self, processes: Processes = ALONE) -> MetaLearner:
         """The learner before training. Checks every setting."""
-        arguments = {**learner_arguments(self, processes), "learning_rate": self.learning_rate}
+        arguments = {**learner_arguments(self, processes), "meta_batch_size": self.meta_batch_size}
+        check_step(self.outer_step, vars(self), arguments)
         source = build_source(self)
         source.check_size(self.eval_tasks, "eval_tasks")
-        return MetaLearner(source, meta_batch_size=self.meta_batch_size, **arguments)
+        return make_learner(self.outer_step, source, self.step_options, self.learning_rate, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

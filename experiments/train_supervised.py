@@ -22,10 +22,9 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
-import torch
 import tyro
 
-from metarl import MetaLearner, make_method
+from metarl import MetaLearner
 from metarl.callbacks import Callback, HeldOutEvaluation
 from metarl.devices import pick_device
 from metarl.errors import check_choice, check_int
@@ -33,6 +32,7 @@ from metarl.experiments.common import cli
 from metarl.experiments.common.config import RunConfig, learner_arguments
 from metarl.experiments.common.evaluation import Curves, evaluate_held_out
 from metarl.experiments.common.figures import adaptation_figure
+from metarl.experiments.common.outer_steps import APPLY, check_step, make_learner
 from metarl.experiments.common.problems import (
     PROBLEMS,
     BatchSettings,
@@ -53,8 +53,7 @@ from metarl.theory import AdaptiveStep, alpha_range, estimate_source, fallah_rul
 from metarl.theory.monitors import SmoothnessMonitor, StationarityMonitor
 from metarl.theory.step_sizes import FALLAH
 from metarl.tree import broadcast
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+from metarl.types import Params
 
 # The options: those of every problem, then those of each kind of problem.
 
@@ -73,10 +72,10 @@ class SupervisedConfig(RunConfig):
     """Inner step size alpha. Default: one that suits the problem and the update."""
     meta_batch_size: int | None = None
     """Tasks per iteration. Default: a number that suits the problem; all of a small fixed set."""
-    outer_step: Literal["adam", "sgd", "fallah", "ji"] | None = None
-    """Outer step: adam, sgd, or descent with the step sizes of Fallah et al. (2020) or Ji et al. (2022)."""
+    outer_step: Literal["adam", "sgd", "alpha_maml", "fallah", "ji"] | None = None
+    """Outer step: adam, sgd, or descent with step sizes by hypergradients (alpha_maml) or theorems (fallah, ji)."""
     learning_rate: float | None = None
-    """Outer step size of adam and sgd. Default: one that suits the problem."""
+    """Outer step size of adam and sgd, the initial one of alpha_maml. Default: one that suits the problem."""
     step_tasks: int = 20
     """Separate tasks from which fallah and ji choose each step size."""
     anneal_iterations: int | None = 0
@@ -132,7 +131,7 @@ class SupervisedConfig(RunConfig):
             "meta_batch_size": defaults.meta_batch_size,
             "inner_lr": defaults.sign_inner_lr if self.outer == "sign_maml" else defaults.inner_lr,
             "outer_step": step,
-            **({"learning_rate": defaults.learning_rate} if step in OPTIMIZERS else {}),
+            **({"learning_rate": defaults.learning_rate} if "learning_rate" in APPLY[step] else {}),
         }
         missing: dict[str, Any] = {name: value for name, value in suits.items() if getattr(self, name) is None}
         if self.device == "auto" and not defaults.anywhere:
@@ -147,23 +146,24 @@ class SupervisedConfig(RunConfig):
         for name in ("step_tasks", "final_tasks"):
             check_int(name, getattr(self, name))
         check_int("eval_steps", self.eval_steps, minimum=0)
-        check_outer_step(self)
-        make_method(self.outer, self.inner_lr, self.inner_steps, **arguments["outer_options"])
+        arguments["meta_batch_size"] = size
+        step = check_choice("outer_step", self.outer_step, APPLY)
+        check_step(step, vars(self), arguments)
+        check_theorem(self)
 
         problem = build_problem(self)
         if problem.all_tasks is not None and size > problem.all_tasks:
             raise ValueError(f"meta_batch_size must be at most {problem.all_tasks}, the number of tasks, got {size}")
         check_sizes(self, problem)
-        arguments["meta_batch_size"] = size
-        if self.outer_step in OPTIMIZERS:
-            arguments |= {"optimizer": OPTIMIZERS[self.outer_step], "learning_rate": self.learning_rate}
+        if self.learning_rate is not None:
+            learner = make_learner(step, problem.train, self.step_options, self.learning_rate, arguments)
+            check_points(learner)
+            return learner
         learner = MetaLearner(problem.train, **arguments)
         check_points(learner)
-        if self.outer_step in OPTIMIZERS:
-            return learner
-        step = theory_step(self, learner, problem)
+        theory = theory_step(self, learner, problem)
         return MetaLearner.from_parts(
-            problem.train, learner.method, step, meta_batch_size=size, seed=self.seed, processes=processes
+            problem.train, learner.method, theory, meta_batch_size=size, seed=self.seed, processes=processes
         )
 
 
@@ -239,16 +239,12 @@ def build_problem(config: SupervisedConfig) -> SupervisedProblem:
     return entry.build(config, device, config.seed)
 
 
-def check_outer_step(config: SupervisedConfig) -> None:
-    """Check that the settings apply to the outer step, and its theorem to the update.
+def check_theorem(config: SupervisedConfig) -> None:
+    """Check that the theorem of the outer step `fallah` holds for the update.
 
     Raises:
         ValueError: naming the setting.
     """
-    own_default = {"learning_rate": None, "max_grad_norm": None, "anneal_iterations": 0}  # of adam and sgd
-    for name, default in ({"step_tasks": 20} if config.outer_step in OPTIMIZERS else own_default).items():
-        if getattr(config, name) != default:
-            raise ValueError(f"{name} does not apply to outer step {config.outer_step!r}; remove it")
     if config.outer_step == "fallah":
         if config.outer not in FALLAH:
             raise ValueError(f"outer must be one of {sorted(FALLAH)} for the outer step 'fallah', got {config.outer!r}")
@@ -289,7 +285,8 @@ def theory_step(config: SupervisedConfig, learner: MetaLearner, problem: Supervi
     if config.learn_inner_lr is not None:
         found = f"outer_step {config.outer_step!r} with learn_inner_lr {config.learn_inner_lr!r}"
         raise ValueError(
-            f"outer_step must be adam or sgd to learn inner step sizes: a theorem's alpha is fixed, got {found}"
+            "outer_step must be adam, sgd or alpha_maml to learn inner step sizes: a theorem's alpha is fixed,"
+            f" got {found}"
         )
     tasks = limit_tasks(config.step_tasks, problem)
     if tasks < learner.processes.size:
@@ -341,7 +338,9 @@ def make_callbacks(config: SupervisedConfig, learner: MetaLearner, problem: Supe
     source, tasks = problem.test, limit_tasks(config.eval_tasks, problem)
     sizes = [None] * config.eval_steps
     assert config.inner_lr is not None
-    points = {} if problem.known is None else problem.known.points(config.inner_lr, learner.method.inner.steps)
+    points: Mapping[str, Params] = {}
+    if problem.known is not None and learner.method.learned_rule is None:  # else they move with alpha
+        points = problem.known.points(config.inner_lr, learner.method.inner.steps)
     return [
         HeldOutEvaluation(config.eval_every, source, tasks, sizes, config.eval_seed),
         StationarityMonitor(source, problem.all_tasks or 100, every=config.eval_every, points=points),

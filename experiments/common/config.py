@@ -30,7 +30,7 @@ class RunConfig:
 
     script: ClassVar[str]
     """The command, for messages."""
-    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType({"learn_inner_lr": None})
+    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType({"learn_inner_lr": None, "step_options": []})
     """Settings that older versions did not write, with the values they trained with."""
 
     outer: str = "maml"
@@ -49,6 +49,8 @@ class RunConfig:
     """Other options of the update, as name=value: delta=published (hf_maml), lam=2 (imaml), baseline=none (e_maml)."""
     anneal_iterations: int | None = None
     """Anneal the outer step size linearly to a tenth over this many iterations. Default: all. 0: no annealing."""
+    step_options: tuple[str, ...] = ()
+    """Options of the outer step alpha_maml, as name=value: hyper_lr_alpha=1e-4, hyper_lr_beta=1e-4, floor=0 or none."""
     max_grad_norm: float | None = None
     """Clip the mean meta-gradient to this norm. Default: no clipping."""
     device: str = "cpu"

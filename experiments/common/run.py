@@ -52,6 +52,9 @@ CHANGEABLE = (
 )
 """Settings that a resumed run may change; `config.json` records changes of the outer step size."""
 
+ADAPTED = {"alpha_maml": ("learning_rate", "anneal_iterations")}
+"""Settings that it may not change, because the outer step adapts them."""
+
 
 @dataclass(frozen=True)
 class Run(Generic[C]):
@@ -322,8 +325,9 @@ def _begin_again(
 
 def check_changeable(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise a `ValueError` that names a setting which a resumed run cannot change."""
+    fixed = ADAPTED.get(saved.get("outer_step", ""), ())
     for name, value in given.items():
-        if name not in CHANGEABLE and value != saved[name]:
+        if (name not in CHANGEABLE or name in fixed) and value != saved[name]:
             raise ValueError(f"{name} cannot change when a run is resumed: it is {saved[name]!r}, got {value!r}")
 
 

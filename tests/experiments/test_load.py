@@ -191,6 +191,8 @@ WRONG: dict[str, list[Any]] = {
     "env": [None, 1, {}, "navigatoin"],
     "log_dir": [None, 1, [], "a\0b"],
     "hessian_data": ["other", 1, []],
+    "outer_step": ["fallah", None, 1],
+    "step_options": ["floor=0", None, ["floor=0"], [1]],
     "actions": ["clipped", None, 1],
     "normalize_observations": ["false", 0, None],
     "discount": ["0.9", None, 2.0],

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import metarl
 from metarl import checkpoint
 from metarl.outer import OUTER
 from tests.experiments import runs
@@ -120,10 +122,41 @@ def test_same_seed_same_numbers_other_seed_others(tmp_path: Path) -> None:
     assert found["a"] == found["b"] != found["c"]
 
 
+ADAPTING = ["--outer-step", "alpha_maml", "--learn-inner-lr", "scalar"]
+
+
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("outer", ["maml", "imaml"])
-def test_resumed_equals_uninterrupted(tmp_path: Path, outer: str) -> None:
-    shared = ["--outer", outer, "--anneal-iterations", 4]
+def test_outer_steps(tmp_path: Path) -> None:
+    """The first step of alpha_maml is that of sgd; then its rates move. A file alone makes it again."""
+    few = ["--iterations", 1, "--anneal-iterations", 0]
+    one = runs.train(tmp_path / "sgd", "--outer-step", "sgd", "--learning-rate", 0.5, *few)
+    other = runs.train(tmp_path / "own", *ADAPTING, "--learning-rate", 0.5, "--iterations", 3)
+    first = runs.train(tmp_path / "first", *ADAPTING, "--learning-rate", 0.5, "--iterations", 1)
+    params = checkpoint.load(first / "checkpoint.pt")["params"]
+    for name, value in checkpoint.load(one / "checkpoint.pt")["params"].items():
+        torch.testing.assert_close(params[name], value, rtol=1e-6, atol=1e-7)
+    found = runs.lines(other)
+    assert found[0]["train/outer_lr"] == 0.5 != found[1]["train/outer_lr"]
+    assert found[0]["train/inner_lr"] != found[1]["train/inner_lr"]
+    assert json.loads((other / "config.json").read_text())["anneal_iterations"] == 0
+    config = runs.saved(other)["config"]
+    assert config["step_options"]["outer_lr"] == 0.5
+    source = metarl.load(other).source
+    again, opened = metarl.MetaLearner.load(other / "checkpoint.pt", source).learn(1), metarl.load(other).learn(1)
+    for name, value in opened.params.items():
+        assert torch.equal(again.params[name], value)
+    options = ["--step-options", "hyper_lr_alpha=0", "hyper_lr_beta=0.5", "floor=none"]
+    chosen = runs.train(tmp_path / "chosen", "--outer-step", "alpha_maml", *options, "--iterations", 1)
+    saved = runs.saved(chosen)["config"]["step_options"]
+    assert (saved["hyper_lr_alpha"], saved["hyper_lr_beta"], saved["floor"]) == (0.0, 0.5, None)
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(
+    "more", [["--outer", "maml"], ["--outer", "imaml"], ADAPTING], ids=["maml", "imaml", "adapting"]
+)
+def test_resumed_equals_uninterrupted(tmp_path: Path, more: list[str]) -> None:
+    shared = more if more == ADAPTING else [*more, "--anneal-iterations", 4]
     whole = runs.train(tmp_path / "whole", *shared, "--iterations", 4)
     parts = runs.train(tmp_path / "parts", *shared, "--iterations", 2)
     assert runs.saved(whole) != runs.saved(parts)

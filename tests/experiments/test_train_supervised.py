@@ -19,9 +19,10 @@ from metarl import checkpoint
 from metarl.callbacks import HeldOutEvaluation
 from metarl.engine import Engine
 from metarl.experiments import train_supervised
+from metarl.experiments.common.outer_steps import APPLY, OPTIMIZERS
 from metarl.experiments.common.problems import PROBLEMS
 from metarl.experiments.common.run import new_run
-from metarl.experiments.train_supervised import OPTIMIZERS, BatchConfig, SinusoidConfig, config_type
+from metarl.experiments.train_supervised import BatchConfig, SinusoidConfig, config_type
 from metarl.outer import OUTER
 from metarl.theory import Estimation, estimate_source
 from metarl.theory.logistic import hessian_smoothness, six_logistic_tasks, smoothness
@@ -293,6 +294,7 @@ def test_small_problems_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None
 
 # How w moves.
 
+WITHOUT_ALPHA = ("--step-options", "hyper_lr_alpha=0")
 META_GRADIENT = -1 / 32  # of MAML at w = 0: the mean of a (1 - alpha a)^2 (0 - c), for a = 1, 2 and c = 1, -1
 
 
@@ -304,6 +306,7 @@ META_GRADIENT = -1 / 32  # of MAML at w = 0: the mean of a (1 - alpha a)^2 (0 - 
         (["--outer-step", "sgd", "--learning-rate", 0.5], -0.5 * META_GRADIENT),
         (["--outer-step", "sgd", "--max-grad-norm", 0.01], 0.2 * 0.01),
         (["--outer-step", "adam"], 0.2),  # its first step is the sign's
+        (["--outer-step", "alpha_maml", *WITHOUT_ALPHA, "--learning-rate", 0.5], -0.5 * META_GRADIENT),
         (["--outer-step", "fallah"], -META_GRADIENT / (12 * 4 * 2)),  # 1/12 / (4 L), as rho = 0
         (["--outer-step", "ji"], -META_GRADIENT / (80 * 1.5**2 * 2)),  # 1/80 / ((1 + alpha L)^2 L)
         (["--outer-step", "fallah", "--outer", "fo_maml"], 1 / 8 / (18 * 4 * 2)),  # mean of a (1 - alpha a) c: -1/8
@@ -352,10 +355,11 @@ def test_annealing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures", "rough_constants")
-@pytest.mark.parametrize("outer_step", ["adam", "sgd", "fallah", "ji"])
+@pytest.mark.parametrize("outer_step", APPLY)
 def test_every_outer_step_with_a_network(tmp_path: Path, outer_step: str) -> None:
     """L and rho are estimated."""
-    own = [] if outer_step in OPTIMIZERS else ["--step-tasks", 2]
+    own = ["--step-tasks", 2] if "step_tasks" in APPLY[outer_step] else []
+    own += ["--learn-inner-lr", "layer"] if outer_step == "alpha_maml" else []
     folder = finish(tmp_path / "run", "sinusoid", "--outer-step", outer_step, *own)
     lines = runs.lines(folder)
     assert all(("train/outer_lr" in line) == (outer_step not in OPTIMIZERS) for line in lines)
@@ -437,11 +441,12 @@ RESUMED: dict[str, list[object]] = {
 
 
 @pytest.mark.usefixtures("no_pictures", "rough_constants")
-@pytest.mark.parametrize("outer_step", ["adam", "fallah"])
+@pytest.mark.parametrize("outer_step", ["adam", "fallah", "alpha_maml"])
 @pytest.mark.parametrize("what", RESUMED)
 def test_resumed_equals_uninterrupted(tmp_path: Path, what: str, outer_step: str) -> None:
     shared = [*RESUMED[what], "--outer-step", outer_step, "--eval-every", 3, "--eval-steps", 1]
     shared += ["--step-tasks", 2] if outer_step == "fallah" else []
+    shared += ["--learn-inner-lr", "scalar"] if outer_step == "alpha_maml" else []
     whole = finish(tmp_path / "whole", *shared, "--iterations", 6)
     train_supervised.build_problem.cache_clear()
     parts = finish(tmp_path / "parts", *shared, "--iterations", 3)
@@ -545,6 +550,20 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
         for step in ("fallah", "ji")
         for name in ("learning-rate", "max-grad-norm", "anneal-iterations")
     ),
+    *(
+        (f"sinusoid --outer-step {step} --step-options floor=0", ("step_options does not apply", f"'{step}'"))
+        for step in ("adam", "sgd", "fallah", "ji")
+    ),
+    ("sinusoid --outer-step alpha_maml", ("hyper_lr_alpha needs", "--learn-inner-lr scalar")),
+    ("sinusoid --outer-step alpha_maml --anneal-iterations 3", ("anneal_iterations does not apply", "'alpha_maml'")),
+    ("sinusoid --outer-step alpha_maml --step-tasks 3", ("step_tasks does not apply", "'alpha_maml'")),
+    (
+        "sinusoid --outer-step alpha_maml --step-options flor=1",
+        ("step_options must be some of", "did you mean 'floor'"),
+    ),
+    ("sinusoid --outer-step alpha_maml --step-options floor=x", ("floor must be a number or none", "got 'x'")),
+    ("sinusoid --outer-step alpha_maml --step-options hyper_lr_beta=-1", ("hyper_lr_beta must", "got -1.0")),
+    ("sinusoid --outer-step alpha_maml --learning-rate 0", ("learning_rate must", "got 0.0")),
     ("sinusoid --outer-step fallah --outer reptile", ("outer must be one of", "'fallah'", "got 'reptile'")),
     ("sinusoid --outer-step fallah --inner-steps 2", ("inner_steps must be 1", "'fallah'", "got 2")),
     (
@@ -580,6 +599,7 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
             ("step-tasks", "1", "1"),
         )
     ),
+    ("--resume adapting --learning-rate 0.5", ("learning_rate cannot change", "it is 0.3, got 0.5")),
     ("--resume open --learning-rate 0", ("learning_rate must", "got 0.0")),
     ("--resume open --anneal-iterations -1", ("anneal_iterations must", "got -1")),
     ("--resume done", ("iterations must be more than the 1 that done has, got 1",)),
@@ -594,6 +614,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_classes(folder / "pictures", {"train": "abc", "val": "de", "test": "fg"})
     config = BatchConfig(problem="six_logistic", inner_batch=5, iterations=1, log_dir=folder)
     new_run(dataclasses.replace(config, name="open"))
+    adapts = {"outer_step": "alpha_maml", "learn_inner_lr": "scalar", "learning_rate": 0.3}
+    new_run(dataclasses.replace(config, name="adapting", **adapts))
     done = new_run(dataclasses.replace(config, name="done"))
     done.learner.learn(1).save(done.folder / "checkpoint.pt")
     (done.folder / "evaluation.json").write_text("{}")
