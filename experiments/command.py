@@ -15,6 +15,7 @@ SCRIPTS = {
     "few-shot": ("few_shot", "few-shot classification against a strong baseline"),
     "theory": ("reports.theory", "check the papers' claims"),
     "certify": ("reports.certify", "check meta-gradients against exact answers"),
+    "tuning": ("reports.tuning", "map the score over both step sizes"),
     "benchmark": ("reports.benchmark", "measure the speed of the parts"),
 }
 

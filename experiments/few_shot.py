@@ -2,15 +2,18 @@
 
     metarl few-shot --data digits --ways 5 --shots 1 --seeds 0 1 --log-dir runs --name digits
     metarl few-shot --data omniglot/ --inverted --rotations --split 1100 100 423 --ways 20
+    metarl few-shot --data strokes --outer fo_maml sign_maml maml --reference fo_maml --equal-cost
 
 `from scratch` adapts the untrained network. `joint pretraining` trains it to classify all training classes, replaces
 the last layer by zeros for the new classes, and adapts everything; it takes the same number of steps and images as the
 updates. Each row uses the inner step size with the highest accuracy on the validation classes, the mean over 1, 3, 5
-and 10 steps; an update tries each candidate in a shorter training. The folder gets `comparison.json` and
+and 10 steps; an update tries each candidate in a shorter training. With `--reference`, a second table has the paired
+differences of every row to that update, on the same seeds and test tasks. The folder gets `comparison.json` and
 `comparison.png`.
 """
 
 import dataclasses
+import itertools
 import json
 import statistics
 import time
@@ -32,7 +35,7 @@ from metarl.errors import check_choice, check_int, check_real
 from metarl.evaluation import evaluate
 from metarl.experiments.common import cli
 from metarl.experiments.common.config import describe_setup
-from metarl.experiments.common.evaluation import summarize_seeds
+from metarl.experiments.common.evaluation import compare_pairs, summarize_seeds
 from metarl.experiments.common.figures import Curve, adaptation_figure
 from metarl.experiments.common.images import ImageSettings, Sources, build_few_shot, build_network
 from metarl.experiments.common.lock import FolderLock
@@ -46,6 +49,7 @@ from metarl.random import torch_generator
 from metarl.schedules import Linear
 from metarl.supervised.class_sets import ClassSet, as_floats
 from metarl.supervised.few_shot import FewShot
+from metarl.supervised.networks import mlp
 from metarl.types import Params, Rule
 
 STEPS = (0, 1, 3, 5, 10)
@@ -64,8 +68,13 @@ class Arguments(ImageSettings):
     """Query images of a class."""
     outer: tuple[str, ...] = tuple(OUTER)
     """Outer updates to compare. Default: all."""
+    reference: str | None = None
+    """An update of --outer: also print the paired differences of every row to it."""
     iterations: int = 500
     """Meta-iterations of each run."""
+    equal_cost: bool = False
+    """Let --iterations and --pilot-iterations count those of fo_maml: an update whose iteration costs more gradients
+    gets fewer, so that all cost the same. A Hessian-vector product counts as two gradients."""
     meta_batch_size: int = 16
     """Tasks per iteration."""
     inner_steps: int = 3
@@ -93,19 +102,29 @@ class Arguments(ImageSettings):
 
 
 class Setup(NamedTuple):
-    """What all runs share: the settings, the tasks and the comparison's folder."""
+    """What all runs share: the settings, the tasks, the comparison's folder, and the iterations of the updates."""
 
     given: Arguments
     sources: Sources
+    training: Mapping[int, FewShot]  # of each seed, with its network
     folder: Path
+    iterations: Mapping[tuple[str, int], int]  # of an update, from `iterations` or `pilot_iterations`
 
 
 class Fitted(NamedTuple):
-    """One run: the initial parameters, the rule that adapts them, and the seconds an iteration took."""
+    """One run: the initial parameters, the rule that adapts them, what was spent, and the seconds of an iteration."""
 
     params: Params
     rule: Rule
     seconds: float
+    spent: Mapping[str, int]  # iterations, gradients, hessian_vector_products
+
+
+class Row(NamedTuple):
+    """A row of the table, and the scores of its runs."""
+
+    summary: dict[str, Any]
+    scores: npt.NDArray[np.float32]  # [seeds, steps + 1, tasks]
 
 
 @cli.one_line_errors()
@@ -124,16 +143,25 @@ def main(arguments: list[str] | None = None) -> None:
 def run_all(setup: Setup) -> None:
     """Every row, and the table and the picture of them all."""
     given = setup.given
-    rows: dict[str, dict[str, Any]] = {}
+    found: dict[str, Row] = {}
     for name in tqdm(["from scratch", "joint pretraining", *given.outer], disable=None, unit="method"):
-        rows[name] = compare(setup, name)
+        found[name] = compare(setup, name)
+    rows = {name: row.summary for name, row in found.items()}
     results = {**describe_setup(given), "results": rows}
+    if given.reference is not None:
+        others, same = [name for name in found if name != given.reference], found[given.reference].scores
+        results["differences"] = {name: compare_pairs(found[name].scores, same) for name in others}
     write_json(setup.folder / "comparison.json", results)
     curves = {name: Curve(row["mean"], row["ci95"]) for name, row in rows.items()}
     title = f"{Path(given.data).name}: {given.ways}-way {given.shots}-shot, new classes"
     figure = adaptation_figure(curves, title, "accuracy")
     write_atomically(setup.folder / "comparison.png", figure.savefig)
-    print(json.dumps(results) if given.json else table(rows))
+    if given.json:
+        print(json.dumps(results))
+    else:
+        print(table(rows))
+        if given.reference is not None:
+            print(f"\nAccuracy minus that of {given.reference}:\n\n{table_of_differences(results['differences'])}")
 
 
 def prepare(given: Arguments) -> Setup:
@@ -150,16 +178,48 @@ def prepare(given: Arguments) -> Setup:
         check_distinct(name, getattr(given, name))
     for outer in given.outer:
         check_choice("outer", outer, OUTER)
+    if given.reference is not None:
+        check_choice("reference", given.reference, given.outer)
     for seed in given.seeds:
         check_int("seeds", seed, minimum=0)
     for factor in given.factors:
         check_real("factors", factor)
     device = pick_device(given.device)
     sources = build_few_shot(given, given.shots, given.queries, device, given.seeds[0])
-    return Setup(given, sources, new_folder(given.log_dir, given.name))
+    counts = {(outer, number): number for outer in given.outer for number in (given.iterations, given.pilot_iterations)}
+    if given.equal_cost:
+        counts = divide_by_cost(given, sources.train)
+    training = {seed: training_tasks(given, sources.train, seed) for seed in given.seeds}
+    return Setup(given, sources, training, new_folder(given.log_dir, given.name), counts)
 
 
-def compare(setup: Setup, name: str) -> dict[str, Any]:
+def divide_by_cost(given: Arguments, source: FewShot) -> dict[tuple[str, int], int]:
+    """The iterations of each update that cost as much as the given numbers of iterations of fo_maml.
+
+    Raises:
+        ValueError: for a number that does not pay for one iteration.
+    """
+    costs = {outer: cost_of_iteration(source, outer, given.inner_steps) for outer in (*given.outer, "fo_maml")}
+    counts = {}
+    for name, outer in itertools.product(("iterations", "pilot_iterations"), given.outer):
+        number = getattr(given, name)
+        counts[outer, number] = number * costs["fo_maml"] // costs[outer]
+        if counts[outer, number] == 0:
+            wanted = f"at least {-(-costs[outer] // costs['fo_maml'])} to pay for an iteration of {outer!r}"
+            raise ValueError(f"{name} must be {wanted}, got {number}")
+    return counts
+
+
+def cost_of_iteration(source: FewShot, outer: str, inner_steps: int) -> int:
+    """The gradients of an iteration for each task; a Hessian-vector product counts as two."""
+    small = dataclasses.replace(source, network=mlp(int(np.prod(source.classes.image_shape)), source.ways, hidden=(2,)))
+    options = OPTIONS.get(outer)
+    learner = MetaLearner(small, outer, inner_steps=inner_steps, outer_options=options, meta_batch_size=2)
+    counts = learner.learn(1).counts
+    return (counts["gradients"] + 2 * counts["hessian_vector_products"]) // 2
+
+
+def compare(setup: Setup, name: str) -> Row:
     """One row: the runs of all seeds with the best step size, on the test classes."""
     given = setup.given
     fit, candidates = choose_fit(setup, name)
@@ -168,19 +228,21 @@ def compare(setup: Setup, name: str) -> dict[str, Any]:
     runs = [fit(seed, best, False) for seed in given.seeds]
     # [seeds, steps + 1, tasks]
     scores = np.stack([curve(run, setup.sources.test, given.tasks, TEST_SEED) for run in runs])
-    return {
+    summary = {
         "inner_lr": best,
         "validation": {str(size): value if np.isfinite(value) else None for size, value in pilots.items()},
         **summarize_seeds(scores),
+        **runs[0].spent,
         "seconds_per_iteration": statistics.median(run.seconds for run in runs),
     }
+    return Row(summary, scores)
 
 
 def choose_fit(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fitted], Sequence[float]]:
     """The function that makes a row's run from a seed, a step size and whether it is a pilot; and the candidates."""
     if name == "from scratch":
         return lambda seed, size, _: Fitted(
-            training_tasks(setup, seed).initial_params(), sgd(size), 0.0
+            setup.training[seed].initial_params(), sgd(size), 0.0, {}
         ), BASELINE_STEP_SIZES
     if name == "joint pretraining":
         pretrained: dict[int, tuple[Params, float]] = {}  # it does not depend on the step size
@@ -188,7 +250,8 @@ def choose_fit(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fi
         def fit(seed: int, size: float, pilot: bool) -> Fitted:
             if seed not in pretrained:
                 pretrained[seed] = pretrain(setup, seed)
-            return Fitted(pretrained[seed][0], sgd(size), pretrained[seed][1])
+            params, seconds = pretrained[seed]
+            return Fitted(params, sgd(size), seconds, {"iterations": setup.given.iterations})
 
         return fit, BASELINE_STEP_SIZES
     sizes = [inner_defaults(name)[0] * factor for factor in setup.given.factors]
@@ -211,18 +274,17 @@ def curve(run: Fitted, source: FewShot, num_tasks: int, seed: int) -> npt.NDArra
     return scores
 
 
-def training_tasks(setup: Setup, seed: int) -> FewShot:
+def training_tasks(given: Arguments, train: FewShot, seed: int) -> FewShot:
     """The training tasks with the network of a seed."""
-    train, given = setup.sources.train, setup.given
     return dataclasses.replace(train, network=build_network(given, train.classes.image_shape, given.ways, seed))
 
 
 def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool) -> Fitted:
     """A run of an outer update."""
     given = setup.given
-    iterations = given.pilot_iterations if pilot else given.iterations
+    iterations = setup.iterations[outer, given.pilot_iterations if pilot else given.iterations]
     learner = MetaLearner(
-        training_tasks(setup, seed),
+        setup.training[seed],
         outer,
         inner_lr=inner_lr,
         inner_steps=given.inner_steps,
@@ -235,7 +297,8 @@ def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool
     start = time.perf_counter()
     cli.learn(learner, iterations)
     seconds = (time.perf_counter() - start) / iterations
-    return Fitted(learner.params, learner.method.inner.rule, seconds)
+    spent = {name: learner.counts[name] for name in ("gradients", "hessian_vector_products")}
+    return Fitted(learner.params, learner.method.inner.rule, seconds, {"iterations": iterations, **spent})
 
 
 def pretrain(setup: Setup, seed: int) -> tuple[Params, float]:
@@ -274,12 +337,26 @@ def random_images(
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Accuracies in percent after each number of steps, as a Markdown table."""
-    head = ["method", *(f"{k} steps" for k in STEPS), "inner step size", "s / iteration"]
+    head = ["method", *(f"{k} steps" for k in STEPS), "inner step size", "iterations", "s / iteration"]
     lines = []
     for name, row in rows.items():
         cells = [with_interval(row["mean"][k], row["ci95"][k], unit=0.01) for k in STEPS]
-        lines.append([name, *cells, f"{row['inner_lr']:.3g}", f"{row['seconds_per_iteration']:.3f}"])
+        spent = [str(row.get("iterations", 0)), f"{row['seconds_per_iteration']:.3f}"]
+        lines.append([name, *cells, f"{row['inner_lr']:.3g}", *spent])
     return markdown_table(head, lines)
+
+
+INTERVALS = {"ci95": "seeds and tasks", "over_seeds": "seeds", "over_tasks": "tasks"}
+"""The intervals of a paired difference, and what each holds over."""
+
+
+def table_of_differences(differences: Mapping[str, Mapping[str, Any]]) -> str:
+    """Paired differences in percentage points after each number of steps, with each kind of interval."""
+    lines = []
+    for name, row in differences.items():
+        for kind, over in INTERVALS.items():
+            lines.append([name, over, *(with_interval(row["mean"][k], row[kind][k], unit=0.01) for k in STEPS)])
+    return markdown_table(["method", "95 % interval over", *(f"{k} steps" for k in STEPS)], lines)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,21 @@ def summarize_seeds(scores: npt.NDArray[np.floating[Any]]) -> dict[str, Any]:
     }
 
 
+def compare_pairs(scores: npt.NDArray[np.floating[Any]], reference: npt.NDArray[np.floating[Any]]) -> dict[str, Any]:
+    """Mean differences `scores - reference` after each step, both `[seeds, steps + 1, tasks]`, with 95 % intervals.
+
+    Entries with the same indices must come from the same seed and the same task. `ci95` holds over seeds and tasks;
+    `over_seeds` and `over_tasks` are Student's t intervals of the means over the other; `None` for a single seed.
+    """
+    differences = scores.astype(np.float64) - reference
+    steps = range(differences.shape[1])
+    return {
+        **summarize_seeds(differences),
+        "over_seeds": [confidence_interval(differences[:, step].mean(1)) for step in steps],
+        "over_tasks": [confidence_interval(differences[:, step].mean(0)) for step in steps],
+    }
+
+
 def step_sizes(learner: MetaLearner, steps: int, schedule: Schedule = "halved") -> list[float | None]:
     """Inner step sizes at test time: `constant`, or `halved` after the trained steps (Finn et al., 2017).
 

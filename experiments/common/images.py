@@ -15,8 +15,9 @@ from metarl.supervised.digits import digits, mnist1d
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.image_folders import has_split_folders, image_folders, split_folders
 from metarl.supervised.networks import conv4, mlp
+from metarl.supervised.strokes import strokes
 
-SHIPPED: dict[str, Callable[[], Splits]] = {"digits": digits, "mnist1d": mnist1d}
+SHIPPED: dict[str, Callable[[], Splits]] = {"digits": digits, "mnist1d": mnist1d, "strokes": strokes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class NetworkSettings:
     ways: int = 5
     """Classes of a task (N)."""
     network: Literal["mlp", "conv4"] | None = None
-    """Network. Default: mlp for digits and mnist1d, conv4 for images."""
+    """Network. Default: mlp for digits, mnist1d and strokes, conv4 for images."""
     hidden: tuple[int, ...] = (64, 64)
     """Units of the mlp's hidden layers."""
 
@@ -36,7 +37,7 @@ class ImageSettings(NetworkSettings):
     """Images, and the network that classifies them."""
 
     data: str = "digits"
-    """digits, mnist1d, or a folder of class folders of images; its folders train, val and test are used as they are."""
+    """digits, mnist1d, strokes, or a folder of class folders; its folders train, val and test are used as they are."""
     filters: int = 32
     """Channels of conv4."""
     image_size: int = 28

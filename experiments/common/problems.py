@@ -289,6 +289,7 @@ PROBLEMS: dict[str, Entry] = {
     "sinusoid": Entry("Sinusoid regression", SinusoidSettings, sinusoid, SINUSOID),
     "digits": Entry("Few-shot two-digit numbers", ShippedSettings, partial(shipped_data, "digits"), SHIPPED),
     "mnist1d": Entry("Few-shot MNIST-1D", ShippedSettings, partial(shipped_data, "mnist1d"), SHIPPED),
+    "strokes": Entry("Few-shot drawn characters", ShippedSettings, partial(shipped_data, "strokes"), SHIPPED),
     "images": Entry("Few-shot classification of a folder of images", FolderSettings, images, SHIPPED),
 }
 """Problems by name, each with settings that suit it."""

@@ -1,5 +1,6 @@
 """`metarl few-shot`: a tiny comparison from end to end, and that a signal leaves no half-trained row behind."""
 
+import dataclasses
 import json
 import signal
 from functools import partial
@@ -8,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from metarl import MetaLearner
 from metarl.engine import Engine
 from metarl.experiments import few_shot
+from metarl.experiments.common.evaluation import compare_pairs
 from tests.experiments import runs
 
 TINY = [
@@ -83,6 +86,8 @@ def test_a_signal_ends_the_program_without_a_result(tmp_path: Path, monkeypatch:
         (["--network", "conv4", "--hidden", 8], ("hidden does not apply to network 'conv4'", "(8,)")),
         (["--filters", 8], ("filters does not apply to network 'mlp'", "8")),
         (["--rotations"], ("rotations does not apply to 'digits'",)),
+        (["--outer", "maml", "--reference", "fo_maml"], ("reference must", "maml", "'fo_maml'")),
+        (["--outer", "maml", "--equal-cost"], ("pilot_iterations must be at least 2", "'maml'", "1")),
     ],
 )
 def test_bad_input(options: list[Any], wanted: tuple[str, ...], tmp_path: Path) -> None:
@@ -91,3 +96,66 @@ def test_bad_input(options: list[Any], wanted: tuple[str, ...], tmp_path: Path) 
     assert all(text in outcome.err for text in wanted), outcome.err
     assert len(outcome.err.splitlines()) == 1
     assert not (tmp_path / "none").exists()
+
+
+# --- equal cost, and paired differences
+
+GRADIENTS_OF_AN_ITERATION = {  # of each task with two inner steps, by hand: gradients + 2 Hessian-vector products
+    "fo_maml": 3,
+    "sign_maml": 3,
+    "maml": 3 + 2 * 2,
+    "hf_maml": 3 + 2 * 2,  # two more gradients for each product
+}
+
+
+@pytest.mark.parametrize("outer", GRADIENTS_OF_AN_ITERATION)
+def test_the_cost_of_an_iteration(outer: str) -> None:
+    given = few_shot.Arguments(hidden=(8,), inner_steps=2)
+    source = few_shot.build_few_shot(given, 1, 2, torch.device("cpu"), 0).train
+    assert few_shot.cost_of_iteration(source, outer, 2) == GRADIENTS_OF_AN_ITERATION[outer]
+    counts = few_shot.divide_by_cost(dataclasses.replace(given, outer=(outer,), iterations=500), source)
+    assert counts == {(outer, n): n * 3 // GRADIENTS_OF_AN_ITERATION[outer] for n in (500, 100)}
+
+
+def test_equal_cost_and_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_shot, "Engine", partial(Engine, record=False))
+    updates = ["--outer", "maml", "fo_maml", "sign_maml", "--reference", "fo_maml", "--equal-cost"]
+    options: list[Any] = [*TINY, "--data", "strokes", "--hidden", 8, "--seeds", 0, 1, 2, *updates]
+    options[options.index("--iterations") + 1] = options[options.index("--pilot-iterations") + 1] = 7
+    where = ("--log-dir", tmp_path, "--name", "paired")
+    outcome = runs.call("few_shot", *options, *where)
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "paired" / "comparison.json").read_text())
+
+    # One inner step: fo_maml takes 2 gradients, maml 4 in an iteration of two tasks.
+    rows = found["results"]
+    spent = {
+        name: [rows[name][key] for key in ("iterations", "gradients", "hessian_vector_products")]
+        for name in rows
+        if name in updates
+    }
+    assert spent == {"fo_maml": [7, 28, 0], "sign_maml": [7, 28, 0], "maml": [3, 12, 6]}
+
+    assert set(found["differences"]) == {"from scratch", "joint pretraining", "maml", "sign_maml"}
+    for name, row in found["differences"].items():
+        assert row["mean"] == pytest.approx(np.subtract(rows[name]["mean"], rows["fo_maml"]["mean"]), abs=1e-6)
+        by_seed = np.subtract(rows[name]["by_seed"], rows["fo_maml"]["by_seed"])  # [seeds, steps + 1]
+        half = 4.302653 * by_seed.std(0, ddof=1) / 3**0.5  # t of two degrees of freedom
+        assert np.array(row["over_seeds"]) == pytest.approx(
+            np.stack([by_seed.mean(0) - half, by_seed.mean(0) + half], 1), abs=1e-5
+        )
+    assert "| sign_maml | seeds | " in outcome.out
+    assert outcome.out.count("| tasks |") == 4
+
+
+def test_pairs_of_the_same_task_are_compared() -> None:
+    """Equal scores differ by nothing, however much tasks and seeds vary; in another order they do not pair."""
+    rng = np.random.default_rng(0)
+    scores = (rng.normal(size=(4, 1, 1)) + rng.normal(size=(1, 2, 30))).astype(np.float32)
+    same = compare_pairs(scores + np.float32(0.25), scores)
+    for kind in ("ci95", "over_seeds", "over_tasks"):
+        assert np.array(same[kind]) == pytest.approx(np.full((2, 2), 0.25), abs=1e-5)
+    wide = compare_pairs(scores + np.float32(0.25), scores[:, :, ::-1])
+    assert all(high - low > 0.3 for low, high in wide["over_tasks"])
+    # one seed says nothing about others
+    assert compare_pairs(scores[:1], scores[:1])["over_seeds"] == [None, None]

@@ -41,6 +41,7 @@ TAKES: dict[str, set[str]] = {
     "sinusoid": SHOTS,
     "digits": SHOTS | NETWORK,
     "mnist1d": SHOTS | NETWORK,
+    "strokes": SHOTS | NETWORK,
     "images": SHOTS | NETWORK | FOLDER,
 }
 

@@ -36,7 +36,7 @@ TINY = [
     *("--eval-steps", "2", "--eval-tasks", "2", "--final-tasks", "2"),
 ]
 IMAGES = ["--ways", "2", "--queries", "2", "--image-size", "16", "--network", "mlp", "--hidden", "8"]
-CPU_ONLY = [name for name in PROBLEMS if name not in ("sinusoid", "digits", "mnist1d", "images")]
+CPU_ONLY = [name for name in PROBLEMS if name not in ("sinusoid", "digits", "mnist1d", "strokes", "images")]
 SCORES = {"sinusoid": "minus_mse", "two_quadratics": "minus_loss", "quadratics": "minus_loss"}  # others: accuracy
 
 
