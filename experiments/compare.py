@@ -115,11 +115,17 @@ def plan(given: Arguments) -> dict[str, list[TrainConfig]]:
 
 
 def iterations_for(config: TrainConfig, env_steps: int) -> int:
-    """The update's iterations within `env_steps`. A tiny iteration counts the episodes that each one draws."""
-    small = dataclasses.replace(config, meta_batch_size=2, episodes=2, horizon=1)  # e_maml needs two episodes
-    draws = small.build_learner().learn(1).counts["samples"] // 4
+    """The update's iterations within `env_steps`. Tiny iterations count the draws that each one makes."""
+    # e_maml needs two episodes; the parameters hardly move
+    small = dataclasses.replace(config, meta_batch_size=2, episodes=2, horizon=1, learning_rate=1e-9)
+    learner = small.build_learner()
+    annealed = 0 if learner.method.annealing is None else learner.method.annealing.iterations
     assert config.horizon is not None
-    iterations = env_steps // (draws * config.meta_batch_size * config.episodes * config.horizon)
+    draws, before = env_steps // (config.meta_batch_size * config.episodes * config.horizon), 0
+    # annealed iterations differ; those after them make as many draws as the first one after them
+    while (now := learner.learn(1).counts["samples"] // 4) <= draws and learner.iterations <= annealed:
+        before = now
+    iterations = learner.iterations - 1 if now > draws else learner.iterations + (draws - now) // (now - before)
     if iterations == 0:
         raise ValueError(
             f"env_steps must be enough for an iteration of each update, got {env_steps}, too few for {config.outer}"

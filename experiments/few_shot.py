@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ from metarl.files import write_atomically, write_json
 from metarl.inner import sgd
 from metarl.outer import OUTER, inner_defaults
 from metarl.random import torch_generator
-from metarl.schedules import Linear
+from metarl.schedules import SCHEDULES
 from metarl.supervised.class_sets import ClassSet, as_floats
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import mlp
@@ -85,6 +85,8 @@ class Arguments(ImageSettings):
     """Meta-iterations of the training that compares the candidates."""
     learning_rate: float = 3e-3
     """Outer step size of Adam, annealed to a tenth."""
+    anneal: Literal["linear", "cosine"] = "linear"
+    """Shape of the annealing: linear, or half a period of a cosine."""
     tasks: int = 400
     """Test tasks; also validation tasks."""
     seeds: tuple[int, ...] = (0, 1)
@@ -112,10 +114,10 @@ class Setup(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """One run: the initial parameters, the rule that adapts them, what was spent, and the seconds of an iteration."""
+    """One run: the initial parameters, the rule of each step, what was spent, and the seconds of an iteration."""
 
     params: Params
-    rule: Rule
+    rules: list[Rule]
     seconds: float
     spent: Mapping[str, int]  # iterations, gradients, hessian_vector_products
 
@@ -242,7 +244,7 @@ def choose_fit(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fi
     """The function that makes a row's run from a seed, a step size and whether it is a pilot; and the candidates."""
     if name == "from scratch":
         return lambda seed, size, _: Fitted(
-            setup.training[seed].initial_params(), sgd(size), 0.0, {}
+            setup.training[seed].initial_params(), [sgd(size)] * max(STEPS), 0.0, {}
         ), BASELINE_STEP_SIZES
     if name == "joint pretraining":
         pretrained: dict[int, tuple[Params, float]] = {}  # it does not depend on the step size
@@ -251,7 +253,7 @@ def choose_fit(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fi
             if seed not in pretrained:
                 pretrained[seed] = pretrain(setup, seed)
             params, seconds = pretrained[seed]
-            return Fitted(params, sgd(size), seconds, {"iterations": setup.given.iterations})
+            return Fitted(params, [sgd(size)] * max(STEPS), seconds, {"iterations": setup.given.iterations})
 
         return fit, BASELINE_STEP_SIZES
     sizes = [inner_defaults(name)[0] * factor for factor in setup.given.factors]
@@ -270,7 +272,7 @@ def validation_score(setup: Setup, fit: Callable[[], Fitted]) -> float:
 def curve(run: Fitted, source: FewShot, num_tasks: int, seed: int) -> npt.NDArray[np.float32]:
     """Accuracies `[steps + 1, tasks]`; all runs get the same tasks from the same seed."""
     tasks = source.sample(num_tasks, np.random.default_rng(seed))
-    scores: npt.NDArray[np.float32] = evaluate(run.params, tasks, [run.rule] * max(STEPS)).scores.numpy()
+    scores: npt.NDArray[np.float32] = evaluate(run.params, tasks, run.rules).scores.numpy()
     return scores
 
 
@@ -291,14 +293,14 @@ def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool
         outer_options=OPTIONS.get(outer),
         meta_batch_size=given.meta_batch_size,
         learning_rate=given.learning_rate,
-        schedule=Linear(iterations),
+        schedule=SCHEDULES[given.anneal](iterations),
         seed=seed,
     )
     start = time.perf_counter()
     cli.learn(learner, iterations)
     seconds = (time.perf_counter() - start) / iterations
     spent = {name: learner.counts[name] for name in ("gradients", "hessian_vector_products")}
-    return Fitted(learner.params, learner.method.inner.rule, seconds, {"iterations": iterations, **spent})
+    return Fitted(learner.params, learner.rules([None] * max(STEPS)), seconds, {"iterations": iterations, **spent})
 
 
 def pretrain(setup: Setup, seed: int) -> tuple[Params, float]:
@@ -308,7 +310,7 @@ def pretrain(setup: Setup, seed: int) -> tuple[Params, float]:
     network = build_network(given, classes.image_shape, len(classes), seed).to(train.device)
     generator = torch_generator(np.random.default_rng(seed))
     optimizer = torch.optim.Adam(network.parameters(), given.learning_rate)
-    annealing = torch.optim.lr_scheduler.LambdaLR(optimizer, Linear(given.iterations))
+    annealing = torch.optim.lr_scheduler.LambdaLR(optimizer, SCHEDULES[given.anneal](given.iterations))
     number = given.meta_batch_size * given.ways * (given.shots + given.queries)
     start = time.perf_counter()
     for _ in range(given.iterations):

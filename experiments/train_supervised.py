@@ -79,7 +79,7 @@ class SupervisedConfig(RunConfig):
     step_tasks: int = 20
     """Separate tasks from which fallah and ji choose each step size."""
     anneal_iterations: int | None = 0
-    """Anneal the outer step size linearly to a tenth over this many iterations. Default: no annealing."""
+    """Anneal the outer step size to a tenth over this many iterations. Default: no annealing."""
     eval_every: int = 100
     """Evaluate, and measure |grad F|, every this many iterations."""
     save_every: int = 100
@@ -282,8 +282,9 @@ def check_points(learner: MetaLearner) -> None:
 def theory_step(config: SupervisedConfig, learner: MetaLearner, problem: SupervisedProblem) -> OuterStep:
     """The outer step of `fallah` or `ji`, with L and rho in closed form if they are known, else estimated."""
     assert config.inner_lr is not None
-    if config.learn_inner_lr is not None:
-        found = f"outer_step {config.outer_step!r} with learn_inner_lr {config.learn_inner_lr!r}"
+    if learner.method.learned_rule is not None:
+        learned = f"learn_inner_lr {config.learn_inner_lr!r}" if config.learn_inner_lr else f"outer {config.outer!r}"
+        found = f"outer_step {config.outer_step!r} with {learned}"
         raise ValueError(
             "outer_step must be adam, sgd or alpha_maml to learn inner step sizes: a theorem's alpha is fixed,"
             f" got {found}"

@@ -1,4 +1,4 @@
-"""Inner rules with meta-parameters: learned step sizes.
+"""Inner rules with meta-parameters: learned step sizes, and batch normalisation of each step.
 
     w_{j+1} = w_j - alpha g_j,    dL/dalpha = -sum_j <v_{j+1}, g_j>
 
@@ -10,6 +10,7 @@ holds it, and pulling back through the rule gives its gradient. Tasks must not s
 sums over all leaves. `hide_meta` keeps it from them.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -21,6 +22,7 @@ from metarl.types import Batch, Loss, Params, Role, Rule, TaskBatch
 from metarl.wrappers import TaskWrapper
 
 META = "meta/"
+PER_STEP = f"{META}per_step/"
 
 StepSizes: TypeAlias = Literal["scalar", "layer", "parameter", "layer-step"]
 STEP_SIZES = ("scalar", "layer", "parameter", "layer-step")
@@ -32,8 +34,11 @@ class LearnedRule(Protocol):
 
     def __call__(self, params: Params, grads: Params, anchor: Params) -> Params: ...
 
-    def initial_meta(self, params: Params) -> Params:
-        """The meta-parameters before training, for a network's `params`; every name starts with `META`."""
+    def initial_meta(self, params: Params, batch_norm: Collection[str] = ()) -> Params:
+        """The meta-parameters before training, for a network's `params`; every name starts with `META`.
+
+        `batch_norm` names the weights and biases of batch normalisation in `params`.
+        """
 
     def at_step(self, step: int) -> Rule:
         """The rule of one step, counted from 0; the steps after the last one of training use its values."""
@@ -74,7 +79,7 @@ class LearnedSgd:
             moved[name] = params[name] - (alpha[self.step] if self.kind == "layer-step" else alpha) * grads[name]
         return moved
 
-    def initial_meta(self, params: Params) -> Params:
+    def initial_meta(self, params: Params, batch_norm: Collection[str] = ()) -> Params:
         shape = {"parameter": None, "layer-step": (self.steps,)}.get(self.kind, ())
         return {
             self._name(name): torch.full_like(leaf, self.learning_rate)
@@ -116,6 +121,49 @@ class FixedSgd:
 
     def __call__(self, params: Params, grads: Params, anchor: Params) -> Params:
         return {**params, **{k: params[k] - self.learning_rate * grads[k] for k in visible(params)}}
+
+
+@dataclass(frozen=True)
+class PerStepNorm:
+    """A rule for all parameters except those of batch normalisation, which each step has its own of (MAML++).
+
+        w_{j+1}[k] = m_k[j]    for every weight and bias k of batch normalisation,    j = 0, ..., N-1
+
+    The rows m_k `[N, ...]` are meta-parameters, and w_0[k] is the parameter k itself, so every point of the path has its
+    own values. No inner step adapts them. Steps after those of training take the last row.
+
+    Args:
+        rule: of the other parameters, such as `LearnedSgd` or `metarl.inner.sgd`.
+        steps: the inner steps of training, N.
+        step: the step that this rule takes, j.
+    """
+
+    rule: Rule
+    steps: int
+    step: int = 0
+
+    def __call__(self, params: Params, grads: Params, anchor: Params) -> Params:
+        rows = {k.removeprefix(PER_STEP): leaf[self.step] for k, leaf in params.items() if k.startswith(PER_STEP)}
+        others = {k: leaf for k, leaf in params.items() if k not in rows and not k.startswith(PER_STEP)}
+        return {**params, **self.rule(others, grads, anchor), **rows}
+
+    def initial_meta(self, params: Params, batch_norm: Collection[str] = ()) -> Params:
+        rows = {f"{PER_STEP}{name}": torch.stack([params[name]] * self.steps) for name in batch_norm}
+        if not isinstance(self.rule, LearnedRule):
+            return rows
+        return {**self.rule.initial_meta({k: leaf for k, leaf in params.items() if k not in batch_norm}), **rows}
+
+    def at_step(self, step: int) -> "PerStepNorm":
+        rule = self.rule.at_step(step) if isinstance(self.rule, LearnedRule) else self.rule
+        return replace(self, rule=rule, step=min(step, self.steps - 1))
+
+    def with_step_size(self, step_size: float) -> Rule:
+        return replace(self, rule=FixedSgd(step_size))
+
+    def describe(self, params: Params) -> dict[str, float]:
+        """What the rule of the other parameters logs."""
+        others = {k: leaf for k, leaf in params.items() if not k.startswith(PER_STEP)}
+        return self.rule.describe(others) if isinstance(self.rule, LearnedRule) else {}
 
 
 def layer(name: str) -> str:

@@ -398,7 +398,7 @@ class MetaLearner(FixedSettings):
         return metrics
 
     def _update(self, params: Params, tasks: TaskBatch) -> MeanGrad:
-        meta_grad = self.method.update(params, hide_meta(tasks, params), self.method.inner)
+        meta_grad = self.method.at(self.iterations)(params, hide_meta(tasks, params), self.method.inner)
         share = share_of(tasks)
         check_finite(meta_grad.grads, "meta-gradient", share.first)
         return average(meta_grad, share.mean)

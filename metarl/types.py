@@ -112,6 +112,15 @@ class TaskSource(Protocol):
 
 
 @runtime_checkable
+class HasBatchNorm(Protocol):
+    """A source whose network may have batch normalisation."""
+
+    @property
+    def batch_norm_params(self) -> list[str]:
+        """The names of its weights and biases among the parameters."""
+
+
+@runtime_checkable
 class HasEpisodes(Protocol):
     """A source whose draws are episodes."""
 

@@ -15,6 +15,7 @@ from metarl.engine.records import StepRecord
 from metarl.engine.runners import CudaGraph
 from metarl.envs import FunctionalDistribution, GridWorld, LinearGaussian, Navigation
 from metarl.experiments.train import TrainConfig
+from metarl.learned_rules import hide_meta
 from metarl.rl import ReinforcementLearning
 from metarl.rl.rollout import Noise
 from metarl.rl.streams import Streams
@@ -41,13 +42,13 @@ def navigation(device: str) -> ReinforcementLearning:
 
 def assert_same_meta_gradient(method: Method, make: Callable[[str], TaskSource]) -> None:
     cpu, cuda = make("cpu"), make("cuda")
-    params = cpu.initial_params()
+    params = method.initial_params(cpu)
     recording = RecordDraws(cpu.sample(3, np.random.default_rng(0)))
-    expected = method.update(params, recording, method.inner).grads
+    expected = method.update(params, hide_meta(recording, params), method.inner).grads
     draws = [RecordedDraw(draw.role, to(draw.params, "cuda"), to(draw.batch, "cuda")) for draw in recording.draws]
     replaying = ReplayDraws(cuda.sample(3, np.random.default_rng(0)), draws)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # torch's default rounds convolutions to 10 bits
-        found = method.update(to(params, "cuda"), replaying, method.inner).grads
+        found = method.update(to(params, "cuda"), hide_meta(replaying, params), method.inner).grads
     for key in expected:
         torch.testing.assert_close(found[key].cpu(), expected[key], rtol=1e-2, atol=1e-4)
 

@@ -21,7 +21,7 @@ from metarl.errors import check_int
 from metarl.experiments.common import cli, options
 from metarl.outer import builder
 from metarl.processes import ALONE, Processes, launch
-from metarl.schedules import Linear
+from metarl.schedules import SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +30,31 @@ class RunConfig:
 
     script: ClassVar[str]
     """The command, for messages."""
-    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType({"learn_inner_lr": None, "step_options": []})
+    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
+        {"learn_inner_lr": None, "step_options": [], "anneal": "linear"}
+    )
     """Settings that older versions did not write, with the values they trained with."""
 
     outer: str = "maml"
-    """Outer update: maml, fo_maml, hf_maml, multi_step_maml, e_maml, sign_maml, moreau, reptile, imaml, or your own."""
+    """Outer update: maml, fo_maml, hf_maml, multi_step_maml, maml_plus_plus, e_maml, sign_maml, moreau, reptile, imaml,
+    or your own."""
     iterations: int = 150
     """Meta-iterations in total."""
     inner_steps: int | None = None
-    """Inner steps N. Default: the method's (1; 3 for multi_step_maml, moreau and reptile; 5 for imaml)."""
+    """Inner steps N. Default: the method's (1; 3 for multi_step_maml, moreau, reptile; 5 for maml_plus_plus, imaml)."""
     inner_lr: float | None = None
     """Inner step size alpha. Default: the method's (0.1; much smaller for sign_maml)."""
     hessian_data: Literal["fresh", "reuse"] | None = None
-    """D_h of maml and hf_maml: a fresh draw (default), or reuse the inner batch, which saves a third of the draws."""
+    """D_h of maml, maml_plus_plus and hf_maml: a fresh draw (default), or reuse the inner batch, which saves draws."""
     learn_inner_lr: Literal["scalar", "layer", "parameter", "layer-step"] | None = None
-    """Learn alpha (maml, fo_maml, hf_maml, multi_step_maml): one, or one per layer, parameter, or layer and step."""
+    """Learn alpha (maml, fo_maml, hf_maml, multi_step_maml): one, or one per layer, parameter, or layer and step, which
+    is the default of maml_plus_plus."""
     outer_options: tuple[str, ...] = ()
     """Other options of the update, as name=value: delta=published (hf_maml), lam=2 (imaml), baseline=none (e_maml)."""
     anneal_iterations: int | None = None
-    """Anneal the outer step size linearly to a tenth over this many iterations. Default: all. 0: no annealing."""
+    """Anneal the outer step size to a tenth over this many iterations. Default: all. 0: no annealing."""
+    anneal: Literal["linear", "cosine"] = "linear"
+    """Shape of the annealing: linear, or half a period of a cosine."""
     step_options: tuple[str, ...] = ()
     """Options of the outer step alpha_maml, as name=value: hyper_lr_alpha=1e-4, hyper_lr_beta=1e-4, floor=0 or none."""
     max_grad_norm: float | None = None
@@ -136,7 +142,7 @@ def learner_arguments(config: RunConfig, processes: Processes) -> dict[str, Any]
         "inner_steps": config.inner_steps,
         "outer_options": read_outer_options(config),
         "max_grad_norm": config.max_grad_norm,
-        "schedule": Linear(annealed) if annealed else None,
+        "schedule": SCHEDULES[config.anneal](annealed) if annealed else None,
         "seed": config.seed,
         "processes": processes,
     }

@@ -1,11 +1,33 @@
 """Outer updates: one file each, found by name in the registry."""
 
-from metarl.outer import e_maml, fo_maml, hf_maml, imaml, maml, moreau, multi_step_maml, reptile, sign_maml  # noqa: F401 (each registers)
+from metarl.outer import (  # noqa: F401 (each registers)
+    e_maml,
+    fo_maml,
+    hf_maml,
+    imaml,
+    maml,
+    maml_plus_plus,
+    moreau,
+    multi_step_maml,
+    reptile,
+    sign_maml,
+)
 from metarl.outer.pull_back import outer_gradient, pull_back
-from metarl.outer.registry import OUTER, Method, builder, check_method, inner_defaults, make_method, options, register
+from metarl.outer.registry import (
+    OUTER,
+    Annealing,
+    Method,
+    builder,
+    check_method,
+    inner_defaults,
+    make_method,
+    options,
+    register,
+)
 
 __all__ = [
     "OUTER",
+    "Annealing",
     "Method",
     "builder",
     "check_method",

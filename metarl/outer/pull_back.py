@@ -7,7 +7,8 @@ dependence on `w_j`, through the gradient (where the Hessian enters), and throug
 methods differ only in how they multiply by the Hessian. Only one step's graph is in memory at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from metarl.derivatives import gradients, scores
@@ -36,9 +37,11 @@ def pull_back(
     cotangent: Params,
     multiply: Multiply | None,
     hessian_data: HessianData,
+    on_the_way: Mapping[int, Params] = MappingProxyType({}),
 ) -> Params:
     """The gradient at `w_N` pulled back to `w_0`: the factor of the *last* step acts first.
 
+    `on_the_way` has gradients at earlier points `w_j`, by j: each is added where the pull-back arrives at its point.
     Without `multiply` the Hessian counts as zero: the first-order gradient, also of the rule's meta-parameters.
     `path` must have its batches if `hessian_data` is `reuse`, and its gradients if the rule has no adjoint.
     """
@@ -53,6 +56,8 @@ def pull_back(
         if multiply is not None:
             data = tasks.draw(w, "hessian") if hessian_data == "fresh" else path.batches[j]
             cotangent = add(through_w, multiply(tasks, w, data, through_g))
+        if j in on_the_way:
+            cotangent = add(cotangent, on_the_way[j])
         if to_anchor is not None:
             through_anchor = to_anchor if through_anchor is None else add(through_anchor, to_anchor)
     return cotangent if through_anchor is None else add(cotangent, through_anchor)

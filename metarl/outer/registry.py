@@ -14,6 +14,7 @@ from metarl.memory import check_fits
 from metarl.types import (
     ChecksSecondDerivatives,
     ChecksSize,
+    HasBatchNorm,
     HasEpisodes,
     HasHessianWarning,
     Inner,
@@ -37,9 +38,23 @@ class Recipe(NamedTuple):
         return make_method(self.name, self.inner_lr, self.inner_steps, **self.options)
 
 
+class Annealing(NamedTuple):
+    """Other updates in the first iterations of training."""
+
+    iterations: int  # how many
+    update: Callable[[int], OuterUpdate]  # of an iteration, counted from 0
+
+
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A published algorithm: an outer update and the inner loop of its definition."""
+    """A published algorithm: an outer update and the inner loop of its definition.
+
+    Example, first-order in the first ten iterations:
+        >>> fo_maml, maml = make_method("fo_maml"), make_method("maml")
+        >>> method = Method(maml.update, maml.inner, annealing=Annealing(10, lambda iteration: fo_maml.update))
+        >>> method.at(9) is fo_maml.update, method.at(10) is maml.update
+        (True, True)
+    """
 
     update: OuterUpdate
     inner: Inner
@@ -47,7 +62,13 @@ class Method:
     min_episodes: int = 1  # of each task in a draw: more than one if the update compares episodes
     needs_hessian: bool = False  # of the tasks' loss, exactly or by differences of gradients
     differentiates_twice: bool = False  # takes exact Hessian-vector products, of any loss
+    annealing: Annealing | None = None  # other updates in the first iterations
     recipe: Recipe | None = field(default=None, init=False)  # set by `make_method`; a method of your own has none
+
+    def at(self, iteration: int) -> OuterUpdate:
+        """The update of an iteration, counted from 0."""
+        early = self.annealing
+        return self.update if early is None or iteration >= early.iterations else early.update(iteration)
 
     @property
     def learned_rule(self) -> LearnedRule | None:
@@ -56,8 +77,11 @@ class Method:
 
     def initial_params(self, source: TaskSource) -> Params:
         """The parameters before training: the source's and the inner rule's meta-parameters."""
-        params = source.initial_params()
-        return params if self.learned_rule is None else {**params, **self.learned_rule.initial_meta(params)}
+        params, rule = source.initial_params(), self.learned_rule
+        if rule is None:
+            return params
+        batch_norm = source.batch_norm_params if isinstance(source, HasBatchNorm) else []
+        return {**params, **rule.initial_meta(params, batch_norm)}
 
     def make_rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
         """The inner rule of each step with another step size; `None` means as in training.
@@ -66,11 +90,11 @@ class Method:
             ValueError: when the method was not made by its name.
         """
         own = rules(self.inner, len(step_sizes))
-        return [rule if size is None else self._fixed(size) for rule, size in zip(own, step_sizes, strict=True)]
+        return [rule if size is None else self._fixed(rule, size) for rule, size in zip(own, step_sizes, strict=True)]
 
-    def _fixed(self, step_size: float) -> Rule:
-        if self.learned_rule is not None:
-            return self.learned_rule.with_step_size(step_size)
+    def _fixed(self, rule: Rule, step_size: float) -> Rule:
+        if isinstance(rule, LearnedRule):
+            return rule.with_step_size(step_size)
         if self.recipe is None:
             raise ValueError("step_sizes need a method made by its name, such as make_method('maml')")
         return self.recipe._replace(inner_lr=step_size).make().inner.rule

@@ -154,6 +154,13 @@ class NetworkSource(FixedSettings):
         """
         check_second_derivatives("network", self.network, self._probe())
 
+    @property
+    def batch_norm_params(self) -> list[str]:
+        """The names of the parameters of batch normalisation."""
+        kinds = (TransductiveBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        norms = [(name, module) for name, module in self.network.named_modules() if isinstance(module, kinds)]
+        return [f"{name}.{leaf}".lstrip(".") for name, module in norms for leaf, _ in module.named_parameters()]
+
     def _predict(self, params: Params, x: Tensor) -> Tensor:
         outputs: Tensor = call(self.network, params, x)
         return outputs

@@ -23,7 +23,7 @@ from metarl.wrappers import CountCost, RecordDraws
 from tests.reference.checks import function, one, ravel
 from tests.reference.problems import PROBLEMS, ReferenceProblem
 
-LEARNING = ("maml", "fo_maml", "hf_maml", "multi_step_maml")
+LEARNING = ("maml", "fo_maml", "hf_maml", "multi_step_maml", "maml_plus_plus")
 STEPS = 3
 
 

@@ -89,18 +89,20 @@ CHANGES = {  # (method, option): the settings to compare
     ("hf_maml", "hessian_data"): ({"hessian_data": "fresh"}, {"hessian_data": "reuse"}),
     ("hf_maml", "delta"): ({"delta": "relative"}, {"delta": "published", "rho": 1.0}),
     ("hf_maml", "rho"): ({"delta": "published", "rho": 1.0}, {"delta": "published", "rho": 0.3}),
+    ("maml_plus_plus", "hessian_data"): ({"hessian_data": "fresh"}, {"hessian_data": "reuse"}),
     ("e_maml", "baseline"): ({"baseline": "tasks"}, {"baseline": "trajectories"}),
     ("imaml", "lam"): ({"lam": 2.0}, {"lam": 1.0}),
     ("imaml", "cg_steps"): ({"cg_steps": 1}, {"cg_steps": 3}),
 }
 
 
-LEARNED = {(name, "learn_inner_lr") for name in ("maml", "fo_maml", "hf_maml", "multi_step_maml")}
+LEARNED = {(name, "learn_inner_lr") for name in ("maml", "fo_maml", "hf_maml", "multi_step_maml", "maml_plus_plus")}
+ANNEALED = {("maml_plus_plus", name) for name in ("multi_step_iterations", "second_order_from", "per_step_norm")}
 
 
 def test_every_option_is_in_the_table() -> None:
-    """Learned step sizes have tests of their own, `test_learned_rules.py`."""
-    assert {(name, option) for name in OUTER for option in options(name)} - LEARNED == set(CHANGES)
+    """Learned step sizes and annealing have tests of their own, `test_learned_rules.py` and `test_maml_plus_plus.py`."""
+    assert {(name, option) for name in OUTER for option in options(name)} - LEARNED - ANNEALED == set(CHANGES)
 
 
 @pytest.mark.parametrize(("name", "option"), CHANGES)
@@ -115,7 +117,7 @@ def test_step_size_and_number_of_steps_do_something(name: str) -> None:
     checks.differ(make_method(name, 0.1, 2), make_method(name, 0.1, 3), problems.regression)
 
 
-ONE_ON_FINITE_SUMS = {"maml", "multi_step_maml", "e_maml"}
+ONE_ON_FINITE_SUMS = {"maml", "multi_step_maml", "maml_plus_plus", "e_maml"}  # with equal step sizes
 PAIRS = [p for p in itertools.combinations(sorted(OUTER), 2) if not ONE_ON_FINITE_SUMS.issuperset(p)]
 
 

@@ -123,7 +123,7 @@ def test_bad_inner_steps(name: str, bad: Any) -> None:
 @pytest.mark.parametrize("name", sorted(OUTER))
 def test_defaults_and_chosen_steps(name: str) -> None:
     learning_rate, steps = inner_defaults(name)
-    assert steps == {"moreau": 3, "multi_step_maml": 3, "reptile": 3, "imaml": 5}.get(name, 1)
+    assert steps == {"moreau": 3, "multi_step_maml": 3, "reptile": 3, "maml_plus_plus": 5, "imaml": 5}.get(name, 1)
     assert make_method(name).inner.steps == steps
     assert make_method(name, inner_steps=4).inner.steps == 4
     checks.coincide(make_method(name), make_method(name, learning_rate, steps), problems.regression, 0)

@@ -58,6 +58,7 @@ COSTS: dict[str, tuple[dict[str, Any], Any]] = {
     "maml": ({}, lambda n: (n + 1, n, (n, 1, n))),
     "maml_reuse": ({"hessian_data": "reuse"}, lambda n: (n + 1, n, (n, 1, 0))),
     "multi_step_maml": ({}, lambda n: (n + 1, n, (n, 1, n))),
+    "maml_plus_plus": ({}, lambda n: (n + 1, n, (n, 1, n))),
     "hf_maml": ({}, lambda n: (3 * n + 1, 0, (n, 1, n))),
     "hf_maml_reuse": ({"hessian_data": "reuse"}, lambda n: (3 * n + 1, 0, (n, 1, 0))),
     "e_maml": ({}, lambda n: (2 * n + 1, n, (n, 1, 0))),  # a score term is a gradient

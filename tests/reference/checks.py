@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from metarl import Method
+from metarl.learned_rules import hide_meta
 from metarl.supervised import FiniteSumTaskBatch
 from metarl.types import Batch, MetaGrad, Params, SampledTaskBatch, TaskBatch
 from metarl.wrappers import CountCost, RecordDraws, RecordedDraw, ReplayDraws, TaskWrapper
@@ -44,12 +45,15 @@ def assert_same(a: MetaGrad, b: MetaGrad) -> None:
 
 
 def run(method: Method, problem: ReferenceProblem) -> MetaGrad:
-    return method.update(problem.params, problem.tasks, method.inner)
+    """The update, with the initial meta-parameters of the method's rule, if it has any."""
+    meta = {} if method.learned_rule is None else method.learned_rule.initial_meta(problem.params)
+    params = {**problem.params, **meta}
+    return method.update(params, hide_meta(problem.tasks, params), method.inner)
 
 
 def record(method: Method, problem: ReferenceProblem) -> tuple[MetaGrad, list[RecordedDraw]]:
     recording = RecordDraws(problem.tasks)
-    return method.update(problem.params, recording, method.inner), recording.draws
+    return run(method, problem._replace(tasks=recording)), recording.draws
 
 
 def function(tasks: TaskBatch, like: Params, batch: Batch, task: int) -> Function:
@@ -74,7 +78,7 @@ def finite_sum_data(problem: ReferenceProblem, steps: int, task: int) -> Data:
     nothing = torch.zeros(n, dtype=torch.float64)  # the data do not depend on the parameters
     others = torch.zeros(max(tasks.num_tasks - 1, 1))
     sampled = Sampled([support] * steps, [lambda w: nothing] * steps, [nothing] * steps, nothing.sum(), others)
-    return Data([support] * steps, query, [support] * steps, sampled)
+    return Data([support] * steps, query, [support] * steps, sampled, [query] * (steps - 1))
 
 
 def sampled_data(problem: ReferenceProblem, draws: list[RecordedDraw], task: int) -> Sampled | None:
@@ -116,10 +120,11 @@ def equals_reference_on_its_draws(
             role: [function(problem.tasks, problem.params, d.batch, i) for d in draws if d.role == role] for role in at
         }
         assert len(f["inner"]) == method.inner.steps, f"{len(f['inner'])} inner draws"
-        assert len(f["outer"]) == 1, f"{len(f['outer'])} outer draws"
-        data = Data(f["inner"], f["outer"][0], f["hessian"][::-1], sampled_data(problem, draws, i))
+        assert f["outer"], "no outer draw"
+        data = Data(f["inner"], f["outer"][-1], f["hessian"][::-1], sampled_data(problem, draws, i), f["outer"][:-1])
         answer = reference(w, data)
-        points = {"inner": answer.points[:-1], "outer": answer.points[-1:], "hessian": answer.hessian_at}
+        outer_at = answer.outer_at or answer.points[-1:]
+        points = {"inner": answer.points[:-1], "outer": outer_at, "hessian": answer.hessian_at}
         for role, wanted in points.items():
             assert len(at[role]) == len(wanted), f"{len(at[role])} {role} draws, not {len(wanted)}"
             for j, (p, q) in enumerate(zip(at[role], wanted, strict=True)):
@@ -217,7 +222,7 @@ def coincide(a: Method, b: Method, new: NewProblem, rtol: float) -> None:
 
 def differ(a: Method, b: Method, new: NewProblem, by: float = 1e-6) -> None:
     """Meta-gradients further apart than rounding explains."""
-    x, y = (ravel(run(method, new()).grads) for method in (a, b))
+    x, y = (ravel({k: run(method, new()).grads[k] for k in new().params}) for method in (a, b))
     assert (x - y).norm() > by * y.norm(), "the results are the same"
 
 

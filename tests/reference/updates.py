@@ -4,6 +4,8 @@ Nothing here uses the library's mathematics. `Data` holds the losses of one task
 each on the batch it was drawn; an `Answer` is the meta-gradient and the points the paper draws data at.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +36,7 @@ class Data(NamedTuple):
     outer: Function  # f(.; D_o)
     hessian: list[Function]  # f(.; D_h) of step j
     sampled: Sampled | None = None
+    earlier: list[Function] = []  # noqa: RUF012 (f(.; D_o) at the points before the last one)
 
 
 class Answer(NamedTuple):
@@ -42,6 +45,7 @@ class Answer(NamedTuple):
     gradient: Tensor
     points: list[Tensor]  # w_0 ... w_N: the inner draws, and the outer one at the end
     hessian_at: list[Tensor]  # in the order of drawing
+    outer_at: list[Tensor] = []  # noqa: RUF012 (if there is more than the end)
 
 
 def gradient(f: Function, w: Tensor) -> Tensor:
@@ -168,6 +172,32 @@ def sampled_objective(w: Tensor, data: Data, alpha: float, baseline: str = "none
     return Answer(g, [p.detach() for p in points], [])
 
 
+def several_losses(
+    w: Tensor, data: Data, alpha: float, progress: float, second_order: bool, hessian_data: str = "fresh"
+) -> Answer:
+    """MAML++: autograd of the weighted sum of the losses at w_1 ... w_N through the whole inner loop.
+
+    With fresh D_h each step is replaced by its linearisation with that Hessian, so that autograd multiplies by it.
+    """
+    n, leaf = len(data.inner), w.detach().clone().requires_grad_()
+    points = [leaf]
+    for j, f in enumerate(data.inner):
+        z = points[-1]
+        if hessian_data == "reuse" and second_order:
+            g = torch.autograd.grad(f(z), z, create_graph=True)[0]
+        else:
+            g = gradient(f, z)
+            if second_order:
+                g = g + hessian(data.hessian[j], z) @ (z - z.detach())
+        points.append(z - alpha * g)
+    weights = [max((1 - progress) / n, 0.03 / n) if progress < 1 else 0.0] * (n - 1)
+    losses = [f(z) for f, z in zip([*data.earlier, data.outer], points[1:], strict=True)]
+    loss = sum(v * x for v, x in zip([*weights, 1 - sum(weights)], losses, strict=True))
+    g = torch.autograd.grad(loss, leaf)[0]
+    at = [p.detach() for p in points]
+    return Answer(g, at, at[-2::-1] if second_order and hessian_data == "fresh" else [], at[1:])
+
+
 class Row(NamedTuple):
     """One method with one choice of options, and what it must equal."""
 
@@ -177,16 +207,21 @@ class Row(NamedTuple):
     alpha: float = 0.2
     passed: tuple[str, ...] = ()  # options the reference wants too
     separable: bool = True  # a task's meta-gradient does not depend on the other tasks
+    iteration: int | None = None  # of an annealed method; default: after all annealing
 
     def __str__(self) -> str:
-        return "-".join([self.name, *(f"{k}_{v}" for k, v in self.options.items())])
+        at = [] if self.iteration is None else [f"iteration_{self.iteration}"]
+        return "-".join([self.name, *(f"{k}_{v}" for k, v in self.options.items()), *at])
 
     def method(self, steps: int) -> Method:
-        return make_method(self.name, self.alpha, steps, **self.options)
+        method = make_method(self.name, self.alpha, steps, **self.options)
+        return method if self.iteration is None else dataclasses.replace(method, update=method.at(self.iteration))
 
     def answer(self, w: Tensor, data: Data) -> Answer:
         return self.reference(w, data, self.alpha, **{k: self.options[k] for k in self.passed})
 
+
+FIXED: dict[str, Any] = {"learn_inner_lr": None, "per_step_norm": False}
 
 ROWS = [
     Row("maml", product),
@@ -202,6 +237,18 @@ ROWS = [
     *(
         Row("e_maml", sampled_objective, {"baseline": baseline}, passed=("baseline",), separable=baseline != "tasks")
         for baseline in ("none", "tasks", "trajectories")
+    ),
+    # its learned step sizes and batch normalisation have tests of their own, test_maml_plus_plus.py
+    Row("maml_plus_plus", product, FIXED),
+    *(
+        Row(
+            "maml_plus_plus",
+            functools.partial(several_losses, progress=iteration / 40, second_order=iteration >= 10),
+            {**FIXED, "hessian_data": data, "multi_step_iterations": 40, "second_order_from": 10},
+            passed=("hessian_data",),
+            iteration=iteration,
+        )
+        for iteration, data in [(0, "fresh"), (9, "fresh"), (10, "fresh"), (10, "reuse"), (39, "fresh")]
     ),
     # lam above the curvature's modulus, or there is nothing for conjugate gradients to solve
     Row("imaml", implicit, {"cg_steps": 20, "lam": 5.0}, alpha=0.1, passed=("lam",)),
