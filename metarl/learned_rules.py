@@ -129,7 +129,7 @@ class PerStepNorm:
 
         w_{j+1}[k] = m_k[j]    for every weight and bias k of batch normalisation,    j = 0, ..., N-1
 
-    The rows m_k `[N, ...]` are meta-parameters, and w_0[k] is the parameter k itself, so every point of the path has its
+    The rows m_k `[N, ...]` are meta-parameters, and w_0[k] is the parameter k itself: each point of the path has its
     own values. No inner step adapts them. Steps after those of training take the last row.
 
     Args:

@@ -17,14 +17,14 @@ from metarl.types import Params, TaskSource
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 APPLY = {
-    **dict.fromkeys(OPTIMIZERS, ("learning_rate", "max_grad_norm", "anneal_iterations")),
+    **dict.fromkeys(OPTIMIZERS, ("learning_rate", "max_grad_norm", "anneal_iterations", "anneal")),
     "alpha_maml": ("learning_rate", "max_grad_norm", "step_options"),
     **dict.fromkeys(("fallah", "ji"), ("step_tasks",)),
 }
 """Settings that apply to an outer step; those of the others must be left alone."""
 
 UNSET: Mapping[str, Sequence[Any]] = {
-    **{"learning_rate": (None,), "max_grad_norm": (None,), "anneal_iterations": (None, 0)},
+    **{"learning_rate": (None,), "max_grad_norm": (None,), "anneal_iterations": (None, 0), "anneal": ("linear",)},
     **{"step_tasks": (20,), "step_options": ((),)},
 }
 """Values of these settings that leave them alone."""

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from metarl.experiments import train
+from metarl.experiments.compare import iterations_for
+from metarl.experiments.train import TrainConfig
 from tests.experiments import runs
 
 
@@ -37,3 +39,24 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = [line.split("|")[1:-1] for line in outcome.out.splitlines() if line.startswith("|")][-4:]
     assert [row[0].strip() for row in table] == ["update", "---", "`maml`", "`fo_maml`"]
     assert {len(row) for row in table} == {1 + 4 + 3}
+
+
+@pytest.mark.parametrize(("first_order", "several"), [(0, 0), (0, 3), (2, 0), (2, 3), (3, 2), (9, 9)])
+def test_the_budget_of_an_update_whose_cost_is_annealed(first_order: int, several: int) -> None:
+    """Two inner steps: draws of D_in and D_o at each point, or one D_o, and two D_h unless it is first-order."""
+    options = (f"second_order_from={first_order}", f"multi_step_iterations={several}")
+    config = TrainConfig(
+        outer="maml_plus_plus", inner_steps=2, outer_options=options, meta_batch_size=2, episodes=2, horizon=3
+    )
+    for budget in (1, 3, 4, 8, 13, 30):  # draws
+        spent = wanted = 0
+        while True:
+            spent += 2 + (2 if wanted < several else 1) + (0 if wanted < first_order else 2)
+            if spent > budget:
+                break
+            wanted += 1
+        if wanted:
+            assert iterations_for(config, 12 * budget + 11) == wanted
+        else:
+            with pytest.raises(ValueError, match="env_steps must be enough for an iteration"):
+                iterations_for(config, 12 * budget + 11)

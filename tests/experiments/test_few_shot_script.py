@@ -4,8 +4,9 @@ import dataclasses
 import json
 import signal
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from metarl import MetaLearner
 from metarl.engine import Engine
 from metarl.experiments import few_shot
 from metarl.experiments.common.evaluation import compare_pairs
+from metarl.learned_rules import PER_STEP, PerStepNorm
+from metarl.schedules import Cosine
 from tests.experiments import runs
 
 TINY = [
@@ -58,6 +61,37 @@ def test_a_comparison(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(found["results"]["maml"]["validation"]) == 1
     with Image.open(tmp_path / "both" / "comparison.png") as image:
         assert len(image.convert("RGB").getcolors(maxcolors=image.width * image.height) or []) > 50
+
+
+def test_the_rules_of_all_steps_and_a_cosine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update whose steps differ is judged with the rule of each step."""
+    made, fit = [], few_shot.meta_train
+
+    def kept(*given: Any) -> few_shot.Fitted:
+        made.append(fit(*given))
+        return made[-1]
+
+    class Noted(Cosine):
+        def __init__(self, iterations: int) -> None:
+            super().__init__(iterations)
+            spans.append(iterations)
+
+    spans: list[int] = []
+    monkeypatch.setattr(few_shot, "meta_train", kept)
+    monkeypatch.setattr(few_shot, "SCHEDULES", {"cosine": Noted})
+    monkeypatch.setattr(few_shot, "Engine", partial(Engine, record=False))
+    options = ["--data", folder_of_images(tmp_path / "images"), "--split", 3, 3, 3, "--image-size", 16, "--filters", 4]
+    tiny = [2 if before == "--inner-steps" else word for before, word in pairwise(["", *TINY])]
+    outcome = runs.call(
+        *("few_shot", *options, "--outer", "maml_plus_plus", *tiny, "--anneal", "cosine"),
+        *("--log-dir", tmp_path, "--name", "one"),
+    )
+    assert outcome.code == 0, outcome.err
+    assert spans == [2, 2, 1, 2, 2]  # pretraining with two seeds, the pilot, two runs
+    for fitted in made:
+        rules = cast(list[PerStepNorm], fitted.rules)
+        assert [rule.step for rule in rules] == [0] + [1] * 9
+        assert f"{PER_STEP}norm1.weight" in fitted.params
 
 
 def test_a_signal_ends_the_program_without_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from metarl.experiments.common.outer_steps import APPLY, OPTIMIZERS
 from metarl.experiments.common.problems import PROBLEMS
 from metarl.experiments.common.run import new_run
 from metarl.experiments.train_supervised import BatchConfig, SinusoidConfig, config_type
+from metarl.learned_rules import visible
 from metarl.outer import OUTER
 from metarl.theory import Estimation, estimate_source
 from metarl.theory.logistic import hessian_smoothness, six_logistic_tasks, smoothness
@@ -354,6 +355,17 @@ def test_annealing(tmp_path: Path) -> None:
     assert (two - one).item() == pytest.approx(-0.2 * 0.55 * gradient, rel=1e-9)
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_annealing_along_a_cosine(tmp_path: Path) -> None:
+    """Three iterations have the factors 1, 0.775 and 0.325; a resumed run goes on along the curve."""
+    settings = ["--anneal", "cosine", "--anneal-iterations", 3, "--learning-rate", 0.1]
+    folder = finish(tmp_path / "run", "two_quadratics", *settings, "--iterations", 1)
+    resume(folder, "--iterations", 3)
+    rates = [line["train/learning_rate"] for line in runs.lines(folder)]
+    assert rates == pytest.approx([0.1, 0.0775, 0.0325])
+    assert runs.saved(folder)["config"]["schedule"] == {"name": "cosine", "iterations": 3, "end": 0.1}
+
+
 @pytest.mark.usefixtures("no_pictures", "rough_constants")
 @pytest.mark.parametrize("outer_step", APPLY)
 def test_every_outer_step_with_a_network(tmp_path: Path, outer_step: str) -> None:
@@ -565,6 +577,10 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("sinusoid --outer-step alpha_maml --step-options hyper_lr_beta=-1", ("hyper_lr_beta must", "got -1.0")),
     ("sinusoid --outer-step alpha_maml --learning-rate 0", ("learning_rate must", "got 0.0")),
     ("sinusoid --outer-step fallah --outer reptile", ("outer must be one of", "'fallah'", "got 'reptile'")),
+    ("sinusoid --outer-step ji --anneal cosine", ("anneal does not apply to outer step 'ji'; remove it",)),
+    ("sinusoid --outer-step ji --outer maml_plus_plus", ("to learn inner step sizes", "got", "outer 'maml_plus_plus'")),
+    ("sinusoid --outer-step ji --learn-inner-lr layer", ("to learn inner step sizes", "learn_inner_lr 'layer'")),
+    ("sinusoid --anneal steps", ("--anneal", "steps")),
     ("sinusoid --outer-step fallah --inner-steps 2", ("inner_steps must be 1", "'fallah'", "got 2")),
     (
         "two_quadratics --outer e_maml --outer-options baseline=trajectories",

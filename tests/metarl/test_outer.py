@@ -101,7 +101,7 @@ ANNEALED = {("maml_plus_plus", name) for name in ("multi_step_iterations", "seco
 
 
 def test_every_option_is_in_the_table() -> None:
-    """Learned step sizes and annealing have tests of their own, `test_learned_rules.py` and `test_maml_plus_plus.py`."""
+    """Learned step sizes and annealing are tested in `test_learned_rules.py` and `test_maml_plus_plus.py`."""
     assert {(name, option) for name in OUTER for option in options(name)} - LEARNED - ANNEALED == set(CHANGES)
 
 

@@ -97,6 +97,11 @@ def hypergradients(source: TaskSource) -> dict[str, Any]:
     return {"method": method, "outer_step": HypergradientStep(method.initial_params(source), 0.01)}
 
 
+def annealed(source: TaskSource) -> dict[str, Any]:
+    """Several losses in three iterations, the first of them first-order."""
+    return {"inner_steps": 2, "outer_options": {"multi_step_iterations": 3, "second_order_from": 1}}
+
+
 def navigation() -> ReinforcementLearning:
     tasks = Navigation(horizon=6)
     policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs={"net_arch": [8]})
@@ -107,13 +112,14 @@ CASES: dict[str, tuple[Callable[[], TaskSource], str, Callable[[TaskSource], dic
     "sinusoids": (lambda: Sinusoids(), "maml", lambda _: {"max_grad_norm": 1.0}),
     "resampled": (lambda: Sinusoids(setting="resampling"), "multi_step_maml", lambda _: {}),
     "alpha maml": (lambda: Sinusoids(), "maml", hypergradients),
+    "annealed": (lambda: Sinusoids(), "maml_plus_plus", annealed),
     "quadratics": (FreshQuadratics, "imaml", lambda _: {}),  # logs how well it has solved for each task
     "logistic": (FreshLogistic, "hf_maml", adaptive),
     "minibatches": (minibatches, "maml", lambda _: {}),
     "score terms": (ShiftedSource, "e_maml", lambda _: {}),  # a baseline over the other tasks
     "navigation": (navigation, "e_maml", lambda _: {}),
 }
-SINGLE_PRECISION = ("sinusoids", "resampled", "alpha maml", "navigation")
+SINGLE_PRECISION = ("sinusoids", "resampled", "alpha maml", "annealed", "navigation")
 
 
 def make(case: str, num_tasks: int, processes: Processes) -> MetaLearner:

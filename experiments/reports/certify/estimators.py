@@ -9,7 +9,10 @@ from metarl.rl import SURROGATES
 
 VARIED = {"hessian_data": ("fresh", "reuse"), "baseline": ("none", "tasks", "trajectories")}
 
-PULLED, FIRST_ORDER, SAMPLED = ("maml", "multi_step_maml", "hf_maml"), ("fo_maml",), ("e_maml",)
+PULLED = ("maml", "multi_step_maml", "maml_plus_plus", "hf_maml")
+FIRST_ORDER, SAMPLED = ("fo_maml",), ("e_maml",)
+FIXED = {"learn_inner_lr": None, "per_step_norm": False}
+"""Options that are certified at these values: no meta-parameters. The update is that after all annealing."""
 OTHER = {
     "sign_maml": "the loss after sign steps",
     "moreau": "Moreau envelopes",
@@ -41,7 +44,8 @@ class Estimator(NamedTuple):
 
     def method(self, alpha: float) -> Method:
         """The registered method."""
-        return make_method(self.update, alpha, self.steps, **self.options)
+        fixed = {name: value for name, value in FIXED.items() if name in options(self.update)}
+        return make_method(self.update, alpha, self.steps, **fixed, **self.options)
 
 
 def enumerate_estimators(baselines: tuple[str, ...]) -> Iterator[Estimator]:
