@@ -17,6 +17,7 @@ import numpy as np
 
 from metarl.errors import check_choice, check_int
 from metarl.experiments.common import cli
+from metarl.experiments.common.budget import count_iterations
 from metarl.experiments.common.evaluation import summarize_seeds
 from metarl.experiments.common.figures import Curve, adaptation_figure
 from metarl.experiments.common.lock import FolderLock
@@ -118,14 +119,9 @@ def iterations_for(config: TrainConfig, env_steps: int) -> int:
     """The update's iterations within `env_steps`. Tiny iterations count the draws that each one makes."""
     # e_maml needs two episodes; the parameters hardly move
     small = dataclasses.replace(config, meta_batch_size=2, episodes=2, horizon=1, learning_rate=1e-9)
-    learner = small.build_learner()
-    annealed = 0 if learner.method.annealing is None else learner.method.annealing.iterations
     assert config.horizon is not None
-    draws, before = env_steps // (config.meta_batch_size * config.episodes * config.horizon), 0
-    # annealed iterations differ; those after them make as many draws as the first one after them
-    while (now := learner.learn(1).counts["samples"] // 4) <= draws and learner.iterations <= annealed:
-        before = now
-    iterations = learner.iterations - 1 if now > draws else learner.iterations + (draws - now) // (now - before)
+    draws = env_steps // (config.meta_batch_size * config.episodes * config.horizon)
+    iterations = count_iterations(small.build_learner(), draws, lambda counts: counts["samples"] // 4)
     if iterations == 0:
         raise ValueError(
             f"env_steps must be enough for an iteration of each update, got {env_steps}, too few for {config.outer}"

@@ -34,6 +34,7 @@ from metarl.engine import Engine
 from metarl.errors import check_choice, check_int, check_real
 from metarl.evaluation import evaluate
 from metarl.experiments.common import cli
+from metarl.experiments.common.budget import count_iterations
 from metarl.experiments.common.config import describe_setup
 from metarl.experiments.common.evaluation import compare_pairs, summarize_seeds
 from metarl.experiments.common.figures import Curve, adaptation_figure
@@ -201,24 +202,28 @@ def divide_by_cost(given: Arguments, source: FewShot) -> dict[tuple[str, int], i
     Raises:
         ValueError: for a number that does not pay for one iteration.
     """
-    costs = {outer: cost_of_iteration(source, outer, given.inner_steps) for outer in (*given.outer, "fo_maml")}
+    unit = cost(small_learner(given, source, "fo_maml").learn(1).counts)
     counts = {}
     for name, outer in itertools.product(("iterations", "pilot_iterations"), given.outer):
         number = getattr(given, name)
-        counts[outer, number] = number * costs["fo_maml"] // costs[outer]
+        counts[outer, number] = count_iterations(small_learner(given, source, outer), number * unit, cost)
         if counts[outer, number] == 0:
-            wanted = f"at least {-(-costs[outer] // costs['fo_maml'])} to pay for an iteration of {outer!r}"
+            first = cost(small_learner(given, source, outer).learn(1).counts)
+            wanted = f"at least {-(-first // unit)} to pay for an iteration of {outer!r}"
             raise ValueError(f"{name} must be {wanted}, got {number}")
     return counts
 
 
-def cost_of_iteration(source: FewShot, outer: str, inner_steps: int) -> int:
-    """The gradients of an iteration for each task; a Hessian-vector product counts as two."""
+def cost(counts: Mapping[str, int]) -> int:
+    """Gradients, where a Hessian-vector product counts as two."""
+    return counts["gradients"] + 2 * counts["hessian_vector_products"]
+
+
+def small_learner(given: Arguments, source: FewShot, outer: str) -> MetaLearner:
+    """The update with a tiny network and two tasks: its counts are those of any network."""
     small = dataclasses.replace(source, network=mlp(int(np.prod(source.classes.image_shape)), source.ways, hidden=(2,)))
     options = OPTIONS.get(outer)
-    learner = MetaLearner(small, outer, inner_steps=inner_steps, outer_options=options, meta_batch_size=2)
-    counts = learner.learn(1).counts
-    return (counts["gradients"] + 2 * counts["hessian_vector_products"]) // 2
+    return MetaLearner(small, outer, inner_steps=given.inner_steps, outer_options=options, meta_batch_size=2)
 
 
 def compare(setup: Setup, name: str) -> Row:

@@ -146,9 +146,18 @@ GRADIENTS_OF_AN_ITERATION = {  # of each task with two inner steps, by hand: gra
 def test_the_cost_of_an_iteration(outer: str) -> None:
     given = few_shot.Arguments(hidden=(8,), inner_steps=2)
     source = few_shot.build_few_shot(given, 1, 2, torch.device("cpu"), 0).train
-    assert few_shot.cost_of_iteration(source, outer, 2) == GRADIENTS_OF_AN_ITERATION[outer]
+    counts = few_shot.small_learner(given, source, outer).learn(1).counts
+    assert few_shot.cost(counts) == 2 * GRADIENTS_OF_AN_ITERATION[outer]  # two tasks
     counts = few_shot.divide_by_cost(dataclasses.replace(given, outer=(outer,), iterations=500), source)
     assert counts == {(outer, n): n * 3 // GRADIENTS_OF_AN_ITERATION[outer] for n in (500, 100)}
+
+
+def test_the_iterations_of_an_annealed_update() -> None:
+    """MAML++ with two inner steps: 4 gradients in 25 iterations, then 8, and 7 from iteration 50 on."""
+    given = few_shot.Arguments(hidden=(8,), inner_steps=2, outer=("maml_plus_plus",), iterations=500)
+    source = few_shot.build_few_shot(given, 1, 2, torch.device("cpu"), 0).train
+    wanted = {500: 50 + (500 * 3 - 25 * 4 - 25 * 8) // 7, 100: 25 + (100 * 3 - 25 * 4) // 8}
+    assert few_shot.divide_by_cost(given, source) == {("maml_plus_plus", n): k for n, k in wanted.items()}
 
 
 def test_equal_cost_and_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
