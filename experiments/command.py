@@ -16,6 +16,7 @@ SCRIPTS = {
     "theory": ("reports.theory", "check the papers' claims"),
     "certify": ("reports.certify", "check meta-gradients against exact answers"),
     "tuning": ("reports.tuning", "map the score over both step sizes"),
+    "robustness": ("reports.robustness", "train from step sizes of four decades, fixed and adapted"),
     "benchmark": ("reports.benchmark", "measure the speed of the parts"),
 }
 
