@@ -17,11 +17,14 @@ from metarl.experiments.common import cli
 from metarl.experiments.reports.theory import (
     batches,
     complexity,
+    descent,
+    estimator,
     floors,
     imaml,
     moreau,
     multi_step,
     sign,
+    smoothness,
     step_size,
     two_quadratics,
 )
@@ -38,6 +41,9 @@ CLAIMS = {
     7: Claim("imaml", "iMAML's objective is neither convex nor smooth", imaml.check),
     8: Claim("step_size", "The adaptive step size", step_size.check),
     9: Claim("complexity", "O(1/eps^2) iterations to an eps-stationary point", complexity.check),
+    10: Claim("estimator", "One-step MAML's estimator: bias and moments", estimator.check),
+    11: Claim("smoothness", "MAML is smooth with L(w), which the step size estimates", smoothness.check),
+    12: Claim("descent", "MAML's descent and the printed floors", descent.check),
 }
 """By number; each has a file with its name."""
 

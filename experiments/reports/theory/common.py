@@ -1,6 +1,6 @@
 """How a claim reports what it found: rows of a table, a figure, a remark."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -46,6 +46,15 @@ def listing(values: Sequence[float]) -> str:
 def is_near(value: float, expected: float, tolerance: float = 0.05) -> bool:
     """Whether `value` agrees with a number given with two digits."""
     return abs(value - expected) <= tolerance * expected
+
+
+def bounded(
+    claim: str, source: str, ratios: Mapping[str, float], *, of: str = "measured / bound", required: bool = True
+) -> Row:
+    """A row on an upper bound, from the largest ratio on each problem."""
+    measured = "; ".join(f"{name} {ratio:.2g}" for name, ratio in ratios.items())
+    good = max(ratios.values()) <= 1 + 1e-9  # rounding
+    return Row(claim, source, f"{of} at most 1", measured, good, required)
 
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:
