@@ -139,7 +139,7 @@ def smooth(ax: Axes, count: int) -> list[Row]:
         slopes[name] = float((found[:, 0] / found[:, 1]).max())
         seconds[name] = float((found[:, 2] / found[:, 3]).max())
         ax.loglog(found[:, 1], found[:, 0], ".", label=name)
-    ax.loglog([2, 200], [2, 200], "k:", label="the bound")
+    ax.loglog([2, 600], [2, 600], "k:", label="the bound")
     label(ax, "alpha L = 1/6 and 1", "min(L(w), L(u))", "|grad F(w) - grad F(u)| / |w - u|")
     claim = "|grad F(w) - grad F(u)| <= min(L(w), L(u)) |w - u|, alpha L = 1/6, 1"
     descent = "F(u) <= F(w) + grad F(w) (u - w) + L(w) / 2 |u - w|^2, alpha L = 1/6, 1"
