@@ -15,14 +15,18 @@ from pathlib import Path
 from metarl.engine import Engine
 from metarl.experiments.common import cli
 from metarl.experiments.reports.theory import (
+    alpha_ranges,
     batches,
     complexity,
     descent,
+    envelopes,
     estimator,
     floors,
     imaml,
     moreau,
     multi_step,
+    multi_step_errors,
+    multi_step_rates,
     sign,
     smoothness,
     step_size,
@@ -44,6 +48,10 @@ CLAIMS = {
     10: Claim("estimator", "One-step MAML's estimator: bias and moments", estimator.check),
     11: Claim("smoothness", "MAML is smooth with L(w), which the step size estimates", smoothness.check),
     12: Claim("descent", "MAML's descent and the printed floors", descent.check),
+    13: Claim("multi_step_rates", "Several steps: O(1/eps^2) iterations, a cost linear in N", multi_step_rates.check),
+    14: Claim("multi_step_errors", "Several steps: smoothness, noise, and l_S against l_T", multi_step_errors.check),
+    15: Claim("envelopes", "FO-MuML needs no smooth Hessian", envelopes.check),
+    16: Claim("alpha_ranges", "The theorems' inner step sizes", alpha_ranges.check),
 }
 """By number; each has a file with its name."""
 

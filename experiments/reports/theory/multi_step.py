@@ -14,6 +14,7 @@ from metarl.outer import outer_gradient, pull_back
 from metarl.step import average
 from metarl.theory import inner_lr_bound, recommended_inner_lr
 from metarl.theory.quadratics import Quadratics, random_quadratics, resampled_quadratics
+from metarl.types import TaskBatch
 from metarl.wrappers import CountCost
 
 SOURCE = "Ji, Yang, Liang 2022"
@@ -70,12 +71,12 @@ def products_stay_bounded() -> Row:
     return Row(claim, SOURCE, "singular values in [0.875, 1.134]", measured, good)
 
 
-def jacobians(inner: Inner) -> Tensor:
+def jacobians(inner: Inner, tasks: TaskBatch = TASKS, w: Vector = ORIGIN) -> Tensor:
     """d w_N / d w of every task `[T, d, d]`, row by row with the library's pull-back."""
-    path = adaptation_path({"w": ORIGIN}, TASKS, inner)
+    path = adaptation_path({"w": w}, tasks, inner)
     rows = [
-        pull_back(TASKS, path, inner, {"w": e.expand(TASKS.num_tasks, 5)}, hessian_vector_products, "reuse")["w"]
-        for e in torch.eye(5, dtype=torch.float64)
+        pull_back(tasks, path, inner, {"w": e.expand(tasks.num_tasks, len(w))}, hessian_vector_products, "reuse")["w"]
+        for e in torch.eye(len(w), dtype=torch.float64)
     ]
     return torch.stack(rows, dim=1)
 
