@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("unrecorded")
 
 ALPHA, BETA, ETA_ALPHA, ETA_BETA = 0.1, 0.05, 0.02, 0.01
 SUPERVISED = ("quadratics", "logistic", "regression")
+PLAIN = {"maml_plus_plus": {"multi_step_iterations": 0, "second_order_from": 0}}  # MAML++ after its annealing
 Make = Callable[..., OuterStep]
 
 
@@ -44,7 +45,8 @@ def train(
     """A learner on all tasks of the problem, and the metrics and parameters of every iteration."""
     assert isinstance(problem.tasks, FiniteSumTaskBatch)
     source = FiniteSumSource(problem.tasks, problem.params)
-    method = make_method(outer, ALPHA, steps, **({} if kind is None else {"learn_inner_lr": kind}))
+    learned = {} if kind is None else {"learn_inner_lr": kind}
+    method = make_method(outer, ALPHA, steps, **learned, **PLAIN.get(outer, {}))
     given = {"outer_lr": BETA, "hyper_lr_alpha": ETA_ALPHA, "hyper_lr_beta": ETA_BETA, **options}
     step = make(method.initial_params(source), **given)
     keep = Keep()
