@@ -21,6 +21,9 @@ _SAFE = {
 }
 """Operations with a promise to autograd, and the same ones without it."""
 
+_LIKE: dict[Any, int] = {aten.ones_like.default: 1, aten.zeros_like.default: 0}
+"""Operations that read only the shape of a tensor, and the number that they fill it with."""
+
 _SAME = {getattr(aten, name).default for name in ("view", "expand", "detach", "alias", "lift_fresh", "lift_fresh_copy")}
 """Operations that only change the shape, or matter to autograd alone."""
 
@@ -43,7 +46,10 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     for node in _calls(graph):
         target: Any = node.target
         node.target = _SAFE.get(target, target)
+        if target is aten.relu.default:
+            node.target, node.args = aten.clamp_min.default, (*node.args, 0)  # it can write into given memory
     # the order matters: each pass works on the result of the previous one
+    detach_constants(graph, inputs[0].device)
     drop_identities(graph)
     merge_duplicates(graph)
     delay_expansions(graph)
@@ -82,21 +88,37 @@ def outputs(graph: fx.Graph) -> list[fx.Node]:
     return list(found)
 
 
+def detach_constants(graph: fx.Graph, device: torch.device) -> None:
+    """Make tensors of one number from their shapes, so that no tensor is computed only because they are like it."""
+    for node in _calls(graph):
+        if node.target in _LIKE and value(node).is_contiguous() and not node.args[0].meta.get("without_data", False):
+            arguments = list(value(node).shape), _LIKE[node.target]
+            with graph.inserting_before(node):
+                made = graph.call_function(aten.full.default, arguments, {"dtype": value(node).dtype, "device": device})
+            made.meta["val"] = value(node)
+            _replace(node, made)
+
+
 def drop_identities(graph: fx.Graph) -> None:
-    """Remove reshapes to the same shape, operations that matter to autograd alone, and products with 1."""
+    """Remove reshapes to the same shape, operations that matter to autograd alone, products with 1 and powers of 1."""
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or not all(isinstance(x.meta.get("val"), Tensor) for x in (source, node)):
             continue  # such as picking one of several results
         before, after = value(source), value(node)
-        if not (node.target in _SAME or _is_product_with_1(node)) or before.dtype != after.dtype:
+        if not (node.target in _SAME or _changes_nothing(node)) or before.dtype != after.dtype:
             continue
         if layout_of(before) == layout_of(after):  # later operations may depend on it
             _replace(node, source)
 
 
-def _is_product_with_1(node: fx.Node) -> bool:
-    if node.target is not aten.mul.Scalar or value(node).is_complex():  # infinity times 1 + 0i is not infinity
+def _changes_nothing(node: fx.Node) -> bool:
+    """Whether a call multiplies by 1, also by a power of 0, or takes the power of 1."""
+    if value(node).is_complex():
+        return False  # infinity times 1 + 0i is not infinity
+    if node.target is aten.mul.Tensor and isinstance(factor := node.args[1], fx.Node):
+        return factor.target is aten.pow.Tensor_Scalar and factor.args[1] == 0
+    if node.target not in (aten.mul.Scalar, aten.pow.Tensor_Scalar):
         return False
     return isinstance(node.args[1], bool | int | float) and node.args[1] == 1
 
@@ -186,8 +208,11 @@ def transpose_narrow_matmuls(graph: fx.Graph) -> None:
         with graph.inserting_before(node):
             left, right = (_call(graph, aten.transpose.int, node.args[i], 1, 2) for i in (1, 0))
             product = _call(graph, aten.bmm.default, left, right)
-            transposed = _call(graph, aten.transpose.int, product, 1, 2)
-            result = _call(graph, aten.clone.default, transposed, memory_format=torch.contiguous_format)
+            if columns == 1:  # the same numbers in the same order
+                result = _call(graph, aten.view.default, product, list(value(node).shape))
+            else:
+                transposed = _call(graph, aten.transpose.int, product, 1, 2)
+                result = _call(graph, aten.clone.default, transposed, memory_format=torch.contiguous_format)
         _replace(node, result)
 
 

@@ -100,7 +100,7 @@ class Sinusoids(NetworkSource):
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The mean squared error of one task."""
-        return (self._predict(params, batch["x"])[:, 0] - batch["y"]).square().mean()
+        return (self._predict(params, batch["x"]).squeeze(1) - batch["y"]).square().mean()
 
     def _probe(self) -> Tensor:
         leaf = self._leaf()
