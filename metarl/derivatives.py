@@ -5,6 +5,7 @@ the current `metarl.engine.Engine` decides how they are computed.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.func import grad, grad_and_value, vjp
 
 from metarl.engine import Stacked, current_engine
 from metarl.types import Batch, Loss, Params, SampledTaskBatch, TaskBatch
-from metarl.wrappers import first_task, gather, report, unwrap
+from metarl.wrappers import first_task, gather, report, report_scores, unwrap, wants_scores
 
 
 def over_tasks(name: str, function: Callable[..., Any], *stacked: Stacked) -> Any:
@@ -26,10 +27,29 @@ def over_tasks(name: str, function: Callable[..., Any], *stacked: Stacked) -> An
 
 def gradients(tasks: TaskBatch, params: Params, batch: Batch) -> Params:
     """The gradient of every task's loss at its own parameters: stacked in, stacked out."""
-    grads: Params
-    grads, losses = over_tasks("gradients", grad_and_value(one_number("loss", tasks.loss)), params, batch)
+    if wants_scores(tasks, params, batch):
+        return gradients_and_scores(tasks, params, batch)[0]
+    grads, losses = over_tasks("gradients", partial(_gradient, tasks.loss), params, batch)
     report(tasks, "gradients", grads, losses)
-    return grads
+    return cast(Params, grads)
+
+
+def gradients_and_scores(tasks: TaskBatch, params: Params, batch: Batch) -> tuple[Params, Tensor]:
+    """`gradients` and `scores`, computed together: a record does what both need only once."""
+    function = partial(_gradient_and_score, tasks.loss, tasks.score)
+    (grads, losses), found = over_tasks("gradients and scores", function, params, batch)
+    report(tasks, "gradients", grads, losses)
+    report_scores(tasks, params, batch, found)
+    return grads, found
+
+
+def _gradient(loss: Loss, w: Params, data: Batch) -> tuple[Params, Tensor]:
+    """The gradient and the loss of one task."""
+    return cast(tuple[Params, Tensor], grad_and_value(one_number("loss", loss))(w, data))
+
+
+def _gradient_and_score(loss: Loss, score: Loss, w: Params, data: Batch) -> tuple[tuple[Params, Tensor], Tensor]:
+    return _gradient(loss, w, data), one_number("score", score)(w, data).detach()
 
 
 def hessian_vector_products(
@@ -39,16 +59,16 @@ def hessian_vector_products(
 
     H is the Hessian of the tasks' loss, or of `loss` if that is given.
     """
-    function = one_number("loss", tasks.loss if loss is None else loss)
-
-    def product(w: Params, data: Batch, u: Params) -> Params:
-        pull = vjp(lambda v: grad(function)(v, data), w)[1]
-        return cast(Params, pull(u)[0])
-
     name = "Hessian-vector products" + ("" if loss is None else " of another loss")
-    products: Params = over_tasks(name, product, params, batch, vectors)
+    function = partial(_hessian_vector_product, tasks.loss if loss is None else loss)
+    products: Params = over_tasks(name, function, params, batch, vectors)
     report(tasks, "hessian_vector_products", products)
     return products
+
+
+def _hessian_vector_product(loss: Loss, w: Params, data: Batch, u: Params) -> Params:
+    pull = vjp(lambda v: grad(one_number("loss", loss))(v, data), w)[1]
+    return cast(Params, pull(u)[0])
 
 
 def score_terms(tasks: TaskBatch, params: Params, batch: Batch, weights: Tensor) -> Params:
@@ -85,8 +105,12 @@ def one_number(name: str, function: Loss) -> Loss:
 
 def scores(tasks: TaskBatch, params: Params, batch: Batch) -> Tensor:
     """The score of every task, `[T]`."""
-    result: Tensor = over_tasks("scores", one_number("score", tasks.score), params, batch)
+    result: Tensor = over_tasks("scores", partial(_score, tasks.score), params, batch)
     return result.detach()
+
+
+def _score(score: Loss, w: Params, data: Batch) -> Tensor:
+    return one_number("score", score)(w, data)
 
 
 def as_sampled(tasks: TaskBatch) -> SampledTaskBatch:

@@ -106,17 +106,34 @@ def evaluate(
 
 
 class ScoreBefore(TaskWrapper):
-    """Keeps the scores of the first inner batch: those of the initial parameters, before adaptation."""
+    """Keeps the scores of the first inner batch: those of the initial parameters, before adaptation.
 
-    scores: Tensor | None = None  # [t]
+    The first inner gradient computes them, too. If no gradient is taken there, `total_score` computes them.
+    """
+
+    def __init__(self, tasks: TaskBatch) -> None:
+        super().__init__(tasks)
+        self._scores: Tensor | None = None  # [t]
+        self._first: tuple[Params, Batch] | None = None  # until its scores are known
 
     def draw(self, params: Params, role: Role) -> Batch:
         batch = super().draw(params, role)
-        if role == "inner" and self.scores is None:
-            self.scores = scores(self, params, batch)
+        if role == "inner" and self._first is None and self._scores is None:
+            self._first = params, batch
         return batch
+
+    def wants_scores(self, params: Params, batch: Batch) -> bool:
+        if self._first is None:
+            return False
+        at, data = self._first  # another wrapper may have hidden some of the parameters
+        return batch is data and all(params.get(name) is leaf for name, leaf in at.items())
+
+    def on_scores(self, scores: Tensor) -> None:
+        self._scores, self._first = scores, None
 
     @property
     def total_score(self) -> float:
         """The sum over tasks; NaN before the first draw."""
-        return math.nan if self.scores is None else float(total(self.scores.cpu().double()))
+        if self._first is not None:
+            self.on_scores(scores(self, *self._first))
+        return math.nan if self._scores is None else float(total(self._scores.cpu().double()))

@@ -45,6 +45,13 @@ class TaskWrapper:
     def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
         """Called once for every derivative of all tasks."""
 
+    def wants_scores(self, params: Params, batch: Batch) -> bool:
+        """Whether the scores at `params` on `batch` are wanted; a gradient there then computes them, too."""
+        return False
+
+    def on_scores(self, scores: Tensor) -> None:
+        """Called with the scores that were wanted, `[t]`."""
+
     def wrap(self, tasks: TaskBatch) -> TaskBatch:
         """Other `tasks` in a wrapper like this one, for `wrap_like`; by default they are returned as they are."""
         return tasks
@@ -63,6 +70,23 @@ def report(tasks: TaskBatch, kind: Derivative, result: Params, losses: Tensor | 
     """Tell every wrapper around `tasks` that a derivative was taken."""
     while isinstance(tasks, TaskWrapper):
         tasks.on_derivative(kind, result, losses)
+        tasks = tasks.tasks
+
+
+def wants_scores(tasks: TaskBatch, params: Params, batch: Batch) -> bool:
+    """Whether a wrapper around `tasks` wants the scores at `params` on `batch`."""
+    while isinstance(tasks, TaskWrapper):
+        if tasks.wants_scores(params, batch):
+            return True
+        tasks = tasks.tasks
+    return False
+
+
+def report_scores(tasks: TaskBatch, params: Params, batch: Batch, scores: Tensor) -> None:
+    """Tell the wrappers around `tasks` that want these scores."""
+    while isinstance(tasks, TaskWrapper):
+        if tasks.wants_scores(params, batch):
+            tasks.on_scores(scores)
         tasks = tasks.tasks
 
 

@@ -23,7 +23,7 @@ from typing import Literal
 from torch import Tensor
 from torch.func import vmap
 
-from metarl.derivatives import as_sampled, gather_tasks, gradients, hessian_vector_products, score_terms, scores
+from metarl.derivatives import as_sampled, gather_tasks, gradients_and_scores, hessian_vector_products, score_terms
 from metarl.errors import check_choice
 from metarl.inner import adaptation_path, has_adjoint, sgd
 from metarl.outer.pull_back import pull_back
@@ -67,8 +67,8 @@ def e_maml(
                 weights = weights - vmap(mean_of_others)(vmap(sampled.objective)(data))  # [T, n]
             return add(through_step, score_terms(tasks, w, data, weights))
 
-        grads = pull_back(tasks, path, inner, gradients(tasks, end, batch), multiply, "reuse")
-        return MetaGrad(grads, scores(tasks, end, batch))
+        grads, score = gradients_and_scores(tasks, end, batch)
+        return MetaGrad(pull_back(tasks, path, inner, grads, multiply, "reuse"), score)
 
     return Method(
         update,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from metarl.derivatives import gradients, scores
+from metarl.derivatives import gradients_and_scores
 from metarl.errors import check_choice
 from metarl.inner import AdaptationPath, rule_pull_back, rules
 from metarl.tree import add
@@ -27,7 +27,7 @@ Multiply: TypeAlias = Callable[[TaskBatch, Params, Batch, Params], Params]
 def outer_gradient(tasks: TaskBatch, params: Params) -> MetaGrad:
     """The gradient and the score at adapted parameters on a fresh D_o."""
     batch = tasks.draw(params, "outer")
-    return MetaGrad(gradients(tasks, params, batch), scores(tasks, params, batch))
+    return MetaGrad(*gradients_and_scores(tasks, params, batch))
 
 
 def pull_back(

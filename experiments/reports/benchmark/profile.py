@@ -27,7 +27,7 @@ WATCHED = {
     "metarl.rl.RLTaskBatch.draw": "baselines and advantages",
     "metarl.inner.gradients": "inner gradients",
     "metarl.outer.maml.hessian_vector_products": "Hessian-vector products",
-    "metarl.outer.pull_back.gradients": "outer gradients",
+    "metarl.outer.pull_back.gradients_and_scores": "outer gradients",
     "metarl.wrappers.check_finite": "checks for NaN",
     "metarl.step.OptimizerStep.__call__": "outer step",
     "metarl.MetaLearner._update": "rest of the outer update",
