@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from metarl.derivatives import gradients
 from metarl.errors import check_real
-from metarl.learned_rules import LearnedRule, LearnedSgd, StepSizes, hide_meta, visible
+from metarl.learned_rules import LearnedSgd, StepSizes, as_learned, hide_meta, visible
 from metarl.tree import broadcast, tree_map
 from metarl.types import Batch, Inner, Params, Rule, TaskBatch
 
@@ -52,8 +52,8 @@ def make_sgd(learning_rate: float, steps: int, learn: StepSizes | None) -> Rule:
 
 def rules(inner: Inner, steps: int | None = None) -> list[Rule]:
     """The rule of each step; a learned rule may differ from step to step."""
-    rule, number = inner.rule, inner.steps if steps is None else steps
-    return [rule.at_step(j) for j in range(number)] if isinstance(rule, LearnedRule) else [rule] * number
+    number, learned = inner.steps if steps is None else steps, as_learned(inner.rule)
+    return [inner.rule] * number if learned is None else [learned.at_step(j) for j in range(number)]
 
 
 def sign_sgd(learning_rate: float) -> Rule:

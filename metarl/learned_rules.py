@@ -50,6 +50,12 @@ class LearnedRule(Protocol):
         """Values for the log, by name."""
 
 
+def as_learned(rule: Rule) -> LearnedRule | None:
+    """`rule` if it has meta-parameters, else `None`."""
+    # one method is looked for first: most rules lack it, and a look for all methods is slow
+    return rule if hasattr(rule, "at_step") and isinstance(rule, LearnedRule) else None
+
+
 @dataclass(frozen=True)
 class LearnedSgd:
     """`w - alpha g` with a learned alpha.

@@ -378,7 +378,7 @@ class MetaLearner(FixedSettings):
         self.params = stepped.params
 
         # the source learns last, so all draws of an iteration have the same observation statistics
-        if isinstance(self.source, LearningSource):
+        if hasattr(self.source, "learn_from") and isinstance(self.source, LearningSource):  # the first look is fast
             self.source.learn_from(tasks, lambda rows: self.processes.sum(tree.total(rows)))
         self.iterations += 1
 

@@ -62,16 +62,17 @@ def total(rows: Tensor) -> Tensor:
         >>> bool((total(torch.stack([total(rows[:6]), total(rows[6:])])) == total(rows)).all())
         True
     """
-    blocks = len(rows) & -len(rows)  # the largest power of two that divides n
-    return _add_pairs(_add_pairs(rows.reshape(blocks, len(rows) // blocks, *rows.shape[1:]).movedim(1, 0)))
+    number = rows.shape[0]
+    blocks = number & -number  # the largest power of two that divides n
+    return _add_pairs(_add_pairs(rows.reshape(blocks, number // blocks, *rows.shape[1:]).movedim(1, 0)))
 
 
 def _add_pairs(rows: Tensor) -> Tensor:
     """Add neighbours until one row is left. These are additions of whole tensors: shapes do not change the rounding."""
-    while len(rows) > 1:
-        even = len(rows) // 2 * 2
+    while (number := rows.shape[0]) > 1:
+        even = number // 2 * 2
         pairs = rows[0:even:2] + rows[1:even:2]
-        rows = pairs if even == len(rows) else torch.cat([pairs, rows[even:]])
+        rows = pairs if even == number else torch.cat([pairs, rows[even:]])
     return rows[0]
 
 
@@ -83,11 +84,17 @@ def mean_rows(rows: Tensor) -> Tensor:
 def mean(stacked: Params, mean_rows: Callable[[Tensor], Tensor] = mean_rows) -> Params:
     """The mean over tasks. `mean_rows` takes `[T, P]` to `[P]`; leaves of the same dtype are passed to it together."""
     means: Params = {}
-    for dtype in {leaf.dtype: None for leaf in stacked.values()}:  # in the same order everywhere
-        part = {key: leaf for key, leaf in stacked.items() if leaf.dtype == dtype}
-        row = mean_rows(flatten(part))[None]  # [1, P]
-        means |= take(unflatten(row, {key: leaf[:1] for key, leaf in part.items()}), 0)
+    for part in split_by_dtype(stacked):
+        means |= unflatten_row(mean_rows(flatten(part)), part)
     return {key: means[key] for key in stacked}
+
+
+def split_by_dtype(params: Params) -> list[Params]:
+    """The leaves of each dtype; dtypes come in the order of their first leaves."""
+    parts: dict[torch.dtype, Params] = {}
+    for key, leaf in params.items():
+        parts.setdefault(leaf.dtype, {})[key] = leaf
+    return list(parts.values())
 
 
 def detach(params: Mapping[str, Tensor]) -> Params:
@@ -102,8 +109,14 @@ def flatten(stacked: Mapping[str, Tensor]) -> Tensor:
 
 def unflatten(rows: Tensor, like: Mapping[str, Tensor]) -> Params:
     """The inverse of `flatten`: rows `[T, P]` with the leaves of the stacked tree `like`."""
-    pieces = torch.split(rows, [leaf[0].numel() for leaf in like.values()], dim=1)
+    pieces = torch.split(rows, [leaf.shape[1:].numel() for leaf in like.values()], dim=1)
     return {key: piece.reshape(leaf.shape) for (key, leaf), piece in zip(like.items(), pieces, strict=True)}
+
+
+def unflatten_row(row: Tensor, like: Mapping[str, Tensor]) -> Params:
+    """One task's tree from its row `[P]`, with the leaves of the stacked tree `like`."""
+    pieces = torch.split(row, [leaf.shape[1:].numel() for leaf in like.values()])
+    return {key: piece.reshape(leaf.shape[1:]) for (key, leaf), piece in zip(like.items(), pieces, strict=True)}
 
 
 def float_leaf(leaves: Mapping[str, Tensor] | Iterable[Tensor]) -> Tensor:

@@ -207,6 +207,8 @@ class CheckFinite(TaskWrapper):
         return batch
 
     def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
+        if look_finite(result.values() if losses is None else [losses, *result.values()]):
+            return
         if losses is not None:
             check_finite({"": losses}, "loss", self._first)
         check_finite(result, kind.replace("_", " ").removesuffix("s"), self._first)
@@ -224,12 +226,17 @@ def check_finite(stacked: Mapping[str, Tensor], quantity: str, first: int = 0, a
 
 def find_non_finite(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The names and leaves that have a NaN or an infinity."""
-    leaves = {key: leaf for key, leaf in stacked.items() if leaf.is_floating_point() and leaf.numel()}
-    if not leaves:
-        return
-    # A sum is fast, and finite only if all its terms are. It may overflow, so a leaf is checked again below.
-    sums = [leaf.sum() for leaf in leaves.values()]
-    if sums[0].device.type != "cpu":
+    if not look_finite(stacked.values()):
+        leaves = ((key, leaf) for key, leaf in stacked.items() if leaf.is_floating_point())
+        yield from ((key, leaf) for key, leaf in leaves if not torch.isfinite(leaf).all())
+
+
+def look_finite(leaves: Iterable[Tensor]) -> bool:
+    """Whether the leaves surely have no NaN and no infinity: one look at all of them.
+
+    A sum is fast, and finite only if all its terms are. It may overflow, so after `False` look at every number.
+    """
+    sums = [leaf.sum() for leaf in leaves if leaf.is_floating_point()]
+    if sums and sums[0].device.type != "cpu":
         sums = [torch.stack([x.float() for x in sums]).sum()]  # one synchronisation
-    if not math.isfinite(sum(map(float, sums))):
-        yield from ((key, leaf) for key, leaf in leaves.items() if not torch.isfinite(leaf).all())
+    return math.isfinite(sum(map(float, sums)))

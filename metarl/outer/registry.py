@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from metarl.errors import HessianWarning, check_at_least, check_int, check_real, check_type, did_you_mean
 from metarl.inner import rules
-from metarl.learned_rules import LearnedRule
+from metarl.learned_rules import LearnedRule, as_learned
 from metarl.memory import check_fits
 from metarl.types import (
     ChecksSecondDerivatives,
@@ -73,7 +73,7 @@ class Method:
     @property
     def learned_rule(self) -> LearnedRule | None:
         """The inner rule if it has meta-parameters."""
-        return self.inner.rule if isinstance(self.inner.rule, LearnedRule) else None
+        return as_learned(self.inner.rule)
 
     def initial_params(self, source: TaskSource) -> Params:
         """The parameters before training: the source's and the inner rule's meta-parameters."""

@@ -25,14 +25,21 @@ def average(meta_grad: MetaGrad, mean_rows: Callable[[Tensor], Tensor] = tree.me
 
     With several processes it is the mean over the tasks of all of them: `metarl.processes.Share.mean`.
     """
-    grads = tree.mean(meta_grad.grads, mean_rows)
-    columns = {"spread": _squared_distances(meta_grad.grads, grads), "score": meta_grad.score, **meta_grad.info}
+    grads, squared_distances = _mean_and_squared_distances(meta_grad.grads, mean_rows)
+    columns = {"spread": squared_distances, "score": meta_grad.score, **meta_grad.info}
     # in double precision on the CPU: not every device has it
     table = torch.stack([column.detach().cpu().double() for column in columns.values()], 1)  # [t, columns]
     means = dict(zip(columns, mean_rows(table).tolist(), strict=True))
     return MeanGrad(grads, means.pop("spread") ** 0.5, means.pop("score"), means)
 
 
-def _squared_distances(stacked: Params, mean: Params) -> Tensor:
-    """The squared distance of each task's meta-gradient from the mean, `[t]`."""
-    return (tree.flatten(stacked) - tree.flatten(tree.broadcast(mean, 1))).square().sum(1)
+def _mean_and_squared_distances(stacked: Params, mean_rows: Callable[[Tensor], Tensor]) -> tuple[Params, Tensor]:
+    """The mean over tasks, and the squared distance of each task from it, `[t]`."""
+    means: Params = {}
+    squares: list[Tensor] = []
+    for part in tree.split_by_dtype(stacked):
+        rows = tree.flatten(part)  # [t, P]
+        mean = mean_rows(rows)
+        means |= tree.unflatten_row(mean, part)
+        squares.append((rows - mean).square().sum(1))
+    return {key: means[key] for key in stacked}, torch.stack(squares).sum(0)

@@ -81,6 +81,7 @@ class OptimizerStep:
             raise ValueError(f"schedule must be a function of the number of finished iterations, got {schedule!r}")
         known = isinstance(optimizer, type) and getattr(torch.optim, optimizer.__name__, None) is optimizer
         self.optimizer_name = optimizer.__name__ if known else None  # a checkpoint holds the name
+        self._changes_grads = not known or max_grad_norm is not None  # clipping does; torch's own optimisers do not
         self._leaves = tree.detach(params)
         options = {"fused": True} if known and "fused" in inspect.signature(optimizer).parameters else {}
         make = functools.partial(optimizer, lr=self.learning_rate, **options)
@@ -108,7 +109,7 @@ class OptimizerStep:
             group["lr"] = learning_rate
         for key, leaf in self._leaves.items():
             leaf.copy_(params[key])
-            leaf.grad = meta_grad.grads[key].clone()  # clipping changes it
+            leaf.grad = meta_grad.grads[key].clone() if self._changes_grads else meta_grad.grads[key]
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self._leaves.values()), self.max_grad_norm)
         self._optimizer.step()
