@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from metarl.derivatives import gradients
 from metarl.errors import check_real
-from metarl.learned_rules import LearnedSgd, StepSizes, as_learned, hide_meta, visible
+from metarl.learned_rules import FixedSgd, LearnedSgd, StepSizes, as_learned, hide_meta, visible
 from metarl.tree import broadcast, tree_map
 from metarl.types import Batch, Inner, Params, Rule, TaskBatch
 
@@ -100,7 +100,7 @@ class AdaptationPath(NamedTuple):
 
 def inner_step(rule: Rule, params: Params, grads: Params, anchor: Params) -> Params:
     """One step of `rule` for every task: stacked in, stacked out."""
-    stacked: Rule = rule if isinstance(rule, Elementwise) else vmap(rule)
+    stacked: Rule = rule if isinstance(rule, Elementwise | LearnedSgd | FixedSgd) else vmap(rule)
     return stacked(params, grads, anchor)
 
 
@@ -116,6 +116,8 @@ def rule_pull_back(
         return rule.adjoint(cotangent)
     if grads is None:
         raise ValueError("grads must be given for a rule without its own adjoint, got None")
+    if isinstance(rule, LearnedSgd):
+        return *rule.pull_back(params, grads, cotangent), None
     with torch.enable_grad():
         arguments = [tree_map(lambda x: x.detach().requires_grad_(), x) for x in (params, grads, anchor)]
         moved = {k: v for k, v in inner_step(rule, *arguments).items() if v.requires_grad}

@@ -12,7 +12,7 @@ sums over all leaves. `hide_meta` keeps it from them.
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def as_learned(rule: Rule) -> LearnedRule | None:
 
 @dataclass(frozen=True)
 class LearnedSgd:
-    """`w - alpha g` with a learned alpha.
+    """`w - alpha g` with a learned alpha, for one task or for stacked tasks.
 
     Args:
         kind: `scalar`, `layer`, `parameter` or `layer-step`. The parameters of one module are a layer, and so is each
@@ -79,11 +79,21 @@ class LearnedSgd:
         check_int("inner_steps", self.steps)
 
     def __call__(self, params: Params, grads: Params, anchor: Params) -> Params:
-        moved = dict(params)
-        for name in visible(params):
-            alpha = params[self._name(name)]
-            moved[name] = params[name] - (alpha[self.step] if self.kind == "layer-step" else alpha) * grads[name]
-        return moved
+        return {**params, **{k: params[k] - self._alpha(params, k) * grads[k] for k in visible(params)}}
+
+    def pull_back(self, params: Params, grads: Params, cotangent: Params) -> tuple[Params, Params]:
+        """The vector-Jacobian products of a step of stacked tasks with respect to its parameters and its gradients.
+
+        With the cotangent v they are `v`, and `-<v, g>` for alpha; and `-alpha v`.
+        """
+        through_w, through_g = dict(cotangent), {k: torch.zeros_like(leaf) for k, leaf in params.items()}
+        for name in reversed(visible(params)):  # autograd adds in this order, too
+            alpha, minus_v = self._alpha(params, name), -cotangent[name]
+            through_g[name] = minus_v * alpha
+            total = through_w[self._name(name)].clone()
+            total[self._entry] += (minus_v * grads[name]).sum_to_size(alpha.shape).reshape(total[self._entry].shape)
+            through_w[self._name(name)] = total
+        return through_w, through_g
 
     def initial_meta(self, params: Params, batch_norm: Collection[str] = ()) -> Params:
         shape = {"parameter": None, "layer-step": (self.steps,)}.get(self.kind, ())
@@ -112,6 +122,16 @@ class LearnedSgd:
                 values[name.removeprefix(META)] = float(alpha.mean())
         return values
 
+    def _alpha(self, params: Params, name: str) -> Tensor:
+        """The step size of the parameter `name` in this step, with as many dimensions as the parameter."""
+        alpha = params[self._name(name)][self._entry]
+        return alpha.reshape((*alpha.shape, *[1] * (params[name].ndim - alpha.ndim)))
+
+    @property
+    def _entry(self) -> Any:
+        """The index of this step in a meta-parameter."""
+        return (..., self.step) if self.kind == "layer-step" else ...
+
     def _name(self, name: str) -> str:
         """The meta-parameter with the step size of the parameter `name`."""
         if self.kind == "scalar":
@@ -121,7 +141,7 @@ class LearnedSgd:
 
 @dataclass(frozen=True)
 class FixedSgd:
-    """`w - alpha g` for the parameters that a task sees; meta-parameters stay."""
+    """`w - alpha g` for the parameters that a task sees, of one task or of stacked tasks; meta-parameters stay."""
 
     learning_rate: float
 

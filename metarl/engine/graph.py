@@ -91,8 +91,9 @@ def outputs(graph: fx.Graph) -> list[fx.Node]:
 def detach_constants(graph: fx.Graph, device: torch.device) -> None:
     """Make tensors of one number from their shapes, so that no tensor is computed only because they are like it."""
     for node in _calls(graph):
-        if node.target in _LIKE and value(node).is_contiguous() and not node.args[0].meta.get("without_data", False):
-            arguments = list(value(node).shape), _LIKE[node.target]
+        target: Any = node.target
+        if target in _LIKE and value(node).is_contiguous() and not node.all_input_nodes[0].meta.get("without_data"):
+            arguments = list(value(node).shape), _LIKE[target]
             with graph.inserting_before(node):
                 made = graph.call_function(aten.full.default, arguments, {"dtype": value(node).dtype, "device": device})
             made.meta["val"] = value(node)
@@ -117,7 +118,7 @@ def _changes_nothing(node: fx.Node) -> bool:
     if value(node).is_complex():
         return False  # infinity times 1 + 0i is not infinity
     if node.target is aten.mul.Tensor and isinstance(factor := node.args[1], fx.Node):
-        return factor.target is aten.pow.Tensor_Scalar and factor.args[1] == 0
+        return bool(factor.target is aten.pow.Tensor_Scalar and factor.args[1] == 0)
     if node.target not in (aten.mul.Scalar, aten.pow.Tensor_Scalar):
         return False
     return isinstance(node.args[1], bool | int | float) and node.args[1] == 1

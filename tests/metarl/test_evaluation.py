@@ -1,6 +1,6 @@
 """Adaptation curves: numbers by hand, held-out tasks, and nothing left behind."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,14 @@ import torch
 
 from metarl import MetaLearner, evaluate
 from metarl.agents import make_policy
+from metarl.derivatives import gradients, gradients_and_scores, scores
 from metarl.envs import Navigation
 from metarl.errors import MoreStepsWarning
+from metarl.evaluation import ScoreBefore
 from metarl.inner import sgd
 from metarl.rl import ReinforcementLearning, RLTaskBatch
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
+from metarl.tree import broadcast
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
 
@@ -137,3 +140,49 @@ def test_more_steps_than_trained_warn_once_where_they_are_worse() -> None:
 def test_more_steps_that_help_do_not_warn() -> None:
     learner = MetaLearner(FiniteSumSource(TASKS, PARAMS), inner_lr=0.1, meta_batch_size=2).learn(1)
     assert learner.evaluate(num_tasks=2, steps=4).mean[4] > learner.evaluate(num_tasks=2, steps=4).mean[1]
+
+
+def in_training(tasks: ScoreBefore) -> None:
+    """As an update does: the first inner gradient is taken at the initial parameters."""
+    start = broadcast(PARAMS, 2)
+    gradients(tasks, start, tasks.draw(start, "inner"))
+    gradients(tasks, AWAY, tasks.draw(AWAY, "outer"))
+
+
+def without_a_gradient(tasks: ScoreBefore) -> None:
+    tasks.draw(broadcast(PARAMS, 2), "inner")
+
+
+def elsewhere_on_the_same_batch(tasks: ScoreBefore) -> None:
+    gradients(tasks, AWAY, tasks.draw(broadcast(PARAMS, 2), "inner"))
+
+
+def draws_again(tasks: ScoreBefore) -> None:
+    in_training(tasks)
+    gradients(tasks, AWAY, tasks.draw(AWAY, "inner"))
+
+
+AWAY = {"w": torch.tensor([3.0, 4.0])}
+
+
+@pytest.mark.parametrize("use", [in_training, without_a_gradient, elsewhere_on_the_same_batch, draws_again])
+def test_the_score_before_is_that_of_the_initial_parameters(use: Callable[[ScoreBefore], None]) -> None:
+    tasks = ScoreBefore(TASKS)
+    assert np.isnan(tasks.total_score)
+    use(tasks)
+    assert tasks.total_score == -0.5 * 1.0 - 1.0
+
+
+def test_the_first_gradient_computes_the_score_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = ScoreBefore(TASKS)
+    in_training(tasks)
+    monkeypatch.setattr("metarl.evaluation.scores", None)  # not needed
+    assert tasks.total_score == -1.5
+
+
+def test_gradients_and_scores_are_both() -> None:
+    batch = TASKS.draw(AWAY, "outer")
+    grads, found = gradients_and_scores(TASKS, AWAY, batch)
+    assert torch.equal(grads["w"], gradients(TASKS, AWAY, batch)["w"])
+    assert torch.equal(found, scores(TASKS, AWAY, batch))
+    torch.testing.assert_close(found, -torch.tensor([0.5 * 2.0**2, 5.0**2]))

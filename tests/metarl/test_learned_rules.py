@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.func import vjp, vmap
 
 from metarl import MetaLearner, make_method
 from metarl.callbacks import Callback, Metrics
 from metarl.engine import Engine
-from metarl.inner import adapt
-from metarl.learned_rules import META, STEP_SIZES, hide_meta, layer, visible
+from metarl.inner import adapt, inner_step, rule_pull_back
+from metarl.learned_rules import META, STEP_SIZES, LearnedSgd, hide_meta, layer, visible
 from metarl.outer import OUTER
 from metarl.supervised import FiniteSumTaskBatch
 from metarl.supervised.sinusoid import Sinusoids
@@ -139,6 +140,26 @@ def test_float32(name: str) -> None:
     wanted = torch.cat([exact[k].flatten() for k in exact])
     error = torch.cat([found[k].flatten().double() for k in exact]) - wanted
     assert error.norm() <= size * wanted.norm()
+
+
+@pytest.mark.parametrize("kind", STEP_SIZES)
+def test_stacked_tasks_need_neither_vmap_nor_autograd(kind: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a.weight": (3, 4), "a.bias": (4,), "b.weight": (2,), "scale": ()}
+    first = LearnedSgd(kind, 0.1, STEPS)
+    params = {k: torch.zeros(shape) for k, shape in shapes.items()}
+    params |= first.initial_meta(params)
+    w, grads, cotangent = (
+        {k: torch.randn(5, *leaf.shape, generator=generator) for k, leaf in params.items()} for _ in range(3)
+    )
+    rule = first.at_step(1)
+    assert_equal(inner_step(rule, w, grads, w), vmap(rule)(w, grads, w), 0.0)
+    found = rule_pull_back(rule, w, grads, w, cotangent)
+    wanted = vjp(vmap(lambda w, g: rule(w, g, w)), w, grads)[1](cotangent)
+    for mine, reference in zip(found, wanted, strict=False):
+        assert mine is not None
+        assert_equal(mine, reference, 1e-6)
+    assert found[2] is None  # a step does not depend on where adaptation started
 
 
 def test_equal_step_sizes_are_the_fixed_rule() -> None:

@@ -224,6 +224,35 @@ def test_duplicates_are_computed_once() -> None:
     assert len(graph.find_nodes(op="call_function", target=torch.ops.aten.exp.default)) == 1
 
 
+SPECIAL = torch.tensor([[0.0, -0.0, 1.5], [torch.nan, torch.inf, -torch.inf]])
+SIMPLER: dict[str, tuple[Function, set[str]]] = {
+    "relu": (lambda x: [torch.relu(x)], {"clamp_min"}),
+    "first power": (lambda x: [x**1.0 + 1, x**2], {"add", "pow"}),
+    "factor of power 0": (lambda x: [(x - 1) * x**0.0], {"sub"}),
+    "factor of another power": (lambda x: [(x - 1) * x**2], {"sub", "pow", "mul"}),
+    "ones like what is not needed": (lambda x: [torch.ones_like(x.exp()) - x], {"full", "sub"}),
+    "integers": (lambda x: [x.nan_to_num(3, 4, 5).int() ** 1 + 1], {"nan_to_num", "_to_copy", "add"}),
+}
+
+
+@both_ways
+@pytest.mark.parametrize("name", SIMPLER)
+def test_simpler_operations_give_the_same_bits(name: str) -> None:
+    function, left = SIMPLER[name]
+    graph = trace(function, [SPECIAL]).graph
+    assert {x.target._opname for x in graph.nodes if x.op == "call_function"} == left  # type: ignore[union-attr]
+    for found, wanted in zip(Program(Plan(graph)).run([SPECIAL]), function(SPECIAL), strict=True):
+        assert found.dtype == wanted.dtype
+        assert found.numpy().tobytes() == wanted.numpy().tobytes()  # NaN and the sign of zero, too
+
+
+def test_products_with_one_column_need_no_copy() -> None:
+    a, b = torch.randn(3, 20, 4), torch.randn(3, 4, 1)
+    graph = trace(lambda a, b: [a @ b, (a @ b).mT + 1], [a, b]).graph
+    assert not graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default)
+    same(Program(Plan(graph)).run([a, b]), [a @ b, (a @ b).mT + 1])
+
+
 def counting_down(step: Tensor, state: Tensor, runs: Tensor, noise: Tensor) -> list[Tensor]:
     after = torch.where(runs, state - step, state)
     return [after, runs & (after > 0), after + noise, runs]
