@@ -27,7 +27,7 @@ from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.experiments.train import TrainConfig, train
 from metarl.files import write_atomically, write_json
 from metarl.logging import read_metrics
-from metarl.outer import OUTER
+from metarl.outer import OUTER, without_particles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class Arguments:
 
     env: str = "navigation"
     """Task distribution."""
-    outer: tuple[str, ...] = tuple(OUTER)
-    """Outer updates to compare. Default: all."""
+    outer: tuple[str, ...] = tuple(without_particles())
+    """Outer updates to compare. Default: all that do not need particles."""
     env_steps: int = 12_000_000
     """Environment steps of each training run."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
 from metarl.engine import Stacked, current_engine
-from metarl.types import Batch, Loss, Params, SampledTaskBatch, TaskBatch
+from metarl.types import Batch, HasParticles, Loss, Params, SampledTaskBatch, TaskBatch
 from metarl.wrappers import first_task, gather, report, report_scores, unwrap, wants_scores
 
 
@@ -126,6 +126,22 @@ def as_sampled(tasks: TaskBatch) -> SampledTaskBatch:
         raise ValueError(
             f"e_maml needs tasks with the methods {list(methods)}; {type(source).__name__} lacks {missing}"
         )
+    return source
+
+
+def as_particles(tasks: TaskBatch, params: Params) -> HasParticles:
+    """The task batch inside all wrappers, whose parameters are particles, `[M, ...]`.
+
+    Raises:
+        ValueError: when they are not, or `params` (not stacked over tasks) are not those of M particles.
+    """
+    source = unwrap(tasks)
+    if not isinstance(source, HasParticles):
+        needed = "tasks of particles, from metarl.supervised.particles.Particles"
+        raise ValueError(f"this update needs {needed}; got {type(source).__name__}")
+    for key, leaf in params.items():
+        if leaf.shape[:1] != (source.particles,):
+            raise ValueError(f"{key} must be [{source.particles}, ...], one for each particle, got {list(leaf.shape)}")
     return source
 
 

@@ -128,6 +128,15 @@ class HasEpisodes(Protocol):
 
 
 @runtime_checkable
+class HasParticles(Protocol):
+    """A source, or a batch of tasks, whose parameters are particles: every leaf is `[M, ...]`."""
+
+    @property
+    def particles(self) -> int:
+        """M."""
+
+
+@runtime_checkable
 class ChecksSize(Protocol):
     """A source that can tell early whether its draws fit into memory."""
 

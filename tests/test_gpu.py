@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from metarl import OUTER, MetaLearner, Method, make_method
+from metarl import MetaLearner, Method, make_method
 from metarl.agents import make_policy
 from metarl.derivatives import gradients
 from metarl.engine import Engine, records
@@ -16,6 +16,7 @@ from metarl.engine.runners import CudaGraph
 from metarl.envs import FunctionalDistribution, GridWorld, LinearGaussian, Navigation
 from metarl.experiments.train import TrainConfig
 from metarl.learned_rules import hide_meta
+from metarl.outer import without_particles
 from metarl.rl import ReinforcementLearning
 from metarl.rl.rollout import Noise
 from metarl.rl.streams import Streams
@@ -57,7 +58,7 @@ def to(tree: Params, device: str) -> Params:
     return tree_map(lambda leaf: leaf.to(device), tree)
 
 
-@pytest.mark.parametrize("outer", sorted(OUTER))
+@pytest.mark.parametrize("outer", sorted(without_particles()))
 def test_meta_gradient_on_the_same_data(outer: str) -> None:
     assert_same_meta_gradient(make_method(outer), navigation)
 
@@ -119,7 +120,7 @@ def test_chunks_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record.chunk_size == 1
 
 
-@pytest.mark.parametrize("outer", sorted(OUTER))
+@pytest.mark.parametrize("outer", sorted(without_particles()))
 def test_training_and_evaluation(outer: str) -> None:
     learner = MetaLearner(navigation("cuda"), outer, meta_batch_size=3).learn(2)
     assert all(leaf.device.type == "cuda" and leaf.isfinite().all() for leaf in learner.params.values())

@@ -1,6 +1,7 @@
 """Outer updates: one file each, found by name in the registry."""
 
 from metarl.outer import (  # noqa: F401 (each registers)
+    bmaml,
     e_maml,
     fo_maml,
     hf_maml,
@@ -23,6 +24,7 @@ from metarl.outer.registry import (
     make_method,
     options,
     register,
+    without_particles,
 )
 
 __all__ = [
@@ -37,4 +39,5 @@ __all__ = [
     "outer_gradient",
     "pull_back",
     "register",
+    "without_particles",
 ]

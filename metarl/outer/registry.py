@@ -17,6 +17,7 @@ from metarl.types import (
     HasBatchNorm,
     HasEpisodes,
     HasHessianWarning,
+    HasParticles,
     Inner,
     OuterUpdate,
     Params,
@@ -63,6 +64,7 @@ class Method:
     needs_hessian: bool = False  # of the tasks' loss, exactly or by differences of gradients
     differentiates_twice: bool = False  # takes exact Hessian-vector products, of any loss
     annealing: Annealing | None = None  # other updates in the first iterations
+    needs_particles: bool = False  # parameters [M, ...], of `metarl.supervised.particles.Particles`
     recipe: Recipe | None = field(default=None, init=False)  # set by `make_method`; a method of your own has none
 
     def at(self, iteration: int) -> OuterUpdate:
@@ -161,6 +163,11 @@ def inner_defaults(name: str) -> tuple[float, int]:
     return parameters["inner_lr"].default, parameters["inner_steps"].default
 
 
+def without_particles() -> list[str]:
+    """The registered methods that train one network, on every source: all that do not need particles."""
+    return [name for name, build in OUTER.items() if not build().needs_particles]
+
+
 def make_method(name: str, inner_lr: float | None = None, inner_steps: int | None = None, **chosen: Any) -> Method:
     """The method registered as `name`.
 
@@ -199,7 +206,8 @@ def check_method(method: Method, source: object, num_tasks: int, stacklevel: int
     Gives a `HessianWarning`, at `stacklevel` above here, if the loss's Hessian is not the objective's.
 
     Raises:
-        ValueError: for too few tasks or episodes, or a loss that cannot be differentiated twice.
+        ValueError: for too few tasks or episodes, parameters that are not particles, or a loss that cannot be
+            differentiated twice.
     """
     if isinstance(source, ChecksSize):
         source.check_size(num_tasks, "meta_batch_size")
@@ -207,6 +215,11 @@ def check_method(method: Method, source: object, num_tasks: int, stacklevel: int
     check_at_least("meta_batch_size", num_tasks, method.min_tasks, "this outer update")
     if isinstance(source, HasEpisodes):
         check_at_least("episodes", source.episodes, method.min_episodes, "this outer update")
+    if method.needs_particles and not isinstance(source, HasParticles):
+        raise ValueError(
+            "source must have particles for this outer update: wrap Sinusoids or FewShot in "
+            f"metarl.supervised.particles.Particles, got {type(source).__name__}"
+        )
     if method.differentiates_twice and isinstance(source, ChecksSecondDerivatives):
         source.check_second_derivatives()
     reason = source.hessian_warning if isinstance(source, HasHessianWarning) else None

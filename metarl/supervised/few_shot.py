@@ -100,8 +100,15 @@ class FewShot(NetworkSource):
 
     def score(self, params: Params, batch: Batch) -> Tensor:
         """The accuracy on one task."""
-        logits = self._predict(params, batch["x"])
-        return (logits.argmax(1) == batch["y"]).to(logits.dtype).mean()
+        return self.score_predictions(self._predict(params, batch["x"]), batch)
+
+    def predict(self, params: Params, batch: Batch) -> Tensor:
+        """The probabilities of the classes in one task, `[n, ways]`."""
+        return self._predict(params, batch["x"]).softmax(1)
+
+    def score_predictions(self, predictions: Tensor, batch: Batch) -> Tensor:
+        """The accuracy of probabilities or logits `[n, ways]` in one task."""
+        return (predictions.argmax(1) == batch["y"]).to(predictions.dtype).mean()
 
     def _draw(self, chosen: list[list[int]], number: int, generator: torch.Generator) -> Tensor:
         """`number` different images of each class of each task, `[T, ways, number, ...]`."""

@@ -100,7 +100,15 @@ class Sinusoids(NetworkSource):
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The mean squared error of one task."""
-        return (self._predict(params, batch["x"]).squeeze(1) - batch["y"]).square().mean()
+        return (self.predict(params, batch) - batch["y"]).square().mean()
+
+    def predict(self, params: Params, batch: Batch) -> Tensor:
+        """The predicted values of one task, `[n]`."""
+        return self._predict(params, batch["x"]).squeeze(1)
+
+    def score_predictions(self, predictions: Tensor, batch: Batch) -> Tensor:
+        """Minus the mean squared error of predictions `[n]` in one task."""
+        return -(predictions - batch["y"]).square().mean()
 
     def _probe(self) -> Tensor:
         leaf = self._leaf()

@@ -25,7 +25,7 @@ from metarl.experiments.reports.benchmark.page import markdown_page
 from metarl.experiments.reports.benchmark.profile import WATCHED
 from metarl.experiments.train import TrainConfig, build_source
 from metarl.functional_call import call
-from metarl.outer import OUTER
+from metarl.outer import without_particles
 from metarl.supervised.networks import conv4
 from metarl.supervised.oracle import FiniteSumTaskBatch
 from metarl.tree import broadcast, detach
@@ -43,7 +43,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     picture = tmp_path_factory.mktemp("benchmark") / "growth.png"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "call_in_new_process", lambda call: call())
-        patch.setattr(workloads, "OUTER", UPDATES)
+        patch.setattr(workloads, "without_particles", lambda: UPDATES)
         outcome = runs.call("reports.benchmark", "--quick", "--json", "--picture", picture)
     assert (outcome.code, outcome.err) == (0, "")
     with Image.open(picture) as image:
@@ -73,7 +73,7 @@ def test_every_update_is_measured() -> None:
     named = [call.args[0] for call in calls if isinstance(call, partial)]
     assert {(about["name"], about["size"]) for about in named} == {
         (f"navigation {name}", f"{tasks} x 20 x 100")
-        for name in (*OUTER, "maml, inner batch reused")
+        for name in (*without_particles(), "maml, inner batch reused")
         for tasks in (20, 40)
     }
 
@@ -236,7 +236,7 @@ def test_flops_of_a_policy_leave_out_its_critic() -> None:
     assert network_flops(source.policy, torch.zeros(2, 2)) == Flops(2 * (16 + 48 + 12), 2 * 16)
 
 
-@pytest.mark.parametrize("outer", sorted(OUTER))
+@pytest.mark.parametrize("outer", sorted(without_particles()))
 def test_a_tally_is_what_the_learner_counts(outer: str) -> None:
     tally = Tally()
     source = build_source(TrainConfig(episodes=2, horizon=3, hidden=(8,)))

@@ -15,7 +15,7 @@ from metarl.experiments.reports.certify import problems
 from metarl.experiments.reports.certify.certificates import certify_sampled, judge
 from metarl.experiments.reports.certify.estimators import PULLED, Estimator, enumerate_estimators
 from metarl.experiments.reports.certify.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT, Expectation, bandit, mdp
-from metarl.outer import OUTER, options
+from metarl.outer import OUTER, options, without_particles
 from metarl.rl import SURROGATES
 from tests.experiments import runs
 
@@ -33,7 +33,7 @@ def rows_of(results: dict[str, Any], section: str, **wanted: Any) -> list[dict[s
 
 
 @pytest.mark.parametrize("section", ["bandit", "mdp"])
-@pytest.mark.parametrize("outer", sorted(OUTER))
+@pytest.mark.parametrize("outer", sorted(without_particles()))
 def test_every_update_with_every_surrogate_and_choice_of_data(
     results: dict[str, Any], outer: str, section: str
 ) -> None:
@@ -165,7 +165,7 @@ def test_the_page_and_its_picture(results: dict[str, Any], tmp_path: Path, monke
     assert (outcome.code, outcome.err) == (0, "")
     text = (tmp_path / "docs" / "page.md").read_text()
     assert outcome.out == text + "\n"
-    assert all(f"`{name}`" in text for name in OUTER)
+    assert all(f"`{name}`" in text for name in without_particles())
     assert "| `maml` | ratio, dice, loaded_dice | fresh | -0.8" in text
     for block in text.split("\n\n"):
         if block.startswith("| "):

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import metarl
 from metarl import checkpoint
-from metarl.outer import OUTER
+from metarl.outer import OUTER, without_particles
 from tests.experiments import runs
 
 ENVS = ("navigation", "point_velocity")
@@ -98,7 +98,7 @@ def test_tensorboard(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("outer", sorted(OUTER))
+@pytest.mark.parametrize("outer", sorted(without_particles()))
 def test_every_outer_update(tmp_path: Path, outer: str) -> None:
     folder = runs.train(tmp_path / "run", "--outer", outer, "--iterations", 1)
     assert [line["iteration"] for line in runs.lines(folder)] == [1]

@@ -13,6 +13,7 @@ from metarl.agents import make_policy
 from metarl.envs import CartPole, Navigation
 from metarl.rl import ReinforcementLearning
 from metarl.supervised.sinusoid import Sinusoids
+from tests.reference.problems import suit
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
 
@@ -35,7 +36,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {"deepcopy": copy.deepcopy, "pickle": la
     ("outer", "source"), [(o, "supervised") for o in sorted(OUTER)] + [("maml", s) for s in SOURCES]
 )
 def test_the_copy_goes_on_as_the_original(outer: str, source: str, way: str) -> None:
-    learner = MetaLearner(SOURCES[source](), outer, meta_batch_size=2).learn(2)
+    learner = MetaLearner(suit(outer, SOURCES[source]()), outer, meta_batch_size=2).learn(2)
     before = learner.evaluate(num_tasks=2, steps=1).scores
     other = WAYS[way](learner)
     assert torch.equal(other.evaluate(num_tasks=2, steps=1).scores, before)

@@ -22,6 +22,7 @@ from metarl.supervised.digits import digits, mnist1d
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import conv4, mlp
 from metarl.types import Batch
+from tests.reference.problems import suit
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
 
@@ -339,9 +340,9 @@ def test_initial_parameters_are_a_copy_and_the_network_is_not_trained() -> None:
 def test_every_outer_update_learns_on_every_setting(outer: str, setting: str) -> None:
     """Two classes that one pixel tells apart: an iteration moves the parameters, and nothing overflows."""
     few = source(classes=ClassSet(NAMES, tuple(images / 1000 for images in numbered().images)), setting=setting)
-    learner = MetaLearner(few, outer, meta_batch_size=2).learn(2)
-    assert any(not torch.equal(learner.params[k], leaf) for k, leaf in few.initial_params().items())
-    test = dataclasses.replace(few, classes=numbered(4))
+    learner = MetaLearner(suit(outer, few), outer, meta_batch_size=2).learn(2)
+    assert any(not torch.equal(learner.params[k], leaf) for k, leaf in suit(outer, few).initial_params().items())
+    test = suit(outer, dataclasses.replace(few, classes=numbered(4)))
     curve = learner.evaluate(test, num_tasks=5, steps=2)
     assert curve.scores.shape == (3, 5)
     assert ((curve.scores >= 0) & (curve.scores <= 1)).all()

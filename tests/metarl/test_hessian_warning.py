@@ -10,7 +10,7 @@ from metarl import MetaLearner
 from metarl.agents import make_policy
 from metarl.envs import Navigation
 from metarl.errors import HessianWarning
-from metarl.outer import OUTER
+from metarl.outer import without_particles
 from metarl.rl import ReinforcementLearning
 from metarl.rl.surrogates import SURROGATES
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
@@ -27,7 +27,7 @@ def source(surrogate: str) -> ReinforcementLearning:
     return ReinforcementLearning(tasks, policy, episodes=2, surrogate=surrogate, dice_lambda=lam)
 
 
-@pytest.mark.parametrize("outer", sorted(OUTER))
+@pytest.mark.parametrize("outer", sorted(without_particles()))
 @pytest.mark.parametrize("surrogate", sorted(SURROGATES))
 def test_which_combinations_warn(outer: str, surrogate: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
@@ -61,7 +61,7 @@ def reordered(names: list[str]) -> FiniteSumSource:
     return FiniteSumSource(FiniteSumTaskBatch(tasks.loss, data), {"w": torch.zeros(2, dtype=torch.float64)})
 
 
-@pytest.mark.parametrize("outer", sorted(OUTER))
+@pytest.mark.parametrize("outer", sorted(without_particles()))
 def test_the_order_of_the_leaves_of_a_batch_does_not_matter(outer: str) -> None:
     """An integer leaf, or a number of each task, may be the first one."""
     orders = [["x", "label", "scale"], ["label", "x", "scale"], ["scale", "label", "x"]]

@@ -17,13 +17,14 @@ from metarl.outer.imaml import conjugate_gradients
 from metarl.supervised import FiniteSumTaskBatch
 from tests.reference import checks, problems, updates
 from tests.reference.checks import finite_sum_data, mean_gradient, ravel
-from tests.reference.problems import DOUBLE, PROBLEMS, ReferenceProblem
-from tests.reference.updates import ROWS, Data, Row
+from tests.reference.problems import DOUBLE, PROBLEMS, ReferenceProblem, with_particles
+from tests.reference.updates import ONE_NETWORK, ROWS, Data, Row
 
 FINITE_SUMS = ("quadratics", "logistic", "regression")
 RL = ("navigation", "discrete")
 
 rows = pytest.mark.parametrize("row", ROWS, ids=str)
+rows_of_one_network = pytest.mark.parametrize("row", ONE_NETWORK, ids=str)
 
 
 @pytest.mark.parametrize("name", sorted(OUTER))
@@ -38,26 +39,27 @@ def test_every_method_has_a_row(name: str) -> None:
 @pytest.mark.parametrize("problem", FINITE_SUMS)
 def test_equals_the_reference(row: Row, steps: int, problem: str) -> None:
     # 1e-9 also for HF-MAML, whose reference takes the same probe: rounding over the probe length is 1e-16 / 1e-4
-    checks.equals_reference(row.method(steps), row.answer, PROBLEMS[problem])
+    checks.equals_reference(row.method(steps), row.answer, with_particles(PROBLEMS[problem], row.particles))
 
 
-@rows
+@rows_of_one_network
 @pytest.mark.parametrize("steps", [1, 3, 5])
 @pytest.mark.parametrize("problem", RL)
 def test_equals_the_reference_on_recorded_draws(row: Row, steps: int, problem: str) -> None:
     checks.equals_reference_on_its_draws(row.method(steps), row.answer, PROBLEMS[problem])
 
 
-@rows
+@rows_of_one_network
 @pytest.mark.parametrize("problem", RL)
 def test_every_draw_is_fresh(row: Row, problem: str) -> None:
     checks.draws_are_independent(row.method(3), PROBLEMS[problem])
 
 
-@rows
-@pytest.mark.parametrize("problem", ["regression", "discrete"])
+@pytest.mark.parametrize(
+    ("row", "problem"), [(row, "regression") for row in ROWS] + [(row, "discrete") for row in ONE_NETWORK], ids=str
+)
 def test_shared_properties(row: Row, problem: str) -> None:
-    method, new = row.method(2), PROBLEMS[problem]
+    method, new = row.method(2), with_particles(PROBLEMS[problem], row.particles)
     checks.replays_bit_for_bit(method, new)
     checks.is_deterministic(method, new)
     if row.separable:
@@ -65,21 +67,23 @@ def test_shared_properties(row: Row, problem: str) -> None:
     checks.leaves_parameters_alone(method, new)
 
 
-@rows
-@pytest.mark.parametrize("problem", ["regression", "navigation"])
+@pytest.mark.parametrize(
+    ("row", "problem"), [(row, "regression") for row in ROWS] + [(row, "navigation") for row in ONE_NETWORK], ids=str
+)
 def test_float32(row: Row, problem: str) -> None:
     # HF-MAML's relative probe is 100 times longer in float32: its own error, not rounding
-    checks.close_in_float32(row.method(3), PROBLEMS[problem], 1e-2 if row.name == "hf_maml" else 1e-5)
+    new = with_particles(PROBLEMS[problem], row.particles)
+    checks.close_in_float32(row.method(3), new, 1e-2 if row.name == "hf_maml" else 1e-5)
 
 
 @rows
 def test_score_is_that_of_the_adapted_parameters(row: Row) -> None:
-    problem = problems.regression()
+    problem = with_particles(problems.regression, row.particles)()
     score = checks.run(row.method(2), problem).score
     for i in range(problem.tasks.num_tasks):
         data = finite_sum_data(problem, 2, i)
         end = row.answer(ravel(problem.params), data).points[-1]
-        torch.testing.assert_close(score[i], -data.outer(end))
+        torch.testing.assert_close(score[i], -data.outer(end) / max(row.particles, 1))
 
 
 # What must differ, and what must coincide.
@@ -93,6 +97,10 @@ CHANGES = {  # (method, option): the settings to compare
     ("e_maml", "baseline"): ({"baseline": "tasks"}, {"baseline": "trajectories"}),
     ("imaml", "lam"): ({"lam": 2.0}, {"lam": 1.0}),
     ("imaml", "cg_steps"): ({"cg_steps": 1}, {"cg_steps": 3}),
+    ("bmaml", "temperature"): ({"temperature": 0.0}, {"temperature": 0.1}),
+    ("bmaml", "prior_precision"): ({"prior_precision": 0.0}, {"prior_precision": 1.0}),
+    ("bmaml", "leader_steps"): ({"leader_steps": 1}, {"leader_steps": 2}),
+    ("bmaml", "objective"): ({"objective": "chaser"}, {"objective": "loss"}),
 }
 
 
@@ -108,13 +116,14 @@ def test_every_option_is_in_the_table() -> None:
 @pytest.mark.parametrize(("name", "option"), CHANGES)
 def test_every_option_does_something(name: str, option: str) -> None:
     a, b = (make_method(name, 0.2, 2, **chosen) for chosen in CHANGES[name, option])
-    checks.differ(a, b, problems.PROBLEMS["discrete"])
+    checks.differ(a, b, with_particles(PROBLEMS["regression"], 3) if a.needs_particles else PROBLEMS["discrete"])
 
 
 @pytest.mark.parametrize("name", sorted(OUTER))
 def test_step_size_and_number_of_steps_do_something(name: str) -> None:
-    checks.differ(make_method(name, 0.1, 2), make_method(name, 0.2, 2), problems.regression)
-    checks.differ(make_method(name, 0.1, 2), make_method(name, 0.1, 3), problems.regression)
+    new = with_particles(problems.regression, 3 * make_method(name).needs_particles)
+    checks.differ(make_method(name, 0.1, 2), make_method(name, 0.2, 2), new)
+    checks.differ(make_method(name, 0.1, 2), make_method(name, 0.1, 3), new)
 
 
 ONE_ON_FINITE_SUMS = {"maml", "multi_step_maml", "maml_plus_plus", "e_maml"}  # with equal step sizes
@@ -124,7 +133,8 @@ PAIRS = [p for p in itertools.combinations(sorted(OUTER), 2) if not ONE_ON_FINIT
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_methods_differ(a: str, b: str) -> None:
     by = 1e-11 if {a, b} <= ONE_ON_FINITE_SUMS | {"hf_maml"} else 1e-4  # HF-MAML's error is that of its probe
-    checks.differ(make_method(a, 0.1, 3), make_method(b, 0.1, 3), problems.regression, by)
+    new = with_particles(problems.regression, 3 * ("bmaml" in (a, b)))
+    checks.differ(make_method(a, 0.1, 3), make_method(b, 0.1, 3), new, by)
 
 
 def with_rule(method: Method, inner: Inner) -> Method:

@@ -33,6 +33,7 @@ from metarl.types import Batch, MetaGrad, Params, Role, TaskBatch, TaskSource
 from metarl.wrappers import TaskWrapper
 from tests.metarl.rl.test_normalization import train_normalized
 from tests.process_pool import Pool, joining
+from tests.reference.problems import suit
 
 
 class Shifted:
@@ -118,8 +119,9 @@ CASES: dict[str, tuple[Callable[[], TaskSource], str, Callable[[TaskSource], dic
     "minibatches": (minibatches, "maml", lambda _: {}),
     "score terms": (ShiftedSource, "e_maml", lambda _: {}),  # a baseline over the other tasks
     "navigation": (navigation, "e_maml", lambda _: {}),
+    "particles": (lambda: suit("bmaml", Sinusoids()), "bmaml", lambda _: {"inner_steps": 2}),
 }
-SINGLE_PRECISION = ("sinusoids", "resampled", "alpha maml", "annealed", "navigation")
+SINGLE_PRECISION = ("sinusoids", "resampled", "alpha maml", "annealed", "navigation", "particles")
 
 
 def make(case: str, num_tasks: int, processes: Processes) -> MetaLearner:

@@ -9,6 +9,7 @@ from torch import Tensor
 from metarl import Method
 from metarl.learned_rules import hide_meta
 from metarl.supervised import FiniteSumTaskBatch
+from metarl.supervised.particles import ParticleTasks
 from metarl.types import Batch, MetaGrad, Params, SampledTaskBatch, TaskBatch
 from metarl.wrappers import CountCost, RecordDraws, RecordedDraw, ReplayDraws, TaskWrapper
 from tests.reference.problems import ReferenceProblem
@@ -72,19 +73,30 @@ def mean_gradient(method: Method, tasks: TaskBatch, like: Params, flat: Tensor) 
 
 def finite_sum_data(problem: ReferenceProblem, steps: int, task: int) -> Data:
     tasks = problem.tasks
-    assert isinstance(tasks, FiniteSumTaskBatch)
-    support, query = (function(tasks, problem.params, x, task) for x in (tasks.support, tasks.query))
-    n = len(next(iter(one(tasks.support, task).values())))
+    base = tasks.tasks if isinstance(tasks, ParticleTasks) else tasks
+    assert isinstance(base, FiniteSumTaskBatch)
+    support, query = (function(tasks, problem.params, x, task) for x in (base.support, base.query))
+    n, queries = (len(next(iter(one(data, task).values()))) for data in (base.support, base.query))
     nothing = torch.zeros(n, dtype=torch.float64)  # the data do not depend on the parameters
     others = torch.zeros(max(tasks.num_tasks - 1, 1))
     sampled = Sampled([support] * steps, [lambda w: nothing] * steps, [nothing] * steps, nothing.sum(), others)
-    return Data([support] * steps, query, [support] * steps, sampled, [query] * (steps - 1))
+    earlier = [query] * (steps - 1)
+    return Data([support] * steps, query, [support] * steps, sampled, earlier, layout(problem), (n, queries))
+
+
+def layout(problem: ReferenceProblem) -> Tensor | None:
+    """Where each particle's numbers are in the flat parameters, `[M, P]`."""
+    if not isinstance(problem.tasks, ParticleTasks):
+        return None
+    flat = ravel(problem.params)
+    places = unravel(torch.arange(len(flat)), problem.params)
+    return torch.cat([place.reshape(problem.tasks.particles, -1) for place in places.values()], 1)
 
 
 def sampled_data(problem: ReferenceProblem, draws: list[RecordedDraw], task: int) -> Sampled | None:
     """What the oracle says about how its data were sampled, if it does."""
     tasks, like = problem.tasks, problem.params
-    if not isinstance(tasks, SampledTaskBatch):
+    if not isinstance(tasks, SampledTaskBatch) or isinstance(tasks, ParticleTasks):
         return None
     inner = [one(d.batch, task) for d in draws if d.role == "inner"]
     outer = next(d.batch for d in draws if d.role == "outer")
@@ -121,7 +133,10 @@ def equals_reference_on_its_draws(
         }
         assert len(f["inner"]) == method.inner.steps, f"{len(f['inner'])} inner draws"
         assert f["outer"], "no outer draw"
-        data = Data(f["inner"], f["outer"][-1], f["hessian"][::-1], sampled_data(problem, draws, i), f["outer"][:-1])
+        inner, outer = (next(d.batch for d in draws if d.role == role) for role in ("inner", "outer"))
+        sizes = (len(next(iter(inner.values()))[i]), len(next(iter(outer.values()))[i]))
+        sampled, earlier = sampled_data(problem, draws, i), f["outer"][:-1]
+        data = Data(f["inner"], f["outer"][-1], f["hessian"][::-1], sampled, earlier, layout(problem), sizes)
         answer = reference(w, data)
         outer_at = answer.outer_at or answer.points[-1:]
         points = {"inner": answer.points[:-1], "outer": outer_at, "hessian": answer.hessian_at}

@@ -6,7 +6,7 @@ whose support and query sets differ, and two reinforcement-learning tasks, one w
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -14,10 +14,12 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
+from metarl import make_method
 from metarl.agents import make_policy
 from metarl.envs import FunctionalDistribution, FunctionalEnv, Navigation, PointVelocity
 from metarl.rl import ReinforcementLearning
 from metarl.supervised import FiniteSumTaskBatch
+from metarl.supervised.particles import Particles, ParticleTasks
 from metarl.theory import quadratics as library
 from metarl.theory.logistic import logistic_tasks, six_logistic_tasks, smoothness
 from metarl.theory.quadratics import quadratic_loss, quadratic_tasks, random_quadratics
@@ -130,6 +132,30 @@ def reinforcement_learning(name: str) -> ReferenceProblem:
     rng = np.random.default_rng(3)
     params = {k: v + 0.3 * torch.as_tensor(rng.normal(size=v.shape)) for k, v in source(name).initial_params().items()}
     return ReferenceProblem(source(name).sample(2, rng), params)
+
+
+def with_particles(new: Callable[[], ReferenceProblem], particles: int) -> Callable[[], ReferenceProblem]:
+    """The same tasks for several particles, which start at different points."""
+
+    def made() -> ReferenceProblem:
+        tasks, params = new()
+        rng = np.random.default_rng(6)
+        starts = {k: v + 0.3 * torch.as_tensor(rng.normal(size=(particles, *v.shape))) for k, v in params.items()}
+        return ReferenceProblem(ParticleTasks(tasks, particles), starts)
+
+    return made if particles else new
+
+
+def suit(outer: str, source: Any, particles: int = 3) -> Any:
+    """The source itself, or with particles at different points if the update needs them."""
+    if not make_method(outer).needs_particles:
+        return source
+    rng, start = np.random.default_rng(6), source.initial_params()
+    starts = [
+        {k: v + 0.1 * torch.as_tensor(rng.normal(size=v.shape)).to(v) for k, v in start.items()}
+        for _ in range(particles)
+    ]
+    return Particles(source, starts)
 
 
 PROBLEMS: dict[str, Callable[[], ReferenceProblem]] = {

@@ -37,6 +37,8 @@ class Data(NamedTuple):
     hessian: list[Function]  # f(.; D_h) of step j
     sampled: Sampled | None = None
     earlier: list[Function] = []  # noqa: RUF012 (f(.; D_o) at the points before the last one)
+    particles: Tensor | None = None  # where each particle's numbers are in the flat parameters, [M, P]
+    sizes: tuple[int, int] = (1, 1)  # points in an inner and an outer batch
 
 
 class Answer(NamedTuple):
@@ -198,6 +200,63 @@ def several_losses(
     return Answer(g, at, at[-2::-1] if second_order and hessian_data == "fresh" else [], at[1:])
 
 
+def kernel_step(
+    theta: Tensor, grads: Tensor, eps: float, temperature: float, prior_precision: float, fixed_bandwidth: bool = False
+) -> Tensor:
+    """Liu, Wang (2016), eq. 8, particle by particle `[M, P]`: the kernel's gradient by autograd, h fixed within it."""
+    number = len(theta)
+    pairs = [(theta[i] - theta[j]).square().sum() for i in range(number) for j in range(i)]
+    median = torch.quantile(torch.stack(pairs), 0.5) if pairs else torch.ones(())
+    h = median / np.log(number) if number > 1 else median
+    h = h.detach() if fixed_bandwidth else h
+    moved = []
+    for m in range(number):
+        direction = torch.zeros_like(theta[m])
+        for j in range(number):
+            other = theta[j].clone()  # a separate variable: h does not move with it
+            k = torch.exp(-((other - theta[m]) ** 2).sum() / h)
+            repulsion = torch.autograd.grad(k, other, create_graph=True)[0]
+            log_p = -grads[j] / temperature - prior_precision * theta[j]
+            direction = direction + k * log_p + repulsion
+        moved.append(theta[m] + eps / number * direction)
+    return torch.stack(moved)
+
+
+def bayesian(
+    w: Tensor,
+    data: Data,
+    alpha: float,
+    temperature: float = 0.01,
+    prior_precision: float = 0.0,
+    leader_steps: int = 1,
+    objective: str = "chaser",
+    fixed_bandwidth: bool = False,
+    attached: bool = False,
+) -> Answer:
+    """Autograd through all steps of the chaser; the leader goes on without a graph, unless it is `attached`."""
+    assert data.particles is not None
+    where, back = data.particles, data.particles.flatten().argsort()
+
+    def step(flat: Tensor, g: Tensor, at: float) -> Tensor:
+        return kernel_step(flat[where], g[where], alpha * at, at, prior_precision, fixed_bandwidth).flatten()[back]
+
+    leaf = w.detach().clone().requires_grad_()
+    points = [leaf]
+    for f in data.inner:
+        g = torch.autograd.grad(f(points[-1]), points[-1], create_graph=True)[0]
+        points.append(step(points[-1], g, temperature))
+    if objective == "chaser":
+        (n, o), leader = data.sizes, points[-1]
+        for _ in range(leader_steps):
+            total = (n * data.inner[-1](leader) + o * data.outer(leader)) / (n + o)
+            g = torch.autograd.grad(total, leader, create_graph=True)[0]
+            leader = step(leader, g, temperature * n / (n + o))
+        loss = (points[-1] - (leader if attached else leader.detach())).square().sum()
+    else:
+        loss = data.outer(points[-1]) / len(where)
+    return Answer(torch.autograd.grad(loss, leaf)[0], [p.detach() for p in points], [])
+
+
 class Row(NamedTuple):
     """One method with one choice of options, and what it must equal."""
 
@@ -208,6 +267,7 @@ class Row(NamedTuple):
     passed: tuple[str, ...] = ()  # options the reference wants too
     separable: bool = True  # a task's meta-gradient does not depend on the other tasks
     iteration: int | None = None  # of an annealed method; default: after all annealing
+    particles: int = 0  # M; 0 for a method that works on one network
 
     def __str__(self) -> str:
         at = [] if self.iteration is None else [f"iteration_{self.iteration}"]
@@ -253,4 +313,14 @@ ROWS = [
     # lam above the curvature's modulus, or there is nothing for conjugate gradients to solve
     Row("imaml", implicit, {"cg_steps": 20, "lam": 5.0}, alpha=0.1, passed=("lam",)),
     Row("imaml", implicit, {"cg_steps": 20, "lam": 20.0}, alpha=0.02, passed=("lam",)),
+    *(
+        Row("bmaml", bayesian, {"temperature": 0.3, **options}, passed=("temperature", *options), particles=particles)
+        for options, particles in [
+            ({"leader_steps": 2}, 3),
+            ({"prior_precision": 0.7}, 4),  # the median of six pairs is a mean of two
+            ({"objective": "loss", "prior_precision": 0.7}, 3),
+            ({}, 1),
+        ]
+    ),
 ]
+ONE_NETWORK = [row for row in ROWS if not row.particles]

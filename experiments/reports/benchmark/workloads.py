@@ -15,7 +15,7 @@ from metarl.experiments.reports.benchmark.limits import Product, TalliedSource, 
 from metarl.experiments.reports.benchmark.measure import Call, Job, measure
 from metarl.experiments.reports.benchmark.stepping import NAMES, SteppingSize, measure_stepping, physics_rate
 from metarl.experiments.train import TrainConfig, build_source
-from metarl.outer import OUTER, inner_defaults
+from metarl.outer import inner_defaults, without_particles
 from metarl.rl import ReinforcementLearning
 from metarl.supervised import networks
 from metarl.supervised.class_sets import ClassSet
@@ -102,7 +102,8 @@ def plan_navigation(scale: Scale) -> list[Call]:
     """Every outer update with fresh draws, and MAML reusing the inner batch for the Hessian, with the fewest draws."""
     reuse = replace(scale.config, outer="maml", hessian_data="reuse")
     configs = [
-        replace(scale.config, meta_batch_size=tasks, outer=outer) for tasks, outer in product(scale.tasks, OUTER)
+        replace(scale.config, meta_batch_size=tasks, outer=outer)
+        for tasks, outer in product(scale.tasks, without_particles())
     ]
     configs += [replace(reuse, meta_batch_size=tasks) for tasks in (*scale.tasks, *scale.many_tasks)]
     return [iteration_row(scale, config) for config in configs]

@@ -1,10 +1,10 @@
-"""What is certified: every registered outer update with every surrogate and every choice of Hessian data."""
+"""What is certified: every registered outer update of one network with every surrogate and choice of Hessian data."""
 
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from metarl.outer import OUTER, Method, make_method, options
+from metarl.outer import Method, make_method, options, without_particles
 from metarl.rl import SURROGATES
 
 VARIED = {"hessian_data": ("fresh", "reuse"), "baseline": ("none", "tasks", "trajectories")}
@@ -49,9 +49,9 @@ class Estimator(NamedTuple):
 
 
 def enumerate_estimators(baselines: tuple[str, ...]) -> Iterator[Estimator]:
-    """Every registered update with every surrogate and every choice of D_h and of these baselines."""
+    """Every registered update of one network with every surrogate and every choice of D_h and of these baselines."""
     varied = {**VARIED, "baseline": baselines}
-    for update, surrogate in itertools.product(OUTER, SURROGATES):
+    for update, surrogate in itertools.product(without_particles(), SURROGATES):
         names = [name for name in varied if name in options(update)]
         for values in itertools.product(*(varied[name] for name in names)):
             yield Estimator(update, surrogate, dict(zip(names, values, strict=True)))

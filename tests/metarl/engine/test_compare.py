@@ -21,6 +21,7 @@ from metarl.supervised import FiniteSumTaskBatch
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.types import Batch, Params
 from metarl.wrappers import TaskWrapper
+from tests.reference.problems import suit
 
 
 class Faulty:
@@ -225,7 +226,7 @@ def test_tasks_are_not_kept_by_records(outer: str) -> None:
     gc.disable()  # what lives in a cycle would be found by chance
     try:
         source = Noting()
-        MetaLearner(source, outer, meta_batch_size=2).learn(3)
+        MetaLearner(suit(outer, source), outer, meta_batch_size=2).learn(3)
         assert [tasks() for tasks in source.__dict__["sampled"]] == [None] * 3
     finally:
         gc.enable()
@@ -241,7 +242,7 @@ def test_what_stays_the_same_is_not_described_again(outer: str, monkeypatch: pyt
         run(self, roots)
 
     monkeypatch.setattr(Walk, "run", counted)
-    learner = MetaLearner(Sinusoids(), outer, meta_batch_size=2).learn(2)
+    learner = MetaLearner(suit(outer, Sinusoids()), outer, meta_batch_size=2).learn(2)
     before = len(walks)
     learner.learn(3)
     assert len(walks) == before > 0

@@ -35,7 +35,8 @@ KINDS = {
 
 def run(name: str, engine: Engine) -> MetaGrad:
     with engine.current():
-        return checks.run(make_method(name, 0.1, 2), problems.regression())
+        method = make_method(name, 0.1, 2)
+        return checks.run(method, problems.with_particles(problems.regression, 3 * method.needs_particles)())
 
 
 @pytest.mark.parametrize("kind", KINDS)
