@@ -45,17 +45,19 @@ from metarl.experiments.common.run import new_folder
 from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.files import write_atomically, write_json
 from metarl.inner import sgd
-from metarl.outer import OUTER, inner_defaults
+from metarl.outer import OUTER, inner_defaults, make_method
 from metarl.random import torch_generator
 from metarl.schedules import SCHEDULES
 from metarl.supervised.class_sets import ClassSet, as_floats
 from metarl.supervised.few_shot import FewShot
 from metarl.supervised.networks import mlp
-from metarl.types import Params, Rule
+from metarl.supervised.particles import Particles
+from metarl.tree import take
+from metarl.types import Params, Rule, TaskSource
 
 STEPS = (0, 1, 3, 5, 10)
 BASELINE_STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
-OPTIONS: dict[str, dict[str, Any]] = {"imaml": {"lam": 0.1}}  # with the default, 2, these networks hardly adapt
+ENSEMBLE = "ensemble"  # independent maml networks, whose probabilities are averaged
 TEST_SEED, VALIDATION_SEED = 1000, 2000
 
 
@@ -67,8 +69,10 @@ class Arguments(ImageSettings):
     """Support images of a class (K)."""
     queries: int = 15
     """Query images of a class."""
-    outer: tuple[str, ...] = tuple(OUTER)
-    """Outer updates to compare. Default: all."""
+    outer: tuple[str, ...] = (*OUTER, "ensemble")
+    """Outer updates to compare, and ensemble: independent maml networks that predict together. Default: all."""
+    particles: int = 5
+    """Networks of bmaml and of the ensemble."""
     reference: str | None = None
     """An update of --outer: also print the paired differences of every row to it."""
     iterations: int = 500
@@ -121,6 +125,7 @@ class Fitted(NamedTuple):
     rules: list[Rule]
     seconds: float
     spent: Mapping[str, int]  # iterations, gradients, hessian_vector_products
+    particles: bool = False  # whether the parameters are those of several networks
 
 
 class Row(NamedTuple):
@@ -173,14 +178,14 @@ def prepare(given: Arguments) -> Setup:
     Raises:
         ValueError: naming the setting that cannot work.
     """
-    for name in ("iterations", "pilot_iterations", "meta_batch_size", "inner_steps", "tasks"):
+    for name in ("iterations", "pilot_iterations", "meta_batch_size", "inner_steps", "tasks", "particles"):
         check_int(name, getattr(given, name))
     check_real("learning_rate", given.learning_rate)
     cli.import_plugins(given.plugins)
     for name in ("outer", "seeds", "factors"):
         check_distinct(name, getattr(given, name))
     for outer in given.outer:
-        check_choice("outer", outer, OUTER)
+        check_choice("outer", outer, (*OUTER, ENSEMBLE))
     if given.reference is not None:
         check_choice("reference", given.reference, given.outer)
     for seed in given.seeds:
@@ -219,11 +224,12 @@ def cost(counts: Mapping[str, int]) -> int:
     return counts["gradients"] + 2 * counts["hessian_vector_products"]
 
 
-def small_learner(given: Arguments, source: FewShot, outer: str) -> MetaLearner:
-    """The update with a tiny network and two tasks: its counts are those of any network."""
+def small_learner(given: Arguments, source: FewShot, name: str) -> MetaLearner:
+    """A row's update with tiny networks and two tasks: its counts are those of any network."""
     small = dataclasses.replace(source, network=mlp(int(np.prod(source.classes.image_shape)), source.ways, hidden=(2,)))
-    options = OPTIONS.get(outer)
-    return MetaLearner(small, outer, inner_steps=given.inner_steps, outer_options=options, meta_batch_size=2)
+    tasks = Particles(small, [small.initial_params()] * given.particles) if has_particles(name) else small
+    options: dict[str, Any] = {"inner_steps": given.inner_steps, "outer_options": outer_options(name, given)}
+    return MetaLearner(tasks, update_of(name), meta_batch_size=2, **options)
 
 
 def compare(setup: Setup, name: str) -> Row:
@@ -261,7 +267,7 @@ def choose_fit(setup: Setup, name: str) -> tuple[Callable[[int, float, bool], Fi
             return Fitted(params, [sgd(size)] * max(STEPS), seconds, {"iterations": setup.given.iterations})
 
         return fit, BASELINE_STEP_SIZES
-    sizes = [inner_defaults(name)[0] * factor for factor in setup.given.factors]
+    sizes = [inner_defaults(update_of(name))[0] * factor for factor in setup.given.factors]
     return lambda seed, size, pilot: meta_train(setup, name, seed, size, pilot), sizes
 
 
@@ -276,9 +282,17 @@ def validation_score(setup: Setup, fit: Callable[[], Fitted]) -> float:
 
 def curve(run: Fitted, source: FewShot, num_tasks: int, seed: int) -> npt.NDArray[np.float32]:
     """Accuracies `[steps + 1, tasks]`; all runs get the same tasks from the same seed."""
-    tasks = source.sample(num_tasks, np.random.default_rng(seed))
+    tasks = given_particles(source, run).sample(num_tasks, np.random.default_rng(seed))
     scores: npt.NDArray[np.float32] = evaluate(run.params, tasks, run.rules).scores.numpy()
     return scores
+
+
+def given_particles(source: FewShot, run: Fitted) -> TaskSource:
+    """The source for a run's parameters, which may be those of several networks."""
+    if not run.particles:
+        return source
+    number = len(next(iter(run.params.values())))
+    return Particles(source, [take(run.params, m) for m in range(number)])
 
 
 def training_tasks(given: Arguments, train: FewShot, seed: int) -> FewShot:
@@ -286,16 +300,33 @@ def training_tasks(given: Arguments, train: FewShot, seed: int) -> FewShot:
     return dataclasses.replace(train, network=build_network(given, train.classes.image_shape, given.ways, seed))
 
 
-def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool) -> Fitted:
-    """A run of an outer update."""
-    given = setup.given
-    iterations = setup.iterations[outer, given.pilot_iterations if pilot else given.iterations]
+def update_of(name: str) -> str:
+    """The outer update of a row."""
+    return "maml" if name == ENSEMBLE else name
+
+
+def has_particles(name: str) -> bool:
+    """Whether a row trains several networks together."""
+    return name == ENSEMBLE or make_method(name).needs_particles
+
+
+def outer_options(name: str, given: Arguments) -> dict[str, Any]:
+    """Options of a row's update where the defaults do not suit."""
+    # with lam = 2 these networks hardly adapt; the temperature of the posterior given all support images
+    own = {"imaml": {"lam": 0.1}, "bmaml": {"temperature": 1 / (given.ways * given.shots)}}
+    return own.get(name, {})
+
+
+def meta_train(setup: Setup, name: str, seed: int, inner_lr: float, pilot: bool) -> Fitted:
+    """A run of an outer update, or of the ensemble."""
+    given, several = setup.given, has_particles(name)
+    iterations = setup.iterations[name, given.pilot_iterations if pilot else given.iterations]
     learner = MetaLearner(
-        setup.training[seed],
-        outer,
+        particles(given, setup.sources.train, seed) if several else setup.training[seed],
+        update_of(name),
         inner_lr=inner_lr,
         inner_steps=given.inner_steps,
-        outer_options=OPTIONS.get(outer),
+        outer_options=outer_options(name, given),
         meta_batch_size=given.meta_batch_size,
         learning_rate=given.learning_rate,
         schedule=SCHEDULES[given.anneal](iterations),
@@ -305,7 +336,14 @@ def meta_train(setup: Setup, outer: str, seed: int, inner_lr: float, pilot: bool
     cli.learn(learner, iterations)
     seconds = (time.perf_counter() - start) / iterations
     spent = {name: learner.counts[name] for name in ("gradients", "hessian_vector_products")}
-    return Fitted(learner.params, learner.rules([None] * max(STEPS)), seconds, {"iterations": iterations, **spent})
+    rules = learner.rules([None] * max(STEPS))
+    return Fitted(learner.params, rules, seconds, {"iterations": iterations, **spent}, several)
+
+
+def particles(given: Arguments, train: FewShot, seed: int) -> Particles:
+    """The training tasks with several networks, each from its own seed."""
+    seeds = [seed * given.particles + m for m in range(given.particles)]  # no two runs share a network
+    return Particles(train, [training_tasks(given, train, own).initial_params() for own in seeds])
 
 
 def pretrain(setup: Setup, seed: int) -> tuple[Params, float]:

@@ -33,6 +33,7 @@ from metarl.experiments.common.config import RunConfig, learner_arguments
 from metarl.experiments.common.evaluation import Curves, evaluate_held_out
 from metarl.experiments.common.figures import adaptation_figure
 from metarl.experiments.common.outer_steps import APPLY, check_step, make_learner
+from metarl.experiments.common.predictions import coverage, prediction_figure
 from metarl.experiments.common.problems import (
     PROBLEMS,
     BatchSettings,
@@ -46,9 +47,12 @@ from metarl.experiments.common.run import Run, check_changeable, finish, open_ru
 from metarl.experiments.plot import plot, points
 from metarl.logging import read_metrics
 from metarl.memory import check_fits
+from metarl.outer import OUTER
 from metarl.processes import ALONE, Processes
 from metarl.random import Stream, stream_generator
 from metarl.step import OuterStep
+from metarl.supervised.particles import Particles
+from metarl.supervised.sinusoid import Sinusoids
 from metarl.theory import AdaptiveStep, alpha_range, estimate_source, fallah_rule, ji_rule
 from metarl.theory.monitors import SmoothnessMonitor, StationarityMonitor
 from metarl.theory.step_sizes import FALLAH
@@ -63,6 +67,7 @@ class SupervisedConfig(RunConfig):
     """Settings of a run on a supervised problem."""
 
     script: ClassVar[str] = "metarl train-supervised"
+    added: ClassVar[Mapping[str, Any]] = {**RunConfig.added, "particles": None}
 
     problem: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "two_quadratics"
     """The problem, which the first word of the command line names."""
@@ -134,6 +139,8 @@ class SupervisedConfig(RunConfig):
             **({"learning_rate": defaults.learning_rate} if "learning_rate" in APPLY[step] else {}),
         }
         missing: dict[str, Any] = {name: value for name, value in suits.items() if getattr(self, name) is None}
+        if getattr(self, "particles", 0) is None and self.outer in OUTER and OUTER[self.outer]().needs_particles:
+            missing["particles"] = 5
         if self.device == "auto" and not defaults.anywhere:
             missing["device"] = "cpu"
         return dataclasses.replace(self, **missing)
@@ -330,6 +337,10 @@ def train(run: Run[SupervisedConfig]) -> None:
     if any(metric in line for line in lines):
         stationarity = {title: points(lines, run.folder, "iteration", metric)}
         figures["stationarity"] = plot(stationarity, "iteration", metric, log_y=True)
+    if isinstance(problem.test, Particles) and isinstance(problem.test.source, Sinusoids):
+        steps = sorted({0, learner.method.inner.steps, config.eval_steps})
+        figures["predictions"] = prediction_figure(learner, problem.test, steps, config.eval_seed)
+        results["coverage"] = coverage(learner, problem.test, final_tasks, config.eval_steps, config.eval_seed)
     finish(run, results, figures)
     print(json.dumps(results) if config.json else table(results, curves))
 
@@ -342,9 +353,12 @@ def make_callbacks(config: SupervisedConfig, learner: MetaLearner, problem: Supe
     points: Mapping[str, Params] = {}
     if problem.known is not None and learner.method.learned_rule is None:  # else they move with alpha
         points = problem.known.points(config.inner_lr, learner.method.inner.steps)
+    objective = learner.method if learner.method.needs_particles else "maml"
     return [
         HeldOutEvaluation(config.eval_every, source, tasks, sizes, config.eval_seed),
-        StationarityMonitor(source, problem.all_tasks or 100, every=config.eval_every, points=points),
+        StationarityMonitor(
+            source, problem.all_tasks or 100, every=config.eval_every, objective=objective, points=points
+        ),
         *([] if alpha_range(config.outer, 1) is None else [SmoothnessMonitor(config.eval_every, source, tasks)]),
     ]
 
@@ -372,6 +386,9 @@ def summarize(run: Run[SupervisedConfig], curves: Curves) -> dict[str, Any]:
 def table(results: Mapping[str, Any], curves: Curves) -> str:
     """The adaptation curve, and the quantities of the theory."""
     lines = [curves.table(results["score"], digits=4)]
+    if "coverage" in results:
+        shares = ", ".join(f"{share:.0%}" for share in results["coverage"])
+        lines.append(f"truth inside the particles' mean ± 2 std after 0, 1, ... steps: {shares}")
     lines += [f"{key}: {value:.3g}" for key, value in results["theory"].items() if value is not None]
     lines += [f"{key}: {value:,}" for key, value in results["counts"].items()]
     lines += [f"{results['seconds_per_iteration']:.4f} s per iteration; results are in {results['run']}"]

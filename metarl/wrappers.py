@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metarl.errors import CHECK_DATA, SMALLER_STEPS, NonFiniteError
-from metarl.types import Batch, Loss, Params, Role, TaskBatch
+from metarl.types import Batch, HasParticles, Loss, Params, Role, TaskBatch
 
 Derivative: TypeAlias = Literal["gradients", "hessian_vector_products"]
 
@@ -170,11 +170,14 @@ class ReplayDraws(TaskWrapper):
 class CountCost(TaskWrapper):
     """Counts gradients, Hessian-vector products and the cost of draws: the x-axes of the convergence theorems.
 
-    A gradient of T tasks counts T. Several task batches may share `counts`, so that a run adds up.
+    A gradient of T tasks counts T, and T M if each has M particles. Several task batches may share `counts`, so that a
+    run adds up.
     """
 
     def __init__(self, tasks: TaskBatch, counts: Counter[str] | None = None) -> None:
         super().__init__(tasks)
+        source = unwrap(tasks)
+        self._particles = source.particles if isinstance(source, HasParticles) else 1
         self.counts: Counter[str] = Counter() if counts is None else counts
 
     def draw(self, params: Params, role: Role) -> Batch:
@@ -183,7 +186,7 @@ class CountCost(TaskWrapper):
         return batch
 
     def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
-        self.counts[kind] += self.num_tasks
+        self.counts[kind] += self.num_tasks * self._particles
 
     def wrap(self, tasks: TaskBatch) -> TaskBatch:
         return CountCost(tasks, self.counts)

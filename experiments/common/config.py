@@ -37,7 +37,7 @@ class RunConfig:
 
     outer: str = "maml"
     """Outer update: maml, fo_maml, hf_maml, multi_step_maml, maml_plus_plus, e_maml, sign_maml, moreau, reptile, imaml,
-    or your own."""
+    bmaml, or your own."""
     iterations: int = 150
     """Meta-iterations in total."""
     inner_steps: int | None = None
@@ -50,7 +50,8 @@ class RunConfig:
     """Learn alpha (maml, fo_maml, hf_maml, multi_step_maml): one, or one per layer, parameter, or layer and step, which
     is the default of maml_plus_plus."""
     outer_options: tuple[str, ...] = ()
-    """Other options of the update, as name=value: delta=published (hf_maml), lam=2 (imaml), baseline=none (e_maml)."""
+    """Other options of the update, as name=value: delta=published (hf_maml), lam=2 (imaml), baseline=none (e_maml),
+    temperature=0.1 (bmaml)."""
     anneal_iterations: int | None = None
     """Anneal the outer step size to a tenth over this many iterations. Default: all. 0: no annealing."""
     anneal: Literal["linear", "cosine"] = "linear"

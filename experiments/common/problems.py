@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from metarl.errors import check_int
-from metarl.experiments.common.images import ImageSettings, NetworkSettings, build_few_shot
+from metarl.experiments.common.images import ImageSettings, NetworkSettings, build_few_shot, build_network
 from metarl.random import Stream, stream_generator
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
+from metarl.supervised.particles import Particles, PredictiveSource
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.theory.logistic import (
     FreshLogistic,
@@ -65,7 +66,16 @@ class RandomSettings(BatchSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SinusoidSettings:
+class ParticleSettings:
+    """Several networks instead of one."""
+
+    particles: int | None = None
+    """Networks that train together: bmaml's particles, or independent ones. The score is that of their averaged
+    prediction. Default: 5 for bmaml, else one network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinusoidSettings(ParticleSettings):
     """Points of a sinusoid."""
 
     setting: Literal["finite_sum", "resampling"] = "finite_sum"
@@ -79,7 +89,7 @@ class SinusoidSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassSettings:
+class ClassSettings(ParticleSettings):
     """Images of a class."""
 
     setting: Literal["finite_sum", "resampling"] = "finite_sum"
@@ -234,7 +244,23 @@ def sinusoid(given: SinusoidSettings, device: torch.device, seed: int) -> Superv
     """Sinusoid regression; evaluated with many query points."""
     train = Sinusoids(shots=given.shots, queries=given.queries, setting=given.setting, seed=seed, device=device)
     shots = given.shots if given.eval_shots is None else check_int("eval_shots", given.eval_shots)
-    return SupervisedProblem(train, dataclasses.replace(train, shots=shots, queries=100, setting="finite_sum"))
+    test = dataclasses.replace(train, shots=shots, queries=100, setting="finite_sum")
+    return with_particles(given, train, test, lambda m: Sinusoids(seed=m, device=device).initial_params(), seed)
+
+
+def with_particles(
+    given: ParticleSettings,
+    train: PredictiveSource,
+    test: PredictiveSource,
+    initial_params: Callable[[int], Params],
+    seed: int,
+) -> SupervisedProblem:
+    """The problem of one network, or of several, each drawn from its own seed."""
+    if given.particles is None:
+        return SupervisedProblem(train, test)
+    number = check_int("particles", given.particles)
+    starts = [initial_params(seed * number + m) for m in range(number)]  # no two runs share a network
+    return SupervisedProblem(Particles(train, starts), Particles(test, starts))
 
 
 def shipped_data(data: str, given: ShippedSettings, device: torch.device, seed: int) -> SupervisedProblem:
@@ -256,9 +282,14 @@ def few_shot(given: FolderSettings, device: torch.device, seed: int) -> Supervis
     shots = given.shots if given.eval_shots is None else check_int("eval_shots", given.eval_shots)
     train = dataclasses.replace(sources.train, setting=given.setting)
     try:
-        return SupervisedProblem(train, dataclasses.replace(sources.test, shots=shots))
+        test = dataclasses.replace(sources.test, shots=shots)
     except ValueError as error:
         raise ValueError(f"eval_shots must suit the data, got {shots}: {error}") from None
+
+    def initial_params(m: int) -> Params:
+        return dict(build_network(given, train.classes.image_shape, given.ways, m).to(device).named_parameters())
+
+    return with_particles(given, train, test, initial_params, seed)
 
 
 RANDOM, SINUSOID = Defaults(20, 0.25, 0.02, 0.1, "sgd"), Defaults(25, 0.01, 0.001, 1e-3, "adam", anywhere=True)

@@ -74,6 +74,7 @@ CASES = [
         ("episodes must be at least 2", "got 1"),
     ),
     Bad("train", "--outer mamel", ("outer must", "'mamel'", "did you mean 'maml'")),
+    Bad("train", "--outer bmaml", ("source must have particles", "ReinforcementLearning")),
     Bad("train", "--outer ppo", ("outer must", "'ppo'", "reptile")),
     Bad("train", "--itrations 3", ("--itrations", "did you mean --iterations?")),
     Bad("train", "--surrogate rati", ("surrogate must", "'rati'", "did you mean 'ratio'")),

@@ -25,7 +25,7 @@ TINY = [
     *("--iterations", 2, "--pilot-iterations", 1, "--tasks", 6, "--meta-batch-size", 2, "--queries", 2),
     *("--inner-steps", 1, "--factors", 1.0, "--ways", 3),
 ]
-ROWS = {"from scratch", "joint pretraining", "maml", "sign_maml"}
+ROWS = {"from scratch", "joint pretraining", "maml", "sign_maml", "bmaml", "ensemble"}
 
 
 def folder_of_images(root: Path) -> Path:
@@ -45,7 +45,7 @@ def test_a_comparison(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if data == "images":
         options = ["--data", folder_of_images(tmp_path / "images"), "--split", 3, 3, 3]
         options += ["--image-size", 16, "--filters", 4]
-    updates = ["--outer", "maml", "sign_maml", "--seeds", 0, 1]
+    updates = ["--outer", *sorted(ROWS - {"from scratch", "joint pretraining"}), "--seeds", 0, 1, "--particles", 2]
     outcome = runs.call("few_shot", *options, *updates, *TINY, "--log-dir", tmp_path, "--name", "both", "--json")
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
@@ -113,6 +113,8 @@ def test_a_signal_ends_the_program_without_a_result(tmp_path: Path, monkeypatch:
     [
         (["--data", "diggits"], ("data must", "'diggits'")),
         (["--ways", 1], ("ways must", "1")),
+        (["--outer", "ensembel"], ("outer must", "did you mean 'ensemble'")),
+        (["--particles", 0], ("particles must", "got 0")),
         (["--shots", 60], ("class", "62", "58")),
         (["--outer", "maml", "maml"], ("outer must", "twice")),
         (["--factors", 0], ("factors must", "0")),

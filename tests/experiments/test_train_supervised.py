@@ -424,8 +424,35 @@ def test_every_outer_update(tmp_path: Path, outer: str) -> None:
     folder = finish(tmp_path / "run", "sinusoid", "--outer", outer, "--eval-every", 3)
     assert [line["iteration"] for line in runs.lines(folder)] == [1, 2]
     assert evaluation(folder)["outer"] == runs.saved(folder)["config"]["outer"] == outer
-    start = train_supervised.build_problem(SinusoidConfig(problem="sinusoid")).train.initial_params()
-    assert not any(torch.equal(leaf, start[key]) for key, leaf in visible(parameters(folder)).items())
+    given = SinusoidConfig(problem="sinusoid", outer=outer).settle()
+    start = train_supervised.build_problem(given).train.initial_params()
+    found = visible(parameters(folder))
+    assert {key: leaf.shape for key, leaf in found.items()} == {key: leaf.shape for key, leaf in start.items()}
+    assert not any(torch.equal(leaf, start[key]) for key, leaf in found.items())
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_particles(tmp_path: Path) -> None:
+    """bmaml's by default; an ensemble of another update; each network of each run has its own seed."""
+    folder = finish(tmp_path / "bmaml", "sinusoid", "--outer", "bmaml", "--outer-options", "leader_steps=2")
+    found = evaluation(folder)
+    assert len(found["coverage"]) == len(found["mean"])
+    assert all(0 <= share <= 1 for share in found["coverage"])
+    assert runs.saved(folder)["config"]["particles"] == 5
+    assert "train/particle_distance" in runs.lines(folder)[0]
+    ensemble = finish(tmp_path / "ensemble", "sinusoid", "--outer", "maml", "--particles", 3)
+    assert {leaf.shape[0] for leaf in parameters(ensemble).values()} == {3}
+    few = finish(tmp_path / "few", "digits", "--outer", "bmaml", "--particles", 2, "--ways", 3, "--hidden", 4)
+    assert {leaf.shape[0] for leaf in parameters(few).values()} == {2}
+    assert "coverage" not in evaluation(few)
+    starts = [
+        train_supervised.build_problem(
+            SinusoidConfig(problem="sinusoid", particles=2, seed=seed)
+        ).train.initial_params()
+        for seed in range(3)
+    ]
+    firsts = torch.cat([start["linear1.weight"][:, 0, 0] for start in starts])
+    assert len(set(firsts.tolist())) == 6
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -576,6 +603,9 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("sinusoid --outer-step alpha_maml --step-options floor=x", ("floor must be a number or none", "got 'x'")),
     ("sinusoid --outer-step alpha_maml --step-options hyper_lr_beta=-1", ("hyper_lr_beta must", "got -1.0")),
     ("sinusoid --outer-step alpha_maml --learning-rate 0", ("learning_rate must", "got 0.0")),
+    ("six_logistic --outer bmaml", ("source must have particles", "got FiniteSumSource")),
+    ("six_logistic --particles 2", ("--particles does not apply to problem 'six_logistic'",)),
+    ("sinusoid --particles 0", ("particles must be an integer of at least 1, got 0",)),
     ("sinusoid --outer-step fallah --outer reptile", ("outer must be one of", "'fallah'", "got 'reptile'")),
     ("sinusoid --outer-step ji --anneal cosine", ("anneal does not apply to outer step 'ji'; remove it",)),
     ("sinusoid --outer-step ji --outer maml_plus_plus", ("to learn inner step sizes", "got", "outer 'maml_plus_plus'")),
