@@ -6,10 +6,10 @@
 
 `from scratch` adapts the untrained network. `joint pretraining` trains it to classify all training classes, replaces
 the last layer by zeros for the new classes, and adapts everything; it takes the same number of steps and images as the
-updates. Each row uses the inner step size with the highest accuracy on the validation classes, the mean over 1, 3, 5
-and 10 steps; an update tries each candidate in a shorter training. With `--reference`, a second table has the paired
-differences of every row to that update, on the same seeds and test tasks. The folder gets `comparison.json` and
-`comparison.png`.
+updates. `bmaml` and `ensemble` average the predictions of several networks. Each row uses the inner step size with the
+highest accuracy on the validation classes, the mean over 1, 3, 5 and 10 steps; an update tries each candidate in a
+shorter training. With `--reference`, a second table has the paired differences of every row to that update, on the same
+seeds and test tasks. The folder gets `comparison.json` and `comparison.png`.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ from metarl.evaluation import evaluate
 from metarl.experiments.common import cli
 from metarl.experiments.common.budget import count_iterations
 from metarl.experiments.common.config import describe_setup
+from metarl.experiments.common.ensembles import ENSEMBLE, has_particles, update_of
 from metarl.experiments.common.evaluation import compare_pairs, summarize_seeds
 from metarl.experiments.common.figures import Curve, adaptation_figure
 from metarl.experiments.common.images import ImageSettings, Sources, build_few_shot, build_network
@@ -45,7 +46,7 @@ from metarl.experiments.common.run import new_folder
 from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.files import write_atomically, write_json
 from metarl.inner import sgd
-from metarl.outer import OUTER, inner_defaults, make_method
+from metarl.outer import OUTER, inner_defaults
 from metarl.random import torch_generator
 from metarl.schedules import SCHEDULES
 from metarl.supervised.class_sets import ClassSet, as_floats
@@ -57,7 +58,6 @@ from metarl.types import Params, Rule, TaskSource
 
 STEPS = (0, 1, 3, 5, 10)
 BASELINE_STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
-ENSEMBLE = "ensemble"  # independent maml networks, whose probabilities are averaged
 TEST_SEED, VALIDATION_SEED = 1000, 2000
 
 
@@ -69,7 +69,7 @@ class Arguments(ImageSettings):
     """Support images of a class (K)."""
     queries: int = 15
     """Query images of a class."""
-    outer: tuple[str, ...] = (*OUTER, "ensemble")
+    outer: tuple[str, ...] = (*OUTER, ENSEMBLE)
     """Outer updates to compare, and ensemble: independent maml networks that predict together. Default: all."""
     particles: int = 5
     """Networks of bmaml and of the ensemble."""
@@ -298,16 +298,6 @@ def given_particles(source: FewShot, run: Fitted) -> TaskSource:
 def training_tasks(given: Arguments, train: FewShot, seed: int) -> FewShot:
     """The training tasks with the network of a seed."""
     return dataclasses.replace(train, network=build_network(given, train.classes.image_shape, given.ways, seed))
-
-
-def update_of(name: str) -> str:
-    """The outer update of a row."""
-    return "maml" if name == ENSEMBLE else name
-
-
-def has_particles(name: str) -> bool:
-    """Whether a row trains several networks together."""
-    return name == ENSEMBLE or make_method(name).needs_particles
 
 
 def outer_options(name: str, given: Arguments) -> dict[str, Any]:

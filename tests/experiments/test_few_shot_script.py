@@ -141,6 +141,8 @@ GRADIENTS_OF_AN_ITERATION = {  # of each task with two inner steps, by hand: gra
     "sign_maml": 3,
     "maml": 3 + 2 * 2,
     "hf_maml": 3 + 2 * 2,  # two more gradients for each product
+    "ensemble": 5 * (3 + 2 * 2),
+    "bmaml": 5 * (4 + 2 * 2),  # the leader's step takes a gradient on each batch, and there is no outer gradient
 }
 
 
