@@ -271,7 +271,7 @@ def test_draws(steps: int) -> None:
     reference = functools.partial(updates.bayesian, alpha=ALPHA, **OPTIONS)
     checks.equals_reference_on_its_draws(make_method("bmaml", ALPHA, steps, **OPTIONS), reference, NEW)
     leader = OPTIONS["leader_steps"]
-    counts = {"gradients": 3 * (steps + 2 * leader), "hessian_vector_products": 3 * steps}
+    counts = {"gradients": 3 * M * (steps + 2 * leader), "hessian_vector_products": 3 * M * steps}
     samples = {"samples": 3 * (5 * steps + 7)}
     checks.counts(make_method("bmaml", ALPHA, steps, **OPTIONS), NEW, counts | samples)
 
