@@ -75,7 +75,7 @@ def prediction_figure(
 ) -> Figure:
     """Each row a new sinusoid, each column a number of inner steps: truth, points, mean and band of the particles."""
     shown = predict(learner, source, rows, max(steps), seed)
-    figure = new_figure(3.0 * len(steps), 2.2 * rows)
+    figure = new_figure(3.0 * len(steps), 2.2 * rows, dpi=100)
     axes = figure.subplots(rows, len(steps), squeeze=False, sharex=True, sharey="row")
     for column, step in enumerate(steps):
         for row in range(rows):
