@@ -209,7 +209,8 @@ def step_sizes(params: Params) -> Params:
 
 def hide_meta(tasks: TaskBatch, params: Params) -> TaskBatch:
     """`tasks` that do not see the meta-parameters in `params`, if there are any."""
-    return HideMeta(tasks) if any(name.startswith(META) for name in params) else tasks
+    learned = any(name.startswith(META) for name in params)
+    return HideMeta(tasks) if learned and not isinstance(tasks, HideMeta) else tasks
 
 
 class HideMeta(TaskWrapper):

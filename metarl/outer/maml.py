@@ -8,7 +8,7 @@ third of the environment steps and adds a bias, because the step and the Hessian
 
 from metarl.derivatives import hessian_vector_products
 from metarl.inner import adaptation_path, has_adjoint, make_sgd
-from metarl.learned_rules import StepSizes
+from metarl.learned_rules import StepSizes, hide_meta
 from metarl.outer.pull_back import HessianData, Multiply, check_hessian_data, outer_gradient, pull_back
 from metarl.outer.registry import Method, register
 from metarl.types import Inner, MetaGrad, OuterUpdate, Params, TaskBatch
@@ -19,6 +19,7 @@ def adapt_and_pull_back(multiply: Multiply | None, hessian_data: HessianData) ->
     hessian_data = check_hessian_data(hessian_data)
 
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
+        tasks = hide_meta(tasks, params)
         path = adaptation_path(params, tasks, inner, batches=hessian_data == "reuse", grads=not has_adjoint(inner.rule))
         end = outer_gradient(tasks, path.params[-1])
         return end._replace(grads=pull_back(tasks, path, inner, end.grads, multiply, hessian_data))

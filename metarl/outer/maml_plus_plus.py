@@ -7,14 +7,14 @@ In iteration e of the E with several losses, all v_j begin at 1/N, and the sum s
     v_j = max(1/N (1 - e/E), 0.03/N)  for j < N,    v_N = 1 - (v_1 + ... + v_{N-1})
 
 After them only the loss at w_N remains. The first iterations count Hessians as zero (derivative-order annealing). The
-step sizes a_j are meta-parameters, and so are the weights and biases of batch normalisation, which every point w_j has
-its own of. The paper's fifth part, a cosine schedule of the outer step size, is `metarl.schedules.Cosine`.
+step sizes a_j are meta-parameters. So are the weights and biases of batch normalisation, with one set for each point
+w_j. The paper's fifth part, a cosine schedule of the outer step size, is `metarl.schedules.Cosine`.
 """
 
 from metarl.derivatives import gradients, hessian_vector_products
 from metarl.errors import check_bool, check_int
 from metarl.inner import adaptation_path, has_adjoint, make_sgd
-from metarl.learned_rules import PerStepNorm, StepSizes
+from metarl.learned_rules import PerStepNorm, StepSizes, hide_meta
 from metarl.outer.maml import adapt_and_pull_back
 from metarl.outer.pull_back import HessianData, Multiply, check_hessian_data, outer_gradient, pull_back
 from metarl.outer.registry import Annealing, Method, register
@@ -42,6 +42,7 @@ def multi_step_update(progress: float, multiply: Multiply | None, hessian_data: 
     """Adapt, take the gradient at every point after w_0, and pull the weighted gradients back along one path."""
 
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
+        tasks = hide_meta(tasks, params)
         path = adaptation_path(params, tasks, inner, batches=hessian_data == "reuse", grads=not has_adjoint(inner.rule))
         *weights, last = loss_weights(inner.steps, progress)
         # the gradients at w_1 ... w_N, each on a D_o drawn there

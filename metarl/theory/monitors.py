@@ -17,7 +17,7 @@ from metarl import tree
 from metarl.callbacks import Callback, Metrics
 from metarl.derivatives import over_tasks
 from metarl.errors import check_choice, check_int, check_real
-from metarl.learned_rules import hide_meta, step_sizes, visible
+from metarl.learned_rules import step_sizes, visible
 from metarl.outer import OUTER, Method, make_method, options
 from metarl.random import Stream, stream_generator, torch_generator
 from metarl.state_dict import check_like
@@ -106,7 +106,7 @@ class StationarityMonitor(Callback):
         tasks = self.source.sample(self.num_tasks, stream_generator(self.seed, Stream.STATIONARITY))
         recording = RecordDraws(CheckFinite(tasks))
         params = visible(learner.params) if method.learned_rule is None else learner.params
-        found = method.update(params, hide_meta(recording, params), method.inner)
+        found = method.update(params, recording, method.inner)
         grads = visible(found.grads)
         check_finite(grads, "gradient of the monitored objective")
         metrics[f"{self.prefix}grad_norm"] = float(tree.norm(tree.mean(grads)))

@@ -202,7 +202,7 @@ def _check(L: float, rho: float, inner_lr: float) -> None:
 
 
 class AdaptiveStep:
-    """A step `w - beta G` with beta from a rule and the gradients of its own tasks.
+    """A step `w - beta G`; a rule computes beta from the gradients of separate tasks.
 
     Its draws and gradients are counted in the run's counts; several processes share its tasks, too.
 

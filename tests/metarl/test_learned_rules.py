@@ -183,7 +183,8 @@ def test_first_order_draws_no_hessian_data() -> None:
     assert [draw.role for draw in recording.draws] == ["inner"] * STEPS + ["outer"]
 
 
-def test_tasks_do_not_see_step_sizes() -> None:
+@pytest.mark.parametrize("name", [*LEARNING, "maml_plus_plus"])
+def test_tasks_do_not_see_step_sizes(name: str) -> None:
     """Weight decay over all parameters is the kind of loss that would take them for weights."""
     seen: list[set[str]] = []
 
@@ -192,9 +193,9 @@ def test_tasks_do_not_see_step_sizes() -> None:
         return sum(((x - batch["c"]) ** 2).sum() for x in params.values())
 
     tasks = FiniteSumTaskBatch(decayed, {"c": torch.tensor([1.0, 2.0])})
-    method = make_method("maml", 0.1, 2, learn_inner_lr="scalar")
+    method = make_method(name, 0.1, 2, learn_inner_lr="scalar")
     params = {"x": torch.tensor(0.0), "meta/inner_lr": torch.tensor(0.1)}
-    method.update(params, hide_meta(tasks, params), method.inner)
+    method.at(0)(params, tasks, method.inner)  # as a user calls it
     assert adapt(params, tasks, method.inner).keys() == {"x"}
     assert seen
     assert all(names == {"x"} for names in seen)
