@@ -10,6 +10,7 @@ import dataclasses
 import json
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from metarl.experiments.common.budget import count_iterations
 from metarl.experiments.common.evaluation import summarize_seeds
 from metarl.experiments.common.figures import Curve, adaptation_figure
 from metarl.experiments.common.lock import FolderLock
-from metarl.experiments.common.options import check_distinct
+from metarl.experiments.common.options import check_each, check_seeds
 from metarl.experiments.common.run import new_folder, new_run, write_run
 from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.experiments.train import TrainConfig, train
@@ -86,13 +87,9 @@ def plan(given: Arguments) -> dict[str, list[TrainConfig]]:
     """
     for name in ("env_steps", "meta_batch_size", "episodes", "horizon"):
         check_int(name, getattr(given, name))
-    for seed in given.seeds:
-        check_int("seeds", seed, minimum=0)
+    check_seeds(given.seeds)
     cli.import_plugins(given.plugins)
-    for outer in given.outer:
-        check_choice("outer", outer, OUTER)
-    check_distinct("outer", given.outer)
-    check_distinct("seeds", given.seeds)
+    check_each("outer", given.outer, partial(check_choice, choices=OUTER))
     # The settings of all runs, then each update's iterations within the budget.
     shared = TrainConfig(
         env=given.env,

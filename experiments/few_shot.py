@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +42,7 @@ from metarl.experiments.common.evaluation import compare_pairs, summarize_seeds
 from metarl.experiments.common.figures import Curve, adaptation_figure
 from metarl.experiments.common.images import ImageSettings, Sources, build_few_shot, build_network
 from metarl.experiments.common.lock import FolderLock
-from metarl.experiments.common.options import check_distinct
+from metarl.experiments.common.options import check_each, check_seeds
 from metarl.experiments.common.run import new_folder
 from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.files import write_atomically, write_json
@@ -182,16 +183,11 @@ def prepare(given: Arguments) -> Setup:
         check_int(name, getattr(given, name))
     check_real("learning_rate", given.learning_rate)
     cli.import_plugins(given.plugins)
-    for name in ("outer", "seeds", "factors"):
-        check_distinct(name, getattr(given, name))
-    for outer in given.outer:
-        check_choice("outer", outer, (*OUTER, ENSEMBLE))
+    check_seeds(given.seeds)
+    check_each("factors", given.factors, check_real)
+    check_each("outer", given.outer, partial(check_choice, choices=(*OUTER, ENSEMBLE)))
     if given.reference is not None:
         check_choice("reference", given.reference, given.outer)
-    for seed in given.seeds:
-        check_int("seeds", seed, minimum=0)
-    for factor in given.factors:
-        check_real("factors", factor)
     device = pick_device(given.device)
     sources = build_few_shot(given, given.shots, given.queries, device, given.seeds[0])
     counts = {(outer, number): number for outer in given.outer for number in (given.iterations, given.pilot_iterations)}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Union, get_args, get_origin
 
-from metarl.errors import check_choice
+from metarl.errors import check_choice, check_int
 
 WORDS = {**dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off"), False)}
 BOOLEANS = {**WORDS, "1": True, "0": False}
@@ -62,6 +62,18 @@ def check_distinct(argument: str, values: Sequence[object]) -> None:
     """Raise a `ValueError` for a list that is empty or names something twice."""
     if not values or len(set(values)) < len(values):
         raise ValueError(f"{argument} must name at least one, and none twice, got {values}")
+
+
+def check_each(argument: str, values: Sequence[Any], check: Callable[[str, Any], object]) -> None:
+    """`check_distinct`, and `check(argument, value)` for every value."""
+    check_distinct(argument, values)
+    for value in values:
+        check(argument, value)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise a `ValueError` unless `seeds` are different integers from 0."""
+    check_each("seeds", seeds, partial(check_int, minimum=0))
 
 
 def read_value(text: str, wanted: Any) -> Any:

@@ -14,7 +14,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from metarl.experiments.common import cli
 from metarl.experiments.common.config import versions
 from metarl.experiments.common.figures import new_figure
 from metarl.experiments.common.images import ImageSettings, build_few_shot
-from metarl.experiments.common.options import check_distinct
+from metarl.experiments.common.options import check_each, check_seeds
 from metarl.experiments.common.tables import markdown_table
 from metarl.files import write_atomically, write_json
 from metarl.step import HypergradientStep
@@ -128,12 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def check_arguments(given: Arguments) -> None:
     """Raise a `ValueError` that names the argument which cannot work."""
-    for name in ("problems", "seeds"):
-        check_distinct(name, getattr(given, name))
-    for problem in given.problems:
-        check_choice("problems", problem, PROBLEMS)
-    for seed in given.seeds:
-        check_int("seeds", seed, minimum=0)
+    check_each("problems", given.problems, partial(check_choice, choices=PROBLEMS))
+    check_seeds(given.seeds)
     for name in ("iterations", "tasks"):
         check_int(name, getattr(given, name))
     cli.check_output_folder("out", given.out)

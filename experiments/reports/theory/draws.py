@@ -24,7 +24,7 @@ ALL = BatchSizes()
 
 
 class Enumeration(NamedTuple):
-    """Every task with every draw of the three roles, each combination as a task of its own."""
+    """Every combination of a task and one draw for each of the three roles, as a batch of tasks."""
 
     tasks: ResamplingTaskBatch
     shape: tuple[int, int, int, int]  # tasks, inner draws, outer draws, Hessian draws

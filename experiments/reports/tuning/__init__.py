@@ -13,6 +13,7 @@ continues where it was stopped.
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from metarl.errors import check_choice, check_int, check_real
 from metarl.experiments.common import cli
 from metarl.experiments.common.config import commit, versions
 from metarl.experiments.common.lock import FolderLock
-from metarl.experiments.common.options import check_distinct
+from metarl.experiments.common.options import check_each, check_seeds
 from metarl.experiments.reports.tuning.maps import (
     Maps,
     Place,
@@ -86,12 +87,8 @@ def prepare(given: Arguments) -> Problem:
     Raises:
         ValueError: naming the setting that cannot work.
     """
-    for argument in ("outer", "seeds"):
-        check_distinct(argument, getattr(given, argument))
-    for outer in given.outer:
-        check_choice("outer", outer, OUTER)
-    for seed in given.seeds:
-        check_int("seeds", seed, minimum=0)
+    check_each("outer", given.outer, partial(check_choice, choices=OUTER))
+    check_seeds(given.seeds)
     check_real("distance", given.distance, high=1.0)
     cli.check_output_folder("out", given.out)
     problem = PROBLEMS[given.problem].quick() if given.quick else PROBLEMS[given.problem]

@@ -166,7 +166,7 @@ def name(network: Hidden) -> str:
 def table(rows: Sequence[Mapping[str, Any]], shares: Mapping[str, float], distance: float) -> str:
     """The good regions as Markdown tables: of every network and update, and of all networks together."""
     per_cent = f"{distance:.0%}".replace("%", " %")
-    head = ["network", "update", "best score", "inner, outer step size", f"within {per_cent} of its own best"]
+    head = ["network", "update", "best score", "inner, outer step size", f"within {per_cent} of the update's best"]
     lines = []
     for row in rows:
         at = "none" if row["at"] is None else ", ".join(f"{size:g}" for size in row["at"]) + " *" * row["at_edge"]
