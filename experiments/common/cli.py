@@ -91,12 +91,14 @@ def _refuse(error: object, processes: Processes) -> NoReturn:
     raise SystemExit(BAD_INPUT)
 
 
-def import_plugins(modules: Iterable[str]) -> None:
-    """Import modules that register outer updates or environments.
+def import_plugins(modules: Sequence[str]) -> None:
+    """Import modules that register outer updates or environments; they may lie in the working folder.
 
     Raises:
         ValueError: when one cannot be imported.
     """
+    if modules and "" not in sys.path:
+        sys.path.append("")  # an installed command, unlike `python -m`, does not look there
     for module in modules:
         try:
             importlib.import_module(module)

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +49,15 @@ def test_numpy_says_in_other_words_that_memory_does_not_suffice(capsys: pytest.C
         np.random.default_rng(0).uniform(size=2**62)
     assert end.value.code == 2
     assert "do not fit into memory" in capsys.readouterr().err
+
+
+def test_plugins_may_lie_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for the installed command, whose path lacks that folder."""
+    (tmp_path / "plugin_of_this_folder.py").write_text("HERE = True\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    cli.import_plugins(["plugin_of_this_folder"])
+    assert sys.modules.pop("plugin_of_this_folder").HERE
 
 
 def test_other_value_errors_are_faults_of_the_program() -> None:
