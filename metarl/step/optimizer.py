@@ -1,4 +1,8 @@
-"""Outer steps along the mean meta-gradient with any optimiser of `torch.optim`."""
+"""Outer steps along the mean meta-gradient with any optimiser of `torch.optim`.
+
+Learned inner step sizes (`metarl.learned_rules`) move with their first value times the learning rate. Adam changes a
+number by about the learning rate, whatever its unit: 3e-3 is little for a weight, and a third of a step size of 0.01.
+"""
 
 import copy
 import functools
@@ -11,6 +15,7 @@ import torch
 
 from metarl import tree
 from metarl.errors import StateError, check_real
+from metarl.learned_rules import step_sizes
 from metarl.schedules import as_data
 from metarl.state_dict import Where, check_count, check_keys, check_like, name_of, skeleton
 from metarl.step.mean_grad import MeanGrad
@@ -56,10 +61,10 @@ class OptimizerStep:
     """One step of a `torch.optim` optimiser along the mean meta-gradient, optionally clipped and scheduled.
 
     Args:
-        params: the initial parameters, for their shapes.
+        params: the initial parameters, for their shapes and the first values of learned inner step sizes.
         optimizer: the factory.
-        learning_rate: beta, the outer step size.
-        max_grad_norm: a longer mean meta-gradient is scaled down to this norm.
+        learning_rate: beta, the outer step size; that of learned inner step sizes is their first mean value times beta.
+        max_grad_norm: a longer mean meta-gradient is scaled down to this norm; that of inner step sizes by itself.
         schedule: see `Schedule`; without one the learning rate is constant.
     """
 
@@ -86,7 +91,8 @@ class OptimizerStep:
         options = {"fused": True} if known and "fused" in inspect.signature(optimizer).parameters else {}
         make = functools.partial(optimizer, lr=self.learning_rate, **options)
         self._structures = _try(optimizer, make, params)
-        self._optimizer = make(list(self._leaves.values()))
+        self._optimizer = make(_groups(self._leaves))
+        self._scales = [1.0, *_scales(params)]
 
     def config(self) -> dict[str, Any]:
         """The settings that a checkpoint holds."""
@@ -105,13 +111,14 @@ class OptimizerStep:
         if self.schedule is not None:
             factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
             learning_rate = self.learning_rate * factor
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
+            group["lr"] = learning_rate * scale
         for key, leaf in self._leaves.items():
             leaf.copy_(params[key])
             leaf.grad = meta_grad.grads[key].clone() if self._changes_grads else meta_grad.grads[key]
         if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(list(self._leaves.values()), self.max_grad_norm)
+            for group in self._optimizer.param_groups:
+                torch.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
         self._optimizer.step()
         self.steps += 1
         return Stepped(tree.detach(self._leaves), meta_grad, {"learning_rate": learning_rate})
@@ -157,6 +164,21 @@ class OptimizerStep:
         return {"state": saved["state"], "param_groups": groups}
 
 
+def _groups(leaves: Params) -> Any:
+    """What an optimiser is made of: the leaves, or two groups, of which the second has the inner step sizes."""
+    learned = step_sizes(leaves)
+    if not learned:
+        return list(leaves.values())
+    rest = [leaf for name, leaf in leaves.items() if name not in learned]
+    return [{"params": rest}, {"params": list(learned.values())}]
+
+
+def _scales(params: Params) -> list[float]:
+    """The mean first value of the learned inner step sizes, if there are any; 1 if it is 0."""
+    learned = step_sizes(params)
+    return [float(torch.cat([leaf.flatten() for leaf in learned.values()]).mean()) or 1.0] if learned else []
+
+
 def _common(structure: Any, found: Any) -> Any:
     """`structure` if `found` has tensors under the same keys, and `found` everywhere else."""
     if isinstance(structure, Mapping) and isinstance(found, Mapping):
@@ -173,12 +195,12 @@ def _try(optimizer: OptimizerFactory, make: OptimizerFactory, params: Params) ->
         ValueError: naming the optimiser and the reason why it cannot take an outer step.
     """
     name = getattr(optimizer, "__name__", repr(optimizer))
-    leaves = list(tree.detach(params).values())
-    for leaf in leaves:
+    leaves = tree.detach(params)
+    for leaf in leaves.values():
         leaf.grad = torch.zeros_like(leaf)
     try:
         # an error at construction, a wrong type, or a step that cannot work is found here
-        trial = make(leaves)
+        trial = make(_groups(leaves))
         if not isinstance(trial, torch.optim.Optimizer):
             raise TypeError(f"it makes a {type(trial).__name__}")
         closure = inspect.signature(type(trial).step).parameters.get("closure")

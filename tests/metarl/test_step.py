@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from metarl.step import OptimizerStep, average
+from metarl.step import MeanGrad, OptimizerStep, average
 from metarl.types import MetaGrad, Params
 
 START = {"w": torch.tensor([1.0, 2.0], dtype=torch.float64), "b": torch.tensor(3.0, dtype=torch.float64)}
@@ -121,3 +121,43 @@ def test_bad_arguments(argument: str, value: float) -> None:
 )
 def test_only_classes_of_torch_have_a_name(optimizer: Callable[..., torch.optim.Optimizer], name: str | None) -> None:
     assert OptimizerStep(START, optimizer).optimizer_name == name
+
+
+LEARNED = {"w": torch.tensor([1.0, 2.0]), "meta/inner_lr/a": torch.tensor([0.01, 0.03])}
+SLOPES = {"w": torch.tensor([3.0, 4.0]), "meta/inner_lr/a": torch.tensor([30.0, -40.0])}
+
+
+def found_slopes(params: Params, tasks: Any) -> MeanGrad:
+    return MeanGrad(SLOPES, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
+def test_learned_step_sizes_move_with_their_first_value_times_the_learning_rate(optimizer: Any) -> None:
+    step = OptimizerStep(LEARNED, optimizer, 0.1)
+    moved = {k: v - LEARNED[k] for k, v in step(LEARNED, None, found_slopes).params.items()}  # type: ignore[arg-type]
+    slopes = {k: v / v.abs() if optimizer is torch.optim.Adam else v for k, v in SLOPES.items()}
+    assert torch.allclose(moved["w"], -0.1 * slopes["w"])
+    assert torch.allclose(moved["meta/inner_lr/a"], -0.1 * 0.02 * slopes["meta/inner_lr/a"])
+
+
+def test_a_first_step_size_of_zero_moves_too() -> None:
+    zero = {**LEARNED, "meta/inner_lr/a": torch.zeros(2)}
+    moved = OptimizerStep(zero, torch.optim.SGD, 0.1)(zero, None, found_slopes).params  # type: ignore[arg-type]
+    assert torch.allclose(moved["meta/inner_lr/a"], torch.tensor([-3.0, 4.0]))
+
+
+def test_learned_step_sizes_are_clipped_by_themselves() -> None:
+    step = OptimizerStep(LEARNED, torch.optim.SGD, 0.1, max_grad_norm=2.5)
+    moved = {k: v - LEARNED[k] for k, v in step(LEARNED, None, found_slopes).params.items()}  # type: ignore[arg-type]
+    assert torch.allclose(moved["w"], -0.1 * SLOPES["w"] / 2, rtol=1e-4)
+    assert torch.allclose(moved["meta/inner_lr/a"], -0.1 * 0.02 * SLOPES["meta/inner_lr/a"] / 20, rtol=1e-4)
+
+
+def test_resumes_with_learned_step_sizes() -> None:
+    straight = OptimizerStep(LEARNED, learning_rate=0.1)
+    one = straight(LEARNED, None, found_slopes).params  # type: ignore[arg-type]
+    resumed = OptimizerStep(LEARNED, learning_rate=0.1)
+    resumed.load_state_dict(straight.state_dict())
+    two = straight(one, None, found_slopes).params  # type: ignore[arg-type]
+    again = resumed(one, None, found_slopes).params  # type: ignore[arg-type]
+    assert all(torch.equal(two[k], again[k]) for k in two)
