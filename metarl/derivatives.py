@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
 from metarl.engine import Stacked, current_engine
-from metarl.types import Batch, HasParticles, Loss, Params, SampledTaskBatch, TaskBatch
+from metarl.types import Batch, HasParticles, Loss, Params, PolicyTaskBatch, SampledTaskBatch, TaskBatch
 from metarl.wrappers import first_task, gather, report, report_scores, unwrap, wants_scores
 
 
@@ -127,6 +127,30 @@ def as_sampled(tasks: TaskBatch) -> SampledTaskBatch:
             f"e_maml needs tasks with the methods {list(methods)}; {type(source).__name__} lacks {missing}"
         )
     return source
+
+
+def as_policies(tasks: TaskBatch) -> PolicyTaskBatch:
+    """The task batch inside all wrappers, as a `PolicyTaskBatch`.
+
+    Raises:
+        ValueError: when it has no policies.
+    """
+    source = unwrap(tasks)
+    if not isinstance(source, PolicyTaskBatch):
+        raise ValueError(f"this outer step needs the policies of reinforcement learning; got {type(source).__name__}")
+    return source
+
+
+def divergences(tasks: TaskBatch, old: Params, new: Params, batch: Batch) -> Tensor:
+    """KL(pi_old || pi_new) of every task's policy, the mean over its states in `batch`: `[T]`, in nats."""
+    result: Tensor = over_tasks("divergences", as_policies(tasks).kl, old, new, batch)
+    return result
+
+
+def fisher_products(tasks: TaskBatch, params: Params, batch: Batch, vectors: Params) -> Params:
+    """The Fisher matrix of every task's policy, the mean over its states in `batch`, times its vector."""
+    products: Params = over_tasks("Fisher products", as_policies(tasks).fisher_product, params, batch, vectors)
+    return products
 
 
 def as_particles(tasks: TaskBatch, params: Params) -> HasParticles:

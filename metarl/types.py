@@ -84,6 +84,17 @@ class SampledTaskBatch(Protocol):
 
 
 @runtime_checkable
+class PolicyTaskBatch(Protocol):
+    """What a task batch also needs for steps that limit how far policies move. All is of ONE task, as `loss` is."""
+
+    def kl(self, old: Params, new: Params, batch: Batch) -> Tensor:
+        """The mean divergence KL(pi_old || pi_new) over the states of the batch, in nats."""
+
+    def fisher_product(self, params: Params, batch: Batch, vector: Params) -> Params:
+        """The Hessian of `kl(params, new, batch)` at `new = params`, times `vector`."""
+
+
+@runtime_checkable
 class HasThreads(Protocol):
     """A vector environment that steps its environments in threads."""
 

@@ -189,4 +189,5 @@ def bmaml(
         return MetaGrad(grads, scores(tasks, end, batch), info)
 
     inner = Inner(Svgd(inner_lr, temperature, prior_precision), inner_steps)
-    return Method(update, inner, needs_hessian=True, differentiates_twice=True, needs_particles=True)
+    method = Method(update, inner, needs_hessian=True, differentiates_twice=True, needs_particles=True)
+    return replace(method, follows_adapted_loss=False)

@@ -84,4 +84,4 @@ def imaml(inner_lr: float = 0.1, inner_steps: int = 5, *, lam: float = 2.0, cg_s
         return end._replace(grads=tree.unflatten(d, phi), info={"cg_residual": residual})
 
     inner = Inner(prox_sgd(inner_lr, lam), inner_steps)
-    return Method(update, inner, needs_hessian=True, differentiates_twice=True)
+    return Method(update, inner, needs_hessian=True, differentiates_twice=True, follows_adapted_loss=False)

@@ -24,4 +24,4 @@ def moreau(inner_lr: float = 0.1, inner_steps: int = 3) -> Method:
         >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # grad f(z_2), z_2 = 0.25
         tensor([-1.5000])
     """
-    return Method(gradient_at_the_end, Inner(restart_sgd(inner_lr), inner_steps))
+    return Method(gradient_at_the_end, Inner(restart_sgd(inner_lr), inner_steps), follows_adapted_loss=False)

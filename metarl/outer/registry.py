@@ -64,6 +64,9 @@ class Method:
     needs_hessian: bool = False  # of the tasks' loss, exactly or by differences of gradients
     differentiates_twice: bool = False  # takes exact Hessian-vector products, of any loss
     annealing: Annealing | None = None  # other updates in the first iterations
+    follows_adapted_loss: bool = (
+        True  # the meta-gradient estimates that of the outer loss at the end of the inner steps
+    )
     needs_particles: bool = False  # parameters [M, ...], of `metarl.supervised.particles.Particles`
     recipe: Recipe | None = field(default=None, init=False)  # set by `make_method`; a method of your own has none
 

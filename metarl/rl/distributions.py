@@ -32,6 +32,15 @@ class ActionDistribution(Protocol):
     def log_prob(self, params: DistParams, actions: Tensor) -> Tensor:
         """Log-probabilities `[...]`, summed over action dimensions."""
 
+    def kl(self, old: DistParams, new: DistParams) -> Tensor:
+        """The Kullback-Leibler divergences KL(old || new), `[...]`, in nats."""
+
+    def fisher_product(self, params: DistParams, tangents: DistParams) -> DistParams:
+        """The Fisher matrix of the distribution's own parameters times `tangents`, in the shapes of both.
+
+        It is the second derivative of `kl(params, new)` at `new = params`.
+        """
+
 
 class DiagonalGaussian:
     """Independent normal action dimensions; parameters `(loc, scale)`."""
@@ -54,12 +63,23 @@ class DiagonalGaussian:
         z = (actions - loc) / scale
         return (-0.5 * z * z - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
+    def kl(self, old: DistParams, new: DistParams) -> Tensor:
+        """`log(s1/s0) + (s0^2 + (m0 - m1)^2) / (2 s1^2) - 1/2`, summed over action dimensions."""
+        (loc, scale), (new_loc, new_scale) = old, new
+        z, shrunk = (loc - new_loc) / new_scale, scale / new_scale
+        return (0.5 * (z * z + shrunk * shrunk - 1) - shrunk.log()).sum(-1)
+
+    def fisher_product(self, params: DistParams, tangents: DistParams) -> DistParams:
+        """`(dm / s^2, 2 ds / s^2)`."""
+        precision = params[1] ** -2
+        return tangents[0] * precision, 2 * tangents[1] * precision
+
 
 class SquashedGaussian(DiagonalGaussian):
     """The hyperbolic tangents of independent normal numbers u; the parameters `(loc, scale)` are those of u.
 
     Actions are stored as u, so that nothing is lost when tanh u is rounded to 1. Environments get tanh u, moved to
-    their bounds (see `metarl.rl.actions`).
+    their bounds (see `metarl.rl.actions`). Divergences of tanh u are those of u, because tanh is one to one.
     """
 
     def log_prob(self, params: DistParams, actions: Tensor) -> Tensor:
@@ -89,6 +109,17 @@ class Categorical:
     def log_prob(self, params: DistParams, actions: Tensor) -> Tensor:
         """The log-softmax at the action."""
         return params[0].log_softmax(-1).gather(-1, actions[..., None])[..., 0]
+
+    def kl(self, old: DistParams, new: DistParams) -> Tensor:
+        """`sum_a p0(a) (log p0(a) - log p1(a))`."""
+        before, after = old[0].log_softmax(-1), new[0].log_softmax(-1)
+        return (before.exp() * (before - after)).sum(-1)
+
+    def fisher_product(self, params: DistParams, tangents: DistParams) -> DistParams:
+        """`p (t - p^T t)`."""
+        probs = params[0].softmax(-1)
+        weighted = probs * tangents[0]
+        return (weighted - probs * weighted.sum(-1, keepdim=True),)
 
 
 def distribution_for(space: spaces.Space[Any], actions: str = "clip") -> ActionDistribution:

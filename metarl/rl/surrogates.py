@@ -21,14 +21,15 @@ divisor is a constant, so the estimate stays unbiased when episodes end early.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import vjp
 
 from metarl.errors import check_choice, check_real
 from metarl.functional_call import call
-from metarl.rl.distributions import ActionDistribution
+from metarl.rl.distributions import ActionDistribution, DistParams
 from metarl.rl.normalization import PREFIX
 from metarl.rl.sums import decayed_sums
 from metarl.types import Batch, Params
@@ -131,6 +132,25 @@ class Losses:
         """
         return batch["objective"]
 
+    def kl(self, old: Params, new: Params, batch: Batch) -> Tensor:
+        """The mean divergence KL(pi_old || pi_new) over one task's states, in nats."""
+        divergences = self.distribution.kl(self._outputs(old, batch), self._outputs(new, batch))
+        return (divergences * batch["mask"]).sum() / batch["mask"].sum()
+
+    def fisher_product(self, params: Params, batch: Batch, vector: Params) -> Params:
+        """The Fisher matrix of one task's policy, the mean over its states, times `vector`: J^T M J v.
+
+        J is the Jacobian of the action distribution's parameters, M their Fisher matrix. It is the Hessian of
+        `kl(params, new, batch)` at `new = params`.
+        """
+        outputs, pull = vjp(lambda w: self._outputs(w, batch), params)[:2]
+        # J v is the transpose of u -> J^T u, which is linear (no forward mode: importing it warns in torch 2.13)
+        push = vjp(lambda u: pull(u)[0], tuple(torch.zeros_like(x) for x in outputs))[1]
+        tangents = self.distribution.fisher_product(outputs, push(vector)[0])
+        weights = batch["mask"] / batch["mask"].sum()
+        weighted = tuple(x * weights.view(*weights.shape, *[1] * (x.dim() - weights.dim())) for x in tangents)
+        return cast(Params, pull(weighted)[0])
+
     def _surrogate_loss(self, surrogate: Surrogate, params: Params, batch: Batch) -> Tensor:
         log_probs = self._log_probs(params, batch)
         loss = surrogate(log_probs, batch["log_probs"], batch["advantages"], batch["mask"])
@@ -139,9 +159,12 @@ class Losses:
 
     def _log_probs(self, params: Params, batch: Batch) -> Tensor:
         """Log-probabilities of one task's actions, `[E, L]`."""
+        return self.distribution.log_prob(self._outputs(params, batch), batch["actions"])
+
+    def _outputs(self, params: Params, batch: Batch) -> DistParams:
+        """The parameters of the action distributions in one task's states, `[E, L, ...]` each."""
         shape, obs = batch["mask"].shape, batch["normalized_obs" if self.normalized else "obs"]
         if self.normalized:
             params = {name.removeprefix(PREFIX): leaf for name, leaf in params.items()}
         outputs = call(self.network, params, obs.flatten(0, 1))
-        outputs = tuple(x.view(*shape, *x.shape[1:]) for x in outputs)
-        return self.distribution.log_prob(outputs, batch["actions"])
+        return tuple(x.view(*shape, *x.shape[1:]) for x in outputs)
