@@ -28,13 +28,14 @@ from metarl.experiments.common import options
 from metarl.experiments.common.config import RunConfig, learner_arguments
 from metarl.experiments.common.evaluation import evaluate_held_out, step_sizes
 from metarl.experiments.common.figures import adaptation_figure, trajectory_figure
-from metarl.experiments.common.outer_steps import check_step, make_learner
+from metarl.experiments.common.outer_steps import APPLY, OPTIMIZERS, STEPS, check_step, make_learner
 from metarl.experiments.common.run import Run, finish, open_run, train_run
 from metarl.memory import check_fits, space_numbers
 from metarl.processes import ALONE, Processes
 from metarl.rl import ReinforcementLearning
 
 EVALUATION_STEPS = 3
+LEARNING_RATE = 3e-3
 FINAL_TASKS, FINAL_EPISODES, FINAL_SEED = 40, 40, 1000
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 
@@ -58,8 +59,8 @@ class TrainConfig(RunConfig):
     """Tasks per iteration."""
     outer_step: Literal["adam", "sgd", "alpha_maml"] = "adam"
     """Outer step: adam, sgd, or descent whose step sizes adapt by hypergradients (alpha_maml)."""
-    learning_rate: float = 3e-3
-    """Outer step size; the initial one of alpha_maml."""
+    learning_rate: float | None = None
+    """Outer step size; the initial one of alpha_maml. Default: 3e-3."""
     surrogate: str = "ratio"
     """Inner and outer surrogate loss: ratio, dice, loaded_dice or reinforce."""
     dice_lambda: float | None = None
@@ -97,17 +98,23 @@ class TrainConfig(RunConfig):
         return self.env
 
     def settle(self) -> Self:
-        """The same with no annealing of a step size that adapts."""
-        adapts = self.outer_step == "alpha_maml" and self.anneal_iterations is None
-        return dataclasses.replace(self, anneal_iterations=0) if adapts else self
+        """The same with the default outer step size, and no annealing, of an outer step that has them or not."""
+        applies = APPLY[check_choice("outer_step", self.outer_step, (*OPTIMIZERS, *STEPS))]
+        missing: dict[str, Any] = {}
+        if self.learning_rate is None and "learning_rate" in applies:
+            missing["learning_rate"] = LEARNING_RATE
+        if self.anneal_iterations is None and "anneal_iterations" not in applies:
+            missing["anneal_iterations"] = 0
+        return dataclasses.replace(self, **missing) if missing else self
 
     def build_learner(self, processes: Processes = ALONE) -> MetaLearner:
         """The learner before training. Checks every setting."""
         arguments = {**learner_arguments(self, processes), "meta_batch_size": self.meta_batch_size}
-        check_step(self.outer_step, vars(self), arguments)
+        config = self.settle()
+        check_step(config.outer_step, vars(config), arguments)
         source = build_source(self)
         source.check_size(self.eval_tasks, "eval_tasks")
-        return make_learner(self.outer_step, source, self.step_options, self.learning_rate, arguments)
+        return make_learner(config.outer_step, source, config.step_options, config.learning_rate, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

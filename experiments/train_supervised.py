@@ -32,7 +32,7 @@ from metarl.experiments.common import cli
 from metarl.experiments.common.config import RunConfig, learner_arguments
 from metarl.experiments.common.evaluation import Curves, evaluate_held_out
 from metarl.experiments.common.figures import adaptation_figure
-from metarl.experiments.common.outer_steps import APPLY, check_step, make_learner
+from metarl.experiments.common.outer_steps import APPLY, OPTIMIZERS, STEPS, check_step, make_learner
 from metarl.experiments.common.predictions import coverage, prediction_figure
 from metarl.experiments.common.problems import (
     PROBLEMS,
@@ -162,7 +162,7 @@ class SupervisedConfig(RunConfig):
         if problem.all_tasks is not None and size > problem.all_tasks:
             raise ValueError(f"meta_batch_size must be at most {problem.all_tasks}, the number of tasks, got {size}")
         check_sizes(self, problem)
-        if self.learning_rate is not None:
+        if step in OPTIMIZERS or step in STEPS:
             learner = make_learner(step, problem.train, self.step_options, self.learning_rate, arguments)
             check_points(learner)
             return learner

@@ -26,7 +26,7 @@ from metarl.random import Stream, generator_state, restore_generator, stream_gen
 from metarl.settings import FixedSettings
 from metarl.signals import first_signal
 from metarl.state_dict import snapshot
-from metarl.step import MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, average
+from metarl.step import ChecksSource, MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, average
 from metarl.types import LearningSource, Params, Rule, TaskBatch, TaskSource
 from metarl.wrappers import CheckFinite, CountCost, check_finite, find_non_finite
 
@@ -125,6 +125,8 @@ class MetaLearner(FixedSettings):
         learner._set_up(source, method, meta_batch_size, seed, processes, engine)
         learner.outer_step = OptimizerStep(learner.params) if outer_step is None else outer_step
         check_has("outer_step", learner.outer_step, ("__call__", "state_dict", "load_state_dict"), "an OuterStep")
+        if isinstance(learner.outer_step, ChecksSource):
+            learner.outer_step.check_source(source)
         return learner
 
     def _set_up(
@@ -306,7 +308,7 @@ class MetaLearner(FixedSettings):
             learner = cls.from_parts(
                 source,
                 method,
-                outer_step or learner_state.restore_outer_step(config, params, optimizer, schedule),
+                outer_step or learner_state.restore_outer_step(config, params, method, optimizer, schedule),
                 meta_batch_size=config["meta_batch_size"],
                 seed=config["seed"],
                 processes=processes,

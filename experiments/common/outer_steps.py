@@ -3,22 +3,54 @@
 make_learner("alpha_maml", source, learning_rate=0.01, step_options={"floor": None}, outer="maml", ...)
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
 from metarl import MetaLearner, Method, make_method
+from metarl.checkpoint.learner_state import make_step
 from metarl.errors import check_real, did_you_mean
 from metarl.experiments.common import options
-from metarl.step import HypergradientStep
+from metarl.step import HypergradientStep, OuterStep
 from metarl.types import Params, TaskSource
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
-APPLY = {
+
+class NamedStep(NamedTuple):
+    """An outer step of its own class, beside the optimisers."""
+
+    kind: Callable[..., OuterStep]
+    """The class: `kind(params, **options)` or `kind(params, method, **options)`."""
+    settings: Mapping[str, str] = MappingProxyType({})
+    """Settings of every run that apply to it, and the arguments they give."""
+
+    @property
+    def options(self) -> list[str]:
+        """Its other arguments, which `step_options` gives."""
+        return [name for name in self._arguments if name not in self.settings.values()]
+
+    @property
+    def has_learning_rate(self) -> bool:
+        """Whether it takes the setting `learning_rate`."""
+        return "learning_rate" in self.settings
+
+    @property
+    def _arguments(self) -> list[str]:
+        return [name for name in inspect.signature(self.kind).parameters if name not in ("params", "method")]
+
+
+STEPS = {
+    "alpha_maml": NamedStep(HypergradientStep, {"learning_rate": "outer_lr", "max_grad_norm": "max_grad_norm"}),
+}
+"""Every outer step with its own class, by name."""
+
+APPLY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(OPTIMIZERS, ("learning_rate", "max_grad_norm", "anneal_iterations", "anneal")),
-    "alpha_maml": ("learning_rate", "max_grad_norm", "step_options"),
+    **{name: (*step.settings, "step_options") for name, step in STEPS.items()},
     **dict.fromkeys(("fallah", "ji"), ("step_tasks",)),
 }
 """Settings that apply to an outer step; those of the others must be left alone."""
@@ -29,21 +61,18 @@ UNSET: Mapping[str, Sequence[Any]] = {
 }
 """Values of these settings that leave them alone."""
 
-STEP_OPTIONS = ("hyper_lr_alpha", "hyper_lr_beta", "floor")
-"""Options of `alpha_maml`; its other arguments are settings of every run."""
 
-
-def read_step_options(entries: Sequence[str]) -> dict[str, Any]:
-    """The options of `alpha_maml` from name=value.
+def read_step_options(step: str, entries: Sequence[str]) -> dict[str, Any]:
+    """The options of a step in `STEPS` from name=value.
 
     Raises:
         ValueError: for a name that it does not have, or a value of another type.
     """
-    found = options.read("step_options", entries, HypergradientStep)
+    found, known = options.read("step_options", entries, STEPS[step].kind), STEPS[step].options
     for name in found:
-        if name not in STEP_OPTIONS:
-            near = did_you_mean(name, STEP_OPTIONS)
-            raise ValueError(f"step_options must be some of {sorted(STEP_OPTIONS)}, got {name!r}{near}")
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise ValueError(f"step_options must be some of {sorted(known)}, got {name!r}{near}")
     return found
 
 
@@ -62,10 +91,10 @@ def check_step(step: str, given: Mapping[str, Any], arguments: Mapping[str, Any]
         if name in given and name not in APPLY[step] and given[name] not in unset:
             raise ValueError(f"{name} does not apply to outer step {step!r}; remove it")
     method = make_named_method(arguments)
-    if step == "alpha_maml":
+    if step in STEPS:
         tiny = {"w": torch.zeros(1)}
         meta = {} if method.learned_rule is None else method.learned_rule.initial_meta(tiny)
-        make_alpha_maml({**tiny, **meta}, given["step_options"], given["learning_rate"], arguments)
+        make_named_step(step, {**tiny, **meta}, method, given["step_options"], given["learning_rate"], arguments)
 
 
 def make_named_method(arguments: Mapping[str, Any]) -> Method:
@@ -75,23 +104,34 @@ def make_named_method(arguments: Mapping[str, Any]) -> Method:
 
 
 def make_learner(
-    step: str, source: TaskSource, entries: Sequence[str], learning_rate: float, arguments: Mapping[str, Any]
+    step: str, source: TaskSource, entries: Sequence[str], learning_rate: float | None, arguments: Mapping[str, Any]
 ) -> MetaLearner:
-    """A learner with the outer step `adam`, `sgd` or `alpha_maml`; `entries` are its options as name=value.
+    """A learner with an optimiser or a step of `STEPS`; `entries` are the step's own options as name=value.
 
     `arguments` are those of `MetaLearner`, from `learner_arguments`, and `meta_batch_size`.
     """
     if step in OPTIMIZERS:
+        assert learning_rate is not None
         return MetaLearner(source, optimizer=OPTIMIZERS[step], learning_rate=learning_rate, **arguments)
     method = make_named_method(arguments)
-    outer_step = make_alpha_maml(method.initial_params(source), entries, learning_rate, arguments)
+    params = method.initial_params(source)
+    outer_step = make_named_step(step, params, method, entries, learning_rate, arguments)
     shared = {name: arguments[name] for name in ("meta_batch_size", "seed", "processes")}
     return MetaLearner.from_parts(source, method, outer_step, **shared)
 
 
-def make_alpha_maml(
-    params: Params, entries: Sequence[str], learning_rate: float, arguments: Mapping[str, Any]
-) -> HypergradientStep:
-    """The outer step `alpha_maml`; the learning rate is its initial one."""
-    own = {"max_grad_norm": arguments["max_grad_norm"], **read_step_options(entries)}
-    return HypergradientStep(params, check_real("learning_rate", learning_rate), **own)
+def make_named_step(
+    step: str,
+    params: Params,
+    method: Method,
+    entries: Sequence[str],
+    learning_rate: float | None,
+    arguments: Mapping[str, Any],
+) -> OuterStep:
+    """A step of `STEPS` with its own options and the settings of every run that it takes."""
+    named = STEPS[step]
+    settings = {**arguments}
+    if named.has_learning_rate:
+        settings["learning_rate"] = check_real("learning_rate", learning_rate)
+    own = {argument: settings[name] for name, argument in named.settings.items()}
+    return make_step(named.kind, params, method, {**own, **read_step_options(step, entries)})

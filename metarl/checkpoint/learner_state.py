@@ -3,11 +3,12 @@
 It also holds what the task source has learned, such as statistics of observations (`metarl.types.LearningSource`).
 """
 
+import inspect
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from metarl.state_dict import check_count, check_keys, check_like, check_mapping
 from metarl.step import HypergradientStep, OptimizerFactory, OptimizerStep, OuterStep, Schedule
 from metarl.types import LearningSource, Params, TaskSource
 
-RESTORABLE = {step.__name__: step for step in (HypergradientStep,)}
-"""Outer steps that a file can hold, beside optimisers: each is made again by `step(params, **config)`."""
+RESTORABLE: dict[str, Callable[..., OuterStep]] = {step.__name__: step for step in (HypergradientStep,)}
+"""Outer steps that a file can hold, beside optimisers: `make_step` makes them again from their `config()`."""
 
 OF_STEPS = ("learning_rate", "optimizer", "max_grad_norm", "scheduled", "schedule", "step_options")
 """Settings that only some outer steps have."""
@@ -94,9 +95,24 @@ def _describe_step(outer_step: OuterStep) -> dict[str, Any]:
     if isinstance(outer_step, OptimizerStep):
         return {"outer_step": None, **outer_step.config()}
     name = type(outer_step).__name__
-    if isinstance(outer_step, HypergradientStep) and name in RESTORABLE:  # not a subclass of your own
+    if isinstance(outer_step, HasConfig) and RESTORABLE.get(name) is type(outer_step):  # not a class of your own
         return {"outer_step": name, "step_options": outer_step.config()}
     return {"outer_step": name}
+
+
+@runtime_checkable
+class HasConfig(Protocol):
+    """An outer step whose settings a file can hold."""
+
+    def config(self) -> dict[str, Any]:
+        """The settings that make the same step again."""
+
+
+def make_step(kind: Callable[..., OuterStep], params: Params, method: Method, options: Mapping[str, Any]) -> OuterStep:
+    """`kind(params, **options)`, or `kind(params, method, **options)` for a step that takes the method."""
+    if "method" in inspect.signature(kind).parameters:
+        return kind(params, method, **options)
+    return kind(params, **options)
 
 
 def restore_method(config: object, method: Method | None) -> Method:
@@ -115,7 +131,7 @@ def restore_method(config: object, method: Method | None) -> Method:
 
 
 def restore_outer_step(
-    config: object, params: Params, optimizer: OptimizerFactory | None, schedule: Schedule | None
+    config: object, params: Params, method: Method, optimizer: OptimizerFactory | None, schedule: Schedule | None
 ) -> OuterStep:
     """The outer step of a checkpoint's configuration; `optimizer` and `schedule` take precedence.
 
@@ -129,7 +145,7 @@ def restore_outer_step(
             if value is not None:
                 raise StateError(f"{argument} does not apply to the checkpoint's outer step, {saved['outer_step']}")
         options = check_mapping(saved["step_options"], ("config", "step_options"))
-        return RESTORABLE[saved["outer_step"]](params, **options)
+        return make_step(RESTORABLE[saved["outer_step"]], params, method, options)
     optimizer = optimizer or _find_optimizer(saved.get("optimizer"))
     schedule = schedule or from_data(saved.get("schedule"))
     missing = {

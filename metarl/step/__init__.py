@@ -2,9 +2,18 @@
 
 from metarl.step.alpha_maml import HypergradientStep
 from metarl.step.mean_grad import MeanGrad, average
-from metarl.step.optimizer import OptimizerFactory, OptimizerStep, OuterStep, Schedule, Stepped, Update
+from metarl.step.optimizer import (
+    ChecksSource,
+    OptimizerFactory,
+    OptimizerStep,
+    OuterStep,
+    Schedule,
+    Stepped,
+    Update,
+)
 
 __all__ = [
+    "ChecksSource",
     "HypergradientStep",
     "MeanGrad",
     "OptimizerFactory",

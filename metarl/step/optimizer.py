@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -19,7 +19,7 @@ from metarl.learned_rules import step_sizes
 from metarl.schedules import as_data
 from metarl.state_dict import Where, check_count, check_keys, check_like, name_of, skeleton
 from metarl.step.mean_grad import MeanGrad
-from metarl.types import Params, TaskBatch
+from metarl.types import Params, TaskBatch, TaskSource
 
 OptimizerFactory: TypeAlias = Callable[..., torch.optim.Optimizer]
 """`(leaves, lr=...) -> optimiser`: a class of `torch.optim`, or a `functools.partial` of one."""
@@ -55,6 +55,14 @@ class OuterStep(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""
+
+
+@runtime_checkable
+class ChecksSource(Protocol):
+    """An outer step that can tell early whether it works on a source of tasks."""
+
+    def check_source(self, source: TaskSource) -> None:
+        """Raise a `ValueError` if it does not."""
 
 
 class OptimizerStep:

@@ -185,7 +185,7 @@ def test_no_code_of_the_folder_is_executed(tmp_path: Path, monkeypatch: pytest.M
 
 WRONG: dict[str, list[Any]] = {
     "iterations": ["2", 2.5, None, True, [2]],
-    "learning_rate": ["x", None, [1], True, 10**400, -1.0, float("nan")],
+    "learning_rate": ["x", [1], True, 10**400, -1.0, float("nan")],
     "hidden": [8, "8", [8.5], ["8"], None],
     "outer": [None, 1, "mamel", ["maml"]],
     "env": [None, 1, {}, "navigatoin"],
