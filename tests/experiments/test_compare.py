@@ -37,8 +37,47 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(image.convert("RGB").getcolors(maxcolors=image.width * image.height) or []) > 50
 
     table = [line.split("|")[1:-1] for line in outcome.out.splitlines() if line.startswith("|")][-4:]
-    assert [row[0].strip() for row in table] == ["update", "---", "`maml`", "`fo_maml`"]
+    assert [row[0].strip() for row in table] == ["row", "---", "`maml`", "`fo_maml`"]
     assert {len(row) for row in table} == {1 + 4 + 3}
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_rows_with_options_of_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "FINAL_TASKS", 4)
+    monkeypatch.setattr(train, "FINAL_EPISODES", 2)
+    rows = ["--rows", "plain:", "plain descent: --outer-step sgd --hidden 6", "--options=--hidden 5 --inner-lr 0.2"]
+    small = ["--meta-batch-size", 2, "--episodes", 2, "--horizon", 5, "--env-steps", 120, "--seeds", 0]
+    outcome = runs.call("compare", *rows, *small, "--log-dir", tmp_path, "--name", "both")
+    assert outcome.code == 0, outcome.err
+    found = {path.name: json.loads((path / "config.json").read_text()) for path in (tmp_path / "both").glob("*-0")}
+    kept = {name: [config[key] for key in ("outer_step", "hidden", "inner_lr")] for name, config in found.items()}
+    assert kept == {"plain-0": ["adam", [5], 0.2], "plain_descent-0": ["sgd", [6], 0.2]}
+    assert [line.split("|")[1].strip() for line in outcome.out.splitlines() if line.startswith("|")][-2:] == [
+        "plain",
+        "plain descent",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--rows", "no colon"], "rows must be 'label: options of metarl train', the label of words, got 'no colon'"),
+        (["--rows", "../up: --hidden 4"], "rows must be 'label: options of metarl train'"),
+        (["--rows", "a: --hidden 4", "a: --hidden 5"], "rows must have different labels, got 'a' twice"),
+        (["--rows", "a: --seed 3"], "rows must not have seed, which follows from the comparison, got '--seed 3'"),
+        (["--options=--iterations 3"], "options must not have iterations"),
+        (["--rows", "a: --hiden 4"], "--hiden"),
+        (
+            ["--rows", "a: --hidden '4"],
+            'rows must be options of metarl train, got "--hidden \'4": No closing quotation',
+        ),
+    ],
+)
+def test_wrong_rows(tmp_path: Path, arguments: list[str], found: str) -> None:
+    outcome = runs.call("compare", *arguments, "--log-dir", tmp_path, "--name", "both")
+    assert outcome.code == 2
+    assert found in outcome.err
+    assert not (tmp_path / "both").exists()
 
 
 @pytest.mark.parametrize(("first_order", "several"), [(0, 0), (0, 3), (2, 0), (2, 3), (3, 2), (9, 9)])
