@@ -1,6 +1,7 @@
 """The README and the pages of docs/ as tests see them: blocks of Python, commands, links and headings."""
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,10 @@ def commands(page: Path) -> list[list[str]]:
             r".* -m metarl\.experiments\.([\w.]+)", lambda script: f"metarl {script[1].replace('_', '-')}", line
         )
         if command := re.match(r"(?:\.venv/bin/)?metarl ([a-z][^#]*)", line):
-            found.append(command[1].split())
+            try:
+                found.append(shlex.split(command[1]))
+            except ValueError:  # an apostrophe in a sentence, not a quotation
+                found.append(command[1].split())
     return found
 
 

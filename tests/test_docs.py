@@ -107,8 +107,12 @@ def test_commands_exist(page: Path) -> None:
     for script, *words in commands(page):
         assert script in SCRIPTS, f"metarl {script}"
         problem = words[0] if script == "train-supervised" and words and words[0].isidentifier() else None
-        for option in (word for word in words if word.startswith("--")):
+        for option in (word.partition("=")[0] for word in words if word.startswith("--")):
             assert option in known_options(script, problem), f"metarl {script} {problem or ''} {option}"
+        for option in (
+            part for word in words if " " in word for part in re.findall(r"(?<![\w-])--[a-z-]+(?!=)\b", word)
+        ):
+            assert option in known_options("train", None) | known_options(script, problem), f"metarl train {option}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
