@@ -57,8 +57,9 @@ class TrainConfig(RunConfig):
     """Options of the task distribution as name=value, for example goal_high=3 (half_cheetah_velocity)."""
     meta_batch_size: int = 20
     """Tasks per iteration."""
-    outer_step: Literal["adam", "sgd", "alpha_maml"] = "adam"
-    """Outer step: adam, sgd, or descent whose step sizes adapt by hypergradients (alpha_maml)."""
+    outer_step: Literal["adam", "sgd", "alpha_maml", "proximal"] = "adam"
+    """Outer step: adam, sgd, descent whose step sizes adapt by hypergradients (alpha_maml), or several steps of adam on
+    the same draws (proximal)."""
     learning_rate: float | None = None
     """Outer step size; the initial one of alpha_maml. Default: 3e-3."""
     surrogate: str = "ratio"

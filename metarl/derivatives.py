@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
 from metarl.engine import Stacked, current_engine
-from metarl.types import Batch, HasParticles, Loss, Params, PolicyTaskBatch, SampledTaskBatch, TaskBatch
+from metarl.types import (
+    Batch,
+    ClippedTaskBatch,
+    HasParticles,
+    Loss,
+    Params,
+    PolicyTaskBatch,
+    SampledTaskBatch,
+    TaskBatch,
+)
 from metarl.wrappers import first_task, gather, report, report_scores, unwrap, wants_scores
 
 
@@ -103,6 +112,16 @@ def one_number(name: str, function: Loss) -> Loss:
     return checked
 
 
+def losses(tasks: TaskBatch, params: Params, batch: Batch) -> Tensor:
+    """The loss of every task, `[T]`."""
+    result: Tensor = over_tasks("losses", partial(_loss, tasks.loss), params, batch)
+    return result.detach()
+
+
+def _loss(loss: Loss, w: Params, data: Batch) -> Tensor:
+    return one_number("loss", loss)(w, data)
+
+
 def scores(tasks: TaskBatch, params: Params, batch: Batch) -> Tensor:
     """The score of every task, `[T]`."""
     result: Tensor = over_tasks("scores", partial(_score, tasks.score), params, batch)
@@ -141,10 +160,37 @@ def as_policies(tasks: TaskBatch) -> PolicyTaskBatch:
     return source
 
 
+def as_clipped(tasks: TaskBatch) -> ClippedTaskBatch:
+    """The task batch inside all wrappers, as a `ClippedTaskBatch`.
+
+    Raises:
+        ValueError: when it has no policies whose ratios can be clipped.
+    """
+    source = as_policies(tasks)
+    if not isinstance(source, ClippedTaskBatch):
+        methods = [name for name in ("clipped_loss", "clipped_share") if not hasattr(source, name)]
+        raise ValueError(f"this outer step needs tasks with the methods {methods}; {type(source).__name__} lacks them")
+    return source
+
+
 def divergences(tasks: TaskBatch, old: Params, new: Params, batch: Batch) -> Tensor:
     """KL(pi_old || pi_new) of every task's policy, the mean over its states in `batch`: `[T]`, in nats."""
     result: Tensor = over_tasks("divergences", as_policies(tasks).kl, old, new, batch)
     return result
+
+
+def divergence_gradients(tasks: TaskBatch, old: Params, new: Params, batch: Batch) -> Params:
+    """The gradient of `divergences` with respect to `new`, for every task."""
+    function = partial(_divergence_gradient, as_policies(tasks).kl)
+    grads: Params = over_tasks("gradients of divergences", function, old, new, batch)
+    report(tasks, "gradients", grads)
+    return grads
+
+
+def _divergence_gradient(
+    kl: Callable[[Params, Params, Batch], Tensor], old: Params, new: Params, data: Batch
+) -> Params:
+    return cast(Params, grad(kl, argnums=1)(old, new, data))
 
 
 def fisher_products(tasks: TaskBatch, params: Params, batch: Batch, vectors: Params) -> Params:

@@ -95,6 +95,17 @@ class PolicyTaskBatch(Protocol):
 
 
 @runtime_checkable
+class ClippedTaskBatch(PolicyTaskBatch, Protocol):
+    """What a task batch also needs for several steps on the same draws. All is of ONE task, as `loss` is."""
+
+    def clipped_loss(self, params: Params, batch: Batch, clip: Tensor) -> Tensor:
+        """`loss`, without what it gains where the policy's ratio to the one that acted leaves 1 - clip ... 1 + clip."""
+
+    def clipped_share(self, params: Params, batch: Batch, clip: Tensor) -> Tensor:
+        """The share of the batch's actions whose ratio is outside 1 - clip ... 1 + clip."""
+
+
+@runtime_checkable
 class HasThreads(Protocol):
     """A vector environment that steps its environments in threads."""
 
@@ -136,6 +147,13 @@ class HasEpisodes(Protocol):
     """A source whose draws are episodes."""
 
     episodes: int
+
+
+@runtime_checkable
+class HasSurrogate(Protocol):
+    """A source whose losses are surrogates of a policy's return (see `metarl.rl.surrogates`)."""
+
+    surrogate: str
 
 
 @runtime_checkable

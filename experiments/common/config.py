@@ -57,7 +57,8 @@ class RunConfig:
     anneal: Literal["linear", "cosine"] = "linear"
     """Shape of the annealing: linear, or half a period of a cosine."""
     step_options: tuple[str, ...] = ()
-    """Options of the outer step alpha_maml, as name=value: hyper_lr_alpha=1e-4, hyper_lr_beta=1e-4, floor=0 or none."""
+    """Options of the outer step as name=value: hyper_lr_alpha=1e-4, hyper_lr_beta=1e-4, floor=0 or none (alpha_maml);
+    epochs=5, clip=0.3 or none, kl_coefficient=5e-4, adaptive_kl=0.01, target_kl=0.05 (proximal)."""
     max_grad_norm: float | None = None
     """Clip the mean meta-gradient to this norm. Default: no clipping."""
     device: str = "cpu"

@@ -14,10 +14,14 @@ from metarl import MetaLearner, Method, make_method
 from metarl.checkpoint.learner_state import make_step
 from metarl.errors import check_real, did_you_mean
 from metarl.experiments.common import options
-from metarl.step import HypergradientStep, OuterStep
+from metarl.step import HypergradientStep, OuterStep, ProximalStep
 from metarl.types import Params, TaskSource
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+NO_OPTIONS = ("params", "method", "optimizer", "schedule")
+"""Arguments of outer steps that are not read from name=value."""
 
 
 class NamedStep(NamedTuple):
@@ -27,6 +31,13 @@ class NamedStep(NamedTuple):
     """The class: `kind(params, **options)` or `kind(params, method, **options)`."""
     settings: Mapping[str, str] = MappingProxyType({})
     """Settings of every run that apply to it, and the arguments they give."""
+    anneals: bool = False
+    """Whether the settings of annealing apply to it, too, as its `schedule`."""
+
+    @property
+    def applicable(self) -> tuple[str, ...]:
+        """All settings of a run that apply to it."""
+        return (*self.settings, "step_options", *(("anneal_iterations", "anneal") if self.anneals else ()))
 
     @property
     def options(self) -> list[str]:
@@ -40,17 +51,20 @@ class NamedStep(NamedTuple):
 
     @property
     def _arguments(self) -> list[str]:
-        return [name for name in inspect.signature(self.kind).parameters if name not in ("params", "method")]
+        return [name for name in inspect.signature(self.kind).parameters if name not in NO_OPTIONS]
 
 
 STEPS = {
     "alpha_maml": NamedStep(HypergradientStep, {"learning_rate": "outer_lr", "max_grad_norm": "max_grad_norm"}),
+    "proximal": NamedStep(
+        ProximalStep, {"learning_rate": "learning_rate", "max_grad_norm": "max_grad_norm"}, anneals=True
+    ),
 }
 """Every outer step with its own class, by name."""
 
 APPLY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(OPTIMIZERS, ("learning_rate", "max_grad_norm", "anneal_iterations", "anneal")),
-    **{name: (*step.settings, "step_options") for name, step in STEPS.items()},
+    **{name: step.applicable for name, step in STEPS.items()},
     **dict.fromkeys(("fallah", "ji"), ("step_tasks",)),
 }
 """Settings that apply to an outer step; those of the others must be left alone."""
@@ -134,4 +148,5 @@ def make_named_step(
     if named.has_learning_rate:
         settings["learning_rate"] = check_real("learning_rate", learning_rate)
     own = {argument: settings[name] for name, argument in named.settings.items()}
+    own.update({"schedule": arguments["schedule"]} if named.anneals else {})
     return make_step(named.kind, params, method, {**own, **read_step_options(step, entries)})

@@ -20,10 +20,10 @@ from metarl.errors import StateError
 from metarl.outer import Method, make_method
 from metarl.schedules import from_data
 from metarl.state_dict import check_count, check_keys, check_like, check_mapping, describe
-from metarl.step import HypergradientStep, OptimizerFactory, OptimizerStep, OuterStep, Schedule
+from metarl.step import HypergradientStep, OptimizerFactory, OptimizerStep, OuterStep, ProximalStep, Schedule
 from metarl.types import LearningSource, Params, TaskSource
 
-RESTORABLE: dict[str, Callable[..., OuterStep]] = {step.__name__: step for step in (HypergradientStep,)}
+RESTORABLE: dict[str, Callable[..., OuterStep]] = {step.__name__: step for step in (HypergradientStep, ProximalStep)}
 """Outer steps that a file can hold, beside optimisers: `make_step` makes them again from their `config()`."""
 
 OF_STEPS = ("learning_rate", "optimizer", "max_grad_norm", "scheduled", "schedule", "step_options")
@@ -96,7 +96,8 @@ def _describe_step(outer_step: OuterStep) -> dict[str, Any]:
         return {"outer_step": None, **outer_step.config()}
     name = type(outer_step).__name__
     if isinstance(outer_step, HasConfig) and RESTORABLE.get(name) is type(outer_step):  # not a class of your own
-        return {"outer_step": name, "step_options": outer_step.config()}
+        of_optimizer = outer_step.optimizer.config() if isinstance(outer_step, ProximalStep) else {}
+        return {"outer_step": name, **of_optimizer, "step_options": outer_step.config()}
     return {"outer_step": name}
 
 
@@ -140,24 +141,27 @@ def restore_outer_step(
         ValueError: for settings that the outer step does not take.
     """
     saved = check_mapping(config, ("config",))
-    if saved.get("outer_step") in RESTORABLE and "step_options" in saved:
+    kind = RESTORABLE.get(str(saved.get("outer_step"))) if "step_options" in saved else None
+    options = check_mapping(saved["step_options"], ("config", "step_options")) if kind else {}
+    if kind and "optimizer" not in saved:
         for argument, value in (("optimizer", optimizer), ("schedule", schedule)):
             if value is not None:
                 raise StateError(f"{argument} does not apply to the checkpoint's outer step, {saved['outer_step']}")
-        options = check_mapping(saved["step_options"], ("config", "step_options"))
-        return make_step(RESTORABLE[saved["outer_step"]], params, method, options)
+        return make_step(kind, params, method, options)
     optimizer = optimizer or _find_optimizer(saved.get("optimizer"))
     schedule = schedule or from_data(saved.get("schedule"))
     missing = {
-        "outer_step": saved.get("outer_step") is not None,
+        "outer_step": saved.get("outer_step") is not None and not kind,
         "optimizer": optimizer is None,
         "schedule": schedule is None and saved.get("scheduled"),
     }
     for argument, is_missing in missing.items():
         if is_missing:
             raise StateError(f"{argument} must be given to load this checkpoint: a file cannot hold it")
-    assert optimizer is not None
-    return OptimizerStep(params, optimizer, saved["learning_rate"], saved["max_grad_norm"], schedule)
+    of_optimizer = {name: saved[name] for name in ("learning_rate", "max_grad_norm")}
+    return make_step(
+        kind or OptimizerStep, params, method, {**options, **of_optimizer, "optimizer": optimizer, "schedule": schedule}
+    )
 
 
 def _find_optimizer(name: object) -> type[torch.optim.Optimizer] | None:

@@ -300,6 +300,7 @@ class RLTaskBatch:
         self.loss, self.score, self.frozen_loss = losses.loss, losses.score, losses.frozen_loss
         self.log_likelihood, self.objective = losses.log_likelihood, losses.objective
         self.kl, self.fisher_product = losses.kl, losses.fisher_product
+        self.clipped_loss, self.clipped_share = losses.clipped_loss, losses.clipped_share
 
     @functools.cached_property
     def _environments(self) -> Environments:

@@ -43,6 +43,16 @@ def ratio(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Te
     return -(torch.exp(log_ratio) * advantages * mask).mean()
 
 
+def clipped_ratio(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: Tensor) -> Tensor:
+    """`ratio` without its gain outside 1 - clip ... 1 + clip: `min(r A, clip(r) A)` (Schulman et al., 2017, eq. 7).
+
+    An action there has no gradient if its advantage asks for a ratio further away, and that of `ratio` otherwise.
+    """
+    ratios = torch.exp((log_probs - old_log_probs) * mask)
+    clipped = ratios.clamp(1 - clip, 1 + clip)
+    return -(torch.minimum(ratios * advantages, clipped * advantages) * mask).mean()
+
+
 def reinforce(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     """Log-probabilities times advantages (Williams, 1992): correct at first order only."""
     return -(log_probs * advantages * mask).mean()
@@ -111,6 +121,22 @@ class Losses:
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The surrogate loss of one task, per step of the horizon."""
         return self._surrogate_loss(self.surrogate, params, batch)
+
+    def clipped_loss(self, params: Params, batch: Batch, clip: Tensor) -> Tensor:
+        """`loss` with `clipped_ratio`, for steps away from the policy that acted.
+
+        Raises:
+            ValueError: unless the surrogate is `ratio`.
+        """
+        if self.surrogate is not ratio:
+            raise ValueError("surrogate must be 'ratio' for a clipped loss, which clips ratios of single actions")
+        return self._surrogate_loss(functools.partial(clipped_ratio, clip=clip), params, batch)
+
+    def clipped_share(self, params: Params, batch: Batch, clip: Tensor) -> Tensor:
+        """The share of one task's actions whose ratio to the policy that acted is outside 1 - clip ... 1 + clip."""
+        mask = batch["mask"]
+        ratios = torch.exp((self._log_probs(params, batch) - batch["log_probs"]) * mask)
+        return (((ratios - 1).abs() > clip) * mask).sum() / mask.sum()
 
     def frozen_loss(self, params: Params, batch: Batch) -> Tensor:
         """The loss whose gradient is the inner step's with its data held fixed: log-probabilities times advantages."""

@@ -11,6 +11,7 @@ from metarl.step.optimizer import (
     Stepped,
     Update,
 )
+from metarl.step.proximal import ProximalStep
 
 __all__ = [
     "ChecksSource",
@@ -19,6 +20,7 @@ __all__ = [
     "OptimizerFactory",
     "OptimizerStep",
     "OuterStep",
+    "ProximalStep",
     "Schedule",
     "Stepped",
     "Update",
