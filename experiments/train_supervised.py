@@ -77,7 +77,7 @@ class SupervisedConfig(RunConfig):
     """Inner step size alpha. Default: one that suits the problem and the update."""
     meta_batch_size: int | None = None
     """Tasks per iteration. Default: a number that suits the problem; all of a small fixed set."""
-    outer_step: Literal["adam", "sgd", "alpha_maml", "proximal", "fallah", "ji"] | None = None
+    outer_step: Literal["adam", "sgd", "alpha_maml", "fallah", "ji"] | None = None
     """Outer step: adam, sgd, or descent with step sizes by hypergradients (alpha_maml) or theorems (fallah, ji)."""
     learning_rate: float | None = None
     """Outer step size of adam and sgd, the initial one of alpha_maml. Default: one that suits the problem."""

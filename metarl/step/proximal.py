@@ -26,7 +26,7 @@ from metarl.step.mean_grad import MeanGrad
 from metarl.step.optimizer import OptimizerFactory, OptimizerStep, Schedule, Stepped, Update
 from metarl.step.replay import Point, RecordUpdate, Replay
 from metarl.types import Batch, HasSurrogate, Loss, Params, Role, TaskBatch, TaskSource
-from metarl.wrappers import RecordedDraw, ReplayDraws, TaskWrapper, gather
+from metarl.wrappers import RecordedDraw, ReplayDraws, TaskWrapper, gather, unwrap
 
 CLIP = "clip"
 """The leaf `[T]` of an outer batch whose loss is clipped: it has eps for each task."""
@@ -199,10 +199,16 @@ class ProximalStep:
 
 
 class ClipOuter(TaskWrapper):
-    """Clips the loss of outer batches, which it marks with a leaf; other batches keep the tasks' own loss."""
+    """Clips the loss of outer batches, which it marks with a leaf; other batches keep the tasks' own loss.
+
+    Raises:
+        ValueError: for tasks without such a loss, or in a wrapper that gives them another one.
+    """
 
     def __init__(self, tasks: TaskBatch, clip: float) -> None:
         super().__init__(tasks)
+        if tasks.loss != unwrap(tasks).loss:
+            raise ValueError("clip must be None for tasks in a wrapper with a loss of its own, which it would ignore")
         self.clip, self._clipped_loss = clip, as_clipped(tasks).clipped_loss
 
     @property

@@ -124,6 +124,8 @@ def test_same_seed_same_numbers_other_seed_others(tmp_path: Path) -> None:
 
 ADAPTING = ["--outer-step", "alpha_maml", "--learn-inner-lr", "scalar"]
 
+PROXIMAL = ["--outer-step", "proximal", "--step-options", "epochs=3", "adaptive_kl=0.01", "target_kl=0.5"]
+
 
 @pytest.mark.usefixtures("no_report")
 def test_outer_steps(tmp_path: Path) -> None:
@@ -152,8 +154,34 @@ def test_outer_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_report")
+def test_proximal_epochs(tmp_path: Path) -> None:
+    """The first of them is the step of adam."""
+    few = ["--iterations", 1, "--learning-rate", 0.01, "--max-grad-norm", 0.1]
+    plain, one, run = (
+        runs.train(tmp_path / name, "--outer-step", step, *few, *more)
+        for name, step, more in (
+            ("plain", "adam", ()),
+            ("one", "proximal", ("--step-options", "epochs=1", "clip=none", "kl_coefficient=0")),
+            ("more", "proximal", ("--step-options", "epochs=4", "clip=0.01")),
+        )
+    )
+    params = [checkpoint.load(folder / "checkpoint.pt")["params"] for folder in (plain, one, run)]
+    for name, value in params[0].items():
+        assert torch.equal(params[1][name], value)
+        assert not torch.equal(params[2][name], value)
+    logged = runs.lines(run)[0]
+    assert logged["train/epochs"] == 4
+    assert logged["train/clip_fraction"] > 0
+    config = runs.saved(run)["config"]
+    assert (config["learning_rate"], config["max_grad_norm"], config["optimizer"]) == (0.01, 0.1, "Adam")
+    assert config["step_options"]["clip"] == 0.01
+
+
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
-    "more", [["--outer", "maml"], ["--outer", "imaml"], ADAPTING], ids=["maml", "imaml", "adapting"]
+    "more",
+    [["--outer", "maml"], ["--outer", "imaml"], ADAPTING, PROXIMAL],
+    ids=["maml", "imaml", "adapting", "proximal"],
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, more: list[str]) -> None:
     shared = more if more == ADAPTING else [*more, "--anneal-iterations", 4]
