@@ -76,7 +76,6 @@ def e_maml(
         min_tasks=2 if baseline == "tasks" else 1,
         min_episodes=2 if baseline == "trajectories" else 1,
         differentiates_twice=True,
-        replays=False,  # outcomes and score terms have no likelihood ratios
     )
 
 

@@ -35,4 +35,4 @@ def fo_maml(inner_lr: float = 0.1, inner_steps: int = 1, *, learn_inner_lr: Step
     """
     inner = Inner(make_sgd(inner_lr, inner_steps, learn_inner_lr), inner_steps)
     update = gradient_at_the_end if learn_inner_lr is None else adapt_and_pull_back(None, "fresh")
-    return Method(update, inner)
+    return Method(update, inner, replays=True)

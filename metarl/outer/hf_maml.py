@@ -93,4 +93,5 @@ def hf_maml(
     probe_length = relative_length if rho is None else published_length(rho, inner_lr)
     multiply = central_difference(probe_length)
     update = adapt_and_pull_back(multiply, hessian_data)
-    return Method(update, Inner(make_sgd(inner_lr, inner_steps, learn_inner_lr), inner_steps), needs_hessian=True)
+    inner = Inner(make_sgd(inner_lr, inner_steps, learn_inner_lr), inner_steps)
+    return Method(update, inner, needs_hessian=True, replays=True)

@@ -49,4 +49,4 @@ def maml(
     """
     update = adapt_and_pull_back(hessian_vector_products, hessian_data)
     inner = Inner(make_sgd(inner_lr, inner_steps, learn_inner_lr), inner_steps)
-    return Method(update, inner, needs_hessian=True, differentiates_twice=True)
+    return Method(update, inner, needs_hessian=True, differentiates_twice=True, replays=True)

@@ -101,5 +101,6 @@ def maml_plus_plus(
         Inner(PerStepNorm(rule, inner_steps) if per_step_norm else rule, inner_steps),
         needs_hessian=True,
         differentiates_twice=True,
+        replays=True,
         annealing=Annealing(max(multi_step_iterations, second_order_from), early),
     )

@@ -67,7 +67,7 @@ class Method:
     follows_adapted_loss: bool = (
         True  # the meta-gradient estimates that of the outer loss at the end of the inner steps
     )
-    replays: bool = True  # right on draws made at other parameters too, through the likelihood ratios of the losses
+    replays: bool = False  # right on draws made at other parameters too, through the likelihood ratios of the losses
     needs_particles: bool = False  # parameters [M, ...], of `metarl.supervised.particles.Particles`
     recipe: Recipe | None = field(default=None, init=False)  # set by `make_method`; a method of your own has none
 

@@ -24,4 +24,4 @@ def sign_maml(inner_lr: float = 0.01, inner_steps: int = 1) -> Method:
         >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # grad f(0.25)
         tensor([-1.5000])
     """
-    return Method(gradient_at_the_end, Inner(sign_sgd(inner_lr), inner_steps))
+    return Method(gradient_at_the_end, Inner(sign_sgd(inner_lr), inner_steps), replays=True)

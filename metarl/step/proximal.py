@@ -259,6 +259,6 @@ def check_method(method: Method) -> None:
         )
     if not method.replays:
         raise ValueError(
-            f"proximal needs an update that is right on replayed draws, such as 'maml'; {name} has terms without"
-            " likelihood ratios"
+            f"proximal needs an update that is right on replayed draws, such as 'maml'; {name} does not say that it is"
+            " (Method.replays)"
         )

@@ -95,7 +95,7 @@ CASES = [
     Bad("train", "--step-options floor=0", ("step_options does not apply to outer step 'adam'",)),
     Bad("train", "--outer-step alpha_maml", ("hyper_lr_alpha needs", "--learn-inner-lr scalar")),
     Bad("train", "--outer-step alpha_maml --anneal-iterations 9", ("anneal_iterations does not apply",)),
-    Bad("train", "--outer-step proximal --outer e_maml", ("proximal needs", "'e_maml'", "likelihood ratios")),
+    Bad("train", "--outer-step proximal --outer e_maml", ("proximal needs", "'e_maml'", "replayed draws")),
     Bad("train", "--outer-step proximal --outer reptile", ("proximal needs", "'reptile'")),
     Bad("train", "--outer-step proximal --surrogate dice", ("surrogate must be 'ratio'", "'dice'")),
     Bad("train", "--outer-step proximal --step-options epoch=3", ("'epoch'", "did you mean 'epochs'")),
