@@ -47,6 +47,7 @@ class MetaLearner(FixedSettings):
         optimizer: a class of `torch.optim`, or any factory `(leaves, lr=...)`.
         max_grad_norm: clips the mean meta-gradient.
         schedule: from the number of finished iterations to a factor of `learning_rate`.
+        inner_lr_rate: the outer step size of learned inner step sizes (see `metarl.step.OptimizerStep`).
         seed: everything random in training follows from it.
         processes: the processes that train together (see `metarl.processes`). All of them make the same learner and
             call the same methods. They share the tasks, and all get the results, which do not depend on their number.
@@ -83,6 +84,7 @@ class MetaLearner(FixedSettings):
         optimizer: OptimizerFactory = torch.optim.Adam,
         max_grad_norm: float | None = None,
         schedule: Schedule | None = None,
+        inner_lr_rate: float | None = None,
         seed: int = 0,
         processes: Processes = ALONE,
         engine: Engine | None = None,
@@ -95,7 +97,8 @@ class MetaLearner(FixedSettings):
             raise ValueError(f"outer_options must be options of {outer!r}, got {min(wrong)!r}")
         method = make_method(outer, inner_lr, inner_steps, **options)
         self._set_up(source, method, meta_batch_size, seed, processes, engine)
-        self.outer_step: OuterStep = OptimizerStep(self.params, optimizer, learning_rate, max_grad_norm, schedule)
+        settings = (optimizer, learning_rate, max_grad_norm, schedule, inner_lr_rate)
+        self.outer_step: OuterStep = OptimizerStep(self.params, *settings)
 
     @classmethod
     def from_parts(

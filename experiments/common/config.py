@@ -31,7 +31,7 @@ class RunConfig:
     script: ClassVar[str]
     """The command, for messages."""
     added: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
-        {"learn_inner_lr": None, "step_options": [], "anneal": "linear"}
+        {"learn_inner_lr": None, "inner_lr_rate": None, "step_options": [], "anneal": "linear"}
     )
     """Settings that older versions did not write, with the values they trained with."""
 
@@ -49,6 +49,8 @@ class RunConfig:
     learn_inner_lr: Literal["scalar", "layer", "parameter", "layer-step"] | None = None
     """Learn alpha (maml, fo_maml, hf_maml, multi_step_maml): one, or one per layer, parameter, or layer and step, which
     is the default of maml_plus_plus."""
+    inner_lr_rate: float | None = None
+    """Outer step size of learned inner step sizes. Default: that of the parameters times the first inner step size."""
     outer_options: tuple[str, ...] = ()
     """Other options of the update, as name=value: delta=published (hf_maml), lam=2 (imaml), baseline=none (e_maml),
     temperature=0.1 (bmaml)."""
@@ -144,6 +146,7 @@ def learner_arguments(config: RunConfig, processes: Processes) -> dict[str, Any]
         "inner_steps": config.inner_steps,
         "outer_options": read_outer_options(config),
         "max_grad_norm": config.max_grad_norm,
+        "inner_lr_rate": config.inner_lr_rate,
         "schedule": SCHEDULES[config.anneal](annealed) if annealed else None,
         "seed": config.seed,
         "processes": processes,

@@ -57,13 +57,13 @@ class NamedStep(NamedTuple):
 STEPS = {
     "alpha_maml": NamedStep(HypergradientStep, {"learning_rate": "outer_lr", "max_grad_norm": "max_grad_norm"}),
     "proximal": NamedStep(
-        ProximalStep, {"learning_rate": "learning_rate", "max_grad_norm": "max_grad_norm"}, anneals=True
+        ProximalStep, {name: name for name in ("learning_rate", "max_grad_norm", "inner_lr_rate")}, anneals=True
     ),
 }
 """Every outer step with its own class, by name."""
 
 APPLY: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(OPTIMIZERS, ("learning_rate", "max_grad_norm", "anneal_iterations", "anneal")),
+    **dict.fromkeys(OPTIMIZERS, ("learning_rate", "max_grad_norm", "inner_lr_rate", "anneal_iterations", "anneal")),
     **{name: step.applicable for name, step in STEPS.items()},
     **dict.fromkeys(("fallah", "ji"), ("step_tasks",)),
 }
@@ -71,7 +71,7 @@ APPLY: dict[str, tuple[str, ...]] = {
 
 UNSET: Mapping[str, Sequence[Any]] = {
     **{"learning_rate": (None,), "max_grad_norm": (None,), "anneal_iterations": (None, 0), "anneal": ("linear",)},
-    **{"step_tasks": (20,), "step_options": ((),)},
+    **{"step_tasks": (20,), "step_options": ((),), "inner_lr_rate": (None,)},
 }
 """Values of these settings that leave them alone."""
 

@@ -26,7 +26,7 @@ from metarl.types import LearningSource, Params, TaskSource
 RESTORABLE: dict[str, Callable[..., OuterStep]] = {step.__name__: step for step in (HypergradientStep, ProximalStep)}
 """Outer steps that a file can hold, beside optimisers: `make_step` makes them again from their `config()`."""
 
-OF_STEPS = ("learning_rate", "optimizer", "max_grad_norm", "scheduled", "schedule", "step_options")
+OF_STEPS = ("learning_rate", "optimizer", "max_grad_norm", "scheduled", "schedule", "inner_lr_rate", "step_options")
 """Settings that only some outer steps have."""
 
 
@@ -48,7 +48,7 @@ def check_config(found: object, own: Mapping[str, Any], changed: Collection[str]
     """
     saved = check_mapping(found, ("config",))
     free = {*changed, *(["scheduled"] if "schedule" in changed else [])}
-    added = {"schedule"} - set(saved)  # older versions did not write it
+    added = {"schedule", "inner_lr_rate"} - set(saved)  # older versions did not write it
     if more := set(saved) - set(own) - set(OF_STEPS):
         raise StateError(f"config must hold the settings of a learner, found also {sorted(more)}")
     for key, value in own.items():
@@ -159,6 +159,7 @@ def restore_outer_step(
         if is_missing:
             raise StateError(f"{argument} must be given to load this checkpoint: a file cannot hold it")
     of_optimizer = {name: saved[name] for name in ("learning_rate", "max_grad_norm")}
+    of_optimizer["inner_lr_rate"] = saved.get("inner_lr_rate")  # older versions did not write it
     return make_step(
         kind or OptimizerStep, params, method, {**options, **of_optimizer, "optimizer": optimizer, "schedule": schedule}
     )

@@ -1,7 +1,8 @@
 """Outer steps along the mean meta-gradient with any optimiser of `torch.optim`.
 
-Learned inner step sizes (`metarl.learned_rules`) move with their first value times the learning rate. Adam changes a
-number by about the learning rate, whatever its unit: 3e-3 is little for a weight, and a third of a step size of 0.01.
+Learned inner step sizes (`metarl.learned_rules`) have a learning rate of their own, by default that of the parameters
+times their first value. Adam changes a number by about its learning rate, whatever its unit: 3e-3 is little for a
+weight, and a third of a step size of 0.01.
 """
 
 import copy
@@ -71,9 +72,10 @@ class OptimizerStep:
     Args:
         params: the initial parameters, for their shapes and the first values of learned inner step sizes.
         optimizer: the factory.
-        learning_rate: beta, the outer step size; that of learned inner step sizes is their first mean value times beta.
+        learning_rate: beta, the outer step size.
         max_grad_norm: a longer mean meta-gradient is scaled down to this norm; that of inner step sizes by itself.
         schedule: see `Schedule`; without one the learning rate is constant.
+        inner_lr_rate: the outer step size of learned inner step sizes; default: beta times their first mean value.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class OptimizerStep:
         learning_rate: float = 1e-3,
         max_grad_norm: float | None = None,
         schedule: Schedule | None = None,
+        inner_lr_rate: float | None = None,
     ) -> None:
         self.learning_rate = check_real("learning_rate", learning_rate)
         self.max_grad_norm = None if max_grad_norm is None else check_real("max_grad_norm", max_grad_norm)
@@ -100,7 +103,13 @@ class OptimizerStep:
         make = functools.partial(optimizer, lr=self.learning_rate, **options)
         self._structures = _try(optimizer, make, params)
         self._optimizer = make(_groups(self._leaves))
-        self._scales = [1.0, *_scales(params)]
+        self.inner_lr_rate = None if inner_lr_rate is None else check_real("inner_lr_rate", inner_lr_rate)
+        if inner_lr_rate is not None and not step_sizes(params):
+            raise ValueError(
+                "inner_lr_rate needs learned inner step sizes: set learn_inner_lr (--learn-inner-lr layer), or leave"
+                f" out inner_lr_rate, got {inner_lr_rate}"
+            )
+        self._rates = [self.learning_rate, *_inner_rates(params, self.learning_rate, self.inner_lr_rate)]
 
     def config(self) -> dict[str, Any]:
         """The settings that a checkpoint holds."""
@@ -110,17 +119,18 @@ class OptimizerStep:
             "max_grad_norm": self.max_grad_norm,
             "scheduled": self.schedule is not None,
             "schedule": as_data(self.schedule),
+            "inner_lr_rate": self.inner_lr_rate,
         }
 
     def __call__(self, params: Params, tasks: TaskBatch, update: Update) -> Stepped:
         """Take the meta-gradient at `params` and step."""
         meta_grad = update(params, tasks)
-        learning_rate = self.learning_rate
+        rates = self._rates
         if self.schedule is not None:
             factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
-            learning_rate = self.learning_rate * factor
-        for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
-            group["lr"] = learning_rate * scale
+            rates = [rate * factor for rate in rates]
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         for key, leaf in self._leaves.items():
             leaf.copy_(params[key])
             leaf.grad = meta_grad.grads[key].clone() if self._changes_grads else meta_grad.grads[key]
@@ -129,7 +139,7 @@ class OptimizerStep:
                 torch.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
         self._optimizer.step()
         self.steps += 1
-        return Stepped(tree.detach(self._leaves), meta_grad, {"learning_rate": learning_rate})
+        return Stepped(tree.detach(self._leaves), meta_grad, {"learning_rate": rates[0]})
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state and the number of steps taken."""
@@ -181,10 +191,13 @@ def _groups(leaves: Params) -> Any:
     return [{"params": rest}, {"params": list(learned.values())}]
 
 
-def _scales(params: Params) -> list[float]:
-    """The mean first value of the learned inner step sizes, if there are any; 1 if it is 0."""
+def _inner_rates(params: Params, learning_rate: float, given: float | None) -> list[float]:
+    """The learning rate of the learned inner step sizes, if there are any; by default relative to their first mean."""
     learned = step_sizes(params)
-    return [float(torch.cat([leaf.flatten() for leaf in learned.values()]).mean()) or 1.0] if learned else []
+    if not learned or given is not None:
+        return [given] if given is not None else []
+    first = float(torch.cat([leaf.flatten() for leaf in learned.values()]).mean())
+    return [learning_rate * (first or 1.0)]
 
 
 def _common(structure: Any, found: Any) -> Any:

@@ -59,6 +59,7 @@ class ProximalStep:
         optimizer: as for `OptimizerStep`, like the two arguments after it; its state goes on over the iterations.
         max_grad_norm: clips the gradient of each epoch.
         schedule: from the number of finished iterations to a factor of the learning rate.
+        inner_lr_rate: the optimiser's step size for learned inner step sizes.
 
     Raises:
         ValueError: for numbers that cannot work, and for a method for which the step is not defined.
@@ -91,6 +92,7 @@ class ProximalStep:
         optimizer: OptimizerFactory = torch.optim.Adam,
         max_grad_norm: float | None = None,
         schedule: Schedule | None = None,
+        inner_lr_rate: float | None = None,
     ) -> None:
         check_method(method)
         self.method = method
@@ -101,7 +103,7 @@ class ProximalStep:
         self.target_kl = None if target_kl is None else check_real("target_kl", target_kl)
         if adaptive_kl is not None and not kl_coefficient:
             raise ValueError("kl_coefficient must be positive to be adapted (adaptive_kl), got 0: it would stay 0")
-        self.optimizer = OptimizerStep(params, optimizer, learning_rate, max_grad_norm, schedule)
+        self.optimizer = OptimizerStep(params, optimizer, learning_rate, max_grad_norm, schedule, inner_lr_rate)
 
     def config(self) -> dict[str, Any]:
         """Its own settings: `ProximalStep(params, method, **config)`, with those of the optimiser."""

@@ -140,6 +140,15 @@ def test_learned_step_sizes_move_with_their_first_value_times_the_learning_rate(
     assert torch.allclose(moved["meta/inner_lr/a"], -0.1 * 0.02 * slopes["meta/inner_lr/a"])
 
 
+def test_learned_step_sizes_with_a_learning_rate_of_their_own() -> None:
+    step = OptimizerStep(LEARNED, torch.optim.SGD, 0.1, schedule=lambda n: 0.5, inner_lr_rate=0.01)
+    moved = {k: v - LEARNED[k] for k, v in step(LEARNED, None, found_slopes).params.items()}  # type: ignore[arg-type]
+    assert torch.allclose(moved["w"], -0.05 * SLOPES["w"])
+    assert torch.allclose(moved["meta/inner_lr/a"], -0.005 * SLOPES["meta/inner_lr/a"])
+    with pytest.raises(ValueError, match=r"inner_lr_rate needs learned inner step sizes: .*, got 0\.01"):
+        OptimizerStep(START, inner_lr_rate=0.01)
+
+
 def test_a_first_step_size_of_zero_moves_too() -> None:
     zero = {**LEARNED, "meta/inner_lr/a": torch.zeros(2)}
     moved = OptimizerStep(zero, torch.optim.SGD, 0.1)(zero, None, found_slopes).params  # type: ignore[arg-type]
