@@ -112,16 +112,6 @@ def one_number(name: str, function: Loss) -> Loss:
     return checked
 
 
-def losses(tasks: TaskBatch, params: Params, batch: Batch) -> Tensor:
-    """The loss of every task, `[T]`."""
-    result: Tensor = over_tasks("losses", partial(_loss, tasks.loss), params, batch)
-    return result.detach()
-
-
-def _loss(loss: Loss, w: Params, data: Batch) -> Tensor:
-    return one_number("loss", loss)(w, data)
-
-
 def scores(tasks: TaskBatch, params: Params, batch: Batch) -> Tensor:
     """The score of every task, `[T]`."""
     result: Tensor = over_tasks("scores", partial(_score, tasks.score), params, batch)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metarl import tree
-from metarl.derivatives import as_clipped, losses, over_tasks
+from metarl.derivatives import as_clipped, as_policies, over_tasks
 from metarl.errors import StateError, check_int, check_real
 from metarl.outer.registry import Method
 from metarl.state_dict import check_keys, check_like
@@ -32,7 +32,10 @@ CLIP = "clip"
 """The leaf `[T]` of an outer batch whose loss is clipped: it has eps for each task."""
 
 ClippedLoss: TypeAlias = Callable[[Params, Batch, Tensor], Tensor]
-"""`(params, batch, eps) -> loss` of one task."""
+"""`(params, batch, eps) -> loss`, or share of ratios, of one task."""
+
+KL: TypeAlias = Callable[[Params, Params, Batch], Tensor]
+"""`(old, new, batch) -> divergence` of one task."""
 
 
 class ProximalStep:
@@ -160,17 +163,13 @@ class ProximalStep:
 
     def _describe(self, replay: Replay, point: Point) -> dict[str, float]:
         """Values for the log, at the end of the last epoch."""
-        tasks, end, new = self._clipped(replay.tasks), replay.end, point.adapted
-        batch = tasks.mark(end.batch) if isinstance(tasks, ClipOuter) else end.batch
-        columns = {
-            "kl_before": point.kl_before(),
-            "kl_after": point.kl_after(),
-            "surrogate_first": -losses(tasks, end.params, batch),
-            "surrogate_last": -losses(tasks, new, batch),
-        }
+        tasks, end = self._clipped(replay.tasks), replay.end
+        batch, share = end.batch, None
         if isinstance(tasks, ClipOuter):
-            columns["clip_fraction"] = clipped_shares(tasks, new, batch)
-        return means(tasks, columns)
+            batch, share = tasks.mark(batch), as_clipped(tasks).clipped_share
+        compare = partial(_compare, tasks.loss, as_policies(tasks).kl, share)
+        at_end: dict[str, Tensor] = over_tasks("policies at the end", compare, end.params, point.adapted, batch)
+        return means(tasks, {"kl_before": point.kl_before(), **at_end})
 
     def _adapt_coefficient(self, kl: float) -> None:
         if self.adaptive_kl is None:
@@ -234,11 +233,13 @@ def _loss(clipped_loss: ClippedLoss, loss: Loss, params: Params, batch: Batch) -
     return clipped_loss(params, {key: leaf for key, leaf in batch.items() if key != CLIP}, batch[CLIP])
 
 
-def clipped_shares(tasks: TaskBatch, params: Params, batch: Batch) -> Tensor:
-    """The share of ratios outside the range, `[T]`, in a marked batch."""
-    data = {key: leaf for key, leaf in batch.items() if key != CLIP}
-    shares: Tensor = over_tasks("clipped shares", as_clipped(tasks).clipped_share, params, data, batch[CLIP])
-    return shares
+def _compare(
+    loss: Loss, kl: KL, clipped_share: ClippedLoss | None, old: Params, new: Params, batch: Batch
+) -> dict[str, Tensor]:
+    """One task's adapted policies before the first epoch and after the last; together, so each is evaluated once."""
+    share = {} if clipped_share is None else {"clip_fraction": clipped_share(new, batch, batch[CLIP])}
+    surrogates = {"surrogate_first": -loss(old, batch), "surrogate_last": -loss(new, batch)}
+    return {"kl_after": kl(old, new, batch), **share, **surrogates}
 
 
 def means(tasks: TaskBatch, columns: Mapping[str, Tensor]) -> dict[str, float]:
