@@ -57,9 +57,10 @@ class TrainConfig(RunConfig):
     """Options of the task distribution as name=value, for example goal_high=3 (half_cheetah_velocity)."""
     meta_batch_size: int = 20
     """Tasks per iteration."""
-    outer_step: Literal["adam", "sgd", "alpha_maml", "proximal"] = "adam"
-    """Outer step: adam, sgd, descent whose step sizes adapt by hypergradients (alpha_maml), or several steps of adam on
-    the same draws (proximal)."""
+    outer_step: Literal["adam", "sgd", "alpha_maml", "proximal", "trust_region"] = "adam"
+    """Outer step: adam, sgd, descent whose step sizes adapt by hypergradients (alpha_maml), several steps of adam on
+    the same draws (proximal), or natural-gradient steps of bounded divergence between adapted policies (trust_region).
+    """
     learning_rate: float | None = None
     """Outer step size; the initial one of alpha_maml. Default: 3e-3."""
     surrogate: str = "ratio"

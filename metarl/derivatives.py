@@ -183,6 +183,24 @@ def _divergence_gradient(
     return cast(Params, grad(kl, argnums=1)(old, new, data))
 
 
+def fixed_hessians(tasks: TaskBatch, params: Params, batch: Batch) -> Callable[[Params], Params]:
+    """`hessian_vector_products` for many vectors: what does not depend on the vector is computed only once."""
+    function = partial(_hessian_vector_product, tasks.loss)
+    product = current_engine().linearize("Hessian-vector products", function, params, batch)
+
+    def multiply(vectors: Params) -> Params:
+        products: Params = product(vectors)
+        report(tasks, "hessian_vector_products", products)
+        return products
+
+    return multiply
+
+
+def fixed_fishers(tasks: TaskBatch, params: Params, batch: Batch) -> Callable[[Params], Params]:
+    """`fisher_products` for many vectors: what does not depend on the vector is computed only once."""
+    return current_engine().linearize("Fisher products", as_policies(tasks).fisher_product, params, batch)
+
+
 def fisher_products(tasks: TaskBatch, params: Params, batch: Batch, vectors: Params) -> Params:
     """The Fisher matrix of every task's policy, the mean over its states in `batch`, times its vector."""
     products: Params = over_tasks("Fisher products", as_policies(tasks).fisher_product, params, batch, vectors)

@@ -122,10 +122,35 @@ def rule_pull_back(
         arguments = [tree_map(lambda x: x.detach().requires_grad_(), x) for x in (params, grads, anchor)]
         moved = {k: v for k, v in inner_step(rule, *arguments).items() if v.requires_grad}
         leaves = [leaf for argument in arguments for leaf in argument.values()]
-        pulled = torch.autograd.grad(list(moved.values()), leaves, [cotangent[k] for k in moved], allow_unused=True)
+        pulled = torch.autograd.grad(
+            list(moved.values()),
+            leaves,
+            [cotangent[k] for k in moved],
+            create_graph=any(leaf.requires_grad for leaf in cotangent.values()),
+            allow_unused=True,
+        )
     values = iter(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, pulled, strict=True))
     through_w, through_g, to_anchor = ({k: next(values) for k in argument} for argument in arguments)
     return through_w, through_g, to_anchor
+
+
+def rule_push_forward(
+    rule: Rule, params: Params, grads: Params | None, anchor: Params, tangents: tuple[Params, Params, Params]
+) -> Params:
+    """The Jacobian-vector product of one inner step: how its result moves with its three arguments.
+
+    It is the transpose of `rule_pull_back`, which is linear in its cotangent; `t_w - alpha t_g` for `w - alpha g`.
+    """
+    with torch.enable_grad():
+        cotangent = tree_map(lambda leaf: torch.zeros_like(leaf, requires_grad=True), tangents[0])
+        pulled = rule_pull_back(rule, params, grads, anchor, cotangent)
+        pairs = [(x[k], t[k]) for x, t in zip(pulled, tangents, strict=True) if x is not None for k in x]
+        moving = [(x, t) for x, t in pairs if x.requires_grad]
+        found = torch.autograd.grad(
+            [x for x, _ in moving], list(cotangent.values()), [t for _, t in moving], allow_unused=True
+        )
+    values = zip(cotangent.items(), found, strict=True)
+    return {k: torch.zeros_like(leaf) if t is None else t for (k, leaf), t in values}
 
 
 def has_adjoint(rule: Rule) -> bool:

@@ -60,7 +60,8 @@ class RunConfig:
     """Shape of the annealing: linear, or half a period of a cosine."""
     step_options: tuple[str, ...] = ()
     """Options of the outer step as name=value: hyper_lr_alpha=1e-4, hyper_lr_beta=1e-4, floor=0 or none (alpha_maml);
-    epochs=5, clip=0.3 or none, kl_coefficient=5e-4, adaptive_kl=0.01, target_kl=0.05 (proximal)."""
+    epochs=5, clip=0.3 or none, kl_coefficient=5e-4, adaptive_kl=0.01, target_kl=0.05 (proximal);
+    max_kl=0.01, cg_iterations=10, damping=1e-5, jacobian=identity, every=4 (trust_region)."""
     max_grad_norm: float | None = None
     """Clip the mean meta-gradient to this norm. Default: no clipping."""
     device: str = "cpu"

@@ -14,7 +14,7 @@ from metarl import MetaLearner, Method, make_method
 from metarl.checkpoint.learner_state import make_step
 from metarl.errors import check_real, did_you_mean
 from metarl.experiments.common import options
-from metarl.step import HypergradientStep, OuterStep, ProximalStep
+from metarl.step import HypergradientStep, OuterStep, ProximalStep, TrustRegionStep
 from metarl.types import Params, TaskSource
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -59,6 +59,7 @@ STEPS = {
     "proximal": NamedStep(
         ProximalStep, {name: name for name in ("learning_rate", "max_grad_norm", "inner_lr_rate")}, anneals=True
     ),
+    "trust_region": NamedStep(TrustRegionStep),
 }
 """Every outer step with its own class, by name."""
 

@@ -20,10 +20,20 @@ from metarl.errors import StateError
 from metarl.outer import Method, make_method
 from metarl.schedules import from_data
 from metarl.state_dict import check_count, check_keys, check_like, check_mapping, describe
-from metarl.step import HypergradientStep, OptimizerFactory, OptimizerStep, OuterStep, ProximalStep, Schedule
+from metarl.step import (
+    HypergradientStep,
+    OptimizerFactory,
+    OptimizerStep,
+    OuterStep,
+    ProximalStep,
+    Schedule,
+    TrustRegionStep,
+)
 from metarl.types import LearningSource, Params, TaskSource
 
-RESTORABLE: dict[str, Callable[..., OuterStep]] = {step.__name__: step for step in (HypergradientStep, ProximalStep)}
+RESTORABLE: dict[str, Callable[..., OuterStep]] = {
+    step.__name__: step for step in (HypergradientStep, ProximalStep, TrustRegionStep)
+}
 """Outer steps that a file can hold, beside optimisers: `make_step` makes them again from their `config()`."""
 
 OF_STEPS = ("learning_rate", "optimizer", "max_grad_norm", "scheduled", "schedule", "inner_lr_rate", "step_options")

@@ -104,6 +104,10 @@ class Engine:
                 return results
         return compute_in_chunks(plain, leaves, self.chunk_size or len(leaves[0]))
 
+    def linearize(self, name: str, function: Callable[..., Any], *fixed: Stacked) -> Callable[[Stacked], Any]:
+        """`vector -> vmap(function)(*fixed, vector)`, for many vectors with the same other arguments."""
+        return lambda vector: self.over_tasks(name, function, *fixed, vector)
+
     @contextmanager
     def bind(self, repeated: RepeatedFunction, inputs: Sequence[Tensor]) -> Iterator[Runner]:
         """A runner of the function with its constants, for inputs of these shapes and types; without gradients.

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
+import torch
+
 from metarl.derivatives import gradients_and_scores
 from metarl.errors import check_choice
-from metarl.inner import AdaptationPath, rule_pull_back, rules
-from metarl.tree import add
+from metarl.inner import AdaptationPath, rule_pull_back, rule_push_forward, rules
+from metarl.tree import add, tree_map
 from metarl.types import Batch, Inner, MetaGrad, Params, TaskBatch
 
 HessianData: TypeAlias = Literal["fresh", "reuse"]
@@ -61,6 +63,26 @@ def pull_back(
         if to_anchor is not None:
             through_anchor = to_anchor if through_anchor is None else add(through_anchor, to_anchor)
     return cotangent if through_anchor is None else add(cotangent, through_anchor)
+
+
+def push_forward(
+    tasks: TaskBatch, path: AdaptationPath, inner: Inner, tangent: Params, multiply: Multiply | None
+) -> Params:
+    """How `w_N` moves if `w_0` moves by `tangent`: the transpose of `pull_back`, so the *first* step acts first.
+
+        t_{j+1} = rule'(w_j, g_j, anchor) (t_j, H(w_j; D_h) t_j, t_0)
+
+    The batches of `path` are the Hessian's data. Without `multiply` the Hessian counts as zero.
+    """
+    at_start, anchor = tangent, path.params[0]
+    for j, rule in enumerate(rules(inner, len(path.params) - 1)):
+        w, g = path.params[j], path.grads[j] if path.grads else None
+        if multiply is None:
+            of_gradient = tree_map(torch.zeros_like, tangent)
+        else:
+            of_gradient = multiply(tasks, w, path.batches[j], tangent)
+        tangent = rule_push_forward(rule, w, g, anchor, (tangent, of_gradient, at_start))
+    return tangent
 
 
 def check_hessian_data(value: str) -> HessianData:

@@ -12,6 +12,7 @@ from metarl.step.optimizer import (
     Update,
 )
 from metarl.step.proximal import ProximalStep
+from metarl.step.trust_region import TrustRegionStep
 
 __all__ = [
     "ChecksSource",
@@ -23,6 +24,7 @@ __all__ = [
     "ProximalStep",
     "Schedule",
     "Stepped",
+    "TrustRegionStep",
     "Update",
     "average",
 ]

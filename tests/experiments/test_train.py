@@ -122,6 +122,7 @@ def test_same_seed_same_numbers_other_seed_others(tmp_path: Path) -> None:
     assert found["a"] == found["b"] != found["c"]
 
 
+TRUSTING = ["--outer-step", "trust_region", "--step-options", "cg_iterations=3", "every=2"]
 ADAPTING = ["--outer-step", "alpha_maml", "--learn-inner-lr", "scalar"]
 
 PROXIMAL = ["--outer-step", "proximal", "--step-options", "epochs=3", "adaptive_kl=0.01", "target_kl=0.5"]
@@ -180,11 +181,11 @@ def test_proximal_epochs(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     "more",
-    [["--outer", "maml"], ["--outer", "imaml"], ADAPTING, PROXIMAL],
-    ids=["maml", "imaml", "adapting", "proximal"],
+    [["--outer", "maml"], ["--outer", "imaml"], ADAPTING, PROXIMAL, TRUSTING],
+    ids=["maml", "imaml", "adapting", "proximal", "trusting"],
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, more: list[str]) -> None:
-    shared = more if more == ADAPTING else [*more, "--anneal-iterations", 4]
+    shared = more if more in (ADAPTING, TRUSTING) else [*more, "--anneal-iterations", 4]
     whole = runs.train(tmp_path / "whole", *shared, "--iterations", 4)
     parts = runs.train(tmp_path / "parts", *shared, "--iterations", 2)
     assert runs.saved(whole) != runs.saved(parts)

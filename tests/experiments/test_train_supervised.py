@@ -593,6 +593,7 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
         (f"sinusoid --outer-step {step} --step-options floor=0", ("step_options does not apply", f"'{step}'"))
         for step in ("adam", "sgd", "fallah", "ji")
     ),
+    ("sinusoid --outer-step trust_region", ("--outer-step", "trust_region")),
     ("sinusoid --outer-step alpha_maml", ("hyper_lr_alpha needs", "--learn-inner-lr scalar")),
     ("sinusoid --outer-step alpha_maml --anneal-iterations 3", ("anneal_iterations does not apply", "'alpha_maml'")),
     ("sinusoid --outer-step alpha_maml --step-tasks 3", ("step_tasks does not apply", "'alpha_maml'")),

@@ -22,7 +22,7 @@ from metarl.outer import outer_gradient
 from metarl.processes import ALONE, Processes, Share, joined
 from metarl.random import torch_generator
 from metarl.rl import ReinforcementLearning
-from metarl.step import HypergradientStep
+from metarl.step import HypergradientStep, TrustRegionStep
 from metarl.supervised.oracle import BatchSizes, FiniteSumSource
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.theory import AdaptiveStep, fallah_rule
@@ -98,6 +98,12 @@ def hypergradients(source: TaskSource) -> dict[str, Any]:
     return {"method": method, "outer_step": HypergradientStep(method.initial_params(source), 0.01)}
 
 
+def trusting(source: TaskSource) -> dict[str, Any]:
+    method = make_method("maml", 0.05, 2)
+    step = TrustRegionStep(method.initial_params(source), method, cg_iterations=4, max_kl=0.1, every=2)
+    return {"method": method, "outer_step": step}
+
+
 def annealed(source: TaskSource) -> dict[str, Any]:
     """Several losses in three iterations, the first of them first-order."""
     return {"inner_steps": 2, "outer_options": {"multi_step_iterations": 3, "second_order_from": 1}}
@@ -119,16 +125,17 @@ CASES: dict[str, tuple[Callable[[], TaskSource], str, Callable[[TaskSource], dic
     "minibatches": (minibatches, "maml", lambda _: {}),
     "score terms": (ShiftedSource, "e_maml", lambda _: {}),  # a baseline over the other tasks
     "navigation": (navigation, "e_maml", lambda _: {}),
+    "trust region": (navigation, "maml", trusting),
     "particles": (lambda: suit("bmaml", Sinusoids()), "bmaml", lambda _: {"inner_steps": 2}),
 }
-SINGLE_PRECISION = ("sinusoids", "resampled", "alpha maml", "annealed", "navigation", "particles")
+SINGLE_PRECISION = ("sinusoids", "resampled", "alpha maml", "annealed", "navigation", "trust region", "particles")
 
 
 def make(case: str, num_tasks: int, processes: Processes) -> MetaLearner:
     make_source, outer, arguments = CASES[case]
     source, engine = make_source(), Engine(record=case in ("quadratics", "logistic"))
     shared: dict[str, Any] = {"meta_batch_size": num_tasks, "seed": 3, "processes": processes, "engine": engine}
-    if arguments in (adaptive, hypergradients):
+    if arguments in (adaptive, hypergradients, trusting):
         parts = {"method": make_method(outer, 0.05), **arguments(source)}
         return MetaLearner.from_parts(source, **parts, **shared)
     return MetaLearner(source, outer, inner_lr=0.05, **arguments(source), **shared)
