@@ -29,7 +29,7 @@ INTEGERS = {  # the setting, and the bad ones among WORDS
     **dict.fromkeys(("anneal_iterations", "seed", "eval_seed"), WORDS[1:]),  # here zero is good
 }
 REALS = {
-    **dict.fromkeys(("inner_lr", "learning_rate", "max_grad_norm"), ("0", "-0.1", "nan", "inf", "x")),
+    **dict.fromkeys(("inner_lr", "learning_rate", "inner_lr_rate", "max_grad_norm"), ("0", "-0.1", "nan", "inf", "x")),
     **dict.fromkeys(("discount", "gae_lambda", "dice_lambda"), ("-0.1", "1.5", "nan", "inf", "x")),
     "log_std_init": ("nan", "-inf", "3", "-21", "x"),
 }
