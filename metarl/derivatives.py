@@ -122,6 +122,16 @@ def _score(score: Loss, w: Params, data: Batch) -> Tensor:
     return one_number("score", score)(w, data)
 
 
+def losses(tasks: TaskBatch, params: Params, batch: Batch) -> Tensor:
+    """The loss of every task at its own parameters, `[T]`; no derivative is taken."""
+    result: Tensor = over_tasks("losses", partial(_loss, tasks.loss), params, batch)
+    return result.detach()
+
+
+def _loss(loss: Loss, w: Params, data: Batch) -> Tensor:
+    return one_number("loss", loss)(w, data)
+
+
 def as_sampled(tasks: TaskBatch) -> SampledTaskBatch:
     """The task batch inside all wrappers, as a `SampledTaskBatch`.
 
