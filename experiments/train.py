@@ -24,13 +24,14 @@ from metarl.devices import pick_device
 from metarl.envs import ENVS, constructor, make_distribution
 from metarl.envs.base import EnvDistribution
 from metarl.errors import check_choice, check_int, check_real
-from metarl.experiments.common import options
+from metarl.experiments.common import cli, options
 from metarl.experiments.common.config import RunConfig, learner_arguments
 from metarl.experiments.common.evaluation import evaluate_held_out, step_sizes
 from metarl.experiments.common.figures import adaptation_figure, trajectory_figure
 from metarl.experiments.common.outer_steps import APPLY, OPTIMIZERS, STEPS, check_step, make_learner
 from metarl.experiments.common.run import Run, finish, open_run, train_run
 from metarl.memory import check_fits, space_numbers
+from metarl.outer import options as update_options
 from metarl.processes import ALONE, Processes
 from metarl.rl import ReinforcementLearning
 
@@ -100,19 +101,25 @@ class TrainConfig(RunConfig):
         return self.env
 
     def settle(self) -> Self:
-        """The same with the default outer step size, and no annealing, of an outer step that has them or not."""
+        """The same with the defaults of the outer step."""
         applies = APPLY[check_choice("outer_step", self.outer_step, (*OPTIMIZERS, *STEPS))]
         missing: dict[str, Any] = {}
         if self.learning_rate is None and "learning_rate" in applies:
             missing["learning_rate"] = LEARNING_RATE
         if self.anneal_iterations is None and "anneal_iterations" not in applies:
             missing["anneal_iterations"] = 0
+        step = STEPS.get(self.outer_step)
+        given = [entry.partition("=")[0] for entry in self.outer_options]
+        if step and step.replays and self.hessian_data is None and "hessian_data" not in given:
+            cli.import_plugins(self.plugins)
+            if "hessian_data" in update_options(self.outer):
+                missing["hessian_data"] = "reuse"
         return dataclasses.replace(self, **missing) if missing else self
 
     def build_learner(self, processes: Processes = ALONE) -> MetaLearner:
         """The learner before training. Checks every setting."""
-        arguments = {**learner_arguments(self, processes), "meta_batch_size": self.meta_batch_size}
         config = self.settle()
+        arguments = {**learner_arguments(config, processes), "meta_batch_size": config.meta_batch_size}
         check_step(config.outer_step, vars(config), arguments)
         source = build_source(self)
         source.check_size(self.eval_tasks, "eval_tasks")

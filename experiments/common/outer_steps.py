@@ -33,6 +33,8 @@ class NamedStep(NamedTuple):
     """Settings of every run that apply to it, and the arguments they give."""
     anneals: bool = False
     """Whether the settings of annealing apply to it, too, as its `schedule`."""
+    replays: bool = False
+    """Whether it takes several points on the same draws: D_h is then D_in again by default, if the update has both."""
 
     @property
     def applicable(self) -> tuple[str, ...]:
@@ -57,9 +59,12 @@ class NamedStep(NamedTuple):
 STEPS = {
     "alpha_maml": NamedStep(HypergradientStep, {"learning_rate": "outer_lr", "max_grad_norm": "max_grad_norm"}),
     "proximal": NamedStep(
-        ProximalStep, {name: name for name in ("learning_rate", "max_grad_norm", "inner_lr_rate")}, anneals=True
+        ProximalStep,
+        {name: name for name in ("learning_rate", "max_grad_norm", "inner_lr_rate")},
+        anneals=True,
+        replays=True,
     ),
-    "trust_region": NamedStep(TrustRegionStep),
+    "trust_region": NamedStep(TrustRegionStep, replays=True),
 }
 """Every outer step with its own class, by name."""
 

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import metarl
 from metarl import checkpoint
+from metarl.experiments.train import TrainConfig
 from metarl.outer import OUTER, without_particles
 from tests.experiments import runs
 
@@ -264,3 +266,18 @@ def test_learned_step_sizes_to_the_end(tmp_path: Path) -> None:
     assert [outcome.code for outcome in found] == [0, 0]
     one, other = (json.loads(outcome.out)["mean"] for outcome in found)
     assert one == other
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, None),
+        ({"outer_step": "proximal"}, "reuse"),
+        ({"outer_step": "trust_region"}, "reuse"),
+        ({"outer_step": "proximal", "hessian_data": "fresh"}, "fresh"),
+        ({"outer_step": "proximal", "outer_options": ("hessian_data=fresh",)}, None),
+        ({"outer_step": "trust_region", "outer": "fo_maml"}, None),
+    ],
+)
+def test_steps_that_replay_draws_reuse_the_inner_batch(given: dict[str, Any], wanted: str | None) -> None:
+    assert TrainConfig(**given).settle().hessian_data == wanted
