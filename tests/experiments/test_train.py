@@ -159,7 +159,7 @@ def test_outer_steps(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_report")
 def test_proximal_epochs(tmp_path: Path) -> None:
     """The first of them is the step of adam."""
-    few = ["--iterations", 1, "--learning-rate", 0.01, "--max-grad-norm", 0.1]
+    few = ["--iterations", 1, "--learning-rate", 0.01, "--max-grad-norm", 0.1, "--hessian-data", "reuse"]
     plain, one, run = (
         runs.train(tmp_path / name, "--outer-step", step, *few, *more)
         for name, step, more in (
