@@ -21,7 +21,8 @@ from torch.func import vmap
 
 from metarl.engine.cache import Cache
 from metarl.engine.compare import RecordWarning
-from metarl.engine.program import Arenas
+from metarl.engine.linear import FixedFunction, FixedRecord
+from metarl.engine.program import Arenas, NotPlannableError
 from metarl.engine.records import Plain, RepeatedFunction, StepRecord, TaskRecord, compute_in_chunks, pick_chunk_size
 from metarl.engine.runners import PlainRunner, Runner, repeat
 from metarl.engine.threads import one_torch_thread
@@ -69,7 +70,7 @@ class Engine:
     def __init__(self, *, record: bool = True, chunk_size: int | None = None) -> None:
         self.record = record
         self.chunk_size = None if chunk_size is None else check_int("chunk_size", chunk_size)
-        self._cache: Cache[TaskRecord | StepRecord | None] = Cache()
+        self._cache: Cache[TaskRecord | StepRecord | FixedRecord | None] = Cache()
         self._arenas = Arenas()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -99,14 +100,30 @@ class Engine:
             record = self._cache.get(
                 name, (function,), (keys, *_record_key(leaves)), lambda: self._make(name, plain, leaves)
             )
-            assert not isinstance(record, StepRecord)
+            assert record is None or isinstance(record, TaskRecord)
             if record is not None and (results := record.run(plain, leaves)) is not None:
                 return results
         return compute_in_chunks(plain, leaves, self.chunk_size or len(leaves[0]))
 
     def linearize(self, name: str, function: Callable[..., Any], *fixed: Stacked) -> Callable[[Stacked], Any]:
-        """`vector -> vmap(function)(*fixed, vector)`, for many vectors with the same other arguments."""
-        return lambda vector: self.over_tasks(name, function, *fixed, vector)
+        """`vector -> vmap(function)(*fixed, vector)`, for many vectors of the same shapes.
+
+        With a record on a CPU, what does not depend on the vector is computed once, with the first one. It is kept in
+        memory as long as the result of this method. Without a record and on an accelerator everything is computed for
+        every vector.
+        """
+        made: list[FixedFunction | None] = []
+
+        def product(vector: Stacked) -> Any:
+            leaves, _ = _flatten((vector,))
+            differentiated = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+            if not made:
+                made.append(self._fix(name, function, fixed, vector))
+            if made[0] is None or differentiated:
+                return self.over_tasks(name, function, *fixed, vector)
+            return made[0](leaves)
+
+        return product
 
     @contextmanager
     def bind(self, repeated: RepeatedFunction, inputs: Sequence[Tensor]) -> Iterator[Runner]:
@@ -151,6 +168,32 @@ class Engine:
 
         return _try_to_record(name, make)
 
+    def _fix(
+        self, name: str, function: Callable[..., Any], fixed: tuple[Stacked, ...], vector: Stacked
+    ) -> FixedFunction | None:
+        """The function with its first arguments fixed; `None` where it must be computed as a whole."""
+        leaves, keys = _flatten((*fixed, vector))
+        number = len(_flatten(fixed)[0])
+        differentiated = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+        if not self.record or differentiated or leaves[0].device.type != "cpu":
+            return None
+
+        def plain(inputs: Iterable[Tensor]) -> Any:
+            return vmap(function)(*_unflatten(inputs, keys))
+
+        def make() -> FixedRecord | None:
+            record = self._make(f"{name} for many vectors", plain, leaves)
+            try:
+                return None if record is None else FixedRecord(record, number)
+            except NotPlannableError as error:
+                log.info("%s are computed as a whole for every vector: %s", name, error)
+                return None
+
+        key = (number, keys, *_record_key(leaves))
+        record = self._cache.get(f"{name} for many vectors", (function,), key, make)
+        assert record is None or isinstance(record, FixedRecord)
+        return None if record is None else record.fix(plain, leaves[:number])
+
     def _find(self, repeated: RepeatedFunction, inputs: Sequence[Tensor]) -> StepRecord | None:
         if not self.record:
             return None
@@ -161,7 +204,7 @@ class Engine:
             key,
             lambda: _try_to_record(repeated.name, lambda: StepRecord(repeated, inputs)),
         )
-        assert not isinstance(record, TaskRecord)
+        assert record is None or isinstance(record, StepRecord)
         return record
 
 

@@ -63,33 +63,48 @@ class Plan:
         """The memory a program of this plan takes."""
         return sum(self.sizes)
 
+    @property
+    def fixed_places(self) -> set[int]:
+        """The places of what does not change from run to run."""
+        return {place for node, place in self.place.items() if place is not None and node not in self.varying}
+
+    @property
+    def fixed_bytes(self) -> int:
+        """The memory that a program of this plan does not share with others."""
+        return sum(self.sizes[place] for place in self.fixed_places)
+
     def _give_places(self, calls: Sequence[fx.Node]) -> None:
         # whose memory each result uses: views use that of their source
         owner = self.owner = {node: node for node in self.nodes}
         for node in calls:
             if (source := source_of(node)) is not None:
                 owner[node] = owner[source]
-        # the last node that needs each owner's memory
+        # the last node that needs each owner's memory; what does not change is needed by every run of what does
         last: dict[fx.Node, fx.Node] = {}
+        kept: set[fx.Node] = set()
         for node in self.nodes:
             for used in node.all_input_nodes:
                 last[owner[used]] = node
+                if node in self.varying or node.op == "output":
+                    kept.add(owner[used])
         # in the order of the calls: take a place for each result, then free the places that were used for the last time
-        free: dict[int, list[int]] = {}  # places by size
+        pools: dict[bool, dict[int, list[int]]] = {True: {}, False: {}}  # places by size: of varying nodes, of others
         for node in self.inputs:
-            self.place[node] = self._new(node, free) if node.users else None
+            self.place[node] = self._new(node, pools) if node.users else None
         for node in calls:
             if not is_made_once(node) and isinstance(node.meta.get("val"), Tensor):
                 inherited = self._find_reusable(node, owner, last)
-                self.place[node] = self._new(node, free) if inherited is None else inherited
+                self.place[node] = self._new(node, pools) if inherited is None else inherited
             for used in dict.fromkeys(owner[x] for x in node.all_input_nodes):
                 place = self.place.get(used)
-                if place is not None and place != self.place.get(node) and last[used] is node and used in self.varying:
-                    free.setdefault(self.sizes[place], []).append(place)
+                if place is None or place == self.place.get(node) or last[used] is not node:
+                    continue
+                if used in self.varying or used not in kept:
+                    pools[used in self.varying].setdefault(self.sizes[place], []).append(place)
 
-    def _new(self, node: fx.Node, free: dict[int, list[int]]) -> int:
-        size = _span(value(node))
-        if node in self.varying and free.get(size):
+    def _new(self, node: fx.Node, pools: dict[bool, dict[int, list[int]]]) -> int:
+        size, free = _span(value(node)), pools[node in self.varying]
+        if free.get(size):
             return free[size].pop()  # the one used last is most likely in the cache
         self.sizes.append(size)
         return len(self.sizes) - 1
@@ -157,16 +172,15 @@ class Program:
 
     Args:
         plan: of the graph.
-        arena: memory to share, for a plan without constants; by default the program has its own.
-
-    Raises:
-        ValueError: for constants in shared memory.
+        arena: memory to share; by default the program has its own. Constants, and what depends on them alone, are never
+            in shared memory.
     """
 
     def __init__(self, plan: Plan, arena: Arena | None = None) -> None:
-        if arena is not None and plan.constants:
-            raise ValueError("arena must be None for a plan with constants: other programs would overwrite them")
-        memory = self._memory = (arena or Arena()).take(plan.sizes)
+        fixed = plan.fixed_places
+        private = iter(Arena().take([plan.sizes[place] for place in sorted(fixed)]))
+        shared = iter((arena or Arena()).take([n for place, n in enumerate(plan.sizes) if place not in fixed]))
+        memory = self._memory = [next(private if place in fixed else shared) for place in range(len(plan.sizes))]
         values: dict[fx.Node, Any] = {}
         once: list[OperationCall] = []
         always: list[OperationCall] = []

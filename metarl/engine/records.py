@@ -80,17 +80,17 @@ class TaskRecord:
         # A first record tells how much memory a task takes. Small tasks will fit in one chunk, so all are recorded.
         few = sum(leaf.nbytes for leaf in leaves) < CACHE // 32
         some = tasks if few else 1
-        self._graph = trace(flat, [leaf[:some] for leaf in leaves])
-        chunks = -(-tasks // chunk_size(-(-peak_bytes(self._graph.graph) // some)))
+        self.graph = trace(flat, [leaf[:some] for leaf in leaves])
+        chunks = -(-tasks // chunk_size(-(-peak_bytes(self.graph.graph) // some)))
         self.chunk_size = size = -(-tasks // chunks)
-        self._starts = [min(i * size, tasks - size) for i in range(chunks)]
+        self.starts = [min(i * size, tasks - size) for i in range(chunks)]
         if size != some:
-            self._graph = trace(flat, [leaf[:size] for leaf in leaves])
-        self._nbytes = max(1, peak_bytes(self._graph.graph))
-        self._like = [value(node) for node in outputs(self._graph.graph)]
-        self._spec = specs[-1]
+            self.graph = trace(flat, [leaf[:size] for leaf in leaves])
+        self._nbytes = max(1, peak_bytes(self.graph.graph))
+        self._like = [value(node) for node in outputs(self.graph.graph)]
+        self.spec = specs[-1]
         self._device = leaves[0].device
-        self._arenas, self._uses = arenas, Uses(name)
+        self._arenas, self._uses, self.name = arenas, Uses(name), name
         self.runners: dict[Arena, Runner] = {}  # at most one for each arena, which is lent to one run at a time
 
     def run(self, plain: Plain, leaves: list[Tensor]) -> Any:
@@ -108,10 +108,10 @@ class TaskRecord:
 
     def __call__(self, leaves: list[Tensor]) -> Any:
         """The record's results for all tasks."""
-        if len(self._starts) == 1:
+        if len(self.starts) == 1:
             with self._borrow_runner(leaves) as runner:
-                return pytree.tree_unflatten([x.clone() for x in runner.run(leaves)], self._spec)
-        wholes = [torch.empty(len(leaves[0]), *x.shape[1:], dtype=x.dtype, device=self._device) for x in self._like]
+                return pytree.tree_unflatten([x.clone() for x in runner.run(leaves)], self.spec)
+        wholes = self.empty_results(len(leaves[0]))
 
         def run_chunk(start: int) -> None:
             rows = slice(start, start + self.chunk_size)
@@ -120,14 +120,18 @@ class TaskRecord:
                     whole[rows] = part
 
         if self._device.type == "cpu":
-            over_threads(run_chunk, self._starts, max(1, MEMORY // self._nbytes))
+            over_threads(run_chunk, self.starts, max(1, MEMORY // self._nbytes))
         else:
-            for start in self._starts:
+            for start in self.starts:
                 run_chunk(start)
-        return pytree.tree_unflatten(wholes, self._spec)
+        return pytree.tree_unflatten(wholes, self.spec)
+
+    def empty_results(self, tasks: int) -> list[Tensor]:
+        """Memory for the results of so many tasks."""
+        return [torch.empty(tasks, *x.shape[1:], dtype=x.dtype, device=self._device) for x in self._like]
 
     def __str__(self) -> str:
-        calls = sum(node.op == "call_function" for node in self._graph.graph.nodes)
+        calls = sum(node.op == "call_function" for node in self.graph.graph.nodes)
         return f"{calls} operations for {self.chunk_size} tasks at a time, {self._nbytes / 1e6:.1f} MB"
 
     def check(self, plain: Plain, leaves: list[Tensor]) -> None:
@@ -143,7 +147,7 @@ class TaskRecord:
 
     def difference(self, results: Any, plain: Plain, leaves: list[Tensor], turn: int) -> str | None:
         """The difference beyond rounding between one chunk's results and the function's; each turn another chunk."""
-        start = self._starts[turn % len(self._starts)]
+        start = self.starts[turn % len(self.starts)]
         rows = slice(start, start + self.chunk_size)
         found = [x[rows] for x in pytree.tree_leaves(results)]
         with torch.no_grad():
@@ -155,7 +159,7 @@ class TaskRecord:
         with self._arenas.lend() as arena, torch.no_grad():
             if (runner := self.runners.get(arena)) is None:
                 like = [leaf[: self.chunk_size] for leaf in leaves]
-                runner = self.runners[arena] = make_runner(self._graph, [], like, arena)
+                runner = self.runners[arena] = make_runner(self.graph, [], like, arena)
             yield runner
 
 

@@ -207,8 +207,6 @@ def test_programs_that_share_their_memory() -> None:
         for function, program in programs:
             given = inputs()
             same(program.run(given), function(*given))
-    with pytest.raises(ValueError, match="arena must be None for a plan with constants"):
-        Program(Plan(trace(layer, inputs()).graph, 1), arena)
 
 
 def test_the_fast_hyperbolic_tangent() -> None:
