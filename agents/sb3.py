@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 from torch import Tensor
 
 from metarl.agents.policy import PolicyModule, build, check_policy_kwargs, check_spaces
+from metarl.context import WithContext
 from metarl.errors import check_type, did_you_mean
 from metarl.random import DrawingFrom
 from metarl.rl.actions import check_actions
@@ -66,6 +67,8 @@ def to_sb3(
     network: Any = policy
     if isinstance(policy, NormalizedPolicy):
         moments, params, network = policy.moments, policy.own(dict(params)), policy.network
+    if isinstance(network, WithContext):
+        raise ValueError("policy must be without context inputs: PPO has no place for the context; got WithContext")
     check_type("policy", network, PolicyModule, "a PolicyModule, as make_policy returns")
     _check_params(network, params)
     _check_env(network, env)

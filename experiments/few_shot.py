@@ -36,18 +36,18 @@ from metarl.errors import check_choice, check_int, check_real
 from metarl.evaluation import evaluate
 from metarl.experiments.common import cli
 from metarl.experiments.common.budget import count_iterations
-from metarl.experiments.common.config import describe_setup
+from metarl.experiments.common.config import describe_setup, read_adapt
 from metarl.experiments.common.ensembles import ENSEMBLE, has_particles, update_of
 from metarl.experiments.common.evaluation import compare_pairs, summarize_seeds
 from metarl.experiments.common.figures import Curve, adaptation_figure
-from metarl.experiments.common.images import ImageSettings, Sources, build_few_shot, build_network
+from metarl.experiments.common.images import ImageSettings, Sources, add_context, build_few_shot, build_network
 from metarl.experiments.common.lock import FolderLock
 from metarl.experiments.common.options import check_each, check_seeds
 from metarl.experiments.common.run import new_folder
 from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.files import write_atomically, write_json
 from metarl.inner import sgd
-from metarl.outer import OUTER, inner_defaults
+from metarl.outer import OUTER, inner_defaults, make_method
 from metarl.random import torch_generator
 from metarl.schedules import SCHEDULES
 from metarl.supervised.class_sets import ClassSet, as_floats
@@ -85,6 +85,9 @@ class Arguments(ImageSettings):
     """Tasks per iteration."""
     inner_steps: int = 3
     """Inner steps in training."""
+    adapt: tuple[str, ...] = ()
+    """Parameters that inner steps of the updates move: head, context, or patterns of names. Default: all; the context
+    with --context-size."""
     factors: tuple[float, ...] = (1.0, 4.0, 10.0)
     """Candidates for the inner step size, as multiples of the update's default."""
     pilot_iterations: int = 100
@@ -188,6 +191,8 @@ def prepare(given: Arguments) -> Setup:
     check_each("outer", given.outer, partial(check_choice, choices=(*OUTER, ENSEMBLE)))
     if given.reference is not None:
         check_choice("reference", given.reference, given.outer)
+    for outer in given.outer:
+        make_method(update_of(outer), adapt=read_adapt(given))
     device = pick_device(given.device)
     sources = build_few_shot(given, given.shots, given.queries, device, given.seeds[0])
     counts = {(outer, number): number for outer in given.outer for number in (given.iterations, given.pilot_iterations)}
@@ -222,10 +227,12 @@ def cost(counts: Mapping[str, int]) -> int:
 
 def small_learner(given: Arguments, source: FewShot, name: str) -> MetaLearner:
     """A row's update with tiny networks and two tasks: its counts are those of any network."""
-    small = dataclasses.replace(source, network=mlp(int(np.prod(source.classes.image_shape)), source.ways, hidden=(2,)))
+    network = partial(mlp, ways=source.ways, hidden=(2,))
+    inputs = int(np.prod(source.classes.image_shape))
+    small = dataclasses.replace(source, network=add_context(network, inputs, given.context_size))
     tasks = Particles(small, [small.initial_params()] * given.particles) if has_particles(name) else small
     options: dict[str, Any] = {"inner_steps": given.inner_steps, "outer_options": outer_options(name, given)}
-    return MetaLearner(tasks, update_of(name), meta_batch_size=2, **options)
+    return MetaLearner(tasks, update_of(name), meta_batch_size=2, adapt=read_adapt(given), **options)
 
 
 def compare(setup: Setup, name: str) -> Row:
@@ -312,6 +319,7 @@ def meta_train(setup: Setup, name: str, seed: int, inner_lr: float, pilot: bool)
         update_of(name),
         inner_lr=inner_lr,
         inner_steps=given.inner_steps,
+        adapt=read_adapt(given),
         outer_options=outer_options(name, given),
         meta_batch_size=given.meta_batch_size,
         learning_rate=given.learning_rate,
@@ -349,8 +357,8 @@ def pretrain(setup: Setup, seed: int) -> tuple[Params, float]:
         optimizer.step()
         annealing.step()
     params = {key: leaf.detach() for key, leaf in network.named_parameters()}
-    features = params["head.weight"].shape[1]
-    head = {"head.weight": torch.zeros(given.ways, features), "head.bias": torch.zeros(given.ways)}
+    weight, bias = (next(key for key in params if key.endswith(f"head.{kind}")) for kind in ("weight", "bias"))
+    head = {weight: torch.zeros(given.ways, params[weight].shape[1]), bias: torch.zeros(given.ways)}
     seconds = (time.perf_counter() - start) / given.iterations
     return {**params, **{key: leaf.to(params[key]) for key, leaf in head.items()}}, seconds
 

@@ -18,8 +18,9 @@ from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
 from metarl import MetaLearner
-from metarl.agents import PolicyModule, make_policy
+from metarl.agents import PolicyModule, make_context_policy, make_policy
 from metarl.callbacks import HeldOutEvaluation
+from metarl.context import WithContext
 from metarl.devices import pick_device
 from metarl.envs import ENVS, constructor, make_distribution
 from metarl.envs.base import EnvDistribution
@@ -49,7 +50,7 @@ class TrainConfig(RunConfig):
     added: ClassVar[Mapping[str, Any]] = {
         **RunConfig.added,
         **{"discount_weights": False, "cross_fit": False},
-        **{"actions": "clip", "normalize_observations": False, "outer_step": "adam"},
+        **{"actions": "clip", "normalize_observations": False, "outer_step": "adam", "context_size": 0},
     }
 
     env: str = "navigation"
@@ -94,6 +95,8 @@ class TrainConfig(RunConfig):
     """Activation function of the policy's hidden layers."""
     features_dim: int = 64
     """Outputs of the convolutions, for image observations."""
+    context_size: int = 0
+    """Context inputs of the policy; inner steps then adapt them alone, from zero, unless --adapt names others."""
 
     @property
     def about(self) -> str:
@@ -146,7 +149,7 @@ def build_distribution(config: TrainConfig) -> EnvDistribution:
     return make_distribution(config.env, **given)
 
 
-def build_policy(config: TrainConfig, distribution: EnvDistribution) -> PolicyModule:
+def build_policy(config: TrainConfig, distribution: EnvDistribution) -> PolicyModule | WithContext:
     """The policy network at its initial parameters."""
     # Refuse sizes that do not fit into memory before anything is allocated.
     numbers = space_numbers(distribution.observation_space)
@@ -164,7 +167,10 @@ def build_policy(config: TrainConfig, distribution: EnvDistribution) -> PolicyMo
     if is_image_space(distribution.observation_space):
         policy_kwargs["features_extractor_kwargs"] = {"features_dim": features_dim}
     spaces = distribution.observation_space, distribution.action_space
-    return make_policy(*spaces, policy_kwargs=policy_kwargs, seed=check_int("seed", config.seed, minimum=0))
+    seed = check_int("seed", config.seed, minimum=0)
+    if check_int("context_size", config.context_size, minimum=0):
+        return make_context_policy(*spaces, config.context_size, policy_kwargs=policy_kwargs, seed=seed)
+    return make_policy(*spaces, policy_kwargs=policy_kwargs, seed=seed)
 
 
 def build_source(config: TrainConfig) -> ReinforcementLearning:

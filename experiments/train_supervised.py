@@ -29,7 +29,7 @@ from metarl.callbacks import Callback, HeldOutEvaluation
 from metarl.devices import pick_device
 from metarl.errors import check_choice, check_int
 from metarl.experiments.common import cli
-from metarl.experiments.common.config import RunConfig, learner_arguments
+from metarl.experiments.common.config import RunConfig, learner_arguments, read_adapt
 from metarl.experiments.common.evaluation import Curves, evaluate_held_out
 from metarl.experiments.common.figures import adaptation_figure
 from metarl.experiments.common.outer_steps import APPLY, OPTIMIZERS, STEPS, check_step, make_learner
@@ -67,7 +67,7 @@ class SupervisedConfig(RunConfig):
     """Settings of a run on a supervised problem."""
 
     script: ClassVar[str] = "metarl train-supervised"
-    added: ClassVar[Mapping[str, Any]] = {**RunConfig.added, "particles": None}
+    added: ClassVar[Mapping[str, Any]] = {**RunConfig.added, "particles": None, "context_size": 0}
 
     problem: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "two_quadratics"
     """The problem, which the first word of the command line names."""
@@ -289,6 +289,10 @@ def check_points(learner: MetaLearner) -> None:
 def theory_step(config: SupervisedConfig, learner: MetaLearner, problem: SupervisedProblem) -> OuterStep:
     """The outer step of `fallah` or `ji`, with L and rho in closed form if they are known, else estimated."""
     assert config.inner_lr is not None
+    if (patterns := read_adapt(config)) is not None:
+        raise ValueError(
+            f"outer_step {config.outer_step!r} does not apply to adapt {list(patterns)}: its theorem adapts everything"
+        )
     if learner.method.learned_rule is not None:
         learned = f"learn_inner_lr {config.learn_inner_lr!r}" if config.learn_inner_lr else f"outer {config.outer!r}"
         found = f"outer_step {config.outer_step!r} with {learned}"

@@ -6,8 +6,9 @@ the current `metarl.engine.Engine` decides how they are computed.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
+import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
@@ -34,31 +35,48 @@ def over_tasks(name: str, function: Callable[..., Any], *stacked: Stacked) -> An
     return current_engine().over_tasks(name, function, *stacked)
 
 
-def gradients(tasks: TaskBatch, params: Params, batch: Batch) -> Params:
-    """The gradient of every task's loss at its own parameters: stacked in, stacked out."""
+Names: TypeAlias = tuple[str, ...] | None
+"""Some of the parameters; `None` for all."""
+
+
+def gradients(tasks: TaskBatch, params: Params, batch: Batch, names: Names = None) -> Params:
+    """The gradient of every task's loss at its own parameters: stacked in, stacked out.
+
+    With `names` it is the gradient with respect to these parameters alone.
+    """
     if wants_scores(tasks, params, batch):
-        return gradients_and_scores(tasks, params, batch)[0]
-    grads, losses = over_tasks("gradients", partial(_gradient, tasks.loss), params, batch)
+        return gradients_and_scores(tasks, params, batch, names)[0]
+    grads, losses = over_tasks("gradients", partial(_gradient, tasks.loss, names), params, batch)
     report(tasks, "gradients", grads, losses)
     return cast(Params, grads)
 
 
-def gradients_and_scores(tasks: TaskBatch, params: Params, batch: Batch) -> tuple[Params, Tensor]:
+def gradients_and_scores(tasks: TaskBatch, params: Params, batch: Batch, names: Names = None) -> tuple[Params, Tensor]:
     """`gradients` and `scores`, computed together: a record does what both need only once."""
-    function = partial(_gradient_and_score, tasks.loss, tasks.score)
+    function = partial(_gradient_and_score, tasks.loss, tasks.score, names)
     (grads, losses), found = over_tasks("gradients and scores", function, params, batch)
     report(tasks, "gradients", grads, losses)
     report_scores(tasks, params, batch, found)
     return grads, found
 
 
-def _gradient(loss: Loss, w: Params, data: Batch) -> tuple[Params, Tensor]:
+def _gradient(loss: Loss, names: Names, w: Params, data: Batch) -> tuple[Params, Tensor]:
     """The gradient and the loss of one task."""
-    return cast(tuple[Params, Tensor], grad_and_value(one_number("loss", loss))(w, data))
+    own, function = _restrict(one_number("loss", loss), names, w, data)
+    return cast(tuple[Params, Tensor], grad_and_value(function)(own))
 
 
-def _gradient_and_score(loss: Loss, score: Loss, w: Params, data: Batch) -> tuple[tuple[Params, Tensor], Tensor]:
-    return _gradient(loss, w, data), one_number("score", score)(w, data).detach()
+def _restrict(loss: Loss, names: Names, w: Params, data: Batch) -> tuple[Params, Callable[[Params], Tensor]]:
+    """Some of the parameters `w`, and the loss as a function of these; the others stay at `w`."""
+    if names is None:
+        return w, lambda own: loss(own, data)
+    return {name: w[name] for name in names}, lambda own: loss({**w, **own}, data)
+
+
+def _gradient_and_score(
+    loss: Loss, score: Loss, names: Names, w: Params, data: Batch
+) -> tuple[tuple[Params, Tensor], Tensor]:
+    return _gradient(loss, names, w, data), one_number("score", score)(w, data).detach()
 
 
 def hessian_vector_products(
@@ -66,7 +84,8 @@ def hessian_vector_products(
 ) -> Params:
     """`H_i(w_i; D_i) u_i` for every task, exactly: reverse over reverse, without forming H.
 
-    H is the Hessian of the tasks' loss, or of `loss` if that is given.
+    H is the Hessian of the tasks' loss, or of `loss` if that is given. Leaves that `vectors` lack count as zero; the
+    products have all leaves of `params`.
     """
     name = "Hessian-vector products" + ("" if loss is None else " of another loss")
     function = partial(_hessian_vector_product, tasks.loss if loss is None else loss)
@@ -76,8 +95,13 @@ def hessian_vector_products(
 
 
 def _hessian_vector_product(loss: Loss, w: Params, data: Batch, u: Params) -> Params:
-    pull = vjp(lambda v: grad(one_number("loss", loss))(v, data), w)[1]
-    return cast(Params, pull(u)[0])
+    names = None if u.keys() == w.keys() else tuple(u)
+
+    def gradient(v: Params) -> Params:
+        own, function = _restrict(one_number("loss", loss), names, v, data)
+        return cast(Params, grad(function)(own))
+
+    return cast(Params, vjp(gradient, w)[1](u)[0])
 
 
 def score_terms(tasks: TaskBatch, params: Params, batch: Batch, weights: Tensor) -> Params:
@@ -194,12 +218,17 @@ def _divergence_gradient(
 
 
 def fixed_hessians(tasks: TaskBatch, params: Params, batch: Batch) -> Callable[[Params], Params]:
-    """`hessian_vector_products` for many vectors: what does not depend on the vector is computed only once."""
+    """`hessian_vector_products` for many vectors: what does not depend on the vector is computed only once.
+
+    Leaves that the vectors lack count as zero.
+    """
     function = partial(_hessian_vector_product, tasks.loss)
     product = current_engine().linearize("Hessian-vector products", function, params, batch)
 
     def multiply(vectors: Params) -> Params:
-        products: Params = product(vectors)
+        products: Params = product(
+            {k: vectors[k] if k in vectors else torch.zeros_like(leaf) for k, leaf in params.items()}
+        )
         report(tasks, "hessian_vector_products", products)
         return products
 

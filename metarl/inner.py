@@ -14,6 +14,7 @@ from torch.func import vmap
 from metarl.derivatives import gradients
 from metarl.errors import check_real
 from metarl.learned_rules import FixedSgd, LearnedSgd, StepSizes, as_learned, hide_meta, visible
+from metarl.partial import Partial, adapted, start
 from metarl.tree import broadcast, tree_map
 from metarl.types import Batch, Inner, Params, Rule, TaskBatch
 
@@ -100,6 +101,8 @@ class AdaptationPath(NamedTuple):
 
 def inner_step(rule: Rule, params: Params, grads: Params, anchor: Params) -> Params:
     """One step of `rule` for every task: stacked in, stacked out."""
+    if isinstance(rule, Partial):
+        return {**params, **inner_step(rule.rule, *rule.own(params, params, grads, anchor))}
     stacked: Rule = rule if isinstance(rule, Elementwise | LearnedSgd | FixedSgd) else vmap(rule)
     return stacked(params, grads, anchor)
 
@@ -110,8 +113,10 @@ def rule_pull_back(
     """The vector-Jacobian products of one inner step with respect to its three arguments; no loss is involved.
 
     For `w - alpha g` they are `(v, -alpha v, 0)`; for `w - alpha sign(g)` they are `(v, 0, 0)`. The last one may be
-    `None` for zero. `grads` is not needed if `has_adjoint(rule)`.
+    `None` for zero. `grads` is not needed if `has_adjoint(rule)`. The second one has only the adapted parameters.
     """
+    if isinstance(rule, Partial):
+        return _pull_back_partial(rule, params, grads, anchor, cotangent)
     if isinstance(rule, Elementwise) and rule.adjoint is not None:
         return rule.adjoint(cotangent)
     if grads is None:
@@ -153,8 +158,22 @@ def rule_push_forward(
     return {k: torch.zeros_like(leaf) if t is None else t for (k, leaf), t in values}
 
 
+def _pull_back_partial(
+    rule: Partial, params: Params, grads: Params | None, anchor: Params, cotangent: Params
+) -> tuple[Params, Params, Params | None]:
+    """`rule_pull_back`: that of the adapted parameters, and the identity for the frozen ones."""
+    own, at, v = rule.own(params, params, anchor, cotangent)
+    step = None if grads is None else rule.own(params, grads)[0]
+    through_w, through_g, to_anchor = rule_pull_back(rule.rule, own, step, at, v)
+    if to_anchor is not None:
+        to_anchor = {k: to_anchor[k] if k in to_anchor else torch.zeros_like(leaf) for k, leaf in params.items()}
+    return {**cotangent, **through_w}, {k: through_g[k] for k in rule.names(params)}, to_anchor
+
+
 def has_adjoint(rule: Rule) -> bool:
     """Whether a rule has its own adjoint, which does not depend on the gradient."""
+    if isinstance(rule, Partial):
+        return has_adjoint(rule.rule)
     return isinstance(rule, Elementwise) and rule.adjoint is not None
 
 
@@ -163,11 +182,11 @@ def adapt_stepwise(params: Params, tasks: TaskBatch, rules: Iterable[Rule]) -> I
 
     Yields the stacked parameters before the first step and after each, without meta-parameters.
     """
-    tasks = hide_meta(tasks, params)
-    w = anchor = broadcast(params, tasks.num_tasks)
+    tasks, steps = hide_meta(tasks, params), list(rules)
+    w = anchor = broadcast(start(steps[0], params) if steps else params, tasks.num_tasks)
     yield visible(w)
-    for rule in rules:
-        grads = gradients(tasks, w, tasks.draw(w, "inner"))
+    for rule in steps:
+        grads = gradients(tasks, w, tasks.draw(w, "inner"), adapted(rule, w))
         w = inner_step(rule, w, grads, anchor)
         del grads  # free the memory before the next step
         yield visible(w)
@@ -182,11 +201,11 @@ def adaptation_path(
     params: Params, tasks: TaskBatch, inner: Inner, *, batches: bool = True, grads: bool = True
 ) -> AdaptationPath:
     """The path of adaptation to the result of `adapt`; `batches` and `grads`, which take most memory, are optional."""
-    w = anchor = broadcast(params, tasks.num_tasks)
+    w = anchor = broadcast(start(inner.rule, params), tasks.num_tasks)
     path = AdaptationPath([w], [], [])
     for rule in rules(inner):
         batch = tasks.draw(w, "inner")  # at the current parameters of every task
-        step = gradients(tasks, w, batch)
+        step = gradients(tasks, w, batch, adapted(rule, w))
         w = inner_step(rule, w, step, anchor)
         path.params.append(w)
         path.batches.extend([batch] if batches else [])

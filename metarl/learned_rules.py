@@ -184,7 +184,9 @@ class PerStepNorm:
         return replace(self, rule=rule, step=min(step, self.steps - 1))
 
     def with_step_size(self, step_size: float) -> Rule:
-        return replace(self, rule=FixedSgd(step_size))
+        # a rule of some parameters only knows which ones
+        fixed = getattr(self.rule, "with_step_size", FixedSgd)(step_size)
+        return replace(self, rule=fixed)
 
     def describe(self, params: Params) -> dict[str, float]:
         """What the rule of the other parameters logs."""

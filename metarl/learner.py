@@ -21,6 +21,7 @@ from metarl.evaluation import Evaluation, ScoreBefore, evaluate, warn_if_worse
 from metarl.inner import adapt
 from metarl.learned_rules import hide_meta
 from metarl.outer import Method, check_method, make_method
+from metarl.partial import Patterns
 from metarl.processes import ALONE, Processes, shard, share_of
 from metarl.random import Stream, generator_state, restore_generator, stream_generator
 from metarl.settings import FixedSettings
@@ -41,6 +42,7 @@ class MetaLearner(FixedSettings):
         outer: the name of a registered method.
         inner_lr: alpha, the inner step size; default: the method's own.
         inner_steps: N, the number of inner steps; default: the method's own.
+        adapt: which parameters inner steps move: `head`, `context` or patterns (`metarl.partial`); default: all.
         outer_options: options of the method, such as `{"hessian_data": "reuse"}`.
         meta_batch_size: T, tasks per iteration.
         learning_rate: beta, the outer step size.
@@ -78,6 +80,7 @@ class MetaLearner(FixedSettings):
         *,
         inner_lr: float | None = None,
         inner_steps: int | None = None,
+        adapt: Patterns | None = None,
         outer_options: Mapping[str, Any] | None = None,
         meta_batch_size: int = 20,
         learning_rate: float = 1e-3,
@@ -93,9 +96,9 @@ class MetaLearner(FixedSettings):
         if isinstance(outer, Method):
             raise ValueError("outer must be the name of a registered method; for a Method use MetaLearner.from_parts")
         options = dict(outer_options or {})
-        if wrong := {"name", "inner_lr", "inner_steps"} & set(options):
+        if wrong := {"name", "inner_lr", "inner_steps", "adapt"} & set(options):
             raise ValueError(f"outer_options must be options of {outer!r}, got {min(wrong)!r}")
-        method = make_method(outer, inner_lr, inner_steps, **options)
+        method = make_method(outer, inner_lr, inner_steps, adapt=adapt, **options)
         self._set_up(source, method, meta_batch_size, seed, processes, engine)
         settings = (optimizer, learning_rate, max_grad_norm, schedule, inner_lr_rate)
         self.outer_step: OuterStep = OptimizerStep(self.params, *settings)

@@ -23,7 +23,7 @@ MODULES = [
 CORE = ("types", "tree", "inner", "derivatives", "wrappers", "outer", "step", "rl")
 LAB = ("metarl.theory", "metarl.supervised", "metarl.checkpoint", "metarl.processes")
 # all that an update may import of metarl
-UPDATES = ("types", "tree", "inner", "learned_rules", "derivatives", "errors", "outer")
+UPDATES = ("types", "tree", "inner", "learned_rules", "partial", "derivatives", "errors", "outer")
 
 IMPORT_ALONE = f"""
 import importlib, sys

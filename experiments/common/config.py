@@ -20,6 +20,7 @@ from metarl.devices import pick_device
 from metarl.errors import check_int
 from metarl.experiments.common import cli, options
 from metarl.outer import builder
+from metarl.partial import CONTEXT
 from metarl.processes import ALONE, Processes, launch
 from metarl.schedules import SCHEDULES
 
@@ -31,7 +32,7 @@ class RunConfig:
     script: ClassVar[str]
     """The command, for messages."""
     added: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
-        {"learn_inner_lr": None, "inner_lr_rate": None, "step_options": [], "anneal": "linear"}
+        {"learn_inner_lr": None, "inner_lr_rate": None, "adapt": [], "step_options": [], "anneal": "linear"}
     )
     """Settings that older versions did not write, with the values they trained with."""
 
@@ -52,6 +53,9 @@ class RunConfig:
     is the default of maml_plus_plus."""
     inner_lr_rate: float | None = None
     """Outer step size of learned inner step sizes. Default: that of the parameters times the first inner step size."""
+    adapt: tuple[str, ...] = ()
+    """Parameters that inner steps move: head (the last layer), context, or patterns of names such as *log_std. Not for
+    reptile. Default: all; the context with --context-size."""
     outer_options: tuple[str, ...] = ()
     """Other options of the update, as name=value: delta=published (hf_maml), lam=2 (imaml), baseline=none (e_maml),
     temperature=0.1 (bmaml)."""
@@ -146,6 +150,7 @@ def learner_arguments(config: RunConfig, processes: Processes) -> dict[str, Any]
         "outer": config.outer,
         "inner_lr": config.inner_lr,
         "inner_steps": config.inner_steps,
+        "adapt": read_adapt(config),
         "outer_options": read_outer_options(config),
         "max_grad_norm": config.max_grad_norm,
         "inner_lr_rate": config.inner_lr_rate,
@@ -153,6 +158,12 @@ def learner_arguments(config: RunConfig, processes: Processes) -> dict[str, Any]
         "seed": config.seed,
         "processes": processes,
     }
+
+
+def read_adapt(config: object) -> tuple[str, ...] | None:
+    """The patterns of `adapt`: those given, the context of a network that has one, or `None` for all parameters."""
+    given: tuple[str, ...] = getattr(config, "adapt", ())
+    return given or ((CONTEXT,) if getattr(config, "context_size", 0) else None)
 
 
 def read_outer_options(config: RunConfig) -> dict[str, Any]:

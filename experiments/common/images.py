@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from metarl.context import WithContext
 from metarl.errors import check_int
 from metarl.supervised.class_sets import Splits, split
 from metarl.supervised.digits import digits, mnist1d
@@ -30,6 +32,8 @@ class NetworkSettings:
     """Network. Default: mlp for digits, mnist1d and strokes, conv4 for images."""
     hidden: tuple[int, ...] = (64, 64)
     """Units of the mlp's hidden layers."""
+    context_size: int = 0
+    """Context inputs of the mlp; inner steps then adapt them alone, from zero, unless --adapt names others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,7 @@ def build_few_shot(given: ImageSettings, shots: int, queries: int, device: torch
     numbers = {"ways": given.ways, "shots": shots, "queries": queries}
     for name, value in {**numbers, "filters": given.filters, "image_size": given.image_size}.items():
         check_int(name, value)
+    check_int("context_size", given.context_size, minimum=0)
     check_applies(given)
     splits = load(given, at_least=shots + queries)
     network = build_network(given, splits.train.image_shape, given.ways, seed)
@@ -84,7 +89,7 @@ def check_applies(given: ImageSettings) -> None:
         ValueError: naming it.
     """
     network = network_name(given)
-    foreign = {"filters" if network == "mlp" else "hidden": f"network {network!r}"}
+    foreign = dict.fromkeys(["filters"] if network == "mlp" else ["hidden", "context_size"], f"network {network!r}")
     if given.data in SHIPPED:
         only_folders = ("image_size", "color", "inverted", "rotations", "split")
         foreign |= dict.fromkeys(only_folders, f"{given.data!r}, which is not a folder of images")
@@ -124,15 +129,21 @@ def default_split(classes: int) -> tuple[int, int, int]:
     return classes - validation - test, validation, test
 
 
+def add_context(network: Callable[[int], nn.Module], inputs: int, size: int) -> nn.Module:
+    """`network(inputs)`, or with context inputs: `network(inputs + size)` `WithContext`."""
+    return WithContext(network(inputs + size), size) if size else network(inputs)
+
+
 def network_name(given: ImageSettings) -> str:
     """The network that was chosen, or the default of the data."""
     return given.network or ("mlp" if given.data in SHIPPED else "conv4")
 
 
-def build_network(given: ImageSettings, image_shape: Sequence[int], ways: int, seed: int) -> nn.Sequential:
+def build_network(given: ImageSettings, image_shape: Sequence[int], ways: int, seed: int) -> nn.Module:
     """A network with freshly drawn weights."""
     if network_name(given) == "mlp":
-        return mlp(int(np.prod(image_shape)), ways, hidden=given.hidden, seed=seed)
+        network = partial(mlp, ways=ways, hidden=given.hidden, seed=seed)
+        return add_context(network, int(np.prod(image_shape)), given.context_size)
     if len(image_shape) != 3 or image_shape[1] != image_shape[2]:
         raise ValueError(f"network conv4 needs square images [channels, side, side], got {tuple(image_shape)}")
     return conv4(image_shape[0], image_shape[-1], ways, filters=given.filters, seed=seed)

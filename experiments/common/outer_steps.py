@@ -110,8 +110,9 @@ def check_step(step: str, given: Mapping[str, Any], arguments: Mapping[str, Any]
     for name, unset in UNSET.items():
         if name in given and name not in APPLY[step] and given[name] not in unset:
             raise ValueError(f"{name} does not apply to outer step {step!r}; remove it")
-    method = make_named_method(arguments)
+    make_named_method(arguments)
     if step in STEPS:
+        method = make_named_method({**arguments, "adapt": None})  # whose parameters are not known yet
         tiny = {"w": torch.zeros(1)}
         meta = {} if method.learned_rule is None else method.learned_rule.initial_meta(tiny)
         make_named_step(step, {**tiny, **meta}, method, given["step_options"], given["learning_rate"], arguments)
@@ -120,7 +121,7 @@ def check_step(step: str, given: Mapping[str, Any], arguments: Mapping[str, Any]
 def make_named_method(arguments: Mapping[str, Any]) -> Method:
     """The method of the arguments of `MetaLearner`."""
     named = (arguments[name] for name in ("outer", "inner_lr", "inner_steps"))
-    return make_method(*named, **arguments["outer_options"])
+    return make_method(*named, adapt=arguments["adapt"], **arguments["outer_options"])
 
 
 def make_learner(

@@ -12,13 +12,15 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 
 from metarl.errors import check_int
-from metarl.experiments.common.images import ImageSettings, NetworkSettings, build_few_shot, build_network
+from metarl.experiments.common.images import ImageSettings, NetworkSettings, add_context, build_few_shot, build_network
 from metarl.random import Stream, stream_generator
 from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
+from metarl.supervised.networks import mlp
 from metarl.supervised.particles import Particles, PredictiveSource
-from metarl.supervised.sinusoid import Sinusoids
+from metarl.supervised.sinusoid import HIDDEN, Sinusoids
 from metarl.theory.logistic import (
     FreshLogistic,
     Logistic,
@@ -86,6 +88,8 @@ class SinusoidSettings(ParticleSettings):
     """Query points of a task."""
     eval_shots: int | None = None
     """Support points of a task in evaluations. Default: as in training."""
+    context_size: int = 0
+    """Context inputs of the network; inner steps then adapt them alone, from zero, unless --adapt names others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,10 +246,16 @@ def fresh_sizes(given: BatchSettings) -> BatchSizes:
 
 def sinusoid(given: SinusoidSettings, device: torch.device, seed: int) -> SupervisedProblem:
     """Sinusoid regression; evaluated with many query points."""
-    train = Sinusoids(shots=given.shots, queries=given.queries, setting=given.setting, seed=seed, device=device)
+    size = check_int("context_size", given.context_size, minimum=0)
+
+    def network(seed: int) -> nn.Module:
+        return add_context(partial(mlp, ways=1, hidden=HIDDEN, seed=seed), 1, size)
+
+    options: dict[str, Any] = {"shots": given.shots, "queries": given.queries, "setting": given.setting}
+    train = Sinusoids(network(seed), **options, device=device)
     shots = given.shots if given.eval_shots is None else check_int("eval_shots", given.eval_shots)
     test = dataclasses.replace(train, shots=shots, queries=100, setting="finite_sum")
-    return with_particles(given, train, test, lambda m: Sinusoids(seed=m, device=device).initial_params(), seed)
+    return with_particles(given, train, test, lambda m: Sinusoids(network(m), device=device).initial_params(), seed)
 
 
 def with_particles(

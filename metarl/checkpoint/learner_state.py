@@ -94,6 +94,7 @@ def describe_config(method: Method, outer_step: OuterStep, meta_batch_size: int,
         "outer": None if recipe is None else recipe.name,
         "inner_lr": None if recipe is None else recipe.inner_lr,
         "inner_steps": None if recipe is None else method.inner.steps,
+        "adapt": None if recipe is None or recipe.adapt is None else list(recipe.adapt),
         "outer_options": {} if recipe is None else dict(recipe.options),
         "meta_batch_size": meta_batch_size,
         **_describe_step(outer_step),
@@ -138,7 +139,8 @@ def restore_method(config: object, method: Method | None) -> Method:
         return method
     if saved["outer"] is None:
         raise StateError("method must be given to load this checkpoint: a file cannot hold it")
-    return make_method(saved["outer"], saved["inner_lr"], saved["inner_steps"], **saved["outer_options"])
+    adapt = saved.get("adapt")  # older versions did not write it: all parameters
+    return make_method(saved["outer"], saved["inner_lr"], saved["inner_steps"], adapt=adapt, **saved["outer_options"])
 
 
 def restore_outer_step(

@@ -16,6 +16,8 @@ are our reading of the paper. These choices are ours:
   step it is a constant for grad k. The meta-gradient is that of the steps as they are taken, so it goes through h, too.
 - Hessians are those of the inner steps' own data.
 
+If inner steps adapt only some parameters, the kernel compares particles by these alone.
+
 A single particle has k = 1 and no repulsion: without a prior it takes MAML's steps.
 """
 
@@ -33,8 +35,9 @@ from metarl.errors import check_choice, check_int, check_real
 from metarl.inner import adaptation_path, inner_step
 from metarl.outer.pull_back import pull_back
 from metarl.outer.registry import Method, register
+from metarl.partial import Partial, adapted
 from metarl.tree import flatten, subtract, tree_map, unflatten
-from metarl.types import Batch, Inner, MetaGrad, Params, TaskBatch
+from metarl.types import Batch, Inner, MetaGrad, Params, Rule, TaskBatch
 
 Objective: TypeAlias = Literal["chaser", "loss"]
 """The meta-loss: the chaser loss, or the particles' mean loss on D_o, as in MAML."""
@@ -113,16 +116,31 @@ def pairs(number: int) -> Pairs:
     return Pairs(first, second, place)
 
 
-def lead(tasks: TaskBatch, start: Params, batches: tuple[Batch, Batch], rule: Svgd, steps: int) -> Params:
-    """The particles after `steps` more steps on both batches together, `[T, M, ...]`."""
+def as_svgd(rule: Rule) -> Svgd:
+    """The rule itself, or the one of the adapted parameters.
+
+    Raises:
+        ValueError: unless it is `Svgd`.
+    """
+    inner = rule.rule if isinstance(rule, Partial) else rule
+    if not isinstance(inner, Svgd):
+        raise ValueError(f"the inner rule of bmaml must be metarl.outer.bmaml.Svgd, got {rule!r}")
+    return inner
+
+
+def lead(tasks: TaskBatch, start: Params, batches: tuple[Batch, Batch], rule: Rule, steps: int) -> Params:
+    """The particles after `steps` more steps on both batches together, `[T, M, ...]`; `rule` is `Svgd`, or partial."""
     points = [tasks.cost(batch)["samples"] for batch in batches]
     shares = [number / sum(points) for number in points]
-    rule = replace(rule, temperature=rule.temperature * shares[0])
+    svgd = as_svgd(rule)
+    leading: Rule = replace(svgd, temperature=svgd.temperature * shares[0])
+    if isinstance(rule, Partial):
+        leading = replace(rule, rule=leading)
     theta = start
     for _ in range(steps):
-        both = [gradients(tasks, theta, batch) for batch in batches]
+        both = [gradients(tasks, theta, batch, adapted(rule, theta)) for batch in batches]
         mean_grads = tree_map(lambda a, b: shares[0] * a + shares[1] * b, *both)
-        theta = inner_step(rule, theta, mean_grads, start)
+        theta = inner_step(leading, theta, mean_grads, start)
     return theta
 
 
@@ -171,8 +189,7 @@ def bmaml(
 
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
         number = as_particles(tasks, params).particles
-        if not isinstance(inner.rule, Svgd):
-            raise ValueError(f"the inner rule of bmaml must be metarl.outer.bmaml.Svgd, got {inner.rule!r}")
+        as_svgd(inner.rule)
         path = adaptation_path(params, tasks, inner)
         end = path.params[-1]
         batch = tasks.draw(end, "outer")

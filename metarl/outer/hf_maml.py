@@ -46,19 +46,24 @@ def published_length(rho: float, inner_lr: float) -> ProbeLength:
     return lambda w: torch.full_like(tree.norm(w), length)
 
 
+def shift(w: Params, delta: Tensor, u: Params) -> Params:
+    """`w + delta u`; leaves that `u` lacks count as zero."""
+    return {k: w[k] + delta * u[k] if k in u else w[k] for k in w}
+
+
 def central_difference(probe_length: ProbeLength) -> Multiply:
     """A Hessian-vector product from two gradients; exactly zero where the vector is zero."""
 
     def delta(w: Params, u: Params) -> Tensor:
-        size = tree.norm(u)
+        size, w = tree.norm(u), {k: leaf for k, leaf in w.items() if k in u}
         # a shorter probe is lost in rounding, a longer one does not approximate a derivative
         shortest = 1e-7 if size.dtype == torch.float64 else 1e-4
         return probe_length(w).clamp(shortest, 10.0) / torch.where(size > 0, size, 1.0)
 
     def multiply(tasks: TaskBatch, w: Params, batch: Batch, u: Params) -> Params:
         d = vmap(delta)(w, u)  # [T]
-        above = gradients(tasks, vmap(tree.add_scaled)(w, d, u), batch)
-        below = gradients(tasks, vmap(tree.add_scaled)(w, -d, u), batch)  # same D_h on both sides: the noise cancels
+        above = gradients(tasks, vmap(shift)(w, d, u), batch)
+        below = gradients(tasks, vmap(shift)(w, -d, u), batch)  # same D_h on both sides: the noise cancels
         return vmap(lambda a, b, d: tree.tree_map(lambda x, y: (x - y) / (2 * d), a, b))(above, below, d)
 
     return multiply

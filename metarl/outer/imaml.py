@@ -5,6 +5,11 @@
 Conjugate gradients solve the system for all tasks at once; the path to phi is not needed. `cg_residual` is logged,
 |residual| / |right-hand side|: 0 means solved, 1 means no progress. The matrix is positive definite where lam exceeds
 the most negative curvature; when CG meets negative curvature in a task, that task keeps its last iterate.
+
+If adaptation moves only the parameters S and leaves F alone, phi_S solves grad_S f(phi_S, w_F) + lam (phi_S - w_S) = 0,
+and its derivatives with respect to w_S and w_F give
+
+    (I + H[S, S] / lam) d[S] = grad_S f(phi; D_o),    d[F] = grad_F f(phi; D_o) - H[F, S] d[S] / lam
 """
 
 from collections.abc import Callable
@@ -18,6 +23,7 @@ from metarl.errors import check_int, check_real
 from metarl.inner import adapt, prox_sgd
 from metarl.outer.pull_back import outer_gradient
 from metarl.outer.registry import Method, register
+from metarl.partial import adapted
 from metarl.types import Inner, MetaGrad, Params, TaskBatch
 
 
@@ -75,13 +81,19 @@ def imaml(inner_lr: float = 0.1, inner_steps: int = 5, *, lam: float = 2.0, cg_s
         phi = adapt(params, tasks, inner)
         end = outer_gradient(tasks, phi)
         batch = tasks.draw(phi, "hessian")
+        own = adapted(inner.rule, phi) or tuple(phi)
 
         def multiply(rows: Tensor) -> Tensor:
-            products = hessian_vector_products(tasks, phi, batch, tree.unflatten(rows, phi))
-            return rows + tree.flatten(products) / lam
+            u = tree.unflatten(rows, {k: phi[k] for k in own})
+            products = hessian_vector_products(tasks, phi, batch, u)
+            return rows + tree.flatten({k: products[k] for k in own}) / lam
 
-        d, residual = conjugate_gradients(multiply, tree.flatten(end.grads), cg_steps)
-        return end._replace(grads=tree.unflatten(d, phi), info={"cg_residual": residual})
+        rows, residual = conjugate_gradients(multiply, tree.flatten({k: end.grads[k] for k in own}), cg_steps)
+        d = tree.unflatten(rows, {k: phi[k] for k in own})
+        if len(own) < len(phi):  # the frozen parameters: through the adapted ones
+            products = hessian_vector_products(tasks, phi, batch, d)
+            d = {k: d[k] if k in d else end.grads[k] - products[k] / lam for k in phi}
+        return end._replace(grads=d, info={"cg_residual": residual})
 
     inner = Inner(prox_sgd(inner_lr, lam), inner_steps)
     return Method(update, inner, needs_hessian=True, differentiates_twice=True, follows_adapted_loss=False)

@@ -16,6 +16,7 @@ import torch
 from metarl.derivatives import gradients_and_scores
 from metarl.errors import check_choice
 from metarl.inner import AdaptationPath, rule_pull_back, rule_push_forward, rules
+from metarl.partial import contexts
 from metarl.tree import add, tree_map
 from metarl.types import Batch, Inner, MetaGrad, Params, TaskBatch
 
@@ -62,7 +63,7 @@ def pull_back(
             cotangent = add(cotangent, on_the_way[j])
         if to_anchor is not None:
             through_anchor = to_anchor if through_anchor is None else add(through_anchor, to_anchor)
-    return cotangent if through_anchor is None else add(cotangent, through_anchor)
+    return _fix_contexts(inner, cotangent if through_anchor is None else add(cotangent, through_anchor))
 
 
 def push_forward(
@@ -74,6 +75,7 @@ def push_forward(
 
     The batches of `path` are the Hessian's data. Without `multiply` the Hessian counts as zero.
     """
+    tangent = _fix_contexts(inner, tangent)
     at_start, anchor = tangent, path.params[0]
     for j, rule in enumerate(rules(inner, len(path.params) - 1)):
         w, g = path.params[j], path.grads[j] if path.grads else None
@@ -83,6 +85,12 @@ def push_forward(
             of_gradient = multiply(tasks, w, path.batches[j], tangent)
         tangent = rule_push_forward(rule, w, g, anchor, (tangent, of_gradient, at_start))
     return tangent
+
+
+def _fix_contexts(inner: Inner, tangent: Params) -> Params:
+    """Zero for context parameters: adaptation starts at zero there, whatever the parameters are."""
+    zero = {name: torch.zeros_like(tangent[name]) for name in contexts(inner.rule, tangent)}
+    return {**tangent, **zero} if zero else tangent
 
 
 def check_hessian_data(value: str) -> HessianData:

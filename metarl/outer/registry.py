@@ -11,6 +11,7 @@ from metarl.errors import HessianWarning, check_at_least, check_int, check_real,
 from metarl.inner import rules
 from metarl.learned_rules import LearnedRule, as_learned
 from metarl.memory import check_fits
+from metarl.partial import Patterns, adapt_only, check_patterns, check_start, fix_contexts
 from metarl.types import (
     ChecksSecondDerivatives,
     ChecksSize,
@@ -33,10 +34,11 @@ class Recipe(NamedTuple):
     inner_lr: float
     inner_steps: int
     options: Mapping[str, Any]
+    adapt: tuple[str, ...] | None = None
 
     def make(self) -> "Method":
         """The method."""
-        return make_method(self.name, self.inner_lr, self.inner_steps, **self.options)
+        return make_method(self.name, self.inner_lr, self.inner_steps, adapt=self.adapt, **self.options)
 
 
 class Annealing(NamedTuple):
@@ -68,6 +70,7 @@ class Method:
         True  # the meta-gradient estimates that of the outer loss at the end of the inner steps
     )
     replays: bool = False  # right on draws made at other parameters too, through the likelihood ratios of the losses
+    trains_frozen_params: bool = True  # its meta-gradient moves parameters that no inner step adapts
     needs_particles: bool = False  # parameters [M, ...], of `metarl.supervised.particles.Particles`
     recipe: Recipe | None = field(default=None, init=False)  # set by `make_method`; a method of your own has none
 
@@ -82,8 +85,13 @@ class Method:
         return as_learned(self.inner.rule)
 
     def initial_params(self, source: TaskSource) -> Params:
-        """The parameters before training: the source's and the inner rule's meta-parameters."""
+        """The parameters before training: the source's and the inner rule's meta-parameters.
+
+        Raises:
+            ValueError: for parameters that the inner rule cannot adapt.
+        """
         params, rule = source.initial_params(), self.learned_rule
+        check_start(self.inner.rule, params)
         if rule is None:
             return params
         batch_norm = source.batch_norm_params if isinstance(source, HasBatchNorm) else []
@@ -134,10 +142,10 @@ def register(name: str) -> Callable[[Builder], Builder]:
             raise ValueError(f"name {name!r} is taken by {OUTER[name].__module__}; choose another one")
         parameters = inspect.signature(builder).parameters
         bare = [key for key, p in parameters.items() if p.default is p.empty]
-        if bare or list(parameters)[:2] != ["inner_lr", "inner_steps"]:
+        if bare or list(parameters)[:2] != ["inner_lr", "inner_steps"] or "adapt" in parameters:
             raise ValueError(
                 f"the builder of {name!r} must have the parameters (inner_lr=..., inner_steps=..., *, option=...), "
-                f"all with defaults, got {inspect.signature(builder)}"
+                f"all with defaults, and none called adapt, got {inspect.signature(builder)}"
             )
         OUTER[name] = builder
         return builder
@@ -172,13 +180,21 @@ def without_particles() -> list[str]:
     return [name for name, build in OUTER.items() if not build().needs_particles]
 
 
-def make_method(name: str, inner_lr: float | None = None, inner_steps: int | None = None, **chosen: Any) -> Method:
+def make_method(
+    name: str,
+    inner_lr: float | None = None,
+    inner_steps: int | None = None,
+    *,
+    adapt: Patterns | None = None,
+    **chosen: Any,
+) -> Method:
     """The method registered as `name`.
 
     Args:
         name: one of `OUTER`.
         inner_lr: the inner step size alpha; default: the method's own.
         inner_steps: N; default: the method's own.
+        adapt: which parameters the inner steps move: `head`, `context` or patterns (`metarl.partial`); default: all.
         chosen: options of the method, such as `hessian_data="reuse"` for `maml`.
 
     Raises:
@@ -200,8 +216,31 @@ def make_method(name: str, inner_lr: float | None = None, inner_steps: int | Non
             near = did_you_mean(option, known)
             raise ValueError(f"outer {name!r} has the options {sorted(known)}, got {option!r}{near}")
     method = dataclasses.replace(OUTER[name](inner_lr, inner_steps, **chosen))  # a copy without a recipe
-    object.__setattr__(method, "recipe", Recipe(name, inner_lr, inner_steps, chosen))
+    patterns = None if adapt is None else check_patterns(adapt)
+    if patterns is not None:
+        method = _adapt_only(method, patterns, name)
+    object.__setattr__(method, "recipe", Recipe(name, inner_lr, inner_steps, chosen, patterns))
     return method
+
+
+def _adapt_only(method: Method, patterns: tuple[str, ...], name: str) -> Method:
+    """`method` with inner steps of the parameters that match `patterns`.
+
+    Raises:
+        ValueError: when it would never train the others.
+    """
+    if not method.trains_frozen_params:
+        raise ValueError(
+            f"adapt does not apply to {name!r}: its meta-gradient is zero for parameters that no inner step adapts, so "
+            f"they would never be trained; remove it, got {list(patterns)}"
+        )
+    rule, early = adapt_only(method.inner.rule, patterns), method.annealing
+    return dataclasses.replace(
+        method,
+        update=fix_contexts(method.update),
+        inner=method.inner._replace(rule=rule),
+        annealing=None if early is None else early._replace(update=lambda i: fix_contexts(early.update(i))),
+    )
 
 
 def check_method(method: Method, source: object, num_tasks: int, stacklevel: int) -> None:

@@ -30,4 +30,5 @@ def reptile(inner_lr: float = 0.1, inner_steps: int = 3) -> Method:
         >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # 0 - 0.75
         tensor([-0.7500])
     """
-    return Method(displacement, Inner(sgd(inner_lr), inner_steps), follows_adapted_loss=False)
+    inner = Inner(sgd(inner_lr), inner_steps)
+    return Method(displacement, inner, follows_adapted_loss=False, trains_frozen_params=False)

@@ -22,6 +22,9 @@ from metarl.supervised.networks import NetworkSource, mlp
 from metarl.supervised.oracle import FiniteSumTaskBatch, ResamplingTaskBatch
 from metarl.types import Batch, Params, Role
 
+HIDDEN = (40, 40)
+"""Units of the published network's hidden layers."""
+
 AMPLITUDES, PHASES, INPUTS = (0.1, 5.0), (0.0, math.pi), (-5.0, 5.0)
 
 
@@ -59,7 +62,7 @@ class Sinusoids(NetworkSource):
         check_int("shots", self.shots)
         check_int("queries", self.queries)
         check_choice("setting", self.setting, ("finite_sum", "resampling"))
-        network = mlp(1, 1, hidden=(40, 40), seed=self.seed) if self.network is None else self.network
+        network = mlp(1, 1, hidden=HIDDEN, seed=self.seed) if self.network is None else self.network
         shapes_only = str(self.device) == "meta"  # a device for shapes without numbers
         self._set_fixed(device=torch.device("meta") if shapes_only else pick_device(self.device))
         self._set_fixed(network=network.to(self.device))

@@ -123,11 +123,12 @@ class StationarityMonitor(Callback):
             return self.objective
         own = learner.method
         steps = own.inner.steps if self.inner_steps is None else self.inner_steps
+        adapt = None if own.recipe is None else own.recipe.adapt
         if self.inner_lr is None and own.learned_rule is not None and "learn_inner_lr" in options(self.objective):
             # the objective's update along the learner's inner steps
-            named = make_method(self.objective, inner_steps=steps)
+            named = make_method(self.objective, inner_steps=steps, adapt=adapt)
             return dataclasses.replace(named, inner=own.inner._replace(steps=steps))
-        return make_method(self.objective, _find_inner_lr(self.inner_lr, learner), steps)
+        return make_method(self.objective, _find_inner_lr(self.inner_lr, learner), steps, adapt=adapt)
 
 
 class SmoothnessMonitor(Callback):

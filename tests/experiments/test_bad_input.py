@@ -26,7 +26,7 @@ WORDS = ("0", "-1", "1.5", "x", "nan")
 INTEGERS = {  # the setting, and the bad ones among WORDS
     **dict.fromkeys(("iterations", "inner_steps", "meta_batch_size", "episodes", "horizon", "hidden"), WORDS),
     **dict.fromkeys(("eval_every", "eval_tasks", "save_every", "features_dim"), WORDS),
-    **dict.fromkeys(("anneal_iterations", "seed", "eval_seed"), WORDS[1:]),  # here zero is good
+    **dict.fromkeys(("anneal_iterations", "seed", "eval_seed", "context_size"), WORDS[1:]),  # here zero is good
 }
 REALS = {
     **dict.fromkeys(("inner_lr", "learning_rate", "inner_lr_rate", "max_grad_norm"), ("0", "-0.1", "nan", "inf", "x")),

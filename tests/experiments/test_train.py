@@ -25,6 +25,7 @@ SCALARS = {
     *("time/iteration_seconds", "time/env_steps_per_second"),
     *("oracle/gradients", "oracle/hessian_vector_products", "oracle/env_steps", "oracle/samples"),
 }
+HEAD = ("action_net.weight", "action_net.bias")
 PLUGIN = """
 from metarl.inner import sgd
 from metarl.outer import Method, register
@@ -281,3 +282,27 @@ def test_learned_step_sizes_to_the_end(tmp_path: Path) -> None:
 )
 def test_steps_that_replay_draws_reuse_the_inner_batch(given: dict[str, Any], wanted: str | None) -> None:
     assert TrainConfig(**given).settle().hessian_data == wanted
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("options", "patterns", "names"),
+    [
+        (("--adapt", "head", "*log_std"), ["head", "*log_std"], {*HEAD, "log_std"}),
+        (("--context-size", 3), ["context"], {"context"}),
+        (("--context-size", 3, "--adapt", "context", "head"), ["context", "head"], {"context", *HEAD}),
+    ],
+)
+def test_partial_adaptation(options: Any, patterns: Any, names: set[str], tmp_path: Path) -> None:
+    """Saved, resumed exactly, evaluated and loaded."""
+    chosen = (*options, "--learn-inner-lr", "parameter", "--anneal-iterations", 0)
+    whole = runs.train(tmp_path / "whole", *chosen, "--iterations", 2)
+    parts = runs.resume(runs.train(tmp_path / "parts", *chosen, "--iterations", 1), "--iterations", 2)
+    one, other = (runs.saved(folder) for folder in (whole, parts))
+    assert one["config"]["adapt"] == patterns
+    assert other["params"] == one["params"]
+    sizes = {name.removeprefix("meta/inner_lr/") for name in one["params"] if name.startswith("meta/")}
+    assert {name.rpartition("policy.")[2] for name in sizes} == names
+    outcome = runs.call("evaluate", whole, "--tasks", 2, "--episodes", 2, "--steps", 1, "--json")
+    assert outcome.code == 0, outcome.err
+    assert metarl.load(whole).method.recipe.adapt == tuple(patterns)

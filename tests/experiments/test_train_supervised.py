@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+import metarl
 from metarl import checkpoint
 from metarl.callbacks import HeldOutEvaluation
 from metarl.engine import Engine
@@ -429,6 +430,43 @@ def test_every_outer_update(tmp_path: Path, outer: str) -> None:
     found = visible(parameters(folder))
     assert {key: leaf.shape for key, leaf in found.items()} == {key: leaf.shape for key, leaf in start.items()}
     assert not any(torch.equal(leaf, start[key]) for key, leaf in found.items())
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("problem", ["sinusoid", "digits"])
+def test_partial_adaptation(problem: str, tmp_path: Path) -> None:
+    """A head, a context, and particles with a context; resumed, and monitored by the same method."""
+    small = ("--ways", 3, "--hidden", 4) if problem == "digits" else ()
+    head = finish(tmp_path / "head", problem, "--adapt", "head", *small)
+    assert runs.saved(head)["config"]["adapt"] == ["head"]
+    assert "theory/grad_norm" in runs.lines(head)[-1]
+    context = finish(tmp_path / "context", problem, "--context-size", 2, "--inner-lr", 1, *small)
+    assert not parameters(context)["context"].any()
+    assert parameters(context)["network.head.weight"].any()
+    loaded = metarl.load(context)
+    assert loaded.method.recipe is not None
+    assert loaded.method.recipe.adapt == ("context",)
+    several = finish(tmp_path / "several", problem, "--context-size", 2, "--outer", "bmaml", "--particles", 3, *small)
+    assert parameters(several)["context"].shape == (3, 2)
+    assert not parameters(several)["context"].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["sinusoid", "--adapt", "haed"], ("adapt must match parameters, but 'haed'", "did you mean 'head'")),
+        (["sinusoid", "--adapt", "head", "--outer", "reptile"], ("adapt does not apply to 'reptile'",)),
+        (["sinusoid", "--adapt", "context"], ("adapt 'context' needs", "--context-size")),
+        (["sinusoid", "--context-size", -1], ("context_size must", "-1")),
+        (["digits", "--context-size", 2, "--network", "conv4"], ("context_size does not apply to network 'conv4'",)),
+        (["logistic", "--adapt", "w", "--outer-step", "ji"], ("outer_step 'ji' does not apply to adapt ['w']",)),
+    ],
+)
+def test_bad_partial_adaptation(options: list[Any], wanted: tuple[str, ...], tmp_path: Path) -> None:
+    outcome = runs.call("train_supervised", *options, "--log-dir", tmp_path / "none")
+    assert outcome.code == 2
+    assert all(text in outcome.err for text in wanted), outcome.err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.usefixtures("no_pictures")

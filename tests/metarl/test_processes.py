@@ -126,9 +126,19 @@ CASES: dict[str, tuple[Callable[[], TaskSource], str, Callable[[TaskSource], dic
     "score terms": (ShiftedSource, "e_maml", lambda _: {}),  # a baseline over the other tasks
     "navigation": (navigation, "e_maml", lambda _: {}),
     "trust region": (navigation, "maml", trusting),
+    "head": (navigation, "maml", lambda _: {"adapt": ("head", "*log_std")}),
     "particles": (lambda: suit("bmaml", Sinusoids()), "bmaml", lambda _: {"inner_steps": 2}),
 }
-SINGLE_PRECISION = ("sinusoids", "resampled", "alpha maml", "annealed", "navigation", "trust region", "particles")
+SINGLE_PRECISION = (
+    "sinusoids",
+    "resampled",
+    "alpha maml",
+    "annealed",
+    "navigation",
+    "trust region",
+    "head",
+    "particles",
+)
 
 
 def make(case: str, num_tasks: int, processes: Processes) -> MetaLearner:

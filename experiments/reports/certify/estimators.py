@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from metarl.outer import Method, make_method, options, without_particles
 from metarl.rl import SURROGATES
@@ -44,7 +44,7 @@ class Estimator(NamedTuple):
 
     def method(self, alpha: float) -> Method:
         """The registered method."""
-        fixed = {name: value for name, value in FIXED.items() if name in options(self.update)}
+        fixed: dict[str, Any] = {name: value for name, value in FIXED.items() if name in options(self.update)}
         return make_method(self.update, alpha, self.steps, **fixed, **self.options)
 
 
