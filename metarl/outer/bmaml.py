@@ -206,5 +206,11 @@ def bmaml(
         return MetaGrad(grads, scores(tasks, end, batch), info)
 
     inner = Inner(Svgd(inner_lr, temperature, prior_precision), inner_steps)
-    method = Method(update, inner, needs_hessian=True, differentiates_twice=True, needs_particles=True)
-    return replace(method, follows_adapted_loss=False)
+    return Method(
+        update,
+        inner,
+        needs_hessian=True,
+        differentiates_twice=True,
+        follows_adapted_loss=False,
+        needs_particles=True,
+    )
