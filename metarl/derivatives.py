@@ -17,6 +17,7 @@ from metarl.types import (
     Batch,
     ClippedTaskBatch,
     HasParticles,
+    LinearisedTaskBatch,
     Loss,
     Params,
     PolicyTaskBatch,
@@ -123,6 +124,24 @@ def score_terms(tasks: TaskBatch, params: Params, batch: Batch, weights: Tensor)
     return terms
 
 
+def linear_effects(tasks: TaskBatch, params: Params, batch: Batch, vectors: Params) -> Tensor:
+    """`<g(tau; w_i), v_i>` for every task and each trajectory tau of its sampled batch, `[T, n]`.
+
+    g(tau) is the gradient of the part of `frozen_loss` that belongs to tau; see `as_linearised` for the error.
+    """
+    function = partial(_linear_effects, as_linearised(tasks).frozen_losses)
+    effects: Tensor = over_tasks("linear effects", function, params, batch, vectors)
+    report(tasks, "gradients", {"of single trajectories": effects})
+    return effects
+
+
+def _linear_effects(losses: Loss, w: Params, data: Batch, v: Params) -> Tensor:
+    found, pull = vjp(lambda p: losses(p, data), w)[:2]
+    # v -> <g(tau), v> is the transpose of c -> sum_tau c_tau g(tau), which is linear (forward mode warns)
+    push = vjp(lambda c: pull(c)[0], torch.zeros_like(found))[1]
+    return cast(Tensor, push(v)[0])
+
+
 def one_number(name: str, function: Loss) -> Loss:
     """`function` of one task, with a check: it raises a `ValueError` unless the result is a tensor of one number."""
 
@@ -164,12 +183,25 @@ def as_sampled(tasks: TaskBatch) -> SampledTaskBatch:
     """
     source = unwrap(tasks)
     if not isinstance(source, SampledTaskBatch):
-        methods = ("frozen_loss", "log_likelihood", "objective")
-        missing = [name for name in methods if not hasattr(source, name)]
-        raise ValueError(
-            f"e_maml needs tasks with the methods {list(methods)}; {type(source).__name__} lacks {missing}"
-        )
+        raise _lacking("e_maml", source, "frozen_loss", "log_likelihood", "objective")
     return source
+
+
+def as_linearised(tasks: TaskBatch) -> LinearisedTaskBatch:
+    """The task batch inside all wrappers, as a `LinearisedTaskBatch`.
+
+    Raises:
+        ValueError: when it lacks a method.
+    """
+    source = unwrap(tasks)
+    if not isinstance(source, LinearisedTaskBatch):
+        raise _lacking("lsf", source, "frozen_loss", "frozen_losses", "log_likelihood", "objective")
+    return source
+
+
+def _lacking(update: str, source: TaskBatch, *methods: str) -> ValueError:
+    missing = [name for name in methods if not hasattr(source, name)]
+    return ValueError(f"{update} needs tasks with the methods {list(methods)}; {type(source).__name__} lacks {missing}")
 
 
 def as_policies(tasks: TaskBatch) -> PolicyTaskBatch:
@@ -260,6 +292,12 @@ def as_particles(tasks: TaskBatch, params: Params) -> HasParticles:
         if leaf.shape[:1] != (source.particles,):
             raise ValueError(f"{key} must be [{source.particles}, ...], one for each particle, got {list(leaf.shape)}")
     return source
+
+
+def task_numbers(tasks: TaskBatch) -> range:
+    """The numbers of these tasks in the whole batch, of which other processes may have the rest."""
+    first = first_task(tasks)
+    return range(first, first + tasks.num_tasks)
 
 
 def gather_tasks(tasks: TaskBatch, own: Tensor) -> tuple[Tensor, slice]:

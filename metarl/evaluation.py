@@ -106,9 +106,9 @@ def evaluate(
 
 
 class ScoreBefore(TaskWrapper):
-    """Keeps the scores of the first inner batch: those of the initial parameters, before adaptation.
+    """Keeps the scores of the first batch: those of the initial parameters, before adaptation.
 
-    The first inner gradient computes them, too. If no gradient is taken there, `total_score` computes them.
+    The first gradient computes them, too. If no gradient is taken there, `total_score` computes them.
     """
 
     def __init__(self, tasks: TaskBatch) -> None:
@@ -118,7 +118,7 @@ class ScoreBefore(TaskWrapper):
 
     def draw(self, params: Params, role: Role) -> Batch:
         batch = super().draw(params, role)
-        if role == "inner" and self._first is None and self._scores is None:
+        if self._first is None and self._scores is None:
             self._first = params, batch
         return batch
 

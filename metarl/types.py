@@ -84,6 +84,17 @@ class SampledTaskBatch(Protocol):
 
 
 @runtime_checkable
+class LinearisedTaskBatch(SampledTaskBatch, Protocol):
+    """What a sampled task batch also needs for the linearised score function."""
+
+    def frozen_losses(self, params: Params, batch: Batch) -> Tensor:
+        """The part of each sampled trajectory in `frozen_loss`, `[n]`, which is their mean.
+
+        It may be zero for trajectories whose log-probability does not depend on `params`.
+        """
+
+
+@runtime_checkable
 class PolicyTaskBatch(Protocol):
     """What a task batch also needs for steps that limit how far policies move. All is of ONE task, as `loss` is."""
 

@@ -218,6 +218,10 @@ class EnumeratedTaskBatch:
         """The loss whose gradient is the inner step's with its data held fixed."""
         return self._surrogate_loss(reinforce, params, batch)
 
+    def frozen_losses(self, params: Params, batch: Batch) -> Tensor:
+        """The part of each trajectory `[n]` in `frozen_loss`, which is their mean."""
+        return -(self._log_probs(params, batch) * batch["advantages"]).mean(-1)
+
     def score(self, params: Params, batch: Batch) -> Tensor:
         """The mean return; for an outer batch its expectation."""
         return batch["rewards"].sum(-1).mean()

@@ -1,15 +1,19 @@
 """Outer updates: one file each, found by name in the registry."""
 
 from metarl.outer import (  # noqa: F401 (each registers)
+    binom_maml,
     bmaml,
     e_maml,
     fo_maml,
+    ggs_maml,
     hf_maml,
     imaml,
+    lsf,
     maml,
     maml_plus_plus,
     moreau,
     multi_step_maml,
+    multitask,
     reptile,
     sign_maml,
 )

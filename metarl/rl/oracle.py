@@ -299,6 +299,7 @@ class RLTaskBatch:
         losses = source.losses
         self.loss, self.score, self.frozen_loss = losses.loss, losses.score, losses.frozen_loss
         self.log_likelihood, self.objective = losses.log_likelihood, losses.objective
+        self.frozen_losses = losses.frozen_losses
         self.kl, self.fisher_product = losses.kl, losses.fisher_product
         self.clipped_loss, self.clipped_share = losses.clipped_loss, losses.clipped_share
 

@@ -142,6 +142,10 @@ class Losses:
         """The loss whose gradient is the inner step's with its data held fixed: log-probabilities times advantages."""
         return self._surrogate_loss(reinforce, params, batch)
 
+    def frozen_losses(self, params: Params, batch: Batch) -> Tensor:
+        """The part of each of one task's episodes in `frozen_loss` `[E]`, which is their mean."""
+        return -(self._log_probs(params, batch) * batch["advantages"] * batch["mask"]).sum(-1) / self.horizon
+
     def score(self, params: Params, batch: Batch) -> Tensor:
         """The mean undiscounted return of one task's episodes."""
         return batch["rewards"].sum(-1).mean()

@@ -48,6 +48,11 @@ class SupervisedTaskBatch:
         return torch.zeros_like(SupervisedTaskBatch.objective(batch))
 
     @staticmethod
+    def frozen_losses(params: Params, batch: Batch) -> Tensor:
+        """Zero for each data point: no parameters chose the data, so `lsf` has nothing to credit."""
+        return torch.zeros_like(SupervisedTaskBatch.objective(batch))
+
+    @staticmethod
     def objective(batch: Batch) -> Tensor:
         """Zero for each data point: no parameters chose the data, so `e_maml` has nothing to credit."""
         leaves = list(batch.values())

@@ -61,7 +61,7 @@ def test_nothing_failed_and_what_is_unbiased(results: dict[str, Any]) -> None:
 def test_discounting_and_the_defaults_people_use(results: dict[str, Any]) -> None:
     for weights in (True, False):
         updates = {row["update"] for row in rows_of(results, "discounted", discount_weights=weights)}
-        assert updates == {"maml", "hf_maml", "fo_maml", "e_maml"}
+        assert updates == {"maml", "hf_maml", "fo_maml", "e_maml", "lsf"}
     bounds = {"on its own episodes": {2: (0.5, 0.7), 20: (0.07, 0.15)}, "cross-fitted": {2: (0, 0.05), 20: (0, 0.05)}}
     for fit, by_episodes in bounds.items():
         for episodes, (low, high) in by_episodes.items():
@@ -80,6 +80,11 @@ def test_discounting_and_the_defaults_people_use(results: dict[str, Any]) -> Non
         ("maml", "reinforce", "fresh", -2.14272),
         ("maml", "ratio", "reuse", -2.19648),
         ("fo_maml", "ratio", "", -1.44),
+        ("ggs_maml", "ratio", "fresh", -0.8640),
+        ("binom_maml", "dice", "fresh", -0.8640),
+        ("lsf", "ratio", "reuse", -2.19648),  # on a bandit it is MAML with likelihood ratios
+        ("lsf", "reinforce", "reuse", -2.19648),
+        ("multitask", "ratio", "", -2.4),
     ],
 )
 def test_closed_forms_of_the_bandit(
@@ -95,6 +100,7 @@ FIGURES = {  # relative errors to the sampled objective and to the product form,
     ("fo_maml", "ratio", ""): (0.018, 0.032, None),
     ("maml", "ratio", "reuse"): (0.029, 0.044, None),
     ("maml", "reinforce", "reuse"): (0.154, 0.170, 0.0567),
+    ("lsf", "ratio", "reuse"): (0.016, 0.034, 0.0664),
 }
 
 
@@ -121,11 +127,11 @@ def test_several_steps_are_exact_for_their_targets(results: dict[str, Any]) -> N
         errors = row["relative_error"]
         if row["claim"]:
             assert errors[row["claim"]] < 1e-9
-        else:
+        elif row["update"] != "binom_maml":  # its order 1 is 5e-4 off with two steps
             assert min(errors.values()) > 0.01
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(6))
 def test_the_right_formula_passes_and_the_wrong_one_fails(results: dict[str, Any], index: int) -> None:
     right, wrong = results["wrong_formulas"][2 * index : 2 * index + 2]
     assert (right["right"], wrong["right"], right["what"]) == (True, False, wrong["what"])

@@ -17,7 +17,7 @@ from metarl.supervised import BatchSizes, FiniteSumSource, FiniteSumTaskBatch
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
 
-HESSIAN = {"maml", "multi_step_maml", "maml_plus_plus", "hf_maml", "imaml"}
+HESSIAN = {"maml", "multi_step_maml", "maml_plus_plus", "binom_maml", "hf_maml", "ggs_maml", "imaml"}
 
 
 def source(surrogate: str) -> ReinforcementLearning:

@@ -77,7 +77,7 @@ def test_a_builder_without_the_defaults(builder: Any) -> None:
     [("mamel", "maml"), ("signmaml", "sign_maml"), ("fomaml", "fo_maml"), ("MAML", None), (None, None)],
 )
 def test_unknown_names(name: Any, suggestion: str | None) -> None:
-    with pytest.raises(ValueError, match=r"outer must be one of \['bmaml', .*\], got") as error:
+    with pytest.raises(ValueError, match=r"outer must be one of \['binom_maml', .*\], got") as error:
         make_method(name, 0.1)
     assert repr(name) in str(error.value)
     assert suggestion is None or f"did you mean {suggestion!r}?" in str(error.value)
@@ -97,6 +97,11 @@ def test_unknown_names(name: Any, suggestion: str | None) -> None:
         ("hf_maml", {"rho": 0.5}, "only then, got rho=0.5 and delta='relative'"),
         ("imaml", {"lam": 0.0}, "lam must be a finite number above 0, got 0.0"),
         ("imaml", {"lam": "2"}, "lam must be .* got '2'"),
+        ("binom_maml", {"order": -1}, "order must be an integer of at least 0, got -1"),
+        ("binom_maml", {"order": 1.0}, "order must be .* got 1.0"),
+        ("ggs_maml", {"directions": 0}, "directions must be an integer of at least 1, got 0"),
+        ("ggs_maml", {"smoothing": 0.0}, "smoothing must be a finite number above 0"),
+        ("ggs_maml", {"hessian_data": "old"}, "hessian_data must be one of"),
         ("imaml", {"cg_steps": 0}, "cg_steps must be an integer of at least 1, got 0"),
         ("imaml", {"cg_steps": 2.0}, "cg_steps must be .* got 2.0"),
     ],
@@ -123,7 +128,8 @@ def test_bad_inner_steps(name: str, bad: Any) -> None:
 @pytest.mark.parametrize("name", sorted(OUTER))
 def test_defaults_and_chosen_steps(name: str) -> None:
     learning_rate, steps = inner_defaults(name)
-    assert steps == {"moreau": 3, "multi_step_maml": 3, "reptile": 3, "maml_plus_plus": 5, "imaml": 5}.get(name, 1)
+    three = dict.fromkeys(("moreau", "multi_step_maml", "binom_maml", "reptile"), 3)
+    assert steps == {**three, "maml_plus_plus": 5, "imaml": 5}.get(name, 1)
     assert make_method(name).inner.steps == steps
     assert make_method(name, inner_steps=4).inner.steps == 4
     new = problems.with_particles(problems.regression, 3 * make_method(name).needs_particles)

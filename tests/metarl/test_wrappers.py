@@ -62,6 +62,10 @@ COSTS: dict[str, tuple[dict[str, Any], Any]] = {
     "hf_maml": ({}, lambda n: (3 * n + 1, 0, (n, 1, n))),
     "hf_maml_reuse": ({"hessian_data": "reuse"}, lambda n: (3 * n + 1, 0, (n, 1, 0))),
     "e_maml": ({}, lambda n: (2 * n + 1, n, (n, 1, 0))),  # a score term is a gradient
+    "lsf": ({}, lambda n: (3 * n + 1, n, (n, 1, 0))),  # of every trajectory, and a score term
+    "binom_maml": ({"order": 2}, lambda n: (n + 1, 2 * n - 1, (n, 1, n))),  # the last step has one product
+    "ggs_maml": ({"directions": 2}, lambda n: (5 * n + 1, 0, (n, 1, n))),
+    "multitask": ({}, lambda n: (1, 0, (0, 1, 0))),
     "reptile": ({}, lambda n: (n, 0, (n, 1, 0))),
     "imaml": ({"cg_steps": 4}, lambda n: (n + 1, 4, (n, 1, 1))),
 }

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metarl import Method
 from metarl.learned_rules import hide_meta
+from metarl.outer.directions import normal_directions
 from metarl.supervised import FiniteSumTaskBatch
 from metarl.supervised.particles import ParticleTasks
 from metarl.types import Batch, MetaGrad, Params, SampledTaskBatch, TaskBatch
@@ -79,9 +80,21 @@ def finite_sum_data(problem: ReferenceProblem, steps: int, task: int) -> Data:
     n, queries = (len(next(iter(one(data, task).values()))) for data in (base.support, base.query))
     nothing = torch.zeros(n, dtype=torch.float64)  # the data do not depend on the parameters
     others = torch.zeros(max(tasks.num_tasks - 1, 1))
-    sampled = Sampled([support] * steps, [lambda w: nothing] * steps, [nothing] * steps, nothing.sum(), others)
-    earlier = [query] * (steps - 1)
-    return Data([support] * steps, query, [support] * steps, sampled, earlier, layout(problem), (n, queries))
+    sampled = Sampled(
+        [support] * steps, [lambda w: nothing] * steps, [nothing] * steps, nothing.sum(), others, [[]] * steps
+    )
+    earlier, normal = [query] * (steps - 1), directions(problem, task)
+    return Data([support] * steps, query, [support] * steps, sampled, earlier, layout(problem), (n, queries), normal)
+
+
+def directions(problem: ReferenceProblem, task: int) -> Callable[..., Tensor]:
+    """The random directions of one task, by their labels."""
+    like = {k: v[None] for k, v in problem.params.items()}
+
+    def normal(*label: int) -> Tensor:
+        return ravel(one(normal_directions(problem.params, label, range(task, task + 1), like), 0))
+
+    return normal
 
 
 def layout(problem: ReferenceProblem) -> Tensor | None:
@@ -100,6 +113,10 @@ def sampled_data(problem: ReferenceProblem, draws: list[RecordedDraw], task: int
         return None
     inner = [one(d.batch, task) for d in draws if d.role == "inner"]
     outer = next(d.batch for d in draws if d.role == "outer")
+
+    def single(n: int, b: Batch) -> Function:  # a batch with one trajectory
+        return lambda w: tasks.frozen_loss(unravel(w, like), {k: v[n : n + 1] for k, v in b.items()})
+
     outcomes = torch.stack([tasks.objective(one(outer, i)).mean() for i in range(tasks.num_tasks)])
     return Sampled(
         [lambda w, b=b: tasks.frozen_loss(unravel(w, like), b) for b in inner],
@@ -107,6 +124,7 @@ def sampled_data(problem: ReferenceProblem, draws: list[RecordedDraw], task: int
         [tasks.objective(b) for b in inner],
         outcomes[task],
         torch.cat([outcomes[:task], outcomes[task + 1 :]]),
+        [[single(n, b) for n in range(len(tasks.objective(b)))] for b in inner],
     )
 
 
@@ -120,7 +138,12 @@ def equals_reference(method: Method, reference: Reference, new: NewProblem, rtol
 
 
 def equals_reference_on_its_draws(
-    method: Method, reference: Reference, new: NewProblem, rtol: float = 1e-9, at_rtol: float = 1e-9
+    method: Method,
+    reference: Reference,
+    new: NewProblem,
+    rtol: float = 1e-9,
+    at_rtol: float = 1e-9,
+    inner_draws: int | None = None,
 ) -> None:
     """The data were drawn where the paper draws them, and given them the meta-gradient is the reference's."""
     problem = new()
@@ -131,12 +154,14 @@ def equals_reference_on_its_draws(
         f = {
             role: [function(problem.tasks, problem.params, d.batch, i) for d in draws if d.role == role] for role in at
         }
-        assert len(f["inner"]) == method.inner.steps, f"{len(f['inner'])} inner draws"
+        wanted_draws = method.inner.steps if inner_draws is None else inner_draws
+        assert len(f["inner"]) == wanted_draws, f"{len(f['inner'])} inner draws"
         assert f["outer"], "no outer draw"
-        inner, outer = (next(d.batch for d in draws if d.role == role) for role in ("inner", "outer"))
+        inner, outer = (next(d.batch for d in draws if d.role in ("outer", role)) for role in ("inner", "outer"))
         sizes = (len(next(iter(inner.values()))[i]), len(next(iter(outer.values()))[i]))
         sampled, earlier = sampled_data(problem, draws, i), f["outer"][:-1]
-        data = Data(f["inner"], f["outer"][-1], f["hessian"][::-1], sampled, earlier, layout(problem), sizes)
+        known = sampled, earlier, layout(problem), sizes, directions(problem, i)
+        data = Data(f["inner"], f["outer"][-1], f["hessian"][::-1], *known)
         answer = reference(w, data)
         outer_at = answer.outer_at or answer.points[-1:]
         points = {"inner": answer.points[:-1], "outer": outer_at, "hessian": answer.hessian_at}

@@ -6,6 +6,8 @@ each on the batch it was drawn; an `Answer` is the meta-gradient and the points 
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ class Sampled(NamedTuple):
     values: list[Tensor]  # the objective as these trajectories sample it, [n]
     outcome: Tensor  # the mean objective of D_o
     others: Tensor  # the same of all other tasks, [T - 1]
+    parts: list[list[Function]] = []  # noqa: RUF012 (the frozen loss of each single trajectory in D_j)
 
 
 class Data(NamedTuple):
@@ -39,6 +42,7 @@ class Data(NamedTuple):
     earlier: list[Function] = []  # noqa: RUF012 (f(.; D_o) at the points before the last one)
     particles: Tensor | None = None  # where each particle's numbers are in the flat parameters, [M, P]
     sizes: tuple[int, int] = (1, 1)  # points in an inner and an outer batch
+    normal: Callable[..., Tensor] = torch.zeros  # this task's random direction with a label, [P]
 
 
 class Answer(NamedTuple):
@@ -156,6 +160,61 @@ def implicit(w: Tensor, data: Data, alpha: float, lam: float) -> Answer:
     return Answer(torch.linalg.solve(matrix, gradient(data.outer, points[-1])), points, [points[-1]])
 
 
+def before_adaptation(w: Tensor, data: Data, alpha: float) -> Answer:
+    return Answer(gradient(data.outer, w), [w], [])
+
+
+def binomial(w: Tensor, data: Data, alpha: float, order: int, hessian_data: str = "fresh") -> Answer:
+    """The sum over all choices of at most `order` steps, each a product of dense matrices in the path's order."""
+    points = path(sgd_step(alpha), w, data)
+    functions = data.hessian if hessian_data == "fresh" and order else data.inner
+    matrices = [-alpha * hessian(f, z) for z, f in by_step(points, functions)]
+    total = torch.zeros_like(matrices[0])
+    for number in range(min(order, len(matrices)) + 1):
+        for chosen in itertools.combinations(matrices, number):
+            total = total + functools.reduce(torch.matmul, chosen, torch.eye(len(w), dtype=w.dtype))
+    fresh = hessian_data == "fresh" and order > 0
+    return Answer(total @ gradient(data.outer, points[-1]), points, points[-2::-1] if fresh else [])
+
+
+def smoothed(
+    w: Tensor,
+    data: Data,
+    alpha: float,
+    directions: int = 5,
+    smoothing: float | None = None,
+    hessian_data: str = "fresh",
+) -> Answer:
+    """The matrix `sum_k (difference of gradients) u_k^T / (2 s K)` in the place of each Hessian."""
+    points = path(sgd_step(alpha), w, data)
+    v = gradient(data.outer, points[-1])
+    used = data.hessian if hessian_data == "fresh" else data.inner
+    for number, (z, f) in enumerate(reversed(by_step(points, used))):
+        s = 1e-4 * (1 + z.norm()) / math.sqrt(len(z)) if smoothing is None else smoothing
+        matrix = torch.zeros(len(z), len(z), dtype=z.dtype)
+        for k in range(directions):
+            u = data.normal(number, k)
+            matrix += torch.outer(gradient(f, z + s * u) - gradient(f, z - s * u), u) / (2 * s * directions)
+        v = v - alpha * (matrix @ v)
+    return Answer(v, points, points[-2::-1] if hessian_data == "fresh" else [])
+
+
+def linearised(w: Tensor, data: Data, alpha: float) -> Answer:
+    """A dense Hessian of the frozen loss, and one trajectory after the other credited with its linear effect."""
+    s, points = data.sampled, path(sgd_step(alpha), w, data)
+    assert s is not None
+    v = gradient(data.outer, points[-1])
+    for z, frozen, log_likelihood, parts in reversed(
+        list(zip(points[:-1], s.frozen, s.log_likelihood, s.parts, strict=True))
+    ):
+        pulled = v - alpha * (hessian(frozen, z) @ v)
+        for n, part in enumerate(parts):
+            credit = -alpha / len(parts) * (gradient(part, z) @ v)
+            pulled = pulled + credit * gradient(lambda x, n=n, f=log_likelihood: f(x)[n], z)
+        v = pulled
+    return Answer(v, points, [])
+
+
 def sampled_objective(w: Tensor, data: Data, alpha: float, baseline: str = "none") -> Answer:
     """Autograd of the outcome and of all data's log-likelihoods times the outcome, through the whole inner loop."""
     s = data.sampled
@@ -265,6 +324,7 @@ class Row(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012
     alpha: float = 0.2
     passed: tuple[str, ...] = ()  # options the reference wants too
+    inner_draws: int | None = None  # default: one for each step
     separable: bool = True  # a task's meta-gradient does not depend on the other tasks
     iteration: int | None = None  # of an annealed method; default: after all annealing
     particles: int = 0  # M; 0 for a method that works on one network
@@ -297,6 +357,17 @@ ROWS = [
     *(
         Row("e_maml", sampled_objective, {"baseline": baseline}, passed=("baseline",), separable=baseline != "tasks")
         for baseline in ("none", "tasks", "trajectories")
+    ),
+    Row("multitask", before_adaptation, inner_draws=0),
+    Row("lsf", linearised),
+    *(
+        Row("binom_maml", binomial, {"order": order, **reuse}, passed=("order", *reuse))
+        for order, reuse in [(0, {}), (1, {}), (2, {}), (4, {}), (5, {}), (7, {}), (2, {"hessian_data": "reuse"})]
+    ),
+    # each task has its own directions, by its number in the batch
+    *(
+        Row("ggs_maml", smoothed, options, passed=tuple(options), separable=False)
+        for options in [{}, {"hessian_data": "reuse", "directions": 2}, {"smoothing": 0.1, "directions": 1}]
     ),
     # its learned step sizes and batch normalisation have tests of their own, test_maml_plus_plus.py
     Row("maml_plus_plus", product, FIXED),

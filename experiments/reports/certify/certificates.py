@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from metarl.envs.exact.expected_update import Estimate
-from metarl.experiments.reports.certify.estimators import FIRST_ORDER, OTHER, PULLED, SAMPLED, Estimator
+from metarl.experiments.reports.certify.estimators import FIRST_ORDER, LINEARISED, OTHER, PULLED, SAMPLED, Estimator
 from metarl.experiments.reports.certify.problems import DISCOUNT, ExactProblem, Expectation, mdp
 from metarl.rl import SURROGATES
 
@@ -67,16 +67,16 @@ def judge(
         return f"**FAILS**: documented as unbiased for the {claim}" if failed else f"unbiased for the {claim}", failed
     if update in OTHER:
         return f"other objective: {OTHER[update]}", False
-    if update not in (*PULLED, *FIRST_ORDER, *SAMPLED):
+    if update not in (*PULLED, *FIRST_ORDER, *SAMPLED, *LINEARISED):
         return "not classified", False
-    return "biased" + (", by design" if update in FIRST_ORDER else ""), False
+    return "biased" + (", by design" if update in (*FIRST_ORDER, *LINEARISED) else ""), False
 
 
 def certify_discounted(samples: int) -> list[Certificate]:
     """Estimators on the tabular problem with the discount 0.9, with the weights gamma^t and, as usual, without."""
     estimators = [Estimator("maml", surrogate, {"hessian_data": "fresh"}) for surrogate in SURROGATES]
     estimators += [Estimator("hf_maml", "dice", {"hessian_data": "fresh"}), Estimator("fo_maml", "ratio", {})]
-    estimators.append(Estimator("e_maml", "ratio", {"baseline": "none"}))
+    estimators += [Estimator("e_maml", "ratio", {"baseline": "none"}), Estimator("lsf", "ratio", {})]
     return [
         {**certify_sampled(problem, estimator, samples), "discount_weights": problem.discount_weights}
         for problem in (mdp(DISCOUNT), mdp(DISCOUNT, discount_weights=False))
@@ -88,6 +88,8 @@ def certify_exactly(steps: int) -> list[Certificate]:
     """Exact relative errors on the tabular problem with N inner steps, one trajectory each."""
     problem = mdp(steps=steps)
     estimators = [Estimator("e_maml", "ratio", {"baseline": "none"}, steps), Estimator("fo_maml", "ratio", {}, steps)]
+    estimators.append(Estimator("lsf", "ratio", {}, steps))
+    estimators += [Estimator("binom_maml", "dice", {"order": order}, steps) for order in range(1, max(2, steps))]
     estimators += [Estimator("multi_step_maml", surrogate, {}, steps) for surrogate in SURROGATES]
     estimators += [Estimator("maml", surrogate, {"hessian_data": "reuse"}, steps) for surrogate in SURROGATES]
     return [compare(estimator, problem, problem.expectation(estimator), None) for estimator in estimators]

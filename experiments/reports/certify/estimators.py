@@ -9,8 +9,8 @@ from metarl.rl import SURROGATES
 
 VARIED = {"hessian_data": ("fresh", "reuse"), "baseline": ("none", "tasks", "trajectories")}
 
-PULLED = ("maml", "multi_step_maml", "maml_plus_plus", "hf_maml")
-FIRST_ORDER, SAMPLED = ("fo_maml",), ("e_maml",)
+PULLED = ("maml", "multi_step_maml", "maml_plus_plus", "hf_maml", "ggs_maml", "binom_maml")
+FIRST_ORDER, SAMPLED, LINEARISED = ("fo_maml",), ("e_maml",), ("lsf",)
 FIXED = {"learn_inner_lr": None, "per_step_norm": False}
 """Options that are certified at these values: no meta-parameters. The update is that after all annealing."""
 OTHER = {
@@ -18,8 +18,11 @@ OTHER = {
     "moreau": "Moreau envelopes",
     "reptile": "a displacement",
     "imaml": "the loss at the proximal point",
+    "multitask": "the loss before adaptation",
 }
-LINEAR = (*PULLED, *FIRST_ORDER, *SAMPLED, "sign_maml", "moreau", "reptile")  # in D_o and in D_h: may be enumerated
+LINEAR = (*PULLED, *FIRST_ORDER, *SAMPLED, *LINEARISED, "sign_maml", "moreau", "reptile")
+"""In D_o and in D_h: expected data give the expectation over them."""
+ENUMERATED = tuple(name for name in LINEAR if name != "ggs_maml")  # whose random directions cannot be enumerated
 
 
 class Estimator(NamedTuple):
@@ -27,20 +30,27 @@ class Estimator(NamedTuple):
 
     update: str
     surrogate: str
-    options: dict[str, str]
+    options: dict[str, Any]
     steps: int = 1
 
     @property
     def hessian_data(self) -> str:
         """The source of D_h; empty for updates without D_h."""
-        default = {"multi_step_maml": "fresh", "e_maml": "reuse"}
-        return self.options.get("hessian_data", default.get(self.update, ""))
+        default = {"multi_step_maml": "fresh", "e_maml": "reuse", "lsf": "reuse"}
+        return str(self.options.get("hessian_data", default.get(self.update, "")))
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether it leaves out terms of the product by design."""
+        order = self.options.get("order", options(self.update).get("order"))
+        return order is not None and order < self.steps
 
     @property
     def label(self) -> str:
-        """The update's name and, unless it is "none", its baseline."""
-        baseline = self.options.get("baseline", "none")
-        return f"`{self.update}`" + (f", baseline {baseline}" if baseline != "none" else "")
+        """The update's name, its order, if it was chosen, and its baseline, unless it is "none"."""
+        order, baseline = self.options.get("order"), self.options.get("baseline", "none")
+        described = [f"order {order}"] * (order is not None) + [f"baseline {baseline}"] * (baseline != "none")
+        return ", ".join([f"`{self.update}`", *described])
 
     def method(self, alpha: float) -> Method:
         """The registered method."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metarl.experiments.reports.certify.certificates import EXACT, LIMIT, SEEN, Certificate
-from metarl.experiments.reports.certify.estimators import FIRST_ORDER, OTHER, SAMPLED
+from metarl.experiments.reports.certify.estimators import FIRST_ORDER, LINEARISED, OTHER, SAMPLED
 from metarl.experiments.reports.certify.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT
 from metarl.experiments.reports.columns import Columns, number, table, text
 from metarl.rl import SURROGATES
@@ -62,7 +62,7 @@ def two(gradient: Sequence[float] | None) -> str:
 
 def surrogate_of_steps(row: Certificate) -> str:
     """Exact expectations of these updates are measured with one surrogate: they are equal for all."""
-    return "all" if row["update"] in (*SAMPLED, *FIRST_ORDER) else str(row["surrogate"])
+    return "all" if row["update"] in (*SAMPLED, *FIRST_ORDER, *LINEARISED) else str(row["surrogate"])
 
 
 def verdict_on_formula(row: Certificate) -> str:

@@ -18,7 +18,14 @@ from metarl.envs.exact.gaussian_bandit import GaussianBandit
 from metarl.envs.exact.policies import GaussianMean, TabularSoftmax
 from metarl.envs.exact.tabular import two_state_problem
 from metarl.envs.functional_distribution import FunctionalDistribution
-from metarl.experiments.reports.certify.estimators import FIRST_ORDER, LINEAR, PULLED, SAMPLED, Estimator
+from metarl.experiments.reports.certify.estimators import (
+    ENUMERATED,
+    FIRST_ORDER,
+    LINEARISED,
+    PULLED,
+    SAMPLED,
+    Estimator,
+)
 from metarl.outer import Method
 from metarl.rl import SURROGATES, ReinforcementLearning
 from metarl.rl.surrogates import make_surrogate
@@ -88,7 +95,8 @@ class ExactProblem:
             return None
         if estimator.update in SAMPLED:
             return OBJECTIVE
-        unbiased = estimator.update in PULLED and estimator.hessian_data == "fresh"
+        pulled = estimator.update in PULLED and not estimator.is_truncated
+        unbiased = pulled and estimator.hessian_data == "fresh"
         return self.product if unbiased and estimator.surrogate in self.good_hessian else None
 
 
@@ -117,14 +125,17 @@ def bandit_expectation(estimator: Estimator, objective: Tensor) -> Expectation |
     d = CENTRE - MEAN
     if estimator.update in SAMPLED:
         return Expectation(objective)
+    if estimator.update == "multitask":
+        return Expectation(torch.tensor([-2.0 * d], dtype=torch.float64))
     if estimator.update == "reptile":
         return Expectation(torch.tensor([-2.0 * d * ALPHA], dtype=torch.float64))
     end = 2 * (MEAN + 2 * ALPHA * d - CENTRE)
     if estimator.update in (*FIRST_ORDER, "moreau"):  # one fixed-point step is FO-MAML
         return Expectation(torch.tensor([end], dtype=torch.float64))
-    if estimator.update not in PULLED:
+    if estimator.update not in (*PULLED, *LINEARISED):
         return None
-    wrong = estimator.surrogate == "reinforce"
+    # the score term of `lsf` completes the second derivative of log-probabilities to that of likelihood ratios
+    wrong = estimator.surrogate == "reinforce" and estimator.update in PULLED
     mean, covariance = (-(1 + d**2), 10 * d + 2 * d**3) if wrong else (2.0, -44 * d - 8 * d**3)
     shared = 2 * ALPHA**2 * covariance / ACTIONS if estimator.hessian_data == "reuse" else 0.0
     return Expectation(torch.tensor([(1 - ALPHA * mean) * end + shared], dtype=torch.float64))
@@ -145,9 +156,10 @@ def mdp(discount: float = 1.0, discount_weights: bool = True, steps: int = 1) ->
     def expectation(estimator: Estimator) -> Expectation | None:
         """E[G] through the update's own code: all inner trajectories, expected outer and Hessian data.
 
-        For an update that is not linear in these data (conjugate gradients are not), this is not the expectation.
+        For an update that is not linear in these data (conjugate gradients are not), or that has random directions,
+        this is not the expectation.
         """
-        if estimator.update not in LINEAR:
+        if estimator.update not in ENUMERATED:
             return None
         surrogate = make_surrogate(estimator.surrogate, LAMBDA.get(estimator.surrogate))
         batch = EnumeratedTaskBatch(tasks, one, policy, surrogate, estimator.steps, discount, discount_weights)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -32,6 +33,25 @@ def with_score_term(weight: Callable[[TaskBatch, Batch], Tensor] | None) -> Oute
             scores = vmap(grad(lambda u, d: source.log_likelihood(u, d).sum()))(w, data)
             total = tree.add(total, vmap(lambda a, s: tree.tree_map(lambda x: a * x, s))(weight(tasks, batch), scores))
         return MetaGrad(total, vmap(tasks.score)(end, batch))
+
+    return update
+
+
+def with_difference(above: float, below: float, along_ones: bool = False) -> OuterUpdate:
+    """One inner step pulled back with `[grad f(w + above p) - grad f(w + below p)] / 2e-4` on a fresh D_h as H v.
+
+    The perturbation p is 1e-4 v, or 1e-4 in every component.
+    """
+
+    def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
+        w, end = adaptation_path(params, tasks, inner).params
+        batch, data = tasks.draw(end, "outer"), tasks.draw(w, "hessian")
+        v, delta = gradients(tasks, end, batch), 1e-4
+        along = tree.tree_map(torch.ones_like, v) if along_ones else v
+        points = [tree.add_scaled(w, shift * delta, along) for shift in (above, below)]
+        first, second = (gradients(tasks, point, data) for point in points)
+        product = tree.tree_map(lambda x, y: (x - y) / (2 * delta), first, second)
+        return MetaGrad(tree.add_scaled(v, -ALPHA, product), vmap(tasks.score)(end, batch))
 
     return update
 
@@ -74,9 +94,14 @@ def enumerate_formulas() -> list[Formula]:
     full, none, zero = (
         Method(with_score_term(weight), Inner(sgd(ALPHA))) for weight in (mean_loss, None, mean_normalized_advantage)
     )
+    central, shifted, ones, same = (
+        Method(with_difference(above, below, along_ones), Inner(sgd(ALPHA)))
+        for above, below, along_ones in ((1.0, -1.0, False), (1.0, 0.0, False), (1.0, -1.0, True), (1.0, 1.0, True))
+    )
     maml, right = make_method("maml", ALPHA, 1), "score term weighted with the mean loss"
     reuse, dimensions = "log-probability loss, inner batch reused", "log-probabilities in two dimensions"
-    weight = "weight of the score term"
+    weight, free = "weight of the score term", "Hessian-free product, by a central difference"
+    difference, ratios = "points w + delta v and w - delta v", one.source("ratio")
     return [
         Formula(reuse, right, True, one, OBJECTIVE, logs, full),
         Formula(reuse, "no score term", False, one, OBJECTIVE, logs, none),
@@ -84,6 +109,12 @@ def enumerate_formulas() -> list[Formula]:
         Formula(dimensions, "mean", False, two, PRODUCT, averaged, maml),
         Formula(weight, right, True, one, OBJECTIVE, logs, full),
         Formula(weight, "mean of normalised advantages", False, one, OBJECTIVE, logs, zero),
+        Formula(free, difference, True, one, PRODUCT, ratios, central),
+        Formula(free, "the second point from the shifted first one", False, one, PRODUCT, ratios, shifted),
+        Formula(free, difference, True, one, PRODUCT, ratios, central),
+        Formula(free, "perturbed along ones", False, one, PRODUCT, ratios, ones),
+        Formula(free, difference, True, one, PRODUCT, ratios, central),
+        Formula(free, "along ones, and the first point taken twice", False, one, PRODUCT, ratios, same),
     ]
 
 
