@@ -35,7 +35,7 @@ def test_lengths() -> None:
 
 
 def test_the_results_are_those_of_the_page_of_results() -> None:
-    """The README leaves out the intervals; every other number of its table stands in docs/results.md."""
+    """The README leaves out intervals and some updates; every other number of its table stands in docs/results.md."""
     results = rows(ROOT / "docs" / "results.md")
     table = rows(README)
     ours = {
@@ -43,7 +43,8 @@ def test_the_results_are_those_of_the_page_of_results() -> None:
         for name, make in metarl.OUTER.items()
         if make().needs_particles is False and make.__module__.startswith("metarl.outer.")
     }
-    assert {name.split("`")[1] for name in table} == ours
+    assert table.keys() < results.keys()
+    assert {name.split("`")[1] for name in results} <= ours
     for name, numbers in table.items():
         assert numbers == [cell.split(" [")[0] for cell in results[name]]
 

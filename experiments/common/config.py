@@ -37,17 +37,18 @@ class RunConfig:
     """Settings that older versions did not write, with the values they trained with."""
 
     outer: str = "maml"
-    """Outer update: maml, fo_maml, hf_maml, multi_step_maml, maml_plus_plus, e_maml, sign_maml, moreau, reptile, imaml,
-    bmaml, or your own."""
+    """Outer update: maml, fo_maml, hf_maml, ggs_maml, multi_step_maml, binom_maml, maml_plus_plus, e_maml, lsf,
+    sign_maml, moreau, reptile, imaml, multitask, bmaml, or your own."""
     iterations: int = 150
     """Meta-iterations in total."""
     inner_steps: int | None = None
-    """Inner steps N. Default: the method's (1; 3 for multi_step_maml, moreau, reptile; 5 for maml_plus_plus, imaml)."""
+    """Inner steps N. Default: the method's (1; 3 for multi_step_maml, binom_maml, moreau, reptile; 5 for
+    maml_plus_plus, imaml)."""
     inner_lr: float | None = None
     """Inner step size alpha. Default: the method's (0.1; much smaller for sign_maml)."""
     hessian_data: Literal["fresh", "reuse"] | None = None
-    """D_h of maml, maml_plus_plus and hf_maml: a fresh draw, or reuse the inner batch, which saves draws. Default:
-    fresh; reuse with the outer steps trust_region and proximal."""
+    """D_h of maml, maml_plus_plus, hf_maml, ggs_maml and binom_maml: a fresh draw, or reuse the inner batch, which saves
+    draws. Default: fresh; reuse with the outer steps trust_region and proximal."""
     learn_inner_lr: Literal["scalar", "layer", "parameter", "layer-step"] | None = None
     """Learn alpha (maml, fo_maml, hf_maml, multi_step_maml): one, or one per layer, parameter, or layer and step, which
     is the default of maml_plus_plus."""
@@ -58,7 +59,7 @@ class RunConfig:
     reptile. Default: all; the context with --context-size."""
     outer_options: tuple[str, ...] = ()
     """Other options of the update, as name=value: delta=published (hf_maml), lam=2 (imaml), baseline=none (e_maml),
-    temperature=0.1 (bmaml)."""
+    order=2 (binom_maml), directions=10 (ggs_maml), temperature=0.1 (bmaml)."""
     anneal_iterations: int | None = None
     """Anneal the outer step size to a tenth over this many iterations. Default: all. 0: no annealing."""
     anneal: Literal["linear", "cosine"] = "linear"

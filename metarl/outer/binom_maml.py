@@ -73,5 +73,5 @@ def binom_maml(
         end = outer_gradient(tasks, path.params[-1])
         return end._replace(grads=truncated_pull_back(tasks, path, inner, end.grads, order, hessian_data))
 
-    exact = order > 0
-    return Method(update, Inner(sgd(inner_lr), inner_steps), needs_hessian=exact, differentiates_twice=exact)
+    twice, inner = order > 0, Inner(sgd(inner_lr), inner_steps)
+    return Method(update, inner, needs_hessian=twice, differentiates_twice=twice, replays=True)

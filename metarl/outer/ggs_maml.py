@@ -82,4 +82,4 @@ def ggs_maml(
         multiply = smoothed_products(params, directions, smoothing)
         return adapt_and_pull_back(multiply, hessian_data)(params, tasks, inner)
 
-    return Method(update, Inner(sgd(inner_lr), inner_steps), needs_hessian=True)
+    return Method(update, Inner(sgd(inner_lr), inner_steps), needs_hessian=True, replays=True)

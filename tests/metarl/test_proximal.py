@@ -25,6 +25,7 @@ from tests.metarl.test_learned_rules import alpha_of
 
 ALPHA, CLIP, ETA = 0.5, 0.1, 0.3
 DEFINED = ("maml", "multi_step_maml", "fo_maml", "hf_maml", "sign_maml", "maml_plus_plus")
+DEFINED += ("binom_maml", "ggs_maml", "multitask")
 NAVIGATION = Navigation(horizon=6)
 
 

@@ -318,7 +318,7 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 
 
 def test_methods_for_which_it_is_not_defined() -> None:
-    undefined = {"e_maml": "right on replayed draws"}
+    undefined = dict.fromkeys(("e_maml", "lsf"), "right on replayed draws")
     undefined |= dict.fromkeys(("reptile", "moreau", "imaml", "bmaml"), "meta-gradient is that of the loss after")
     for name, reason in undefined.items():
         with pytest.raises(ValueError, match=rf"proximal .*{reason}.*") as caught:
