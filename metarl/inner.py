@@ -16,7 +16,10 @@ from metarl.errors import check_real
 from metarl.learned_rules import FixedSgd, LearnedSgd, StepSizes, as_learned, hide_meta, visible
 from metarl.partial import Partial, adapted, start
 from metarl.tree import broadcast, tree_map
-from metarl.types import Batch, Inner, Params, Rule, TaskBatch
+from metarl.types import Batch, Inner, Params, Rule, ScoreRule, TaskBatch
+
+ADAPTATION = 0
+"""First number of the labels of directions in adaptation; outer updates have others for their own."""
 
 Adjoint: TypeAlias = Callable[[Params], tuple[Params, Params, Params | None]]
 """From the cotangent of a rule's result to those of its three arguments; `None` for zero."""
@@ -185,10 +188,13 @@ def adapt_stepwise(params: Params, tasks: TaskBatch, rules: Iterable[Rule]) -> I
     tasks, steps = hide_meta(tasks, params), list(rules)
     w = anchor = broadcast(start(steps[0], params) if steps else params, tasks.num_tasks)
     yield visible(w)
-    for rule in steps:
-        grads = gradients(tasks, w, tasks.draw(w, "inner"), adapted(rule, w))
-        w = inner_step(rule, w, grads, anchor)
-        del grads  # free the memory before the next step
+    for j, rule in enumerate(steps):
+        if hasattr(rule, "move") and isinstance(rule, ScoreRule):  # the first look is fast
+            w = rule.move(tasks, w, params, (ADAPTATION, j))
+        else:
+            grads = gradients(tasks, w, tasks.draw(w, "inner"), adapted(rule, w))
+            w = inner_step(rule, w, grads, anchor)
+            del grads  # free the memory before the next step
         yield visible(w)
 
 

@@ -227,6 +227,14 @@ class Rule(Protocol):
     def __call__(self, params: Params, grads: Params, anchor: Params) -> Params: ...
 
 
+@runtime_checkable
+class ScoreRule(Protocol):
+    """A rule that moves by the scores of its own draws at points it chooses, without gradients."""
+
+    def move(self, tasks: TaskBatch, params: Params, start: Params, label: tuple[int, ...]) -> Params:
+        """One step of all tasks, stacked in and out; directions follow from `start` (not stacked) and `label`."""
+
+
 class Inner(NamedTuple):
     """The inner loop: a rule and its number of steps."""
 

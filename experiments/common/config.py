@@ -38,14 +38,14 @@ class RunConfig:
 
     outer: str = "maml"
     """Outer update: maml, fo_maml, hf_maml, ggs_maml, multi_step_maml, binom_maml, maml_plus_plus, e_maml, lsf,
-    sign_maml, moreau, reptile, imaml, multitask, bmaml, or your own."""
+    sign_maml, moreau, reptile, imaml, es_maml, multitask, bmaml, or your own."""
     iterations: int = 150
     """Meta-iterations in total."""
     inner_steps: int | None = None
     """Inner steps N. Default: the method's (1; 3 for multi_step_maml, binom_maml, moreau, reptile; 5 for
     maml_plus_plus, imaml)."""
     inner_lr: float | None = None
-    """Inner step size alpha. Default: the method's (0.1; much smaller for sign_maml)."""
+    """Inner step size alpha. Default: the method's (0.1; much smaller for sign_maml and es_maml)."""
     hessian_data: Literal["fresh", "reuse"] | None = None
     """D_h of maml, maml_plus_plus, hf_maml, ggs_maml and binom_maml: a fresh draw, or reuse the inner batch, which saves
     draws. Default: fresh; reuse with the outer steps trust_region and proximal."""

@@ -4,6 +4,7 @@ from metarl.outer import (  # noqa: F401 (each registers)
     binom_maml,
     bmaml,
     e_maml,
+    es_maml,
     fo_maml,
     ggs_maml,
     hf_maml,

@@ -32,4 +32,4 @@ def multitask(inner_lr: float = 0.1, inner_steps: int = 1) -> Method:
         >>> method.update({"x": torch.tensor(0.0)}, tasks, method.inner).grads["x"]  # grad f(0)
         tensor([-2.])
     """
-    return Method(gradient_before_adaptation, Inner(sgd(inner_lr), inner_steps), replays=True)
+    return Method(gradient_before_adaptation, Inner(sgd(inner_lr), inner_steps), replays=True, adapts=False)

@@ -71,6 +71,7 @@ class Method:
     )
     replays: bool = False  # right on draws made at other parameters too, through the likelihood ratios of the losses
     trains_frozen_params: bool = True  # its meta-gradient moves parameters that no inner step adapts
+    adapts: bool = True  # in training; if not, the meta-gradient follows the outer loss at the parameters themselves
     needs_particles: bool = False  # parameters [M, ...], of `metarl.supervised.particles.Particles`
     recipe: Recipe | None = field(default=None, init=False)  # set by `make_method`; a method of your own has none
 
@@ -78,6 +79,11 @@ class Method:
         """The update of an iteration, counted from 0."""
         early = self.annealing
         return self.update if early is None or iteration >= early.iterations else early.update(iteration)
+
+    @property
+    def inner_in_training(self) -> Inner:
+        """The inner loop as training uses it: without a step unless the method `adapts`."""
+        return self.inner if self.adapts else self.inner._replace(steps=0)
 
     @property
     def learned_rule(self) -> LearnedRule | None:

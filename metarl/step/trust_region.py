@@ -72,9 +72,9 @@ class TrustRegionStep:
     """A natural-gradient step of bounded divergence between adapted policies, with a line search.
 
     It takes every update whose meta-gradient is that of the loss after adaptation (`Method.follows_adapted_loss`), on
-    tasks with policies. There is no learning rate. It logs `kl` (mean divergence of the step taken, 0 if none),
-    `kl_full_step`, `cg_residual` (relative), `cg_iterations`, `backtracks`, `accepted` (1 or 0), and
-    `expected_improvement` (to first order) and `improvement` of the outer loss.
+    tasks with policies; for `multitask` that is the loss at w. There is no learning rate. It logs `kl` (mean divergence
+    of the step taken, 0 if none), `kl_full_step`, `cg_residual` (relative), `cg_iterations`, `backtracks`, `accepted`
+    (1 or 0), and `expected_improvement` (to first order) and `improvement` of the outer loss.
 
     Args:
         params: the initial parameters; not used.
@@ -132,7 +132,7 @@ class TrustRegionStep:
         self.jacobian = None if jacobian is None else check_choice("jacobian", jacobian, ("exact", "identity"))
         self.every = check_int("every", every)
         self.steps = 0
-        self._inner = method.inner
+        self._inner = method.inner_in_training
         second_order = method.needs_hessian or method.differentiates_twice
         self._first_order = self.jacobian == "identity" or (self.jacobian is None and not second_order)
 

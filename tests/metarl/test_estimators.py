@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from metarl import MetaLearner, make_method
-from metarl.derivatives import linear_effects
+from metarl.derivatives import linear_effects, scores
 from metarl.outer.directions import normal_directions
+from metarl.outer.es_maml import EvolutionStep, HillClimbing, standardize
 from metarl.outer.ggs_maml import smoothed_products
 from metarl.supervised import FiniteSumTaskBatch
 from metarl.supervised.sinusoid import Sinusoids
@@ -155,6 +156,86 @@ def test_binomial_error_falls_with_the_order() -> None:
     assert ratios == sorted(ratios, reverse=True)  # faster than any geometric rate
     # a ten times smaller alpha: measured 0.095, 0.0047, 1.2e-4, 1.5e-6, 2.4e-9
     assert all(error < limit for error, limit in zip(errors(0.001), (0.15, 8e-3, 3e-4, 5e-6, 1e-7), strict=True))
+
+
+# ES-MAML.
+
+
+def test_evolution_is_unbiased_on_a_quadratic() -> None:
+    """Without inner steps the smoothed quadratic has the same gradient."""
+    tasks, w, a = copies(40_000)
+    method = make_method("es_maml", directions=2, smoothing=0.5)
+    rows = method.update(w, tasks, method.inner._replace(steps=0)).grads["w"]
+    wanted = a @ (w["w"] - tasks.support["c"][0, 0])
+    stderr = rows.std(0) / len(rows) ** 0.5
+    assert ((rows.mean(0) - wanted).abs() < 4.5 * stderr).all()
+    assert (stderr < 0.05).all()
+    assert ((-rows.mean(0) - wanted).abs() > 6 * stderr).any()  # the wrong sign is seen
+    assert ((2 * rows.mean(0) - wanted).abs() > 6 * stderr).any()  # and a missing 1/2
+
+
+def test_a_step_of_evolution_goes_uphill_by_its_length() -> None:
+    """Where the score is linear, c x, the expected step is about alpha c / |c|, in any units of the score."""
+    number, alpha = 20_000, 0.3
+    slope = torch.tensor([3.0, -4.0, 0.0], dtype=torch.float64)
+    steps = []
+    for unit in (1.0, 1000.0):
+
+        def loss(w: Params, batch: Batch, unit: float = unit) -> Tensor:
+            return -unit * (slope @ w["w"]) + 0 * batch["c"][0]
+
+        tasks = FiniteSumTaskBatch(loss, {"c": torch.zeros(number, 1, dtype=torch.float64)})
+        start = {"w": torch.zeros(3, dtype=torch.float64)}
+        moved = EvolutionStep(alpha, 200, 0.1).move(tasks, broadcast(start, number), start, (0,))["w"].mean(0)
+        assert (moved - alpha * slope / 5).norm() < 0.01 * alpha
+        steps.append(moved)
+    assert (steps[0] - steps[1]).norm() < 1e-9
+
+
+def test_hill_climbing_keeps_what_is_better() -> None:
+    tasks, params = problems.regression()
+    assert isinstance(tasks, FiniteSumTaskBatch)
+    w = broadcast(params, 3)
+    found = [scores(tasks, HillClimbing(0.1, m).move(tasks, w, params, (0,)), tasks.support) for m in (1, 5, 25)]
+    before = scores(tasks, w, tasks.support)
+    assert all((later >= earlier).all() for earlier, later in itertools.pairwise([before, *found]))
+    assert (found[-1] > before).all()
+
+
+@pytest.mark.parametrize(("adaptation", "of_a_step"), [("es", 2 * 3), ("hill_climbing", 3 + 1)])
+def test_every_point_of_es_maml_has_its_own_episodes(adaptation: str, of_a_step: int) -> None:
+    problem = problems.reinforcement_learning("point_velocity")
+    method = make_method("es_maml", 0.05, 2, adaptation=adaptation, directions=2, queries=3)
+    draws = 2 * 2 * (2 * of_a_step + 1) + 1
+    checks.counts(method, lambda: problem, {"samples": draws * 2 * 3, "env_steps": draws * 2 * 3 * 5})
+
+
+@pytest.mark.parametrize("adaptation", ["es", "hill_climbing"])
+def test_evaluation_adapts_by_scores(adaptation: str) -> None:
+    source = problems.source("point_velocity")
+    options = {"adaptation": adaptation, "queries": 2}
+    learner = MetaLearner(source, "es_maml", inner_lr=0.1, outer_options=options, meta_batch_size=2).learn(2)
+    curve = learner.evaluate(num_tasks=3, steps=2, warn=False)
+    draws = 4 if adaptation == "es" else 3
+    assert [cost["env_steps"] for cost in curve.costs] == [0, draws * 3 * 3 * 5, 2 * draws * 3 * 3 * 5]
+    assert [cost["gradients"] for cost in curve.costs] == [0, 0, 0]
+    assert torch.equal(learner.evaluate(num_tasks=3, steps=2, warn=False).scores, curve.scores)
+    shorter = learner.evaluate(num_tasks=3, steps=2, step_sizes=[0.01, 0.01], warn=False)
+    assert not torch.equal(shorter.scores[1:], curve.scores[1:])
+    assert learner.counts["gradients"] == 0
+
+
+def test_es_maml_and_other_updates_refuse_each_other_s_rules() -> None:
+    tasks, params = problems.regression()
+    es, maml = make_method("es_maml"), make_method("maml")
+    with pytest.raises(ValueError, match="inner rule of es_maml must move by scores"):
+        es.update(params, tasks, maml.inner)
+    with pytest.raises(ValueError, match="the rule of es_maml moves by scores, got gradients"):
+        maml.update(params, tasks, es.inner)
+
+
+def test_equal_scores_move_nothing() -> None:
+    assert torch.equal(standardize(torch.ones(4, 2)), torch.zeros(4, 2))
 
 
 # The linear effects of single trajectories.

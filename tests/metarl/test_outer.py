@@ -18,7 +18,7 @@ from metarl.supervised import FiniteSumTaskBatch
 from tests.reference import checks, problems, updates
 from tests.reference.checks import finite_sum_data, mean_gradient, ravel
 from tests.reference.problems import DOUBLE, PROBLEMS, ReferenceProblem, with_particles
-from tests.reference.updates import ONE_NETWORK, ROWS, Data, Row
+from tests.reference.updates import AT_THE_PATH, ONE_NETWORK, ROWS, Data, Row
 
 FINITE_SUMS = ("quadratics", "logistic", "regression")
 RL = ("navigation", "discrete")
@@ -42,7 +42,7 @@ def test_equals_the_reference(row: Row, steps: int, problem: str) -> None:
     checks.equals_reference(row.method(steps), row.answer, with_particles(PROBLEMS[problem], row.particles))
 
 
-@rows_of_one_network
+@pytest.mark.parametrize("row", AT_THE_PATH, ids=str)
 @pytest.mark.parametrize("steps", [1, 3, 5])
 @pytest.mark.parametrize("problem", RL)
 def test_equals_the_reference_on_recorded_draws(row: Row, steps: int, problem: str) -> None:
@@ -77,7 +77,7 @@ def test_float32(row: Row, problem: str) -> None:
     checks.close_in_float32(row.method(3), new, {"hf_maml": 1e-2, "ggs_maml": 3e-2}.get(row.name, 1e-5))
 
 
-@rows
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.own_draws], ids=str)
 def test_score_is_that_of_the_adapted_parameters(row: Row) -> None:
     problem = with_particles(problems.regression, row.particles)()
     score = checks.run(row.method(2), problem).score
@@ -98,6 +98,10 @@ CHANGES = {  # (method, option): the settings to compare
     ("e_maml", "baseline"): ({"baseline": "tasks"}, {"baseline": "trajectories"}),
     ("binom_maml", "order"): ({"order": 1}, {"order": 2}),
     ("binom_maml", "hessian_data"): ({"hessian_data": "fresh"}, {"hessian_data": "reuse"}),
+    ("es_maml", "adaptation"): ({"adaptation": "es"}, {"adaptation": "hill_climbing"}),
+    ("es_maml", "directions"): ({"directions": 1}, {"directions": 2}),
+    ("es_maml", "queries"): ({"queries": 1}, {"queries": 2}),
+    ("es_maml", "smoothing"): ({"smoothing": 0.1}, {"smoothing": 0.2}),
     ("ggs_maml", "hessian_data"): ({"hessian_data": "fresh"}, {"hessian_data": "reuse"}),
     ("ggs_maml", "directions"): ({"directions": 1}, {"directions": 2}),
     ("ggs_maml", "smoothing"): ({"smoothing": None}, {"smoothing": 0.3}),

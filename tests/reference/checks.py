@@ -84,7 +84,14 @@ def finite_sum_data(problem: ReferenceProblem, steps: int, task: int) -> Data:
         [support] * steps, [lambda w: nothing] * steps, [nothing] * steps, nothing.sum(), others, [[]] * steps
     )
     earlier, normal = [query] * (steps - 1), directions(problem, task)
-    return Data([support] * steps, query, [support] * steps, sampled, earlier, layout(problem), (n, queries), normal)
+
+    def score(role: str, w: Tensor) -> float:
+        return float(
+            tasks.score(unravel(w, problem.params), one(base.query if role == "outer" else base.support, task))
+        )
+
+    known = sampled, earlier, layout(problem), (n, queries), score, normal
+    return Data([support] * steps, query, [support] * steps, *known)
 
 
 def directions(problem: ReferenceProblem, task: int) -> Callable[..., Tensor]:
@@ -160,8 +167,8 @@ def equals_reference_on_its_draws(
         inner, outer = (next(d.batch for d in draws if d.role in ("outer", role)) for role in ("inner", "outer"))
         sizes = (len(next(iter(inner.values()))[i]), len(next(iter(outer.values()))[i]))
         sampled, earlier = sampled_data(problem, draws, i), f["outer"][:-1]
-        known = sampled, earlier, layout(problem), sizes, directions(problem, i)
-        data = Data(f["inner"], f["outer"][-1], f["hessian"][::-1], *known)
+        known = sampled, earlier, layout(problem), sizes
+        data = Data(f["inner"], f["outer"][-1], f["hessian"][::-1], *known, normal=directions(problem, i))
         answer = reference(w, data)
         outer_at = answer.outer_at or answer.points[-1:]
         points = {"inner": answer.points[:-1], "outer": outer_at, "hessian": answer.hessian_at}

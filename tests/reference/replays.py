@@ -31,7 +31,7 @@ class Recorded:
         self.draws = recorder.draws
 
     def policies(self, kind: type[AdaptedPolicies] = AdaptedPolicies) -> AdaptedPolicies:
-        return kind(self.params, self.tasks, self.draws, self.method.inner)
+        return kind(self.params, self.tasks, self.draws, self.method.inner_in_training)
 
     def batches(self, role: Role, task: int) -> list[Batch]:
         return [take(draw.batch, task) for draw in self.draws if draw.role == role]

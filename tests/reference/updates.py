@@ -42,6 +42,7 @@ class Data(NamedTuple):
     earlier: list[Function] = []  # noqa: RUF012 (f(.; D_o) at the points before the last one)
     particles: Tensor | None = None  # where each particle's numbers are in the flat parameters, [M, P]
     sizes: tuple[int, int] = (1, 1)  # points in an inner and an outer batch
+    score: Callable[[str, Tensor], float] = lambda role, w: 0.0  # of the support (inner) or the query set (outer)
     normal: Callable[..., Tensor] = torch.zeros  # this task's random direction with a label, [P]
 
 
@@ -215,6 +216,35 @@ def linearised(w: Tensor, data: Data, alpha: float) -> Answer:
     return Answer(v, points, [])
 
 
+def evolution(
+    w: Tensor,
+    data: Data,
+    alpha: float,
+    adaptation: str = "es",
+    directions: int = 1,
+    queries: int = 2,
+    smoothing: float = 0.1,
+) -> Answer:
+    """ES-MAML, whose draws on a finite sum are the whole support or query set."""
+    total, score = torch.zeros_like(w), functools.partial(data.score, "inner")
+    for k in range(directions):
+        u = data.normal(1, k)
+        for sign in (1, -1):
+            z = w + sign * smoothing * u
+            for j in range(len(data.inner)):
+                around = [data.normal(2, k, j, m) for m in range(queries)]
+                if adaptation == "es":
+                    found = np.array([[score(z + t * smoothing * v) for t in (1, -1)] for v in around])
+                    found = (found - found.mean()) / (found.std() or 1.0)
+                    moves = [(x - y) / (2 * queries) * v for (x, y), v in zip(found, around, strict=True)]
+                    z = z + alpha * sum(moves)
+                else:
+                    for v in around:
+                        z = z + alpha * v if score(z + alpha * v) > score(z) else z
+            total = total - sign * data.score("outer", z) / (2 * smoothing * directions) * u
+    return Answer(total, [w], [])
+
+
 def sampled_objective(w: Tensor, data: Data, alpha: float, baseline: str = "none") -> Answer:
     """Autograd of the outcome and of all data's log-likelihoods times the outcome, through the whole inner loop."""
     s = data.sampled
@@ -325,6 +355,7 @@ class Row(NamedTuple):
     alpha: float = 0.2
     passed: tuple[str, ...] = ()  # options the reference wants too
     inner_draws: int | None = None  # default: one for each step
+    own_draws: bool = False  # it draws at random points, so that the reference has no data of recorded draws
     separable: bool = True  # a task's meta-gradient does not depend on the other tasks
     iteration: int | None = None  # of an annealed method; default: after all annealing
     particles: int = 0  # M; 0 for a method that works on one network
@@ -369,6 +400,15 @@ ROWS = [
         Row("ggs_maml", smoothed, options, passed=tuple(options), separable=False)
         for options in [{}, {"hessian_data": "reuse", "directions": 2}, {"smoothing": 0.1, "directions": 1}]
     ),
+    *(
+        Row("es_maml", evolution, options, passed=tuple(options), own_draws=True, separable=False)
+        for options in [
+            {},
+            {"directions": 3, "queries": 1, "smoothing": 0.3},
+            {"adaptation": "hill_climbing"},
+            {"adaptation": "hill_climbing", "directions": 2, "queries": 3},
+        ]
+    ),
     # its learned step sizes and batch normalisation have tests of their own, test_maml_plus_plus.py
     Row("maml_plus_plus", product, FIXED),
     *(
@@ -395,3 +435,4 @@ ROWS = [
     ),
 ]
 ONE_NETWORK = [row for row in ROWS if not row.particles]
+AT_THE_PATH = [row for row in ONE_NETWORK if not row.own_draws]

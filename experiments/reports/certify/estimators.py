@@ -19,6 +19,7 @@ OTHER = {
     "reptile": "a displacement",
     "imaml": "the loss at the proximal point",
     "multitask": "the loss before adaptation",
+    "es_maml": "the smoothed score after steps by scores",
 }
 LINEAR = (*PULLED, *FIRST_ORDER, *SAMPLED, *LINEARISED, "sign_maml", "moreau", "reptile")
 """In D_o and in D_h: expected data give the expectation over them."""
