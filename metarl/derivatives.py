@@ -127,7 +127,8 @@ def score_terms(tasks: TaskBatch, params: Params, batch: Batch, weights: Tensor)
 def linear_effects(tasks: TaskBatch, params: Params, batch: Batch, vectors: Params) -> Tensor:
     """`<g(tau; w_i), v_i>` for every task and each trajectory tau of its sampled batch, `[T, n]`.
 
-    g(tau) is the gradient of the part of `frozen_loss` that belongs to tau; see `as_linearised` for the error.
+    g(tau) is the gradient of the part of `frozen_loss` that belongs to tau; leaves that `vectors` lack count as zero. See
+    `as_linearised` for the error.
     """
     function = partial(_linear_effects, as_linearised(tasks).frozen_losses)
     effects: Tensor = over_tasks("linear effects", function, params, batch, vectors)
@@ -136,7 +137,7 @@ def linear_effects(tasks: TaskBatch, params: Params, batch: Batch, vectors: Para
 
 
 def _linear_effects(losses: Loss, w: Params, data: Batch, v: Params) -> Tensor:
-    found, pull = vjp(lambda p: losses(p, data), w)[:2]
+    found, pull = vjp(lambda own: losses({**w, **own}, data), {name: w[name] for name in v})[:2]
     # v -> <g(tau), v> is the transpose of c -> sum_tau c_tau g(tau), which is linear (forward mode warns)
     push = vjp(lambda c: pull(c)[0], torch.zeros_like(found))[1]
     return cast(Tensor, push(v)[0])

@@ -24,7 +24,7 @@ import torch
 
 from metarl.errors import check_type, did_you_mean, shorten
 from metarl.learned_rules import META, PER_STEP, FixedSgd, LearnedRule, PerStepNorm, as_learned, layer
-from metarl.types import Inner, MetaGrad, OuterUpdate, Params, Rule, TaskBatch
+from metarl.types import Inner, MetaGrad, OuterUpdate, Params, Rule, ScoreRule, TaskBatch
 
 Patterns: TypeAlias = str | Sequence[str]
 """Which parameters inner steps adapt."""
@@ -87,6 +87,18 @@ class LearnedPartial(Partial):
     def describe(self, params: Params) -> dict[str, float]:
         (own,) = self.own(params, params)
         return self.rule.describe(own)
+
+
+@dataclass(frozen=True)
+class ScorePartial(Partial):
+    """`Partial` of a rule that moves by scores."""
+
+    rule: ScoreRule
+
+    def move(
+        self, tasks: TaskBatch, params: Params, at: Params, label: tuple[int, ...], names: tuple[str, ...] | None = None
+    ) -> Params:
+        return self.rule.move(tasks, params, at, label, self.names(params) if names is None else names)
 
 
 def check_patterns(adapt: object) -> tuple[str, ...]:
@@ -157,6 +169,8 @@ def adapt_only(rule: Rule, patterns: tuple[str, ...]) -> Rule:
     """
     if isinstance(rule, PerStepNorm):
         return replace(rule, rule=adapt_only(rule.rule, patterns))
+    if isinstance(rule, ScoreRule):
+        return ScorePartial(rule, patterns)
     learned = as_learned(rule)
     return Partial(rule, patterns) if learned is None else LearnedPartial(learned, patterns)
 

@@ -228,11 +228,16 @@ class Rule(Protocol):
 
 
 @runtime_checkable
-class ScoreRule(Protocol):
+class ScoreRule(Rule, Protocol):
     """A rule that moves by the scores of its own draws at points it chooses, without gradients."""
 
-    def move(self, tasks: TaskBatch, params: Params, start: Params, label: tuple[int, ...]) -> Params:
-        """One step of all tasks, stacked in and out; directions follow from `start` (not stacked) and `label`."""
+    def move(
+        self, tasks: TaskBatch, params: Params, at: Params, label: tuple[int, ...], names: tuple[str, ...] | None = None
+    ) -> Params:
+        """One step of all tasks, stacked in and out, of the parameters `names`; `None` for all.
+
+        Random directions follow from `at`, the start of adaptation (not stacked), and from `label`.
+        """
 
 
 class Inner(NamedTuple):

@@ -47,7 +47,7 @@ class RunConfig:
     inner_lr: float | None = None
     """Inner step size alpha. Default: the method's (0.1; much smaller for sign_maml and es_maml)."""
     hessian_data: Literal["fresh", "reuse"] | None = None
-    """D_h of maml, maml_plus_plus, hf_maml, ggs_maml and binom_maml: a fresh draw, or reuse the inner batch, which saves
+    """D_h of maml, maml_plus_plus, hf_maml, ggs_maml, binom_maml: a fresh draw, or reuse the inner batch, which saves
     draws. Default: fresh; reuse with the outer steps trust_region and proximal."""
     learn_inner_lr: Literal["scalar", "layer", "parameter", "layer-step"] | None = None
     """Learn alpha (maml, fo_maml, hf_maml, multi_step_maml): one, or one per layer, parameter, or layer and step, which

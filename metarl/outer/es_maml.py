@@ -28,7 +28,9 @@ from metarl.derivatives import scores, task_numbers
 from metarl.errors import check_choice, check_int, check_real
 from metarl.inner import rules
 from metarl.outer.directions import normal_directions
+from metarl.outer.hf_maml import shift
 from metarl.outer.registry import Method, register
+from metarl.partial import start
 from metarl.tree import add_scaled, broadcast, tree_map
 from metarl.types import Inner, MetaGrad, Params, ScoreRule, TaskBatch
 
@@ -56,16 +58,18 @@ class EvolutionStep(WithoutGradients):
     queries: int
     smoothing: float
 
-    def move(self, tasks: TaskBatch, params: Params, start: Params, label: tuple[int, ...]) -> Params:
-        """The stacked parameters after one step; `start` and `label` give the directions."""
-        directions, found = [], []
+    def move(
+        self, tasks: TaskBatch, params: Params, at: Params, label: tuple[int, ...], names: tuple[str, ...] | None = None
+    ) -> Params:
+        """The stacked parameters after one step; `at` and `label` give the directions."""
+        like, directions, found = {k: params[k] for k in names or params}, [], []
         for m in range(self.queries):
-            v = normal_directions(start, (*label, m), task_numbers(tasks), params)
+            v = normal_directions(at, (*label, m), task_numbers(tasks), like)
             directions.append(v)
-            found += [score_at(tasks, add_scaled(params, sign * self.smoothing, v), "inner") for sign in (1, -1)]
+            found += [score_at(tasks, shift(params, sign * self.smoothing, v), "inner") for sign in (1, -1)]
         values = standardize(torch.stack(found))  # [2 M, T]: above and below in turn
         for v, weight in zip(directions, values[0::2] - values[1::2], strict=True):
-            params = vmap(add_scaled)(params, self.learning_rate / (2 * self.queries) * weight, v)
+            params = vmap(shift)(params, self.learning_rate / (2 * self.queries) * weight, v)
         return params
 
 
@@ -81,12 +85,14 @@ class HillClimbing(WithoutGradients):
     learning_rate: float
     queries: int
 
-    def move(self, tasks: TaskBatch, params: Params, start: Params, label: tuple[int, ...]) -> Params:
-        """The stacked parameters after M proposals; `start` and `label` give the directions."""
-        best = score_at(tasks, params, "inner")
+    def move(
+        self, tasks: TaskBatch, params: Params, at: Params, label: tuple[int, ...], names: tuple[str, ...] | None = None
+    ) -> Params:
+        """The stacked parameters after M proposals; `at` and `label` give the directions."""
+        like, best = {k: params[k] for k in names or params}, score_at(tasks, params, "inner")
         for m in range(self.queries):
-            v = normal_directions(start, (*label, m), task_numbers(tasks), params)
-            proposal = add_scaled(params, self.learning_rate, v)
+            v = normal_directions(at, (*label, m), task_numbers(tasks), like)
+            proposal = shift(params, self.learning_rate, v)
             score = score_at(tasks, proposal, "inner")
             better = score > best
             best = torch.where(better, score, best)
@@ -136,13 +142,14 @@ def es_maml(
     check_real("smoothing", smoothing)
 
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
-        w, after = broadcast(params, tasks.num_tasks), []
+        at, after = start(inner.rule, params), []
+        w = broadcast(at, tasks.num_tasks)
         grads = tree_map(torch.zeros_like, w)
         tasks.draw(w, "inner")  # for the log: the score before adaptation
         for k in range(directions):
-            u = normal_directions(params, (OUTER, k), task_numbers(tasks), w)
+            u = normal_directions(at, (OUTER, k), task_numbers(tasks), w)
             # both sides adapt with the same directions
-            above, below = (climb(tasks, add_scaled(w, sign * smoothing, u), inner, params, k) for sign in (1, -1))
+            above, below = (climb(tasks, add_scaled(w, sign * smoothing, u), inner, at, k) for sign in (1, -1))
             grads = vmap(add_scaled)(grads, (below - above) / (2 * smoothing * directions), u)
             after += [above, below]
         return MetaGrad(grads, torch.stack(after).mean(0))
@@ -151,10 +158,10 @@ def es_maml(
     return Method(update, Inner(rule, inner_steps), follows_adapted_loss=False)
 
 
-def climb(tasks: TaskBatch, w: Params, inner: Inner, start: Params, k: int) -> Tensor:
+def climb(tasks: TaskBatch, w: Params, inner: Inner, at: Params, k: int) -> Tensor:
     """The scores after adaptation from `w`, `[T]`."""
     for j, rule in enumerate(rules(inner)):
         if not isinstance(rule, ScoreRule):
             raise ValueError(f"the inner rule of es_maml must move by scores (metarl.types.ScoreRule), got {rule!r}")
-        w = rule.move(tasks, w, start, (INNER, k, j))
+        w = rule.move(tasks, w, at, (INNER, k, j))
     return score_at(tasks, w, "outer")

@@ -21,27 +21,32 @@ from metarl.derivatives import gradients, task_numbers
 from metarl.errors import check_int, check_real
 from metarl.inner import sgd
 from metarl.outer.directions import normal_directions
-from metarl.outer.hf_maml import relative_length
+from metarl.outer.hf_maml import relative_length, shift
 from metarl.outer.maml import adapt_and_pull_back
 from metarl.outer.pull_back import HessianData, Multiply, check_hessian_data
 from metarl.outer.registry import Method, register
+from metarl.partial import start
 from metarl.types import Batch, Inner, MetaGrad, Params, TaskBatch
 
 
-def smoothed_products(start: Params, directions: int, smoothing: float | None) -> Multiply:
-    """A Hessian-vector product from gradients at `directions` pairs of points; `start` gives the directions."""
+def smoothed_products(at: Params, directions: int, smoothing: float | None) -> Multiply:
+    """A Hessian-vector product from gradients at `directions` pairs of points; `at` gives the directions.
+
+    Leaves that the vector lacks count as zero and are not perturbed.
+    """
     products = itertools.count()  # the products of one update, in order
 
-    def deviation(w: Params) -> Tensor:
+    def deviation(w: Params, v: Params) -> Tensor:
+        w = {name: w[name] for name in v}
         numbers = sum(leaf.numel() for leaf in w.values())
         return relative_length(w) / numbers**0.5 if smoothing is None else torch.full_like(tree.norm(w), smoothing)
 
     def multiply(tasks: TaskBatch, w: Params, batch: Batch, v: Params) -> Params:
-        product, s, total = next(products), vmap(deviation)(w), tree.tree_map(torch.zeros_like, v)  # s: [T]
+        product, s, total = next(products), vmap(deviation)(w, v), tree.tree_map(torch.zeros_like, w)  # s: [T]
         for k in range(directions):
-            u = normal_directions(start, (product, k), task_numbers(tasks), w)
-            above = gradients(tasks, vmap(tree.add_scaled)(w, s, u), batch)
-            below = gradients(tasks, vmap(tree.add_scaled)(w, -s, u), batch)  # same D_h on both sides
+            u = normal_directions(at, (product, k), task_numbers(tasks), v)
+            above = gradients(tasks, vmap(shift)(w, s, u), batch)
+            below = gradients(tasks, vmap(shift)(w, -s, u), batch)  # same D_h on both sides
             weight = vmap(tree.dot)(u, v) / (2 * directions * s)
             total = vmap(tree.add_scaled)(total, weight, tree.subtract(above, below))
         return total
@@ -79,7 +84,7 @@ def ggs_maml(
     hessian_data = check_hessian_data(hessian_data)
 
     def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
-        multiply = smoothed_products(params, directions, smoothing)
+        multiply = smoothed_products(start(inner.rule, params), directions, smoothing)
         return adapt_and_pull_back(multiply, hessian_data)(params, tasks, inner)
 
     return Method(update, Inner(sgd(inner_lr), inner_steps), needs_hessian=True, replays=True)

@@ -46,7 +46,7 @@ def published_length(rho: float, inner_lr: float) -> ProbeLength:
     return lambda w: torch.full_like(tree.norm(w), length)
 
 
-def shift(w: Params, delta: Tensor, u: Params) -> Params:
+def shift(w: Params, delta: Tensor | float, u: Params) -> Params:
     """`w + delta u`; leaves that `u` lacks count as zero."""
     return {k: w[k] + delta * u[k] if k in u else w[k] for k in w}
 

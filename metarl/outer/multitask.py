@@ -9,13 +9,14 @@ learning it is the policy gradient of the mean return over tasks.
 from metarl.inner import sgd
 from metarl.outer.pull_back import outer_gradient
 from metarl.outer.registry import Method, register
+from metarl.partial import start
 from metarl.tree import broadcast
 from metarl.types import Inner, MetaGrad, Params, TaskBatch
 
 
 def gradient_before_adaptation(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
     """The gradient and the score of every task at the same parameters; the inner loop is not used."""
-    return outer_gradient(tasks, broadcast(params, tasks.num_tasks))
+    return outer_gradient(tasks, broadcast(start(inner.rule, params), tasks.num_tasks))
 
 
 @register("multitask")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metarl import MetaLearner, make_method
 from metarl.derivatives import linear_effects, scores
+from metarl.inner import adapt as adapt_all
 from metarl.outer.directions import normal_directions
 from metarl.outer.es_maml import EvolutionStep, HillClimbing, standardize
 from metarl.outer.ggs_maml import smoothed_products
@@ -232,6 +233,31 @@ def test_es_maml_and_other_updates_refuse_each_other_s_rules() -> None:
         es.update(params, tasks, maml.inner)
     with pytest.raises(ValueError, match="the rule of es_maml moves by scores, got gradients"):
         maml.update(params, tasks, es.inner)
+
+
+def is_frozen(params: Params, moved: Params) -> dict[str, bool]:
+    return {k: bool((moved[k] == leaf).all()) for k, leaf in params.items()}
+
+
+@pytest.mark.parametrize("adaptation", ["es", "hill_climbing"])
+def test_es_maml_adapts_some_parameters(adaptation: str) -> None:
+    problem = problems.reinforcement_learning("point_velocity")
+    options = {"adaptation": adaptation, "queries": 20}
+    part, whole = (make_method("es_maml", 0.3, adapt=adapt, **options) for adapt in ("head", None))
+    head = {k: "action_net" in k for k in problem.params}
+    for method, wanted in ((part, {k: not found for k, found in head.items()}), (whole, dict.fromkeys(head, False))):
+        moved = adapt_all(problem.params, problem.tasks, method.inner)
+        assert is_frozen(problem.params, moved) == wanted
+    grads = part.update(problem.params, problem.tasks, part.inner).grads
+    assert all(leaf.any() for leaf in grads.values())  # the outer step moves all
+
+
+def test_multitask_with_a_head_trains_everything_and_adapts_the_head() -> None:
+    problem = problems.regression()
+    part, whole = (make_method("multitask", 0.1, adapt=adapt) for adapt in ("*_2", None))
+    checks.coincide(part, whole, problems.regression, 0)
+    moved = adapt_all(problem.params, problem.tasks, part.inner)
+    assert is_frozen(problem.params, moved) == {k: not k.endswith("_2") for k in problem.params}
 
 
 def test_equal_scores_move_nothing() -> None:

@@ -95,11 +95,12 @@ def finite_sum_data(problem: ReferenceProblem, steps: int, task: int) -> Data:
 
 
 def directions(problem: ReferenceProblem, task: int) -> Callable[..., Tensor]:
-    """The random directions of one task, by their labels."""
-    like = {k: v[None] for k, v in problem.params.items()}
+    """The random directions of one task, by their labels: of all numbers, or of the first parameters, so many."""
 
-    def normal(*label: int) -> Tensor:
-        return ravel(one(normal_directions(problem.params, label, range(task, task + 1), like), 0))
+    def normal(*label: int, like: int | None = None) -> Tensor:
+        numbers = sum(v.numel() for v in problem.params.values()) if like is None else like
+        flat = {"": torch.zeros(1, numbers, dtype=torch.float64)}
+        return normal_directions(problem.params, label, range(task, task + 1), flat)[""][0]
 
     return normal
 
