@@ -127,7 +127,7 @@ def score_terms(tasks: TaskBatch, params: Params, batch: Batch, weights: Tensor)
 def linear_effects(tasks: TaskBatch, params: Params, batch: Batch, vectors: Params) -> Tensor:
     """`<g(tau; w_i), v_i>` for every task and each trajectory tau of its sampled batch, `[T, n]`.
 
-    g(tau) is the gradient of the part of `frozen_loss` that belongs to tau; leaves that `vectors` lack count as zero. See
+    g(tau) is the gradient of the part of `frozen_loss` that belongs to tau. Leaves that `vectors` lack count as 0. See
     `as_linearised` for the error.
     """
     function = partial(_linear_effects, as_linearised(tasks).frozen_losses)
