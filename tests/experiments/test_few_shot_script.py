@@ -68,7 +68,7 @@ def test_partial_adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(few_shot, "Engine", partial(Engine, record=False))
     rows = ["maml", "bmaml", "ensemble"]
     options = ["--outer", *rows, "--context-size", 2, "--hidden", 8, "--seeds", 0, "--particles", 2, "--equal-cost"]
-    options = [*TINY, *options, "--pilot-iterations", 5]
+    options = [*TINY, *options, "--iterations", 6, "--pilot-iterations", 5]
     outcome = runs.call("few_shot", *options, "--log-dir", tmp_path, "--name", "context", "--json")
     assert outcome.code == 0, outcome.err
     assert set(json.loads(outcome.out)["results"]) == {"from scratch", "joint pretraining", *rows}
@@ -132,7 +132,7 @@ def test_a_signal_ends_the_program_without_a_result(tmp_path: Path, monkeypatch:
         (["--network", "conv4"], ("conv4", "square")),
         (["--network", "conv4", "--hidden", 8], ("hidden does not apply to network 'conv4'", "(8,)")),
         (["--outer", "maml", "reptile", "--adapt", "head"], ("adapt does not apply to 'reptile'",)),
-        (["--network", "conv4", "--context-size", 2], ("context_size does not apply to network 'conv4'", "2")),
+        (["--outer", "maml", "--network", "conv4", "--context-size", 2], ("context_size does not apply to network 'conv4'", "2")),
         (["--filters", 8], ("filters does not apply to network 'mlp'", "8")),
         (["--rotations"], ("rotations does not apply to 'digits'",)),
         (["--outer", "maml", "--reference", "fo_maml"], ("reference must", "maml", "'fo_maml'")),
