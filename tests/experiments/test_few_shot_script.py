@@ -132,7 +132,10 @@ def test_a_signal_ends_the_program_without_a_result(tmp_path: Path, monkeypatch:
         (["--network", "conv4"], ("conv4", "square")),
         (["--network", "conv4", "--hidden", 8], ("hidden does not apply to network 'conv4'", "(8,)")),
         (["--outer", "maml", "reptile", "--adapt", "head"], ("adapt does not apply to 'reptile'",)),
-        (["--outer", "maml", "--network", "conv4", "--context-size", 2], ("context_size does not apply to network 'conv4'", "2")),
+        (
+            ["--outer", "maml", "--network", "conv4", "--context-size", 2],
+            ("context_size does not apply to network 'conv4'", "2"),
+        ),
         (["--filters", 8], ("filters does not apply to network 'mlp'", "8")),
         (["--rotations"], ("rotations does not apply to 'digits'",)),
         (["--outer", "maml", "--reference", "fo_maml"], ("reference must", "maml", "'fo_maml'")),
