@@ -94,25 +94,41 @@ def sampled_gradients(params: Params, known: Trajectories) -> Params:
     return {"logits": -total / known.states.shape[1]}
 
 
-def paths(params: Params, known: Trajectories, alpha: float, steps: int) -> list[tuple[Params, Tensor]]:
-    """w_0 ... w_N for all outcomes of N inner steps on one trajectory each.
+def paths(
+    params: Params, known: Trajectories, alpha: float, steps: int, episodes: int = 1
+) -> list[tuple[Params, Tensor]]:
+    """w_0 ... w_N for all outcomes of N inner steps on n = `episodes` trajectories each.
 
-    Entry j has the parameters, leaf `[M^j, S, A]`, and the probabilities `[M^j]` of these outcomes.
+    Entry j has the parameters, leaf `[M^(n j), S, A]`, and the probabilities `[M^(n j)]` of these outcomes.
     """
     found = [({"logits": params["logits"][None]}, params["logits"].new_ones(1))]
+    chosen = tuples(len(known.states), check_int("episodes", episodes))  # [M^n, n]
     for _ in range(check_int("steps", steps, minimum=0)):
         w, weight = found[-1]
-        chance = vmap(lambda v: probabilities(v, known))(w)  # [M^j, M]
-        moved = w["logits"][:, None] - alpha * vmap(lambda v: sampled_gradients(v, known))(w)["logits"]
+        chance = vmap(lambda v: probabilities(v, known)[chosen].prod(-1))(w)  # [M^(n j), M^n]
+        step = vmap(lambda v: sampled_gradients(v, known)["logits"][chosen].mean(1))(w)
+        moved = w["logits"][:, None] - alpha * step
         found.append(({"logits": moved.flatten(0, 1)}, (weight[:, None] * chance).flatten()))
     return found
 
 
+def tuples(number: int, length: int) -> Tensor:
+    """All tuples of so many of `number` things, `[number ** length, length]`."""
+    counts = torch.unravel_index(torch.arange(number**length), [number] * length)
+    return torch.stack(list(counts), dim=1)
+
+
 def sampled_objective(
-    tasks: TabularMDP, task: TaskTensors, params: Params, alpha: float, steps: int = 1, discount: float = 1.0
+    tasks: TabularMDP,
+    task: TaskTensors,
+    params: Params,
+    alpha: float,
+    steps: int = 1,
+    discount: float = 1.0,
+    episodes: int = 1,
 ) -> Tensor:
-    """`E f(w_N)` over one sampled trajectory per inner step: the objective whose gradient E-MAML estimates."""
-    ends, weights = paths(params, trajectories(tasks, task, discount), alpha, steps)[-1]
+    """`E f(w_N)` over `episodes` sampled trajectories per inner step: the objective whose gradient E-MAML estimates."""
+    ends, weights = paths(params, trajectories(tasks, task, discount), alpha, steps, episodes)[-1]
     losses: Tensor = vmap(lambda w: -tasks.expected_return(w, task, discount) / tasks.horizon)(ends)
     return weights @ losses
 
@@ -141,13 +157,14 @@ def sampled_product(
 
 
 class EnumeratedTaskBatch:
-    """An oracle for ONE update on ONE tabular MDP: its M^N tasks are all outcomes of N inner draws.
+    """An oracle for ONE update on ONE tabular MDP: its tasks are all outcomes of N inner draws, M^N of them.
 
-    An `inner` draw gives each task its own trajectory. An `outer` or `hessian` draw gives each task all trajectories,
-    weighted by their probabilities; the surrogates are linear in the advantages, so the loss is its own expectation.
-    After an update, `weights` `[M^N]` are the probabilities of the outcomes at the parameters each step actually had;
-    `expectation` and `deviation` use them. The weighted mean is the update's expectation only if the update is linear
-    in D_o and D_h. Conjugate gradients, for example, are not. Where M^N is large, compute in chunks:
+    An `inner` draw gives each task its own trajectory, or n = `episodes` of them; there are then M^(n N) tasks. An
+    `outer` or `hessian` draw gives each task all trajectories, weighted by their probabilities; the surrogates are
+    linear in the advantages, so the loss is its own expectation. After an update, `weights`, one for each task, are the
+    probabilities of the outcomes at the parameters each step actually had; `expectation` and `deviation` use them. The
+    weighted mean is the update's expectation only if the update is linear in D_o and D_h. Conjugate gradients, for
+    example, are not. Where there are many tasks, compute in chunks:
     `with Engine(record=False, chunk_size=4096).current():`.
 
     Args:
@@ -158,6 +175,7 @@ class EnumeratedTaskBatch:
         steps: N, the number of inner draws.
         discount: gamma.
         discount_weights: whether the credit of step t has the weight gamma^t.
+        episodes: n, trajectories in an inner draw.
 
     Raises:
         ValueError: there are more than a million outcomes.
@@ -172,19 +190,21 @@ class EnumeratedTaskBatch:
         steps: int = 1,
         discount: float = 1.0,
         discount_weights: bool = True,
+        episodes: int = 1,
     ) -> None:
         self.known = trajectories(tasks, task, discount, discount_weights)
         self.policy, self.surrogate, self.horizon = policy, surrogate, tasks.horizon
-        number = len(self.known.states)
+        number = len(self.known.states) ** check_int("episodes", episodes)
         self.num_tasks = number ** check_int("steps", steps, minimum=0)
         if self.num_tasks > LARGEST:
-            raise ValueError(f"steps must give at most {LARGEST} outcomes, got {number} ** {steps}")
+            raise ValueError(f"steps and episodes must give at most {LARGEST} outcomes, got {number} ** {steps}")
+        self._tuples = tuples(len(self.known.states), episodes)
         self.weights = torch.ones(self.num_tasks, dtype=self.known.rewards.dtype)
         self._ahead = list(torch.unravel_index(torch.arange(self.num_tasks), [number] * steps)) if steps else []
         self._distribution = Categorical(tasks.num_actions)
 
     def draw(self, params: Params, role: Role) -> Batch:
-        """Leaves `[M^N, 1, H]` for an inner draw, `[M^N, M, H]` for the others.
+        """Leaves `[T, n, H]` for an inner draw, `[T, M, H]` for the others, with T = M^(n N).
 
         Raises:
             LookupError: there were more inner draws than `steps`.
@@ -193,7 +213,7 @@ class EnumeratedTaskBatch:
         if role == "inner":
             if not self._ahead:
                 raise LookupError("there were more inner draws than steps; make a new task batch for each update")
-            rows = self._ahead.pop(0)[:, None]  # [M^N, 1]
+            rows = self._tuples[self._ahead.pop(0)]  # [M^(n N), n]
         else:
             rows = torch.arange(len(known.states)).expand(everyone, -1)
         # Exact expectations: every trajectory counts with its probability at the present parameters.
@@ -201,7 +221,7 @@ class EnumeratedTaskBatch:
         log_probs = vmap(self._log_probs)(params, batch)
         chance = log_probs.sum(-1).exp() * known.moves[rows]
         if role == "inner":
-            self.weights = self.weights * chance[:, 0]
+            self.weights = self.weights * chance.prod(1)
             share = torch.ones_like(chance)
         else:
             share = chance * chance.shape[1]  # the loss will take the mean over trajectories

@@ -114,13 +114,13 @@ def standardize(values: Tensor) -> Tensor:
 
 @register("es_maml")
 def es_maml(
-    inner_lr: float = 0.01,
+    inner_lr: float = 0.002,
     inner_steps: int = 1,
     *,
     adaptation: Literal["es", "hill_climbing"] = "es",
     directions: int = 1,
     queries: int = 2,
-    smoothing: float = 0.1,
+    smoothing: float = 0.02,
 ) -> Method:
     """ES-MAML. `directions` is K, pairs for each task; `queries` is M, for each inner step; `smoothing` is s.
 

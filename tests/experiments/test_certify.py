@@ -11,7 +11,7 @@ from PIL import Image
 
 from metarl.envs.exact.expected_update import Estimate
 from metarl.experiments.reports import certify
-from metarl.experiments.reports.certify import problems
+from metarl.experiments.reports.certify import cheetah, problems, slopes
 from metarl.experiments.reports.certify.certificates import certify_sampled, judge
 from metarl.experiments.reports.certify.estimators import PULLED, Estimator, enumerate_estimators
 from metarl.experiments.reports.certify.problems import OBJECTIVE, PATH_PRODUCT, PRODUCT, Expectation, bandit, mdp
@@ -131,6 +131,33 @@ def test_several_steps_are_exact_for_their_targets(results: dict[str, Any]) -> N
             assert min(errors.values()) > 0.01
 
 
+def test_the_slopes_of_variance_and_bias(results: dict[str, Any]) -> None:
+    """Theta(n) and O(1/n), and a bias of at most O(n^(-1/2)); exact figures on the tabular problem."""
+    for problem, number in (("bandit", 4), ("mdp", 3)):
+        sampled, linear = (rows_of(results, "slopes", problem=problem, update=name) for name in ("e_maml", "lsf"))
+        assert [row["n"] for row in sampled] == [row["n"] for row in linear]
+        assert len(sampled) == number
+        assert all(row["bias"] < 1e-9 for row in sampled)
+        assert 0.8 < sampled[-1]["variance_slope"] < 1.2
+        assert -1.3 < linear[-1]["variance_slope"] < -0.7
+        assert linear[-1]["bias_slope"] < -0.5
+        assert {row["verdict"] for row in (sampled[-1], linear[-1])} == {"slopes as claimed"}
+    found = [row["std"] for row in rows_of(results, "slopes", problem="mdp", update="e_maml")]
+    assert found == pytest.approx([0.5745, 0.8245, 1.0146], abs=5e-5)
+    linear = rows_of(results, "slopes", problem="mdp", update="lsf")
+    assert [row["std"] for row in linear] == pytest.approx([0.0664, 0.0517, 0.0433], abs=5e-5)
+    assert [row["bias"] for row in linear] == pytest.approx([0.0045, 0.0019, 0.0011], abs=5e-5)
+    assert linear[0]["target_norm"] == pytest.approx(0.2764, abs=5e-5)
+
+
+def test_wrong_slopes_fail() -> None:
+    rows = [{"n": n, "std": n**0.5, "bias": 0.1, "failed": False} for n in (1, 4)]
+    group = [rows[0], {**rows[1], **slopes.slopes(*rows)}]
+    assert slopes.judge("e_maml", [group[0], {**group[1], "bias_slope": None}])["failed"] is False
+    for update in ("e_maml", "lsf"):  # the one is biased, the other's variance grows
+        assert slopes.judge(update, group)["failed"]
+
+
 @pytest.mark.parametrize("index", range(6))
 def test_the_right_formula_passes_and_the_wrong_one_fails(results: dict[str, Any], index: int) -> None:
     right, wrong = results["wrong_formulas"][2 * index : 2 * index + 2]
@@ -141,7 +168,7 @@ def test_the_right_formula_passes_and_the_wrong_one_fails(results: dict[str, Any
 
 def test_an_estimator_that_is_not_what_it_is_said_to_be_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problems, "SAMPLED", ("e_maml", "fo_maml"))
-    monkeypatch.setattr(problems, "bandit_expectation", lambda setting, objective: None)
+    monkeypatch.setattr(problems, "bandit_expectation", lambda setting, objective, actions: None)
     row = certify_sampled(bandit(), Estimator("fo_maml", "ratio", {}), 20_000)
     assert row["failed"]
     assert "documented as unbiased for the sampled objective" in row["verdict"]
@@ -176,11 +203,12 @@ def test_the_page_and_its_picture(results: dict[str, Any], tmp_path: Path, monke
     for block in text.split("\n\n"):
         if block.startswith("| "):
             assert len({line.count(" | ") for line in block.strip().splitlines()}) == 1
-    with Image.open(tmp_path / "docs" / "pictures" / "certificates.png") as image:
-        assert len(image.convert("RGB").getcolors(maxcolors=image.width * image.height) or []) > 50
+    for name in ("certificates.png", "certificates_slopes.png"):
+        with Image.open(tmp_path / "docs" / "pictures" / name) as image:
+            assert len(image.convert("RGB").getcolors(maxcolors=image.width * image.height) or []) > 50
 
 
-@pytest.mark.parametrize("section", ["bandit", "mdp", "several_steps", "hessians", "wrong_formulas"])
+@pytest.mark.parametrize("section", ["bandit", "mdp", "several_steps", "slopes", "hessians", "wrong_formulas"])
 def test_exit_code_1_when_a_certificate_fails(
     results: dict[str, Any], section: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,3 +226,32 @@ def test_bad_arguments(tmp_path: Path) -> None:
     outcome = runs.call("reports.certify", "--quick", "--write", tmp_path)
     assert outcome.code == 2
     assert "write must be the path of a file" in outcome.err
+
+
+def test_the_relative_deviation_of_dice_and_lvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller: DiCE is noisier where the Hessian counts, and the table has a row for each case."""
+    pytest.importorskip("mujoco")
+    for name, value in (("COPIES", 10), ("EPISODES", 5), ("HORIZON", 20), ("ALPHAS", (5.0,))):
+        monkeypatch.setattr(cheetah, name, value)
+    rows = cheetah.measure_cheetah(seeds=1, batches=2)
+    assert [(row["alpha"], row["seed"], row["task"]) for row in rows] == [(5.0, 0, "forward"), (5.0, 0, "backward")]
+    assert all(row["quotient_of_std"] > 1.5 for row in rows)
+    printed = cheetah.cheetah_table(rows)
+    assert printed.count("\n| ") == 3
+    assert "alpha 5.0: DiCE / LVC, standard deviations: " in printed
+
+
+def test_the_spread_of_rows() -> None:
+    """Known standard deviation and length: sqrt(2^2 + 1^2) and 5."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(100_000, 2, generator=generator, dtype=torch.float64) * torch.tensor([2.0, 1.0])
+    std, relative = cheetah.spread(noise + torch.tensor([3.0, 4.0]))
+    assert std == pytest.approx(5**0.5, rel=0.01)
+    assert relative == pytest.approx(5**0.5 / 5, rel=0.02)
+    assert cheetah.spread(noise[:10] - noise[:10].mean(0))[1] == float("inf")
+
+
+def test_the_page_is_not_written_with_cheetah(tmp_path: Path) -> None:
+    outcome = runs.call("reports.certify", "--cheetah", "--write", tmp_path / "page.md")
+    assert outcome.code == 2
+    assert "write does not apply with cheetah" in outcome.err

@@ -1,4 +1,4 @@
-"""All outer updates through shared properties; a new method is a new row in `tests/reference/updates.py`."""
+"""All outer updates through shared properties; a new method is a new row in `tests/reference/rows.py`."""
 
 import functools
 import itertools
@@ -18,7 +18,8 @@ from metarl.supervised import FiniteSumTaskBatch
 from tests.reference import checks, problems, updates
 from tests.reference.checks import finite_sum_data, mean_gradient, ravel
 from tests.reference.problems import DOUBLE, PROBLEMS, ReferenceProblem, with_particles
-from tests.reference.updates import AT_THE_PATH, ONE_NETWORK, ROWS, Data, Row
+from tests.reference.rows import AT_THE_PATH, ONE_NETWORK, ROWS, Row
+from tests.reference.updates import Data
 
 FINITE_SUMS = ("quadratics", "logistic", "regression")
 RL = ("navigation", "discrete")
@@ -29,9 +30,7 @@ rows_of_one_network = pytest.mark.parametrize("row", ONE_NETWORK, ids=str)
 
 @pytest.mark.parametrize("name", sorted(OUTER))
 def test_every_method_has_a_row(name: str) -> None:
-    assert name in {row.name for row in ROWS}, (
-        f"add a row for {name!r}, with a reference, to tests/reference/updates.py"
-    )
+    assert name in {row.name for row in ROWS}, f"add a row for {name!r} to tests/reference/rows.py, with a reference"
 
 
 @rows

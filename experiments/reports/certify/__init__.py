@@ -1,6 +1,7 @@
 """Certify the meta-gradient estimators on two problems whose exact answers are known.
 
     metarl certify [--quick] [--json] [--write docs/certificates.md]
+    metarl certify --cheetah [--quick] [--json]
 
 Measures every registered outer update, with every surrogate and every choice of Hessian data, by Monte Carlo through
 the real reinforcement-learning oracle; on the tabular problem also by enumeration, without sampling. Known wrong
@@ -17,18 +18,22 @@ from tqdm import tqdm
 
 from metarl.experiments.common import cli
 from metarl.experiments.reports.certify.certificates import certify_discounted, certify_exactly, certify_sampled
+from metarl.experiments.reports.certify.cheetah import cheetah_table, measure_cheetah
 from metarl.experiments.reports.certify.credit import certify_credit
 from metarl.experiments.reports.certify.estimators import VARIED, enumerate_estimators
 from metarl.experiments.reports.certify.hessians import certify_hessians
 from metarl.experiments.reports.certify.page import SECTIONS, markdown_page
-from metarl.experiments.reports.certify.picture import draw_picture
+from metarl.experiments.reports.certify.picture import draw_picture, draw_slopes
 from metarl.experiments.reports.certify.problems import bandit, mdp
+from metarl.experiments.reports.certify.slopes import certify_slopes
 from metarl.experiments.reports.certify.wrong_formulas import certify_formulas
 from metarl.files import write_atomically
 
 SAMPLES, QUICK = {"bandit": 1_000_000, "mdp": 400_000}, {"bandit": 30_000, "mdp": 20_000}
 
 CREDIT, CREDIT_QUICK = 4_000_000, 60_000  # episodes
+
+SLOPES, SLOPES_QUICK = 400_000, 20_000  # a quarter of the actions for each number of trajectories
 
 
 @dataclass(frozen=True)
@@ -40,21 +45,36 @@ class Arguments:
     json: bool = False
     """Print one JSON object instead of tables."""
     write: Path | None = None
-    """Write the page to this file as well, and its picture into the folder pictures next to it."""
+    """Write the page to this file as well, and its pictures into the folder pictures next to it."""
+    cheetah: bool = False
+    """Measure only how much noisier DiCE's meta-gradient is than LVC's on half-cheetah direction (MuJoCo; minutes)."""
 
 
 @cli.one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "metarl certify", __doc__)
-    cli.prepare(lambda: check_target(given.write))
+    cli.prepare(lambda: check_arguments(given))
+    if given.cheetah:
+        rows = measure_cheetah(1, 2) if given.quick else measure_cheetah()
+        print(json.dumps(rows) if given.json else cheetah_table(rows))
+        return
     results = certify(given.quick)
     print(json.dumps(results) if given.json else markdown_page(results))
     if given.write is not None:
         write_atomically(given.write, lambda file: file.write(markdown_page(results).encode()))
-        write_atomically(given.write.parent / "pictures" / "certificates.png", draw_picture(results).savefig)
+        pictures = given.write.parent / "pictures"
+        write_atomically(pictures / "certificates.png", draw_picture(results).savefig)
+        write_atomically(pictures / "certificates_slopes.png", draw_slopes(results["slopes"]).savefig)
     if failed := failures(results):
         cli.fail(f"certificates that fail: {'; '.join(failed)}", cli.FAILED)
+
+
+def check_arguments(given: Arguments) -> None:
+    """Raise a `ValueError` for settings that do not go together, and for a page that cannot be written."""
+    if given.cheetah and given.write is not None:
+        raise ValueError(f"write does not apply with cheetah, which prints a table; remove it, got {given.write}")
+    check_target(given.write)
 
 
 def check_target(path: Path | None) -> None:
@@ -77,6 +97,7 @@ def certify(quick: bool) -> dict[str, Any]:
         "samples": number,
         **{name: [row for problem, row in rows if problem == name] for name in number},
         "several_steps": [row for steps in ((1, 2) if quick else (1, 2, 3)) for row in certify_exactly(steps)],
+        "slopes": certify_slopes(SLOPES_QUICK if quick else SLOPES),
         "discounted": certify_discounted(number["mdp"]),
         "credit": certify_credit(CREDIT_QUICK if quick else CREDIT),
         "hessians": certify_hessians(),
@@ -87,5 +108,5 @@ def certify(quick: bool) -> dict[str, Any]:
 def failures(results: Mapping[str, Any]) -> list[str]:
     """The rows that fail, in words."""
     failed = [(name, row) for name in SECTIONS for row in results[name] if row["failed"]]
-    keys = ("label", "what", "formula", "surrogate", "hessian_data", "steps", "episodes", "verdict")
+    keys = ("problem", "label", "what", "formula", "surrogate", "hessian_data", "steps", "episodes", "n", "verdict")
     return [f"{name}: " + ", ".join(str(row[key]) for key in keys if row.get(key)) for name, row in failed]

@@ -60,6 +60,12 @@ def two(gradient: Sequence[float] | None) -> str:
     return "" if gradient is None else f"({gradient[0]:.4f}, {gradient[2]:.4f})"
 
 
+def slope(name: str, row: Certificate) -> str:
+    """A slope from the row before, if it has one."""
+    value = row.get(name)
+    return "" if value is None else f"{value:+.2f}"
+
+
 def surrogate_of_steps(row: Certificate) -> str:
     """Exact expectations of these updates are measured with one surrogate: they are equal for all."""
     return "all" if row["update"] in (*SAMPLED, *FIRST_ORDER, *LINEARISED) else str(row["surrogate"])
@@ -104,6 +110,17 @@ SECTIONS: dict[str, Columns] = {
         **{**ESTIMATOR, "surrogate": surrogate_of_steps},
         **ERRORS,
         "std": number("exact_std", ".4f"),
+        **VERDICT,
+    },
+    "slopes": {
+        "problem": text("problem"),
+        "update": text("label"),
+        "n": text("n"),
+        "bias": lambda row: "0" if row["bias"] < 1e-9 else f"{row['bias']:.5f}",
+        "std": number("std", ".4f"),
+        "slope of the bias": partial(slope, "bias_slope"),
+        "slope of the variance": partial(slope, "variance_slope"),
+        "off": lambda row: "" if row["off_exact"] is None else f"{abs(row['off_exact']):.1f} SE",
         **VERDICT,
     },
     "discounted": {**WEIGHTS, **ESTIMATOR, **EXACT_AND_SAMPLED, **ERRORS, **VERDICT},

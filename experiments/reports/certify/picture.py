@@ -57,3 +57,23 @@ def scatter(ax: Axes, rows: Sequence[Certificate]) -> None:
     ax.set_ylabel("relative error to the sampled objective\n(0 is drawn at 1e-4)", fontsize=9)
     ax.set_title("Two states, two actions, three steps: exact", fontsize=10)
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
+
+
+def draw_slopes(rows: Sequence[Certificate]) -> Figure:
+    """Standard deviation and bias against the number of inner trajectories, for each problem."""
+    figure = new_figure(11.0, 4.0)
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    for ax, problem in zip(figure.subplots(1, len(problems)), problems, strict=True):
+        own = [row for row in rows if row["problem"] == problem]
+        for number, update in enumerate(dict.fromkeys(row["update"] for row in own)):
+            group = [row for row in own if row["update"] == update]
+            n, colour = [row["n"] for row in group], f"C{number}"
+            ax.plot(n, [row["std"] for row in group], "o-", color=colour, label=f"{update}: standard deviation")
+            if all(row["bias"] > 1e-9 for row in group):
+                ax.plot(n, [row["bias"] for row in group], "s--", color=colour, label=f"{update}: bias")
+        ax.set(xscale="log", yscale="log", xlabel="inner trajectories", title=problem)
+        ax.set_xticks(n, [str(number) for number in n])
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=7)
+    return figure

@@ -100,22 +100,22 @@ class ExactProblem:
         return self.product if unbiased and estimator.surrogate in self.good_hessian else None
 
 
-def bandit(dimension: int = 1) -> ExactProblem:
-    """Actions a ~ N(w, I), reward -|a - c|^2, four actions in every batch; in each dimension c = 1.5, w = 0.3."""
+def bandit(dimension: int = 1, actions: int = ACTIONS) -> ExactProblem:
+    """Actions a ~ N(w, I), reward -|a - c|^2, `actions` in every batch; in each dimension c = 1.5, w = 0.3."""
     tasks, policy = GaussianBandit(dimension), GaussianMean(dimension).double()
     task = {"centre": np.full(dimension, CENTRE, np.float32)}
     params = {"mean": torch.full((dimension,), MEAN, dtype=torch.float64)}
     one = tensors(task)
     targets = {
         PRODUCT: product_form(lambda w: -tasks.expected_return(w, one), params, ALPHA)["mean"],
-        OBJECTIVE: grad(lambda w: tasks.sampled_objective(w, one, ALPHA, ACTIONS))(params)["mean"],
+        OBJECTIVE: grad(lambda w: tasks.sampled_objective(w, one, ALPHA, actions))(params)["mean"],
     }
     good = tuple(name for name in SURROGATES if name != "reinforce")
-    exact = functools.partial(bandit_expectation, objective=targets[OBJECTIVE])
-    return ExactProblem("bandit", tasks, task, policy, params, ALPHA, ACTIONS, targets, good, PRODUCT, exact)
+    exact = functools.partial(bandit_expectation, objective=targets[OBJECTIVE], actions=actions)
+    return ExactProblem("bandit", tasks, task, policy, params, ALPHA, actions, targets, good, PRODUCT, exact)
 
 
-def bandit_expectation(estimator: Estimator, objective: Tensor) -> Expectation | None:
+def bandit_expectation(estimator: Estimator, objective: Tensor, actions: int = ACTIONS) -> Expectation | None:
     """E[G] on the one-dimensional bandit, for estimators with a closed form.
 
     With e ~ N(0, 1) and d = c - w, one action has the gradient g = e (e - d)^2 and the second derivative
@@ -137,7 +137,7 @@ def bandit_expectation(estimator: Estimator, objective: Tensor) -> Expectation |
     # the score term of `lsf` completes the second derivative of log-probabilities to that of likelihood ratios
     wrong = estimator.surrogate == "reinforce" and estimator.update in PULLED
     mean, covariance = (-(1 + d**2), 10 * d + 2 * d**3) if wrong else (2.0, -44 * d - 8 * d**3)
-    shared = 2 * ALPHA**2 * covariance / ACTIONS if estimator.hessian_data == "reuse" else 0.0
+    shared = 2 * ALPHA**2 * covariance / actions if estimator.hessian_data == "reuse" else 0.0
     return Expectation(torch.tensor([(1 - ALPHA * mean) * end + shared], dtype=torch.float64))
 
 
