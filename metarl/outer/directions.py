@@ -2,8 +2,9 @@
 
 An update gets no generator. The key of the numbers is a hash of the parameters w that it starts at (rounded to float32)
 and of a label, and each task has its own part of the key's stream. So an iteration has new directions because w has
-moved, and the same iteration has the same ones after a restart, in any number of processes, and on replayed draws. No
-generator is read or changed.
+moved, and the same iteration has the same ones after a restart, in another number of processes, and on replayed draws:
+wherever the parameters are the same, bit for bit. Where they differ by rounding, as with three processes instead of
+one, the directions are others, and runs agree in distribution only. No generator is read or changed.
 """
 
 import hashlib

