@@ -251,7 +251,8 @@ def sinusoid(given: SinusoidSettings, device: torch.device, seed: int) -> Superv
     def network(seed: int) -> nn.Module:
         return add_context(partial(mlp, ways=1, hidden=HIDDEN, seed=seed), 1, size)
 
-    options: dict[str, Any] = {"shots": given.shots, "queries": given.queries, "setting": given.setting}
+    names = ("shots", "queries", "setting")
+    options: dict[str, Any] = {**{name: getattr(given, name) for name in names}, "seed": seed}
     train = Sinusoids(network(seed), **options, device=device)
     shots = given.shots if given.eval_shots is None else check_int("eval_shots", given.eval_shots)
     test = dataclasses.replace(train, shots=shots, queries=100, setting="finite_sum")

@@ -179,6 +179,8 @@ def test_training(whole: str, network: str) -> None:
         ({"ways": 3}, "^ways must be at most 2, the number of classes, got 3"),  # of the validation classes
         ({"shots": 0}, "^shots must be"),
         ({"queries": -1}, "^queries must be"),
+        ({"context_size": -1}, "^context_size must be"),
+        ({"context_size": 2}, "^context_size does not apply to network .conv4.; remove it, got 2"),
         ({"filters": 0}, "^filters must be"),
         ({"image_size": 0}, "^image_size must be"),
         ({"image_size": 15}, "^image_size must be an integer of at least 16, got 15"),
@@ -214,5 +216,17 @@ def test_folder_without_images(tmp_path: Path) -> None:
 
 def test_every_setting_is_tested() -> None:
     """A new one wants a test above."""
-    tested = {"data", "ways", "network", "hidden", "filters", "image_size", "color", "inverted", "rotations", "split"}
+    tested = {
+        "data",
+        "ways",
+        "network",
+        "hidden",
+        "filters",
+        "image_size",
+        "color",
+        "inverted",
+        "rotations",
+        "split",
+        "context_size",
+    }
     assert {field.name for field in dataclasses.fields(ImageSettings)} == tested

@@ -30,7 +30,7 @@ FIXED = {  # tasks of the fixed sets, and points of each
     "logistic_wine": (3, 178),
 }
 BATCHES = {"inner_batch", "outer_batch", "hessian_batch"}
-SHOTS = {"setting", "shots", "queries", "eval_shots", "particles"}
+SHOTS = {"setting", "shots", "queries", "eval_shots", "particles", "context_size"}
 NETWORK = {"ways", "network", "hidden"}
 FOLDER = {"data", "filters", "image_size", "color", "inverted", "rotations", "split"}
 TAKES: dict[str, set[str]] = {
