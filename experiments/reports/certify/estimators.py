@@ -37,8 +37,9 @@ class Estimator(NamedTuple):
     @property
     def hessian_data(self) -> str:
         """The source of D_h; empty for updates without D_h."""
-        default = {"multi_step_maml": "fresh", "e_maml": "reuse", "lsf": "reuse"}
-        return str(self.options.get("hessian_data", default.get(self.update, "")))
+        fixed = {"multi_step_maml": "fresh", "e_maml": "reuse", "lsf": "reuse"}
+        default = options(self.update).get("hessian_data", fixed.get(self.update, ""))
+        return str(self.options.get("hessian_data", default))
 
     @property
     def is_truncated(self) -> bool:

@@ -45,7 +45,7 @@ def forest(ax: Axes, rows: Sequence[Certificate]) -> None:
 def scatter(ax: Axes, rows: Sequence[Certificate]) -> None:
     """Exact relative error to the sampled objective against the deviation over inner data; equal points once."""
     points: dict[tuple[float, float], str] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["update"] != "maml"):  # whose name equal points get
         if row["exact_std"] is not None:
             place = round(row["exact_std"], 6), max(round(row["relative_error"][OBJECTIVE], 6), 1e-4)
             points.setdefault(place, short_name(row))
