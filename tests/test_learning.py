@@ -64,8 +64,9 @@ def test_every_update_improves_on_random_initialisation(outer: str) -> None:
         before, after = learner.evaluate(steps=1).mean, learner.learn(30).evaluate(steps=1).mean
         print(f"{outer}, seed {seed}: {before} before training, {after} after")
         gains.append(after[1] - before[1])
-    # measured: 22 (fo_maml, moreau, reptile) to 31 (sign_maml); 14 for e_maml, probably for its noisy score term
-    assert statistics.mean(gains) > (10 if outer == "e_maml" else 15)
+    # measured: 18 (lsf, multitask) to 31 (sign_maml); 14 for e_maml, probably for its noisy score term; 10 for es_maml,
+    # which has few directions for its ten thousand parameters
+    assert statistics.mean(gains) > {"e_maml": 10, "es_maml": 6}.get(outer, 15)
 
 
 def test_sinusoids_are_learnt_from_five_points() -> None:
