@@ -27,7 +27,16 @@ from metarl.random import Stream, generator_state, restore_generator, stream_gen
 from metarl.settings import FixedSettings
 from metarl.signals import first_signal
 from metarl.state_dict import snapshot
-from metarl.step import ChecksSource, MeanGrad, OptimizerFactory, OptimizerStep, OuterStep, Schedule, average
+from metarl.step import (
+    ChecksSource,
+    MeanGrad,
+    OptimizerFactory,
+    OptimizerStep,
+    OuterStep,
+    Schedule,
+    average,
+    check_same_method,
+)
 from metarl.types import LearningSource, Params, Rule, TaskBatch, TaskSource
 from metarl.wrappers import CheckFinite, CountCost, check_finite, find_non_finite
 
@@ -133,6 +142,7 @@ class MetaLearner(FixedSettings):
         check_has("outer_step", learner.outer_step, ("__call__", "state_dict", "load_state_dict"), "an OuterStep")
         if isinstance(learner.outer_step, ChecksSource):
             learner.outer_step.check_source(source)
+        check_same_method(learner.outer_step, method)
         return learner
 
     def _set_up(

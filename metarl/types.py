@@ -229,7 +229,7 @@ class Rule(Protocol):
 
 @runtime_checkable
 class ScoreRule(Rule, Protocol):
-    """A rule that moves by the scores of its own draws at points it chooses, without gradients."""
+    """A rule that uses scores instead of gradients. It draws data itself, at the points it needs."""
 
     def move(
         self, tasks: TaskBatch, params: Params, at: Params, label: tuple[int, ...], names: tuple[str, ...] | None = None

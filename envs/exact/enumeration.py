@@ -113,7 +113,7 @@ def paths(
 
 
 def tuples(number: int, length: int) -> Tensor:
-    """All tuples of so many of `number` things, `[number ** length, length]`."""
+    """All tuples of `length` of `number` things, `[number ** length, length]`."""
     counts = torch.unravel_index(torch.arange(number**length), [number] * length)
     return torch.stack(list(counts), dim=1)
 

@@ -25,7 +25,7 @@ NO_OPTIONS = ("params", "method", "optimizer", "schedule")
 
 
 class NamedStep(NamedTuple):
-    """An outer step of its own class, beside the optimisers."""
+    """An outer step with its own class, unlike the optimisers, which share one."""
 
     kind: Callable[..., OuterStep]
     """The class: `kind(params, **options)` or `kind(params, method, **options)`."""

@@ -127,7 +127,7 @@ class TaskRecord:
         return pytree.tree_unflatten(wholes, self.spec)
 
     def empty_results(self, tasks: int) -> list[Tensor]:
-        """Memory for the results of so many tasks."""
+        """Memory for the results of `tasks` tasks."""
         return [torch.empty(tasks, *x.shape[1:], dtype=x.dtype, device=self._device) for x in self._like]
 
     def __str__(self) -> str:

@@ -25,7 +25,7 @@ def truncated_pull_back(
     tasks: TaskBatch, path: AdaptationPath, inner: Inner, cotangent: Params, order: int, hessian_data: HessianData
 ) -> Params:
     """The gradient at `w_N` pulled back to `w_0`, with the terms of at most `order` Hessians."""
-    anchor, sums = path.params[0], [cotangent]  # s_0, s_1, ..., without those that are still zero
+    anchor, sums = path.params[0], [cotangent]  # s_0, s_1, ...; sums that are zero are not in the list
     through_anchor: list[Params] = []
     for j, rule in reversed(list(enumerate(rules(inner, len(path.params) - 1)))):
         w, g = path.params[j], path.grads[j] if path.grads else None

@@ -66,9 +66,7 @@ class Method:
     needs_hessian: bool = False  # of the tasks' loss, exactly or by differences of gradients
     differentiates_twice: bool = False  # takes exact Hessian-vector products, of any loss
     annealing: Annealing | None = None  # other updates in the first iterations
-    follows_adapted_loss: bool = (
-        True  # the meta-gradient estimates that of the outer loss at the end of the inner steps
-    )
+    follows_adapted_loss: bool = True  # the meta-gradient is that of the outer loss at the end of the inner steps
     replays: bool = False  # right on draws made at other parameters too, through the likelihood ratios of the losses
     trains_frozen_params: bool = True  # its meta-gradient moves parameters that no inner step adapts
     adapts: bool = True  # in training; if not, the meta-gradient follows the outer loss at the parameters themselves

@@ -10,6 +10,7 @@ from metarl.step.optimizer import (
     Schedule,
     Stepped,
     Update,
+    check_same_method,
 )
 from metarl.step.proximal import ProximalStep
 from metarl.step.trust_region import TrustRegionStep
@@ -27,4 +28,5 @@ __all__ = [
     "TrustRegionStep",
     "Update",
     "average",
+    "check_same_method",
 ]

@@ -8,6 +8,7 @@ weight, and a third of a step size of 0.01.
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -17,6 +18,7 @@ import torch
 from metarl import tree
 from metarl.errors import StateError, check_real
 from metarl.learned_rules import step_sizes
+from metarl.outer.registry import Method
 from metarl.schedules import as_data
 from metarl.state_dict import Where, check_count, check_keys, check_like, name_of, skeleton
 from metarl.step.mean_grad import MeanGrad
@@ -66,6 +68,19 @@ class ChecksSource(Protocol):
         """Raise a `ValueError` if it does not."""
 
 
+def check_same_method(step: OuterStep, method: Method) -> None:
+    """Check that a step that takes a method has the learner's.
+
+    Raises:
+        ValueError: when it has another one: it would adapt in another way than the update.
+    """
+    own = getattr(step, "method", None)
+    if isinstance(own, Method) and own is not method and (own.recipe is None or own.recipe != method.recipe):
+        raise ValueError(
+            f"outer_step must be made with the learner's method, {method.recipe}, got one made with {own.recipe}"
+        )
+
+
 class OptimizerStep:
     """One step of a `torch.optim` optimiser along the mean meta-gradient, optionally clipped and scheduled.
 
@@ -109,7 +124,7 @@ class OptimizerStep:
                 "inner_lr_rate needs learned inner step sizes: set learn_inner_lr (--learn-inner-lr layer), or leave"
                 f" out inner_lr_rate, got {inner_lr_rate}"
             )
-        self._rates = [self.learning_rate, *_inner_rates(params, self.learning_rate, self.inner_lr_rate)]
+        self._first_inner_lr = _mean_inner_lr(params)
 
     def config(self) -> dict[str, Any]:
         """The settings that a checkpoint holds."""
@@ -125,11 +140,13 @@ class OptimizerStep:
     def __call__(self, params: Params, tasks: TaskBatch, update: Update) -> Stepped:
         """Take the meta-gradient at `params` and step."""
         meta_grad = update(params, tasks)
-        rates = self._rates
+        by_default = self.learning_rate * self._first_inner_lr
+        rates = [self.learning_rate, by_default if self.inner_lr_rate is None else self.inner_lr_rate]
+        groups = self._optimizer.param_groups
         if self.schedule is not None:
             factor = check_real("schedule must return a factor, which", self.schedule(self.steps), open_low=False)
             rates = [rate * factor for rate in rates]
-        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(groups, rates[: len(groups)], strict=True):
             group["lr"] = rate
         for key, leaf in self._leaves.items():
             leaf.copy_(params[key])
@@ -143,7 +160,8 @@ class OptimizerStep:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state and the number of steps taken."""
-        return {"optimizer": self._optimizer.state_dict(), "steps": self.steps}
+        first = {"first_inner_lr": self._first_inner_lr} if step_sizes(self._leaves) else {}
+        return {"optimizer": self._optimizer.state_dict(), "steps": self.steps, **first}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`.
@@ -152,12 +170,16 @@ class OptimizerStep:
             StateError: when it does not fit this optimiser and these parameters, naming the entry.
         """
         where = ("outer_step",)
-        checked = check_keys(state, {"optimizer": {}, "steps": 0}, where)
+        checked = check_keys(state, self.state_dict(), where)
+        first = checked.get("first_inner_lr", 1.0)
+        check_like(first, 1.0, (*where, "first_inner_lr"))
+        if not math.isfinite(first):
+            raise StateError(f"{name_of((*where, 'first_inner_lr'))} must be a finite number, found {first}")
         steps = check_count(checked["steps"], (*where, "steps"))
         saved = copy.deepcopy(self._check_state(checked["optimizer"], steps, (*where, "optimizer")))  # changed in place
         self._optimizer.load_state_dict(saved)
         _restore_types(self._optimizer, saved["state"])
-        self.steps = steps
+        self.steps, self._first_inner_lr = steps, first
 
     def _check_state(self, found: object, steps: int, where: Where) -> dict[str, Any]:
         """The optimiser's state, if it has the structure of one after so many steps."""
@@ -191,13 +213,10 @@ def _groups(leaves: Params) -> Any:
     return [{"params": rest}, {"params": list(learned.values())}]
 
 
-def _inner_rates(params: Params, learning_rate: float, given: float | None) -> list[float]:
-    """The learning rate of the learned inner step sizes, if there are any; by default relative to their first mean."""
+def _mean_inner_lr(params: Params) -> float:
+    """The mean of the learned inner step sizes; 1 if it is 0, or if there are none."""
     learned = step_sizes(params)
-    if not learned or given is not None:
-        return [given] if given is not None else []
-    first = float(torch.cat([leaf.flatten() for leaf in learned.values()]).mean())
-    return [learning_rate * (first or 1.0)]
+    return float(torch.cat([leaf.flatten() for leaf in learned.values()]).mean()) or 1.0 if learned else 1.0
 
 
 def _common(structure: Any, found: Any) -> Any:

@@ -209,7 +209,9 @@ class ClipOuter(TaskWrapper):
     def __init__(self, tasks: TaskBatch, clip: float) -> None:
         super().__init__(tasks)
         if tasks.loss != unwrap(tasks).loss:
-            raise ValueError("clip must be None for tasks in a wrapper with a loss of its own, which it would ignore")
+            raise ValueError(
+                "clip must be None for tasks in a wrapper that changes the loss, because clipping would ignore it"
+            )
         self.clip, self._clipped_loss = clip, as_clipped(tasks).clipped_loss
 
     @property

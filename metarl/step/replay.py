@@ -47,6 +47,8 @@ class Replay:
             [draw for draw in recording.draws if draw.role == role] for role in ("inner", "hessian", "outer")
         )
         self.inner = method.inner._replace(steps=len(self.steps))
+        if not outer:
+            raise ValueError("the update must draw an outer batch, at the adapted parameters, got none")
         self.end: RecordedDraw = outer[-1]
         self.multiply = _multiply(method, recording.has_products)
 

@@ -23,7 +23,7 @@ from metarl.outer.registry import Method
 from metarl.state_dict import check_count, check_keys
 from metarl.step.adapted_policies import AdaptedPolicies, Measured
 from metarl.step.optimizer import Stepped, Update
-from metarl.types import ChecksSecondDerivatives, HasEpisodes, Params, TaskBatch, TaskSource
+from metarl.types import ChecksSecondDerivatives, HasEpisodes, HasSurrogate, Params, TaskBatch, TaskSource
 from metarl.wrappers import RecordDraws
 
 Jacobian: TypeAlias = Literal["exact", "identity"]
@@ -86,7 +86,7 @@ class TrustRegionStep:
         backtrack_factor: the factor of each shorter step, below 1.
         backtracks: the number of steps to try, at most.
         jacobian: `exact` or `identity`; default: `exact` if the update takes second derivatives.
-        every: A takes the mean over every so many-th episode only, first, second, ... in turn; 1: over all.
+        every: k; A takes the mean over one episode in k, and over the next ones at the next step; 1: over all.
 
     Raises:
         ValueError: for numbers that cannot work, and for a method whose meta-gradient is that of another loss.
@@ -132,6 +132,7 @@ class TrustRegionStep:
         self.jacobian = None if jacobian is None else check_choice("jacobian", jacobian, ("exact", "identity"))
         self.every = check_int("every", every)
         self.steps = 0
+        self.method = method
         self._inner = method.inner_in_training
         second_order = method.needs_hessian or method.differentiates_twice
         self._first_order = self.jacobian == "identity" or (self.jacobian is None and not second_order)
@@ -148,6 +149,11 @@ class TrustRegionStep:
             ValueError: otherwise.
         """
         as_policies(source.sample(1, np.random.default_rng(0)))
+        if isinstance(source, HasSurrogate) and source.surrogate == "reinforce":
+            raise ValueError(
+                "surrogate must be one with likelihood ratios for trust_region, such as 'ratio', got 'reinforce': its"
+                " value at other parameters says nothing about the return"
+            )
         if isinstance(source, ChecksSecondDerivatives):
             source.check_second_derivatives()
         if isinstance(source, HasEpisodes) and self.every > source.episodes:

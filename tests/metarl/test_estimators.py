@@ -84,7 +84,7 @@ def test_a_share_of_the_tasks_has_the_directions_of_the_whole_batch() -> None:
 
 
 def copies(number: int) -> tuple[FiniteSumTaskBatch, Params, Tensor]:
-    """One quadratic with the Hessian A, not diagonal, for so many tasks."""
+    """The same quadratic for every task, with the Hessian A, which is not diagonal."""
     a = torch.tensor([[2.0, -0.7, 0.3], [-0.7, 1.0, 0.5], [0.3, 0.5, 0.2]], dtype=torch.float64)
 
     def loss(w: Params, batch: Batch) -> Tensor:

@@ -1,6 +1,7 @@
 """Proximal epochs in training: steps, limits, logs, checkpoints, processes, and what is refused."""
 
 import copy
+import dataclasses
 import math
 import pickle
 from collections.abc import Callable, Iterator
@@ -13,17 +14,22 @@ import torch
 from torch import Tensor
 
 from metarl import MetaLearner, make_method
+from metarl.agents import make_policy
 from metarl.callbacks import Metrics
+from metarl.derivatives import gradients_and_scores
 from metarl.engine import Engine
+from metarl.envs import Navigation
 from metarl.errors import StateError
+from metarl.inner import sgd
 from metarl.learned_rules import hide_meta
 from metarl.outer import OUTER, Method
 from metarl.processes import Processes
 from metarl.rl import ReinforcementLearning
 from metarl.schedules import Linear
-from metarl.step import MeanGrad, OptimizerStep, ProximalStep, average, proximal
+from metarl.step import MeanGrad, OptimizerStep, ProximalStep, TrustRegionStep, average, proximal
 from metarl.supervised.sinusoid import Sinusoids
-from metarl.types import Batch, Params, TaskBatch
+from metarl.tree import broadcast
+from metarl.types import Batch, Inner, MetaGrad, Params, TaskBatch
 from metarl.wrappers import RecordDraws, ReplayDraws, TaskWrapper
 from tests.keep import Keep
 from tests.metarl.checkpoint.test_learner_state import equal, replace, variants
@@ -363,5 +369,41 @@ def test_tasks_whose_loss_cannot_be_clipped() -> None:
         def loss(self, params: Params, batch: Batch) -> Tensor:  # type: ignore[override]
             return 2 * super().loss(params, batch)
 
-    with pytest.raises(ValueError, match="clip must be None for tasks in a wrapper with a loss of its own"):
+    with pytest.raises(ValueError, match="clip must be None for tasks in a wrapper that changes the loss"):
         proximal.ClipOuter(Doubled(source().sample(2, np.random.default_rng(0))), 0.3)
+
+
+def small() -> tuple[ReinforcementLearning, Params]:
+    tasks = Navigation(horizon=5)
+    policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs={"net_arch": [4]})
+    source = ReinforcementLearning(tasks, policy, episodes=2)
+    return source, source.initial_params()
+
+
+@pytest.mark.parametrize("kind", [ProximalStep, TrustRegionStep])
+def test_a_step_with_another_method_than_the_learner_is_refused(kind: Any) -> None:
+    source, params = small()
+    method, other, again = (make_method("maml", alpha) for alpha in (0.1, 0.2, 0.1))
+    with pytest.raises(ValueError, match=r"outer_step must be made with the learner's method, .*0\.1.*, got .*0\.2"):
+        MetaLearner.from_parts(source, method, kind(params, other), meta_batch_size=2)
+    MetaLearner.from_parts(source, method, kind(params, again), meta_batch_size=2)
+
+
+def test_an_update_without_an_outer_draw_is_refused() -> None:
+    def update(params: Params, tasks: TaskBatch, inner: Inner) -> MetaGrad:
+        w = broadcast(params, tasks.num_tasks)
+        return MetaGrad(*gradients_and_scores(tasks, w, tasks.draw(w, "inner")))
+
+    source, params = small()
+    method = Method(update, Inner(sgd(0.1)), replays=True)
+    learner = MetaLearner.from_parts(source, method, ProximalStep(params, method), meta_batch_size=2)
+    with pytest.raises(ValueError, match="the update must draw an outer batch, at the adapted parameters, got none"):
+        learner.learn(1)
+
+
+def test_the_trust_region_needs_likelihood_ratios() -> None:
+    source, params = small()
+    method = make_method("fo_maml")
+    step = TrustRegionStep(params, method)
+    with pytest.raises(ValueError, match=r"surrogate must be one with likelihood ratios .*, got 'reinforce'"):
+        MetaLearner.from_parts(dataclasses.replace(source, surrogate="reinforce"), method, step, meta_batch_size=2)

@@ -165,7 +165,8 @@ def test_learned_step_sizes_are_clipped_by_themselves() -> None:
 def test_resumes_with_learned_step_sizes() -> None:
     straight = OptimizerStep(LEARNED, learning_rate=0.1)
     one = straight(LEARNED, None, found_slopes).params  # type: ignore[arg-type]
-    resumed = OptimizerStep(LEARNED, learning_rate=0.1)
+    # made from moved step sizes: the first ones come from the saved state
+    resumed = OptimizerStep({**one, "meta/inner_lr/a": torch.tensor([0.5, 0.9])}, learning_rate=0.1)
     resumed.load_state_dict(straight.state_dict())
     two = straight(one, None, found_slopes).params  # type: ignore[arg-type]
     again = resumed(one, None, found_slopes).params  # type: ignore[arg-type]

@@ -95,7 +95,7 @@ def finite_sum_data(problem: ReferenceProblem, steps: int, task: int) -> Data:
 
 
 def directions(problem: ReferenceProblem, task: int) -> Callable[..., Tensor]:
-    """The random directions of one task, by their labels: of all numbers, or of the first parameters, so many."""
+    """The random directions of one task by their labels, for all parameters or for the first ones."""
 
     def normal(*label: int, like: int | None = None) -> Tensor:
         numbers = sum(v.numel() for v in problem.params.values()) if like is None else like
