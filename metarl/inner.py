@@ -207,9 +207,17 @@ def adaptation_path(
     params: Params, tasks: TaskBatch, inner: Inner, *, batches: bool = True, grads: bool = True
 ) -> AdaptationPath:
     """The path of adaptation to the result of `adapt`; `batches` and `grads`, which take most memory, are optional."""
-    w = anchor = broadcast(start(inner.rule, params), tasks.num_tasks)
-    path = AdaptationPath([w], [], [])
-    for rule in rules(inner):
+    path = AdaptationPath([broadcast(start(inner.rule, params), tasks.num_tasks)], [], [])
+    extend_path(path, tasks, rules(inner), batches=batches, grads=grads)
+    return path
+
+
+def extend_path(
+    path: AdaptationPath, tasks: TaskBatch, rules: Iterable[Rule], *, batches: bool = True, grads: bool = True
+) -> None:
+    """Continue `path` by one step of each rule."""
+    w, anchor = path.params[-1], path.params[0]
+    for rule in rules:
         batch = tasks.draw(w, "inner")  # at the current parameters of every task
         step = gradients(tasks, w, batch, adapted(rule, w))
         w = inner_step(rule, w, step, anchor)
@@ -217,4 +225,3 @@ def adaptation_path(
         path.batches.extend([batch] if batches else [])
         path.grads.extend([step] if grads else [])
         del batch, step  # free the memory before the next step
-    return path

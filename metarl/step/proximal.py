@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from metarl import tree
-from metarl.derivatives import as_clipped, as_policies, over_tasks
+from metarl.derivatives import as_clipped, as_policies, hessian_vector_products, over_tasks
 from metarl.errors import StateError, check_int, check_real
+from metarl.outer.hf_maml import central_difference, relative_length
+from metarl.outer.pull_back import Multiply
 from metarl.outer.registry import Method
 from metarl.state_dict import check_keys, check_like
 from metarl.step.mean_grad import MeanGrad
 from metarl.step.optimizer import OptimizerFactory, OptimizerStep, Schedule, Stepped, Update
-from metarl.step.replay import Point, RecordUpdate, Replay
+from metarl.step.replay import Point, Replay
 from metarl.types import Batch, HasSurrogate, Loss, Params, Role, TaskBatch, TaskSource
-from metarl.wrappers import RecordedDraw, ReplayDraws, TaskWrapper, gather, unwrap
+from metarl.wrappers import Derivative, RecordDraws, ReplayDraws, TaskWrapper, gather, unwrap
 
 CLIP = "clip"
 """The leaf `[T]` of an outer batch whose loss is clipped: it has eps for each task."""
@@ -131,10 +133,10 @@ class ProximalStep:
         meta_grad, epochs = stepped.meta_grad, 1
 
         # the others replay, until the adapted policies have moved too far
-        replay = Replay(tasks, recording, self.method)
+        replay = Replay(tasks, recording.draws, self.method.inner_in_training)
         point = replay.at(stepped.params)
         while epochs < self.epochs and not self._is_far(tasks, point):
-            again = partial(self._penalized, update=update, draws=recording.draws, point=point)
+            again = partial(self._penalized, update=update, recording=recording, point=point)
             self.optimizer.steps = iterations  # the schedule counts iterations, not epochs
             stepped = self.optimizer(stepped.params, tasks, again)
             point, epochs = replay.at(stepped.params), epochs + 1
@@ -144,13 +146,14 @@ class ProximalStep:
         return Stepped(stepped.params, meta_grad, {**stepped.info, **info})
 
     def _penalized(
-        self, params: Params, tasks: TaskBatch, update: Update, draws: list[RecordedDraw], point: Point
+        self, params: Params, tasks: TaskBatch, update: Update, recording: "RecordUpdate", point: Point
     ) -> MeanGrad:
         """The gradient of -J at `params`, where `point` is."""
-        meta_grad = update(params, self._clipped(ReplayDraws(tasks, draws)))
+        meta_grad = update(params, self._clipped(ReplayDraws(tasks, recording.draws)))
         if not self.kl_coefficient or not point.steps:
             return meta_grad
-        slope = tree.mean(point.kl_gradient(), lambda rows: tree.mean_rows(gather(tasks, rows)))
+        slopes = point.kl_gradient(recording.multiply(self.method))
+        slope = tree.mean(slopes, lambda rows: tree.mean_rows(gather(tasks, rows)))
         return meta_grad._replace(grads=tree.add_scaled(meta_grad.grads, self.kl_coefficient, slope))
 
     def _clipped(self, tasks: TaskBatch) -> TaskBatch:
@@ -197,6 +200,23 @@ class ProximalStep:
             raise StateError(f"outer_step.kl_coefficient must be a finite number at least 0, found {coefficient}")
         self.optimizer.load_state_dict(found)
         self.kl_coefficient = float(coefficient)
+
+
+class RecordUpdate(RecordDraws):
+    """Keeps the draws of an update, and whether it took exact Hessian-vector products."""
+
+    has_products = False
+
+    def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
+        self.has_products = self.has_products or kind == "hessian_vector_products"
+
+    def multiply(self, method: Method) -> Multiply | None:
+        """How the update multiplied by Hessians; MAML++ may begin with none."""
+        if self.has_products:
+            return hessian_vector_products
+        if method.needs_hessian and not method.differentiates_twice:
+            return central_difference(relative_length)
+        return None
 
 
 class ClipOuter(TaskWrapper):

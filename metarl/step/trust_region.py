@@ -3,7 +3,7 @@
     x   ~ (A + damping I)^-1 G,    A = mean_i J_i^T F_i J_i             by conjugate gradients
     w' = w - factor^k sqrt(2 max_kl / x^T (A + damping I) x) x,    k = 0, 1, ...
 
-G is the mean meta-gradient. A measures how far the *adapted* policies move (see `metarl.step.adapted_policies`), so the
+G is the mean meta-gradient. A measures how far the *adapted* policies move (see `metarl.step.replay`), so the
 full step, k = 0, has a mean divergence KL(pi_old || pi_new) of about `max_kl`. The first k is taken whose outer loss is
 smaller than that of w, and whose mean divergence is at most `max_kl`. Both are computed on the draws of the
 meta-gradient, adaptation included. If no k will do, w stays as it is.
@@ -21,8 +21,8 @@ from metarl.derivatives import as_policies
 from metarl.errors import check_choice, check_int, check_real
 from metarl.outer.registry import Method
 from metarl.state_dict import check_count, check_keys
-from metarl.step.adapted_policies import AdaptedPolicies, Measured
 from metarl.step.optimizer import Stepped, Update
+from metarl.step.replay import Measured, Point, Replay
 from metarl.types import ChecksSecondDerivatives, HasEpisodes, HasSurrogate, Params, TaskBatch, TaskSource
 from metarl.wrappers import RecordDraws
 
@@ -110,7 +110,7 @@ class TrustRegionStep:
         *,
         max_kl: float = 0.01,
         cg_iterations: int = 10,
-        cg_tolerance: float = 0.0,
+        cg_tolerance: float = 0.1,
         damping: float = 1e-5,
         backtrack_factor: float = 0.8,
         backtracks: int = 15,
@@ -163,10 +163,11 @@ class TrustRegionStep:
         """Take the meta-gradient at `params`, find the direction, and search along it."""
         recorded = RecordDraws(tasks)
         meta_grad = update(params, recorded)
-        policies = AdaptedPolicies(params, tasks, recorded.draws, self._inner)
+        replay = Replay(tasks, recorded.draws, self._inner)
+        old = replay.at(params)
 
         # the natural gradient
-        product = policies.fisher(self._first_order, slice(self.steps % self.every, None, self.every))
+        product = old.fisher(self._first_order, slice(self.steps % self.every, None, self.every))
         found = conjugate_gradients(
             lambda v: tree.add_scaled(product(v), self.damping, v),
             meta_grad.grads,
@@ -179,7 +180,7 @@ class TrustRegionStep:
         # its length, and the line search
         length = self._length(found.curvature)
         slope = length * float(tree.dot(meta_grad.grads, found.x))
-        taken, searched = self._search(params, tree.tree_map(lambda leaf: length * leaf, found.x), policies, slope)
+        taken, searched = self._search(params, tree.tree_map(lambda leaf: length * leaf, found.x), replay, old, slope)
         return Stepped(taken, meta_grad, {**info, **searched})
 
     def _length(self, curvature: float) -> float:
@@ -187,15 +188,15 @@ class TrustRegionStep:
         return math.sqrt(2 * self.max_kl / curvature) if curvature > 0 else 0.0
 
     def _search(
-        self, params: Params, step: Params, policies: AdaptedPolicies, slope: float
+        self, params: Params, step: Params, replay: Replay, old: Point, slope: float
     ) -> tuple[Params, Mapping[str, float]]:
         """The first of the shorter and shorter steps that is good enough, or `params`; and values for the log."""
-        here = policies.measure(params)
+        here = old.measure(old)
         full = math.nan
         for k in range(self.backtracks):
             scale = self.backtrack_factor**k
             there = tree.add_scaled(params, -scale, step)
-            found = policies.measure(there)
+            found = replay.at(there).measure(old)
             full = found.kl if k == 0 else full
             if self._is_good(here, found):
                 return there, self._describe(found.kl, full, k, True, scale * slope, here.loss - found.loss)

@@ -13,7 +13,7 @@ from metarl.context import WithContext
 from metarl.envs import Navigation
 from metarl.rl import ReinforcementLearning
 from metarl.step import ProximalStep, TrustRegionStep
-from metarl.step.adapted_policies import AdaptedPolicies
+from metarl.step.replay import Replay
 from metarl.supervised import FiniteSumTaskBatch
 from metarl.supervised.networks import mlp
 from metarl.supervised.sinusoid import Sinusoids
@@ -137,13 +137,15 @@ def test_the_fisher_matrix_of_the_trust_region(patterns: tuple[str, ...]) -> Non
     params = {k: v if k == "context" else v + 0.3 * torch.as_tensor(rng.normal(size=v.shape)) for k, v in start.items()}
     recording = RecordDraws(source.sample(2, rng))
     method.update(params, recording, method.inner)
-    adapted = AdaptedPolicies(params, recording.tasks, recording.draws, method.inner)
+    replay = Replay(recording.tasks, recording.draws, method.inner)
+    old = replay.at(params)
     v = {k: torch.as_tensor(rng.normal(size=leaf.shape)) for k, leaf in params.items()}
-    product = adapted.fisher(first_order=False)(v)
+    product = old.fisher(first_order=False)(v)
     if "context" in patterns:
         assert not product["context"].any()
     size = 1e-3
-    curvature = sum(adapted.measure({k: params[k] + s * size * v[k] for k in params}).kl for s in (1, -1)) / size**2
+    moved = [replay.at({k: params[k] + s * size * v[k] for k in params}).measure(old) for s in (1, -1)]
+    curvature = sum(found.kl for found in moved) / size**2
     assert curvature == pytest.approx(float(dot(v, product)), rel=1e-3)
 
 

@@ -18,7 +18,7 @@ from metarl.envs import GridWorld, Navigation
 from metarl.learned_rules import META, hide_meta, visible
 from metarl.outer import Method
 from metarl.rl import ReinforcementLearning, surrogates
-from metarl.step import MeanGrad, ProximalStep, average, replay
+from metarl.step import MeanGrad, ProximalStep, average, proximal, replay
 from metarl.types import Batch, OuterUpdate, Params, Role, TaskBatch
 from metarl.wrappers import RecordDraws, RecordedDraw, ReplayDraws
 from tests.metarl.test_learned_rules import alpha_of
@@ -264,18 +264,18 @@ def swapped(self: surrogates.Losses, old: Params, new: Params, batch: Batch) -> 
     return RIGHT_KL(self, new, old, batch)
 
 
-def of_the_adapted(self: replay.Point) -> Params:
+def of_the_adapted(self: replay.Point, multiply: object) -> Params:
     end = self._replay.end
     return replay.divergence_gradients(self._replay.tasks, end.params, self.adapted, end.batch)
 
 
-def scaled(factor: float) -> Callable[[replay.Point], Params]:
-    return lambda self: {k: factor * v for k, v in RIGHT_GRADIENT(self).items()}
+def scaled(factor: float) -> Callable[[replay.Point, Any], Params]:
+    return lambda self, multiply: {k: factor * v for k, v in RIGHT_GRADIENT(self, multiply).items()}
 
 
 def with_the_last_hessian(self: replay.Replay, *arguments: Any) -> None:
     RIGHT_REPLAY(self, *arguments)
-    self.hessian = [self.hessian[0], *self.hessian]
+    self.hessian = [self.hessian[-1], *self.hessian[1:]]
 
 
 RIGHT_REPLAY = replay.Replay.__init__
@@ -291,7 +291,7 @@ MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "penalty of the adapted policies": (replay.Point, "kl_gradient", of_the_adapted),
     "wrong sign of the penalty": (replay.Point, "kl_gradient", scaled(-1.0)),
     "sum over inner steps": (replay.Point, "kl_gradient", scaled(2.0)),
-    "penalty not pulled back": (replay, "_multiply", lambda *_: None),
+    "penalty not pulled back": (proximal.RecordUpdate, "multiply", lambda *_: None),
     "another step's D_h in the penalty": (replay.Replay, "__init__", with_the_last_hessian),
 }
 

@@ -397,7 +397,7 @@ def test_an_update_without_an_outer_draw_is_refused() -> None:
     source, params = small()
     method = Method(update, Inner(sgd(0.1)), replays=True)
     learner = MetaLearner.from_parts(source, method, ProximalStep(params, method), meta_batch_size=2)
-    with pytest.raises(ValueError, match="the update must draw an outer batch, at the adapted parameters, got none"):
+    with pytest.raises(ValueError, match=r"update must draw .* an outer one.* got .*'outer': 0"):
         learner.learn(1)
 
 

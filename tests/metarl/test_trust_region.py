@@ -19,7 +19,7 @@ from metarl.inner import sgd
 from metarl.outer import OUTER, outer_gradient
 from metarl.rl import ReinforcementLearning
 from metarl.step import MeanGrad, Stepped, TrustRegionStep, average
-from metarl.step.adapted_policies import AdaptedPolicies
+from metarl.step.replay import Replay
 from metarl.step.trust_region import conjugate_gradients
 from metarl.supervised.sinusoid import Sinusoids
 from metarl.tree import add_scaled, norm, subtract, tree_map
@@ -96,7 +96,7 @@ def test_the_direction_in_closed_form() -> None:
 def test_an_accepted_step_is_within_the_bound_and_better(outer: str, kind: str) -> None:
     recorded = Recorded(make_method(outer, inner_steps=2), kind)
     found = take_step(recorded, max_kl=0.01)
-    before, after = (recorded.policies().measure(w) for w in (recorded.params, found.params))
+    before, after = (recorded.measure(w) for w in (recorded.params, found.params))
     assert found.info["improvement"] == before.loss - after.loss
     assert found.info["kl"] == after.kl <= 0.01
     if found.info["accepted"]:
@@ -114,9 +114,9 @@ def test_backtracking_by_hand() -> None:
     k = int(found.info["backtracks"])
     assert k >= 1
     for j, good in ((k, True), (k - 1, False)):
-        there = recorded.policies().measure(add_scaled(recorded.params, -(0.5 ** (j - k)), direction))
-        assert (there.kl <= 2.0 and there.loss < recorded.policies().measure(recorded.params).loss) == good
-    full = recorded.policies().measure(add_scaled(recorded.params, -(2.0**k), direction))
+        there = recorded.measure(add_scaled(recorded.params, -(0.5 ** (j - k)), direction))
+        assert (there.kl <= 2.0 and there.loss < recorded.measure(recorded.params).loss) == good
+    full = recorded.measure(add_scaled(recorded.params, -(2.0**k), direction))
     assert found.info["kl_full_step"] == pytest.approx(full.kl, rel=1e-6)
 
 
@@ -158,24 +158,29 @@ def test_a_step_that_is_not_undone_is_rejected(monkeypatch: pytest.MonkeyPatch, 
 
 
 class Overflows(TaskWrapper):
-    """Gradients away from the first point overflow."""
+    """Gradients overflow after the first `limit` derivatives."""
+
+    def __init__(self, tasks: TaskBatch, limit: float = math.inf) -> None:
+        super().__init__(tasks)
+        self.limit, self.calls = limit, 0
 
     def on_derivative(self, kind: Any, result: Params, losses: Tensor | None) -> None:
-        self.calls = getattr(self, "calls", 0) + 1
-        if kind == "gradients" and self.calls > 40:
+        self.calls += 1
+        if kind == "gradients" and self.calls > self.limit:
             raise NonFiniteError("gradient")
 
 
 def test_a_step_that_overflows_is_rejected() -> None:
     recorded = Recorded(make_method("maml", ALPHA))
     step = TrustRegionStep(recorded.params, recorded.method)
-    found = step(recorded.params, Overflows(ReplayDraws(recorded.tasks, recorded.draws)), recorded.update)
-    assert found.info["accepted"] == 1  # 2 + 1 derivatives, 20 products, and the two points of the search
-    Overflows.calls = 40 - 24  # type: ignore[attr-defined]
-    found = step(recorded.params, Overflows(ReplayDraws(recorded.tasks, recorded.draws)), recorded.update)
+    tasks = Overflows(ReplayDraws(recorded.tasks, recorded.draws))
+    found = step(recorded.params, tasks, recorded.update)
+    assert found.info["accepted"] == 1
+    searched = found.info["backtracks"] + 1  # each point takes one gradient
+    tasks = Overflows(ReplayDraws(recorded.tasks, recorded.draws), tasks.calls - searched)
+    found = step(recorded.params, tasks, recorded.update)
     assert found.info["accepted"] == 0
     assert math.isnan(found.info["kl_full_step"])
-    del Overflows.calls  # type: ignore[attr-defined]
 
 
 def test_a_zero_gradient_moves_nothing() -> None:
@@ -261,7 +266,7 @@ def test_refused_sources_and_own_methods() -> None:
         learner(every=4)
     tasks, params = reinforcement_learning("navigation")
     with pytest.raises(ValueError, match=r"must draw an inner batch for each of its 1 steps.*'inner': 0, 'outer': 1"):
-        AdaptedPolicies(params, tasks, [RecordedDraw("outer", params, {})], method.inner)
+        Replay(tasks, [RecordedDraw("outer", params, {})], method.inner)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch.func import functional_call
 from metarl import Method
 from metarl.outer import OUTER
 from metarl.step import MeanGrad, average
-from metarl.step.adapted_policies import AdaptedPolicies
+from metarl.step.replay import Measured, Point, Replay
 from metarl.tree import take, tree_map
 from metarl.types import Batch, Params, Role, TaskBatch
 from metarl.wrappers import RecordDraws
@@ -30,8 +30,15 @@ class Recorded:
         self.meta_grad = method.update(self.params, recorder, method.inner)
         self.draws = recorder.draws
 
-    def policies(self, kind: type[AdaptedPolicies] = AdaptedPolicies) -> AdaptedPolicies:
-        return kind(self.params, self.tasks, self.draws, self.method.inner_in_training)
+    @property
+    def replay(self) -> Replay:
+        return Replay(self.tasks, self.draws, self.method.inner_in_training)
+
+    def old(self, kind: type[Point] = Point) -> Point:
+        return kind(self.replay, self.params)
+
+    def measure(self, params: Params) -> Measured:
+        return self.replay.at(params).measure(self.old())
 
     def batches(self, role: Role, task: int) -> list[Batch]:
         return [take(draw.batch, task) for draw in self.draws if draw.role == role]

@@ -1,9 +1,10 @@
-"""Policies after adaptation: their Fisher matrix, loss and divergence, against autograd and `torch.distributions`.
+"""Replayed draws: Fisher matrix, loss and divergence of adapted policies, against autograd and `torch.distributions`.
 
 Each check is also given wrong formulas, which it must reject.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl import Inner, make_method
+from metarl import AdaptationPath, make_method
 from metarl.outer.pull_back import pull_back, push_forward
-from metarl.step.adapted_policies import AdaptedPolicies
+from metarl.step.replay import Measured, Point, Replay
 from metarl.tree import dot, tree_map
 from metarl.types import Batch, Params, TaskBatch
 from metarl.wrappers import ReplayDraws
@@ -22,10 +23,8 @@ from tests.reference.replays import ALPHA, UPDATES, Recorded, close, flat
 # The matrix.
 
 
-def check_matrix(
-    recorded: Recorded, first_order: bool = False, kind: type[AdaptedPolicies] = AdaptedPolicies
-) -> Tensor:
-    product = recorded.policies(kind).fisher(first_order)
+def check_matrix(recorded: Recorded, first_order: bool = False, kind: type[Point] = Point) -> Tensor:
+    product = recorded.old(kind).fisher(first_order)
     size = len(flat(recorded.params))
     found = torch.stack([flat(product(recorded.leaves(row))) for row in torch.eye(size, dtype=torch.float64)])
     wanted = recorded.matrix(first_order)
@@ -54,38 +53,38 @@ def test_with_learned_step_sizes(learned: Any, first_order: bool) -> None:
     assert (matrix[is_meta] != 0).any(1).all()
 
 
-class InReverse(AdaptedPolicies):
+class InReverse(Point):
     """The factors of the two steps in the wrong order."""
 
-    def fisher(self, first_order: bool, episodes: slice = slice(None)) -> Callable[[Params], Params]:
-        old = self._old
-        self._old = old._replace(params=[*old.params[-2::-1], old.params[-1]])
-        self._hessian = self._hessian[::-1]
-        return super().fisher(first_order, episodes)
+    @cached_property
+    def path(self) -> AdaptationPath:
+        path = super().path
+        return path._replace(params=[*path.params[-2::-1], path.params[-1]], batches=path.batches[::-1])
 
 
-class AtTheStart(AdaptedPolicies):
+class AtTheStart(Point):
     """The Fisher matrix of the policy before adaptation."""
 
-    def fisher(self, first_order: bool, episodes: slice = slice(None)) -> Callable[[Params], Params]:
-        self._old = self._old._replace(params=[*self._old.params[:-1], self._old.params[0]])
-        return super().fisher(first_order, episodes)
+    @property
+    def adapted(self) -> Params:
+        return self.path.params[0]
 
 
-class WithoutJacobian(AdaptedPolicies):
+class WithoutJacobian(Point):
     def fisher(self, first_order: bool, episodes: slice = slice(None)) -> Callable[[Params], Params]:
         return super().fisher(True, episodes)
 
 
-class OtherData(AdaptedPolicies):
+class OtherData(Point):
     """The Hessians of D_in where D_h was drawn."""
 
-    def __init__(self, params: Params, tasks: TaskBatch, draws: Any, inner: Inner) -> None:
-        super().__init__(params, tasks, [draw for draw in draws if draw.role != "hessian"], inner)
+    @cached_property
+    def path(self) -> AdaptationPath:
+        return super().path._replace(batches=[draw.batch for draw in self._replay.steps])
 
 
 @pytest.mark.parametrize("kind", [InReverse, AtTheStart, WithoutJacobian, OtherData])
-def test_wrong_matrices_are_rejected(kind: type[AdaptedPolicies]) -> None:
+def test_wrong_matrices_are_rejected(kind: type[Point]) -> None:
     with pytest.raises(AssertionError):
         check_matrix(Recorded(make_method("maml", ALPHA, 2)), kind=kind)
 
@@ -97,7 +96,7 @@ def test_push_forward_is_the_transpose_of_pull_back() -> None:
         options = {"learn_inner_lr": "layer-step"} if name == "maml" else {}
         method = make_method(name, ALPHA, 2, **options)
         recorded = Recorded(make_method("maml", ALPHA, 2, **options))
-        path = AdaptedPolicies(recorded.params, recorded.tasks, recorded.draws, method.inner)._old
+        path = Replay(recorded.tasks, recorded.draws, method.inner).at(recorded.params).path
         t, v = (
             tree_map(lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype), path.params[0])
             for _ in range(2)
@@ -116,19 +115,19 @@ def test_some_episodes_in_turn_give_the_matrix_on_average() -> None:
     """Without Hessians exactly, since all episodes have the same length; with them A is not linear in the data."""
     recorded = Recorded(make_method("maml", ALPHA), "point_velocity")
     vector = tree_map(torch.cos, recorded.params)
-    whole = flat(recorded.policies().fisher(True)(vector))
-    parts = [flat(recorded.policies().fisher(True, slice(first, None, 3))(vector)) for first in range(3)]
+    whole = flat(recorded.old().fisher(True)(vector))
+    parts = [flat(recorded.old().fisher(True, slice(first, None, 3))(vector)) for first in range(3)]
     close(torch.stack(parts).mean(0), whole, 1e-12)
     assert all((part - whole).norm() > 1e-3 * whole.norm() for part in parts)
-    exact = flat(recorded.policies().fisher(False)(vector))
-    parts = [flat(recorded.policies().fisher(False, slice(first, None, 3))(vector)) for first in range(3)]
+    exact = flat(recorded.old().fisher(False)(vector))
+    parts = [flat(recorded.old().fisher(False, slice(first, None, 3))(vector)) for first in range(3)]
     assert 1e-3 < (torch.stack(parts).mean(0) - exact).norm() / exact.norm() < 0.5
 
 
 # Loss and divergence on replayed draws.
 
 
-def check_measures(recorded: Recorded, kind: type[AdaptedPolicies] = AdaptedPolicies) -> None:
+def check_measures(recorded: Recorded, kind: type[Point] = Point) -> None:
     here, there = recorded.params, tree_map(lambda x: x + 0.2 * torch.cos(7 * x), recorded.params)
     losses, kls = [], []
     for task in range(recorded.tasks.num_tasks):
@@ -136,23 +135,21 @@ def check_measures(recorded: Recorded, kind: type[AdaptedPolicies] = AdaptedPoli
         batch = recorded.batches("outer", task)[-1]
         losses.append(recorded.loss(new, batch).item())
         kls.append(recorded.kl(old, new, batch).item())
-    found = recorded.policies(kind).measure(there)
+    found = kind(recorded.replay, there).measure(recorded.old())
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-9)
     assert found.kl == pytest.approx(np.mean(kls), rel=1e-9)
     assert np.mean(kls) > 1e-3
 
 
-class TheWrongWayRound(AdaptedPolicies):
-    def _divergences(self, new: Params) -> Tensor:
-        old, self._old = self._old, self._old._replace(params=[new])
-        found = super()._divergences(old.params[-1])
-        self._old = old
-        return found
+class TheWrongWayRound(Point):
+    def measure(self, old: Point) -> Measured:
+        return super().measure(old)._replace(kl=Point.measure(old, self).kl)
 
 
-class NotAdapted(AdaptedPolicies):
-    def path(self, params: Params) -> Any:
-        return self._old if hasattr(self, "_old") else super().path(params)
+class NotAdapted(Point):
+    @property
+    def adapted(self) -> Params:
+        return self.start.params[0]
 
 
 @pytest.mark.parametrize("kind", ["navigation", "discrete"])
@@ -169,4 +166,4 @@ def test_a_replay_gives_the_meta_gradient_bit_for_bit(outer: str) -> None:
     recorded = Recorded(make_method(outer, inner_steps=2))
     again = recorded.method.update(recorded.params, ReplayDraws(recorded.tasks, recorded.draws), recorded.method.inner)
     assert all(torch.equal(again.grads[name], leaf) for name, leaf in recorded.meta_grad.grads.items())
-    assert recorded.policies().measure(recorded.params).kl == 0
+    assert recorded.measure(recorded.params).kl == 0
