@@ -2,13 +2,14 @@
 
 import copy
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, overload
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -18,12 +19,13 @@ from metarl.checkpoint import learner_state
 from metarl.engine import Engine, current_engine
 from metarl.errors import NonFiniteError, check_has, check_int, check_source, check_step_sizes, check_type
 from metarl.evaluation import Evaluation, ScoreBefore, evaluate, warn_if_worse
-from metarl.inner import adapt
+from metarl.inner import adapt_stepwise
 from metarl.learned_rules import hide_meta
 from metarl.outer import Method, check_method, make_method
 from metarl.partial import Patterns
 from metarl.processes import ALONE, Processes, shard, share_of
 from metarl.random import Stream, generator_state, restore_generator, stream_generator
+from metarl.rl.adapted_policy import AdaptedPolicy, adapt_policy
 from metarl.settings import FixedSettings
 from metarl.signals import first_signal
 from metarl.state_dict import snapshot
@@ -221,20 +223,62 @@ class MetaLearner(FixedSettings):
                 "process 0; was the network made without a seed?"
             )
 
-    def adapt(self, tasks: TaskBatch, steps: int | None = None) -> Params:
-        """The parameters adapted to each of `tasks`, stacked `[T, ...]`, after `steps` (default: as in training).
+    @overload
+    def adapt(
+        self, tasks: TaskBatch, steps: int | None = None, *, step_sizes: Sequence[float | None] | None = None
+    ) -> Params: ...
+
+    @overload
+    def adapt(
+        self,
+        tasks: gymnasium.Env[Any, Any] | Mapping[str, Any],
+        steps: int | None = None,
+        *,
+        step_sizes: Sequence[float | None] | None = None,
+        episodes: int | None = None,
+        seed: int = 0,
+    ) -> AdaptedPolicy: ...
+
+    def adapt(
+        self,
+        tasks: TaskBatch | gymnasium.Env[Any, Any] | Mapping[str, Any],
+        steps: int | None = None,
+        *,
+        step_sizes: Sequence[float | None] | None = None,
+        episodes: int | None = None,
+        seed: int = 0,
+    ) -> Params | AdaptedPolicy:
+        """A policy adapted to one task, or the parameters adapted to each of a batch of tasks, stacked `[T, ...]`.
 
         More steps than in training may make the score worse; `evaluate` warns of that.
 
+        Args:
+            tasks: an environment of yours (it collects episodes in it, one after the other), or the parameters of one
+                task, such as `{"goal": [0.3, -0.2]}`; or a batch, such as `source.sample(5, rng)`.
+            steps: inner steps; default: as in training.
+            step_sizes: an inner step size for each step; `None` for a step, or for all: as in training.
+            episodes: for one task, the episodes of each step; default: as in training.
+            seed: for one task, of everything random.
+
         Raises:
-            ValueError: unless `tasks` are a batch of tasks, such as `source.sample(5, rng)`.
+            ValueError: for arguments that cannot work, naming them.
         """
-        check_has("tasks", tasks, ("draw", "loss", "num_tasks"), "a batch of tasks, such as source.sample(5, rng)")
-        inner = self.method.inner
-        if steps is not None:
-            inner = inner._replace(steps=check_int("steps", steps, minimum=0))
-        with self.engine.current():
-            return adapt(self.params, CheckFinite(tasks), inner)
+        number = self.method.inner.steps if steps is None else check_int("steps", steps, minimum=0)
+        rules = self.rules([None] * number if step_sizes is None else step_sizes)
+        if len(rules) != number:
+            raise ValueError(f"step_sizes must have one entry for each of the {number} steps, got {len(rules)}")
+
+        def run(batch: TaskBatch) -> Params:
+            with self.engine.current():
+                return deque(adapt_stepwise(self.params, CheckFinite(batch), rules), maxlen=1).pop()
+
+        if isinstance(tasks, gymnasium.Env | Mapping):
+            return adapt_policy(self.source, tasks, run, episodes, seed)
+        wanted = "an environment, the parameters of one task, or a batch of tasks, such as source.sample(5, rng)"
+        check_has("tasks", tasks, ("draw", "loss", "num_tasks"), wanted)
+        if episodes is not None:
+            raise ValueError(f"episodes does not apply to a batch of tasks, which has its own, got {episodes!r}")
+        return run(tasks)
 
     def evaluate(
         self,

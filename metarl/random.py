@@ -33,6 +33,8 @@ class Stream(IntEnum):
     FILM = 7
     PROBLEM = 8
     PROBLEM_NOISE = 9
+    ADAPTATION = 10
+    ADAPTED_ACTIONS = 11
 
 
 def stream_generator(seed: int, stream: Stream) -> np.random.Generator:

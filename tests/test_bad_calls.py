@@ -116,6 +116,8 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any], Mapping[str, tuple
         {
             "tasks": (None, 3, quadratics(), {"goal": np.zeros((2, 2))}, [1, 2]),
             "steps": (-1, 1.0, "1"),
+            "step_sizes": (3, "abc", 0.1, [0.1, 0.1], [-1.0], ["x"]),
+            "episodes": (3, "all"),
         },
     ),
     "evaluate": (

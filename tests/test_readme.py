@@ -7,18 +7,30 @@ from typing import Any
 import pytest
 
 import metarl
+from metarl.experiments import train
 from tests.pages import README, ROOT, python_blocks, run_blocks
 
 
 @pytest.fixture(scope="module")
-def names() -> Iterator[dict[str, Any]]:
-    """What the README's blocks define."""
-    yield from run_blocks(README)
+def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What the README's blocks define, run beside a folder with a finished run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("readme"))
+        sizes = ["--iterations", "1", "--meta-batch-size", "2", "--episodes", "2", "--eval-tasks", "2", "--hidden", "8"]
+        train.main([*sizes, "--name", "nav"])
+        yield from run_blocks(README)
 
 
 def test_the_program_trains(names: dict[str, Any]) -> None:
     assert isinstance(names["learner"], metarl.MetaLearner)
     assert names["learner"].iterations == 2
+
+
+def test_the_adapted_policy_acts(names: dict[str, Any]) -> None:
+    assert 0 < names["policy"].env_steps <= 3 * 100
+    assert names["env"].action_space.contains(names["action"])
+    (program,) = (block for block in python_blocks(README) if ".adapt(env" in block)
+    assert len([line for line in program.splitlines() if line and not line.startswith("import")]) == 3
 
 
 def test_the_update_trains(names: dict[str, Any]) -> None:
@@ -28,10 +40,10 @@ def test_the_update_trains(names: dict[str, Any]) -> None:
 
 
 def test_lengths() -> None:
-    program, update = python_blocks(README)
+    program, _, update = python_blocks(README)
     assert len(program.splitlines()) <= 12
     assert len(update.splitlines()) <= 18
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= 110
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_the_results_are_those_of_the_page_of_results() -> None:

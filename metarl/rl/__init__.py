@@ -1,6 +1,7 @@
 """Reinforcement learning as an oracle: task-batched rollouts, advantages, surrogate losses."""
 
 from metarl.rl.actor import Actor
+from metarl.rl.adapted_policy import AdaptedPolicy
 from metarl.rl.distributions import ActionDistribution, Categorical, DiagonalGaussian, SquashedGaussian
 from metarl.rl.normalization import NormalizedPolicy
 from metarl.rl.oracle import ReinforcementLearning, RLTaskBatch
@@ -11,6 +12,7 @@ __all__ = [
     "SURROGATES",
     "ActionDistribution",
     "Actor",
+    "AdaptedPolicy",
     "Categorical",
     "DiagonalGaussian",
     "NormalizedPolicy",

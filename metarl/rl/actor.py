@@ -20,8 +20,19 @@ from metarl.functional_env import UNIFORM_LOW, FunctionalEnvs, FunctionalTaskDis
 from metarl.rl.actions import make_clipper
 from metarl.rl.distributions import ActionDistribution, DistParams
 from metarl.rl.incoming import check_finite_episodes, check_functional, env_name
+from metarl.rl.one_env import OneEnv, split
 from metarl.rl.policy import shared_state, stacked_forward
-from metarl.rl.rollout import NOISE_STEPS, Forward, Noise, Rollout, Steps, build_rollout, sequences, step_through
+from metarl.rl.rollout import (
+    NOISE_STEPS,
+    Forward,
+    Noise,
+    Rollout,
+    Steps,
+    build_rollout,
+    join_episodes,
+    sequences,
+    step_through,
+)
 from metarl.rl.streams import Streams
 from metarl.tree import float_leaf, tree_map
 from metarl.types import HasThreads, Params, TaskDistribution, TaskParams
@@ -118,9 +129,12 @@ class Actor:
             check_functional(environments.env, rollout.episodes.obs, rollout.episodes.mask)
             name = type(environments.env).__name__
         else:
-            with self.bind(params, _like_obs(environments, params, noise)) as forward:
-                steps = step_through(environments, forward, self.distribution, noise, _dtype(params), self.actions)
-            rollout = build_rollout(steps, self.distribution, noise.horizon)
+            # one environment runs its episodes one after the other
+            parts = split(noise) if isinstance(environments, OneEnv) else [noise]
+            dtype, send = _dtype(params), self.actions
+            with self.bind(params, _like_obs(environments, params, parts[0])) as forward:
+                steps = [step_through(environments, forward, self.distribution, x, dtype, send) for x in parts]
+            rollout = join_episodes([build_rollout(x, self.distribution, noise.horizon) for x in steps])
             name = env_name(environments)
         check_finite_episodes(name, *rollout)
         return rollout

@@ -157,6 +157,16 @@ def lengthen(rollout: Rollout, length: int) -> Rollout:
     return Rollout(episodes._replace(**longer), _pad(actions, length), _pad(log_probs, length))
 
 
+def join_episodes(rollouts: Sequence[Rollout]) -> Rollout:
+    """The episodes of several rollouts of the same tasks in one rollout."""
+    if len(rollouts) == 1:
+        return rollouts[0]
+    longest = max(rollout.log_probs.shape[2] for rollout in rollouts)
+    equal = [lengthen(rollout, longest) for rollout in rollouts]
+    episodes = Episodes(*(torch.cat(leaves, dim=1) for leaves in zip(*(x.episodes for x in equal), strict=True)))
+    return Rollout(episodes, *(torch.cat([getattr(x, k) for x in equal], dim=1) for k in ("actions", "log_probs")))
+
+
 def _pad(x: Tensor, length: int) -> Tensor:
     """`[T, E, h, ...]` to `[T, E, L, ...]` with zeros."""
     missing = length - x.shape[2]
