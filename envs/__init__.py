@@ -25,6 +25,7 @@ from metarl.envs.grid_world import GridWorld
 from metarl.envs.gym_distribution import GymDistribution
 from metarl.envs.gym_vector import GymVectorEnv
 from metarl.envs.navigation import Navigation, NavigationRing
+from metarl.envs.observe_task import ObserveTask
 from metarl.envs.point_velocity import PointVelocity
 from metarl.envs.vector import TorchVectorEnv
 from metarl.envs.workers import WorkerError
@@ -47,6 +48,7 @@ __all__ = [
     "LinearGaussian",
     "Navigation",
     "NavigationRing",
+    "ObserveTask",
     "PointVelocity",
     "TabularMDP",
     "TorchVectorEnv",

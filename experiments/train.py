@@ -22,7 +22,7 @@ from metarl.agents import PolicyModule, make_context_policy, make_policy
 from metarl.callbacks import HeldOutEvaluation
 from metarl.context import WithContext
 from metarl.devices import pick_device
-from metarl.envs import ENVS, constructor, make_distribution
+from metarl.envs import ENVS, ObserveTask, constructor, make_distribution
 from metarl.envs.base import EnvDistribution
 from metarl.errors import check_choice, check_int, check_real
 from metarl.experiments.common import cli, options
@@ -51,12 +51,15 @@ class TrainConfig(RunConfig):
         **RunConfig.added,
         **{"discount_weights": False, "cross_fit": False},
         **{"actions": "clip", "normalize_observations": False, "outer_step": "adam", "context_size": 0},
+        **{"observe_task": False},
     }
 
     env: str = "navigation"
     """Task distribution: navigation, grid_world, cart_pole_goal, half_cheetah_velocity, ... (docs/environments.md)."""
     env_options: tuple[str, ...] = ()
     """Options of the task distribution as name=value, for example goal_high=3 (half_cheetah_velocity)."""
+    observe_task: bool = False
+    """Append the task's parameters to the observation. With --outer multitask this trains the oracle of comparisons."""
     meta_batch_size: int = 20
     """Tasks per iteration."""
     outer_step: Literal["adam", "sgd", "alpha_maml", "proximal", "trust_region"] = "adam"
@@ -146,7 +149,8 @@ def build_distribution(config: TrainConfig) -> EnvDistribution:
         if "horizon" in given:
             raise ValueError(f"env_options must not have horizon, which is given as --horizon {config.horizon}")
         given["horizon"] = config.horizon
-    return make_distribution(config.env, **given)
+    found = make_distribution(config.env, **given)
+    return ObserveTask(found) if config.observe_task else found
 
 
 def build_policy(config: TrainConfig, distribution: EnvDistribution) -> PolicyModule | WithContext:
