@@ -106,7 +106,8 @@ def known_options(script: str, problem: str | None) -> set[str]:
 def test_commands_exist(page: Path) -> None:
     for script, *words in commands(page):
         assert script in SCRIPTS, f"metarl {script}"
-        problem = words[0] if script == "train-supervised" and words and words[0].isidentifier() else None
+        nested = script in ("train-supervised", "baseline")
+        problem = words[0] if nested and words and words[0].isidentifier() else None
         for option in (word.partition("=")[0] for word in words if word.startswith("--")):
             assert option in known_options(script, problem), f"metarl {script} {problem or ''} {option}"
         for option in (

@@ -1,0 +1,119 @@
+"""Baselines that adapt by policy-gradient steps, as the meta-trained policy does.
+
+| name | training | adaptation |
+| --- | --- | --- |
+| `random` | none | the inner steps of the configuration |
+| `multitask` | the outer update `multitask` | the inner steps of the configuration |
+| `oracle` | `multitask`, with the task's parameters in the observation | none |
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from metarl import evaluate
+from metarl.envs.base import EnvDistribution
+from metarl.experiments import train
+from metarl.experiments.baselines.result import BaselineResult, make_result
+from metarl.experiments.common.config import read_config, settings
+from metarl.experiments.common.evaluation import step_sizes
+from metarl.experiments.common.run import Run, is_finished, new_run, resume_run, settle, write_run
+from metarl.experiments.train import TrainConfig
+from metarl.logging import read_metrics
+from metarl.random import Stream, stream_generator
+from metarl.rl import ReinforcementLearning
+
+
+def run_random(config: TrainConfig, folder: Path, env_steps: int) -> BaselineResult:
+    """Adapt the untrained policy of `config.seed`; `env_steps` of training are not used."""
+    learner = config.build_learner()
+    source = learner.source
+    assert isinstance(source, ReinforcementLearning)
+    source = dataclasses.replace(source, episodes=train.FINAL_EPISODES)
+    rules = learner.rules(step_sizes(learner, train.EVALUATION_STEPS))
+    tasks = source.sample(train.FINAL_TASKS, stream_generator(train.FINAL_SEED, Stream.HELD_OUT_TASKS))
+    curve = evaluate(learner.method.initial_params(source), tasks, rules, engine=learner.engine)
+    costs = [cost["env_steps"] for cost in curve.costs]
+    return make_result("random", "step", range(len(costs)), curve.scores.mT.numpy(), costs, 0)
+
+
+def run_multitask(config: TrainConfig, folder: Path, env_steps: int) -> BaselineResult:
+    """Train for `env_steps` with the update `multitask` in the run folder `folder`, then adapt."""
+    trained = train_in(folder, pretraining(config, env_steps))
+    return result_of_run("multitask", trained)
+
+
+def run_oracle(config: TrainConfig, folder: Path, env_steps: int) -> BaselineResult:
+    """Train a policy that sees the task for `env_steps` in the run folder `folder`; it does not adapt."""
+    observing = dataclasses.replace(config, observe_task=True)
+    whole = result_of_run("oracle", train_in(folder, pretraining(observing, env_steps)))
+    return whole._replace(points=(0,), scores=whole.scores[:, :1], env_steps=whole.env_steps[:1])
+
+
+def pretraining(config: TrainConfig, env_steps: int) -> TrainConfig:
+    """The configuration of a `multitask` run that trains for at most `env_steps`: one draw in an iteration.
+
+    The options of other updates are left out; the inner steps are those of `config`.
+
+    Raises:
+        ValueError: when not even one iteration fits.
+    """
+    horizon = horizon_of(config)
+    iteration = config.meta_batch_size * config.episodes * horizon
+    if env_steps < iteration:
+        raise ValueError(f"env_steps must be enough for an iteration, at least {iteration}, got {env_steps}")
+    return dataclasses.replace(
+        config,
+        outer="multitask",
+        iterations=env_steps // iteration,
+        hessian_data=None,
+        learn_inner_lr=None,
+        inner_lr_rate=None,
+        outer_options=(),
+    )
+
+
+def horizon_of(config: TrainConfig) -> int:
+    """The steps of an episode, at most."""
+    distribution = train.build_distribution(config)
+    assert isinstance(distribution, EnvDistribution)
+    return distribution.horizon
+
+
+def train_in(folder: Path, config: TrainConfig) -> Path:
+    """Train a run in `folder`: a new one, the rest of one that was interrupted, or nothing if it is finished.
+
+    Raises:
+        ValueError: when the folder has a run with other settings.
+    """
+    config = settle(dataclasses.replace(config, log_dir=folder.parent, name=folder.name))
+    if not (folder / "config.json").is_file():
+        run = new_run(config)
+    else:
+        saved = read_config(TrainConfig, folder)
+        wanted = settings(config)
+        for name, value in settings(saved).items():
+            if wanted[name] != value and name != "log_dir":
+                raise ValueError(
+                    f"{folder} has a run with {name}={value!r}, not {wanted[name]!r}; choose another folder"
+                )
+        if is_finished(folder, config.iterations):
+            return folder
+        run = resume_run(folder, saved, saved)
+    finish(run)
+    return folder
+
+
+def finish(run: Run[TrainConfig]) -> None:
+    """Train to the end and evaluate."""
+    with write_run(run, f"; it was in {run.folder}; the same command continues it"):
+        train.train(run)
+
+
+def result_of_run(baseline: str, folder: Path) -> BaselineResult:
+    """The result of a finished training run, from its `evaluation.json` and `metrics.jsonl`."""
+    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    spent = read_metrics(folder)[-1]["oracle/env_steps"]
+    assert spent is not None
+    scores = [list(column) for column in zip(*found["scores"], strict=True)]  # [tasks, steps + 1]
+    return make_result(baseline, "step", range(len(found["env_steps"])), scores, found["env_steps"], int(spent))

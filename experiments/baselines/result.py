@@ -1,0 +1,108 @@
+"""The result of a baseline: scores on held-out tasks, and the environment steps of adaptation that each one cost.
+
+It is saved as `baseline.json`, which has the keys of `evaluation.json` and a few more.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from metarl.errors import check_choice
+from metarl.files import write_json
+from metarl.statistics import confidence_interval
+
+FILE = "baseline.json"
+
+Axis = Literal["step", "episode", "budget"]
+"""What a result's points are: gradient steps done, episodes of a trial, or multiples of the adaptation budget spent."""
+
+
+class BaselineResult(NamedTuple):
+    """Scores of held-out tasks at a few points of their adaptation."""
+
+    baseline: str
+    axis: Axis
+    points: tuple[float, ...]  # P: 0, 1, ... steps; episodes 1, 2, ...; 0, 1, 10, ... times the budget
+    scores: npt.NDArray[np.float64]  # [tasks, P]
+    env_steps: npt.NDArray[np.int64]  # [P], of adaptation before each score, all tasks together
+    train_env_steps: int  # of training before the tasks were seen
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON; `scores` are `[P][tasks]`, as in `evaluation.json`."""
+        columns = self.scores.T
+        return {
+            "baseline": self.baseline,
+            "axis": self.axis,
+            "points": list(self.points),
+            "mean": columns.mean(1).tolist(),
+            "ci95": [confidence_interval(column) for column in columns],
+            "num_tasks": len(self.scores),
+            "scores": columns.tolist(),
+            "env_steps": self.env_steps.tolist(),
+            "train_env_steps": self.train_env_steps,
+        }
+
+
+def make_result(
+    baseline: str,
+    axis: Axis,
+    points: Sequence[float],
+    scores: npt.ArrayLike,
+    env_steps: Sequence[int],
+    train_env_steps: int,
+) -> BaselineResult:
+    """A result from plain values; `scores` are `[tasks, P]`.
+
+    Raises:
+        ValueError: when the sizes do not fit each other.
+    """
+    table = np.asarray(scores, np.float64)
+    if table.ndim != 2 or table.shape[1] != len(points) or len(env_steps) != len(points):
+        raise ValueError(f"scores must be [tasks, {len(points)}], one column for each point, got {table.shape}")
+    steps = np.asarray(env_steps, np.int64)
+    return BaselineResult(baseline, axis, tuple(points), table, steps, int(train_env_steps))
+
+
+def write_result(folder: Path, result: BaselineResult, settings: Mapping[str, Any]) -> None:
+    """Save the result in `folder`, with the settings that made it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / FILE, {**result.summary(), "settings": _as_read(settings)})
+
+
+def read_result(folder: Path, settings: Mapping[str, Any] | None = None) -> BaselineResult | None:
+    """The result in `folder`, or `None` if there is none.
+
+    Args:
+        folder: where `write_result` saved it.
+        settings: those that must have made it; default: any.
+
+    Raises:
+        ValueError: when the file is damaged, or other settings made it, naming the first one that differs.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        check_choice("axis", found["axis"], get_args(Axis))
+        table = np.asarray(found["scores"], np.float64).T
+        result = make_result(
+            found["baseline"], found["axis"], found["points"], table, found["env_steps"], found["train_env_steps"]
+        )
+        made_by = dict(found["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be the result of a baseline, but it is not: {error}") from None
+    for name, value in _as_read(settings or {}).items():
+        if made_by.get(name) != value:
+            raise ValueError(f"{path} was made with {name}={made_by.get(name)!r}, not {value!r}; choose another folder")
+    return result
+
+
+def _as_read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they come back from JSON: lists instead of tuples, strings instead of paths."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+    return found
