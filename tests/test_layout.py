@@ -102,6 +102,13 @@ def test_tree_imports_only_torch() -> None:
     assert not inside(imports((ROOT / "tree.py").read_text(encoding="utf-8")), ("metarl", "numpy", "gymnasium"))
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "statistics").glob("*.py")), ids=lambda path: path.stem)
+def test_statistics_import_only_numpy(path: Path) -> None:
+    names = imports(path.read_text(encoding="utf-8"))
+    foreign = {name for name in names if name.partition(".")[0] not in {*sys.stdlib_module_names, "numpy"}}
+    assert foreign == inside(foreign, ("metarl.errors", "metarl.statistics"))
+
+
 def test_imports_sees_every_form() -> None:
     source = "import a.b as c\ndef f():\n    from d.e import g\n    from . import h\n"
     assert imports(source) == {"a.b", "d.e", "d.e.g"}
