@@ -13,7 +13,7 @@ constants, at the points that were tried. Sampling noise in a small batch raises
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -98,10 +98,20 @@ def estimate_source(
     return estimate(params, tasks, torch_generator(rng), estimation)
 
 
-def estimate_smoothness(params: Params, tasks: TaskBatch, generator: torch.Generator, iterations: int = 20) -> Tensor:
-    """Every task's largest absolute eigenvalue of the Hessian at `params` (not stacked), `[T]`; L is their maximum."""
+def estimate_smoothness(
+    params: Params,
+    tasks: TaskBatch,
+    generator: torch.Generator,
+    iterations: int = 20,
+    names: Collection[str] | None = None,
+) -> Tensor:
+    """Every task's largest absolute eigenvalue of the Hessian at `params` (not stacked), `[T]`; L is their maximum.
+
+    With `names` it is that of the block of these parameters, which limits the step size of inner steps that move them
+    alone.
+    """
     w = tree.broadcast(params, tasks.num_tasks)
-    return _smoothness(tasks, w, tasks.draw(w, "hessian"), generator, check_int("iterations", iterations))
+    return _smoothness(tasks, w, tasks.draw(w, "hessian"), generator, check_int("iterations", iterations), names)
 
 
 def operator_norms(
@@ -138,8 +148,21 @@ def per_sample(tasks: TaskBatch, batch: Batch, population: int | None = None) ->
     return n * (population - 1) / (population - n)
 
 
-def _smoothness(tasks: TaskBatch, w: Params, batch: Batch, generator: torch.Generator, iterations: int) -> Tensor:
-    return operator_norms(lambda v: hessian_vector_products(tasks, w, batch, v), w, generator, iterations)
+def _smoothness(
+    tasks: TaskBatch,
+    w: Params,
+    batch: Batch,
+    generator: torch.Generator,
+    iterations: int,
+    names: Collection[str] | None = None,
+) -> Tensor:
+    def block(v: Params) -> Params:
+        return v if names is None else {k: x if k in names else torch.zeros_like(x) for k, x in v.items()}
+
+    def product(v: Params) -> Params:
+        return block(hessian_vector_products(tasks, w, batch, block(v)))
+
+    return operator_norms(product, w, generator, iterations)
 
 
 def _hessian_lipschitz(

@@ -19,6 +19,7 @@ from metarl.derivatives import over_tasks
 from metarl.errors import check_choice, check_int, check_real
 from metarl.learned_rules import step_sizes, visible
 from metarl.outer import OUTER, Method, make_method, options
+from metarl.partial import adapted
 from metarl.random import Stream, stream_generator, torch_generator
 from metarl.state_dict import check_like
 from metarl.theory import AdaptiveStep, estimate_smoothness, warn_if_too_large
@@ -193,7 +194,8 @@ class SmoothnessMonitor(Callback):
     def _smoothness(self, learner: "MetaLearner") -> float:
         rng = stream_generator(self.seed, Stream.SMOOTHNESS)
         tasks = CheckFinite((self.source or learner.source).sample(self.num_tasks, rng))
-        return float(estimate_smoothness(visible(learner.params), tasks, torch_generator(rng), self.iterations).max())
+        params, names = visible(learner.params), adapted(learner.method.inner.rule, learner.params)
+        return float(estimate_smoothness(params, tasks, torch_generator(rng), self.iterations, names).max())
 
     def _warn_once(self, alpha: float, smoothness: float, learner: "MetaLearner") -> None:
         if not self.warned:

@@ -209,6 +209,25 @@ def test_smoothness_is_logged_at_the_first_iteration_and_every_few() -> None:
             assert metrics["theory/alpha_L"] == pytest.approx(ALPHA * metrics["theory/L"], rel=1e-12)
 
 
+def test_with_partial_adaptation_it_is_that_of_the_adapted_block() -> None:
+    """f = 2 body^2 + 0.5 head^2 + 3 body head: the whole Hessian has norm 5.9, the block of the head 1."""
+
+    def loss(w: Params, batch: Params) -> Tensor:
+        body, head = w["body.weight"], w["head.weight"]
+        return 2 * body**2 + head**2 / 2 + 3 * body * head + 0 * batch["x"].sum()
+
+    start = {name: torch.tensor(1.0, dtype=torch.float64) for name in ("body.weight", "head.weight")}
+    source = FiniteSumSource(FiniteSumTaskBatch(loss, {"x": torch.zeros(2, 1, 1)}), start)
+    whole, block = (
+        watch(
+            MetaLearner(source, meta_batch_size=2, inner_lr=0.1, adapt=adapt), 1, SmoothnessMonitor(1, num_tasks=2)
+        ).metrics[0]["theory/L"]
+        for adapt in (None, "head")
+    )
+    exact = torch.linalg.eigvalsh(torch.tensor([[4.0, 3.0], [3.0, 1.0]], dtype=torch.float64)).abs().max().item()
+    assert (whole, block) == (pytest.approx(exact, rel=1e-3), pytest.approx(1.0))
+
+
 def test_it_follows_the_parameters() -> None:
     """Logistic tasks are flatter away from the origin: the dense Hessians at each look, found from below."""
     problem, losses = six_logistic_tasks(), logistic_loss()
