@@ -233,12 +233,26 @@ def test_the_relative_deviation_of_dice_and_lvc(monkeypatch: pytest.MonkeyPatch)
     pytest.importorskip("mujoco")
     for name, value in (("COPIES", 10), ("EPISODES", 5), ("HORIZON", 20), ("ALPHAS", (5.0,))):
         monkeypatch.setattr(cheetah, name, value)
-    rows = cheetah.measure_cheetah(seeds=1, batches=2)
+    rows = cheetah.measure_cheetah([cheetah.untrained(0)], batches=2)
     assert [(row["alpha"], row["seed"], row["task"]) for row in rows] == [(5.0, 0, "forward"), (5.0, 0, "backward")]
     assert all(row["quotient_of_std"] > 1.5 for row in rows)
     printed = cheetah.cheetah_table(rows)
     assert printed.count("\n| ") == 3
     assert "alpha 5.0: DiCE / LVC, standard deviations: " in printed
+
+
+def test_the_policy_of_a_run(tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    small = ("--iterations", 1, "--horizon", 5, "--episodes", 2, "--meta-batch-size", 2, "--log-dir", tmp_path)
+    for env in ("half_cheetah_direction", "navigation"):
+        assert runs.call("train", "--env", env, "--name", env, "--hidden", 8, *small).code == 0
+    source, params = cheetah.trained(tmp_path / "half_cheetah_direction")
+    assert source.episodes == cheetah.EPISODES
+    start = source.initial_params()
+    assert any(not torch.equal(params[name], leaf) for name, leaf in start.items())
+    outcome = runs.call("reports.certify", "--cheetah", "--cheetah-run", tmp_path / "navigation")
+    assert outcome.code == 2
+    assert "cheetah_run must be a run on half_cheetah_direction, got" in outcome.err
 
 
 def test_the_spread_of_rows() -> None:

@@ -1,7 +1,7 @@
 """Certify the meta-gradient estimators on two problems whose exact answers are known.
 
     metarl certify [--quick] [--json] [--write docs/certificates.md]
-    metarl certify --cheetah [--quick] [--json]
+    metarl certify --cheetah [--cheetah-run RUN] [--quick] [--json]
 
 Measures every registered outer update, with every surrogate and every choice of Hessian data, by Monte Carlo through
 the real reinforcement-learning oracle; on the tabular problem also by enumeration, without sampling. Known wrong
@@ -18,7 +18,14 @@ from tqdm import tqdm
 
 from metarl.experiments.common import cli
 from metarl.experiments.reports.certify.certificates import certify_discounted, certify_exactly, certify_sampled
-from metarl.experiments.reports.certify.cheetah import cheetah_table, measure_cheetah
+from metarl.experiments.reports.certify.cheetah import (
+    SEEDS,
+    PolicyAt,
+    cheetah_table,
+    measure_cheetah,
+    trained,
+    untrained,
+)
 from metarl.experiments.reports.certify.credit import certify_credit
 from metarl.experiments.reports.certify.estimators import VARIED, enumerate_estimators
 from metarl.experiments.reports.certify.hessians import certify_hessians
@@ -48,6 +55,8 @@ class Arguments:
     """Write the page to this file as well, and its pictures into the folder pictures next to it."""
     cheetah: bool = False
     """Measure only how much noisier DiCE's meta-gradient is than LVC's on half-cheetah direction (MuJoCo; minutes)."""
+    cheetah_run: Path | None = None
+    """With cheetah: the policy of this run, instead of untrained ones."""
 
 
 @cli.one_line_errors()
@@ -56,7 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = cli.parse(Arguments, arguments, "metarl certify", __doc__)
     cli.prepare(lambda: check_arguments(given))
     if given.cheetah:
-        rows = measure_cheetah(1, 2) if given.quick else measure_cheetah()
+        policies = cli.prepare(lambda: choose_policies(given))
+        rows = measure_cheetah(policies, 2) if given.quick else measure_cheetah(policies)
         print(json.dumps(rows) if given.json else cheetah_table(rows))
         return
     results = certify(given.quick)
@@ -70,10 +80,19 @@ def main(arguments: list[str] | None = None) -> None:
         cli.fail(f"certificates that fail: {'; '.join(failed)}", cli.FAILED)
 
 
+def choose_policies(given: Arguments) -> list[PolicyAt]:
+    """The policies for `cheetah`: one for each seed, or that of a run."""
+    if given.cheetah_run is not None:
+        return [trained(given.cheetah_run)]
+    return [untrained(seed) for seed in range(1 if given.quick else SEEDS)]
+
+
 def check_arguments(given: Arguments) -> None:
     """Raise a `ValueError` for settings that do not go together, and for a page that cannot be written."""
     if given.cheetah and given.write is not None:
         raise ValueError(f"write does not apply with cheetah, which prints a table; remove it, got {given.write}")
+    if given.cheetah_run is not None and not given.cheetah:
+        raise ValueError(f"cheetah_run does not apply without cheetah; remove it, got {given.cheetah_run}")
     check_target(given.write)
 
 

@@ -2,7 +2,7 @@
 
 ProMP's paper (Rothfuss et al., 2019) reports that DiCE's is on average about twice LVC's. Both are MAML with the inner
 batch reused, with the surrogate `dice` and with `ratio`. They get the same draws: their first derivatives are equal, so
-both adapt to the same parameters. The policies are untrained, one for each seed.
+both adapt to the same parameters. The policies are untrained, one for each seed, or that of a trained run.
 
     relative std = sqrt(tr Cov[G]) / |E G|    of ONE task's meta-gradient, for each of the two tasks
 
@@ -12,18 +12,22 @@ by |mean|^2 minus the variance of that mean.
 
 import itertools
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metarl import tree
+from metarl import load, tree
 from metarl.agents import make_policy
 from metarl.engine import Engine
 from metarl.envs import make_distribution
 from metarl.experiments.common.tables import with_interval
 from metarl.experiments.reports.columns import Columns, number, table, text
+from metarl.learned_rules import visible
 from metarl.outer import make_method
 from metarl.rl import ReinforcementLearning
 from metarl.statistics import confidence_interval
@@ -36,6 +40,14 @@ DIRECTIONS = {"forward": 1.0, "backward": -1.0}
 SEEDS, BATCHES = 3, 5
 SURROGATES = ("ratio", "dice")
 
+
+class PolicyAt(NamedTuple):
+    """A source and the parameters of its policy."""
+
+    source: ReinforcementLearning
+    params: Params
+
+
 COLUMNS: Columns = {
     "alpha": text("alpha"),
     "seed": text("seed"),
@@ -47,16 +59,16 @@ COLUMNS: Columns = {
 }
 
 
-def measure_cheetah(seeds: int = SEEDS, batches: int = BATCHES) -> list[dict[str, Any]]:
-    """A row for each inner step size, seed and task: of `batches` draws of `COPIES` copies."""
-    cases = itertools.product(ALPHAS, range(seeds), DIRECTIONS)
-    return [measure(alpha, seed, task, batches) for alpha, seed, task in cases]
+def measure_cheetah(policies: Sequence[PolicyAt], batches: int = BATCHES) -> list[dict[str, Any]]:
+    """A row for each inner step size, policy and task: of `batches` draws of `COPIES` copies."""
+    cases = itertools.product(ALPHAS, enumerate(policies), DIRECTIONS)
+    return [measure(policy, alpha, seed, task, batches) for alpha, (seed, policy), task in cases]
 
 
-def measure(alpha: float, seed: int, task: str, batches: int) -> dict[str, Any]:
-    """The relative standard deviations at one untrained policy."""
-    sources = {name: build_source(name, seed) for name in SURROGATES}
-    params, rng = sources["ratio"].initial_params(), np.random.default_rng([seed, len(task)])
+def measure(policy: PolicyAt, alpha: float, seed: int, task: str, batches: int) -> dict[str, Any]:
+    """The relative standard deviations at one policy."""
+    (source, params), rng = policy, np.random.default_rng([seed, len(task)])
+    sources = {name: replace(source, surrogate=name) for name in SURROGATES}
     copies = {"direction": np.full((COPIES,), DIRECTIONS[task], np.float32)}
     with Engine().current():
         draws = [meta_gradients(sources, params, copies, alpha, rng) for _ in range(batches)]
@@ -74,11 +86,25 @@ def measure(alpha: float, seed: int, task: str, batches: int) -> dict[str, Any]:
     }
 
 
-def build_source(surrogate: str, seed: int) -> ReinforcementLearning:
+def untrained(seed: int) -> PolicyAt:
     """Half-cheetah forward/backward with the paper's policy."""
     tasks = make_distribution("half_cheetah_direction", horizon=HORIZON)
     policy = make_policy(tasks.observation_space, tasks.action_space, seed=seed, policy_kwargs={"net_arch": [64, 64]})
-    return ReinforcementLearning(tasks, policy, episodes=EPISODES, surrogate=surrogate)
+    source = ReinforcementLearning(tasks, policy, episodes=EPISODES)
+    return PolicyAt(source, source.initial_params())
+
+
+def trained(run: Path) -> PolicyAt:
+    """The policy of a run on the same tasks.
+
+    Raises:
+        ValueError: for a run that cannot be opened, or of other tasks.
+    """
+    learner = load(run)
+    source, wanted = learner.source, make_distribution("half_cheetah_direction")
+    if not isinstance(source, ReinforcementLearning) or type(source.distribution) is not type(wanted):
+        raise ValueError(f"cheetah_run must be a run on half_cheetah_direction, got {run}")
+    return PolicyAt(replace(source, episodes=EPISODES), visible(learner.params))
 
 
 def meta_gradients(
