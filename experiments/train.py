@@ -19,7 +19,7 @@ from torch import nn
 
 from metarl import MetaLearner
 from metarl.agents import PolicyModule, make_context_policy, make_policy
-from metarl.callbacks import HeldOutEvaluation
+from metarl.callbacks import Callback, HeldOutEvaluation
 from metarl.context import WithContext
 from metarl.devices import pick_device
 from metarl.envs import ENVS, ObserveTask, constructor, make_distribution
@@ -200,11 +200,12 @@ def build_source(config: TrainConfig) -> ReinforcementLearning:
 # Training, and what comes after it.
 
 
-def train(run: Run[TrainConfig]) -> None:
-    """Train to the end, then evaluate and draw."""
+def train(run: Run[TrainConfig], progress: Callback | None = None) -> None:
+    """Train to the end with a progress bar, or `progress` instead; then evaluate and draw."""
     config = run.config
     sizes = step_sizes(run.learner, EVALUATION_STEPS)
-    train_run(run, [HeldOutEvaluation(config.eval_every, None, config.eval_tasks, sizes, config.eval_seed)])
+    evaluation = HeldOutEvaluation(config.eval_every, None, config.eval_tasks, sizes, config.eval_seed)
+    train_run(run, [evaluation], progress=progress)
     report(run)
     folder = run.folder
     print(f"curves, pictures and the checkpoint are in {folder}; watch them with: tensorboard --logdir {folder.parent}")

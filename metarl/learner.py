@@ -421,7 +421,7 @@ class MetaLearner(FixedSettings):
         checkpoint.note_if_unsealed(state)
 
     def _iterate(self) -> Metrics:
-        start, steps_before = time.perf_counter(), self.counts["env_steps"]
+        start, cpu_start, steps_before = time.perf_counter(), time.process_time(), self.counts["env_steps"]
 
         # sample tasks: every process samples all of them and computes its share
         tasks = shard(self.source.sample(self.meta_batch_size, self._rng), self.processes)
@@ -455,6 +455,7 @@ class MetaLearner(FixedSettings):
             learned = self.method.learned_rule.describe(self.params)
             metrics.update({f"train/{name}": value for name, value in learned.items()})
         seconds = metrics["time/iteration_seconds"] = time.perf_counter() - start
+        metrics["time/iteration_cpu_seconds"] = time.process_time() - cpu_start
         if "env_steps" in self.counts:
             metrics["time/env_steps_per_second"] = (self.counts["env_steps"] - steps_before) / seconds
         return metrics

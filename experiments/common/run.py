@@ -112,8 +112,12 @@ def write_run(run: Run[C], hint: str) -> Iterator[None]:
         run.lock.release()
 
 
-def train_run(run: Run[C], callbacks: Sequence[Callback], messages: TextIO | None = None) -> None:
-    """Train to the end with a log, a progress bar and checkpoints; `callbacks` may add to what is logged.
+def train_run(
+    run: Run[C], callbacks: Sequence[Callback], messages: TextIO | None = None, progress: Callback | None = None
+) -> None:
+    """Train to the end with a log, checkpoints and a progress bar, or `progress` instead.
+
+    `callbacks` may add to what is logged.
 
     If a signal ends training, the program ends here and says how to resume. If training is complete already, only
     the evaluation and the pictures remain, which may be repeated: the last file written says that they are done.
@@ -130,7 +134,7 @@ def train_run(run: Run[C], callbacks: Sequence[Callback], messages: TextIO | Non
     as_text = json.dumps(to_json(config, learner.processes), indent=2)
     log = RunLog(folder, {"configuration": f"```json\n{as_text}\n```"})
     if learner.iterations < config.iterations:
-        every = [*callbacks, log, ProgressBar(), Checkpointing(folder / "checkpoint.pt", config.save_every)]
+        every = [*callbacks, log, progress or ProgressBar(), Checkpointing(folder / "checkpoint.pt", config.save_every)]
         learner.learn(config.iterations - learner.iterations, every)
     elif learner.processes.is_first:
         log.repair(learner.iterations)

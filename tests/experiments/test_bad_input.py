@@ -172,9 +172,22 @@ CASES = [
     *(Bad("compare", f"--episodes {n}", ("episodes must", f"got {n}")) for n in (0, -1)),
     *(Bad("compare", f"--horizon {n}", ("horizon must", f"got {n}")) for n in (0, -1)),
     Bad("compare", "--device nonsense", ("device must", "'nonsense'")),
-    Bad("compare", "--outer maml --log-dir . --name done", ("done exists", "--name")),
-    Bad("compare", "--outer maml --name a/b", ("name must", "'a/b'")),
-    Bad("compare", "--outer maml --log-dir file", ("log_dir must", "file")),
+    Bad("compare", "--outer maml --out done", ("out must", "done", "new folder or a comparison's")),
+    Bad("compare", "--outer maml --out file", ("out must", "file")),
+    *(Bad("compare", f"--outer maml --jobs {n}", ("jobs must", f"got {n}")) for n in (0, -1)),
+    Bad("compare", "--outer maml --set maml.iner_lr=1", ("set: the setting must", "did you mean 'inner_lr'")),
+    Bad("compare", "--outer maml --set mamml.inner_lr=1", ("set: the row must", "did you mean 'maml'")),
+    Bad("compare", "--outer maml --set inner_lr", ("set must be name=value", "'inner_lr'")),
+    Bad("compare", "--outer maml --set .inner_lr=1", ("set must be name=value", "'.inner_lr=1'")),
+    Bad("compare", "--outer maml --set inner_lr=fast", ("set: inner_lr must be a number", "'fast'")),
+    Bad("compare", "--outer maml --set inner_lr=1 inner-lr=2", ("set must name a setting once",)),
+    Bad("compare", "--outer maml --set maml.seed=1", ("set must not have seed",)),
+    Bad("compare", "--outer maml --set device=cpu", ("set must not have device", "--device")),
+    Bad("compare", "--outer maml --sweep inner_lr", ("sweep must be a setting and its values", "'inner_lr'")),
+    Bad("compare", "--outer maml --sweep iner_lr 1 2", ("sweep: the setting must", "did you mean 'inner_lr'")),
+    Bad("compare", "--outer maml --sweep inner_lr 0.1 0.10", ("sweep must name a setting and a value once",)),
+    Bad("compare", "--outer maml --sweep inner_lr 1 --sweep inner_lr 2", ("sweep must name a setting",)),
+    Bad("compare", "--outer maml --sweep inner_lr 0 1", ("inner_lr must", "0")),
     Bad("reports.benchmark", "--repetitions 0", ("repetitions must", "got 0")),
     Bad("reports.benchmark", "--device nonsense", ("device must", "'nonsense'")),
     Bad("reports.benchmark", "--fast", ("--fast",)),
@@ -243,7 +256,7 @@ def refused(bad: Bad, site: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Outco
     def must_not_start(*_: object) -> None:
         raise AssertionError("it starts")
 
-    for module, name in ((train, "train"), (compare, "train"), (benchmark, "run_parts")):
+    for module, name in ((train, "train"), (compare, "run_all"), (benchmark, "run_parts")):
         monkeypatch.setattr(module, name, must_not_start)
     monkeypatch.chdir(site)
     monkeypatch.syspath_prepend(site)
