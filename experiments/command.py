@@ -8,7 +8,7 @@ from metarl.errors import did_you_mean
 SCRIPTS = {
     "train": ("train", "meta-train a policy on a distribution of environments"),
     "evaluate": ("evaluate", "adapt a trained policy to held-out tasks"),
-    "compare": ("compare", "train several outer updates at an equal budget"),
+    "compare": ("compare", "train several outer updates, settings or grids at an equal budget"),
     "baseline": ("baseline", "run a baseline of held-out evaluation"),
     "plot": ("plot", "plot any metric of runs against any other one"),
     "film": ("film", "draw a policy acting before and after adaptation"),
