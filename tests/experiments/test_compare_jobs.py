@@ -118,7 +118,7 @@ def test_ctrl_c_and_the_same_call_again(tmp_path: Path) -> None:
     begun = [folder for folder in folders if (folder / "checkpoint.pt").exists()]
     done = [runs.saved(folder)["iterations"] for folder in begun]
     assert done == [len(runs.lines(folder)) for folder in begun]  # each finished its iteration and saved
-    assert 3 <= max(done)
+    assert max(done) >= 3
     assert not (begun[-1] / "evaluation.json").exists(), "the test must interrupt earlier"
 
     outcome = runs.call("compare", *SETTINGS, *steps, "--jobs", 2, "--out", tmp_path / "out")
