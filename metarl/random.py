@@ -35,6 +35,7 @@ class Stream(IntEnum):
     PROBLEM_NOISE = 9
     ADAPTATION = 10
     ADAPTED_ACTIONS = 11
+    MINIBATCHES = 12
 
 
 def stream_generator(seed: int, stream: Stream) -> np.random.Generator:
