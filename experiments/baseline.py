@@ -19,15 +19,16 @@ from typing import Annotated
 import tyro
 
 from metarl.errors import check_int, did_you_mean
-from metarl.experiments.baselines import BaselineResult, run_baseline
+from metarl.experiments.baselines import rl2, run_baseline
+from metarl.experiments.baselines.result import describe
 from metarl.experiments.common import cli
-from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.experiments.train import TrainConfig
 
 ABOUT = {
     "random": "the untrained policy, then the same adaptation",
     "multitask": "pretraining on all tasks at once, then the same adaptation",
     "oracle": "a policy that sees the task's parameters; no adaptation",
+    "rl2": "a recurrent policy that adapts within a trial of several episodes",
 }
 """What each baseline is, for the list of them."""
 
@@ -102,19 +103,7 @@ def read_options(text: str, defaults: TrainConfig) -> TrainConfig:
     return config
 
 
-def describe(result: BaselineResult) -> str:
-    """The mean return at each point with its 95 % interval over tasks, and the environment steps of adaptation."""
-    found = result.summary()
-    cells = zip(result.points, found["mean"], found["ci95"], found["env_steps"], strict=True)
-    rows = [[f"{point:g}", with_interval(mean, ends, 2), str(steps)] for point, mean, ends, steps in cells]
-    title = (
-        f"{result.baseline}: return on {found['num_tasks']} held-out tasks, mean and 95 % interval over tasks, after"
-        f" {result.train_env_steps} environment steps of training"
-    )
-    return f"{title}\n{markdown_table([result.axis, 'return', 'env steps'], rows, align=True)}"
-
-
-SCRIPTS: dict[str, Callable[[Sequence[str]], None]] = {}
+SCRIPTS: dict[str, Callable[[Sequence[str]], None]] = {"rl2": rl2.main}
 """Baselines with settings of their own, which get their words with the name first."""
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ goes on where a checkpoint is.
 | --- | --- | --- |
 | `random`, `multitask` | `policy_gradient` | gradient steps 0, 1, 2, ... |
 | `oracle` | `policy_gradient` | 0 |
+| `rl2` | `rl2` | episodes 1, 2, ... of a trial |
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from typing import Any, TypeAlias
 from metarl.errors import check_choice, check_int, check_type
 from metarl.experiments.baselines.policy_gradient import run_multitask, run_oracle, run_random
 from metarl.experiments.baselines.result import BaselineResult, make_result, read_result, write_result
+from metarl.experiments.baselines.rl2 import run_rl2
 from metarl.experiments.common import cli
 from metarl.experiments.common.config import settings
 from metarl.experiments.train import TrainConfig
@@ -37,6 +39,7 @@ BASELINES: dict[str, Baseline] = {
     "random": run_random,
     "multitask": run_multitask,
     "oracle": run_oracle,
+    "rl2": run_rl2,
 }
 """The baselines by name. `config.seed` is the seed; files of training go to `folder`."""
 

@@ -15,9 +15,8 @@ from metarl import evaluate
 from metarl.envs.base import EnvDistribution
 from metarl.experiments import train
 from metarl.experiments.baselines.result import BaselineResult, make_result
-from metarl.experiments.common.config import read_config, settings
+from metarl.experiments.baselines.runs import train_in
 from metarl.experiments.common.evaluation import step_sizes
-from metarl.experiments.common.run import Run, is_finished, new_run, resume_run, settle, write_run
 from metarl.experiments.train import TrainConfig
 from metarl.logging import read_metrics
 from metarl.random import Stream, stream_generator
@@ -39,14 +38,14 @@ def run_random(config: TrainConfig, folder: Path, env_steps: int) -> BaselineRes
 
 def run_multitask(config: TrainConfig, folder: Path, env_steps: int) -> BaselineResult:
     """Train for `env_steps` with the update `multitask` in the run folder `folder`, then adapt."""
-    trained = train_in(folder, pretraining(config, env_steps))
+    trained = train_in(folder, pretraining(config, env_steps), train.train)
     return result_of_run("multitask", trained)
 
 
 def run_oracle(config: TrainConfig, folder: Path, env_steps: int) -> BaselineResult:
     """Train a policy that sees the task for `env_steps` in the run folder `folder`; it does not adapt."""
     observing = dataclasses.replace(config, observe_task=True)
-    whole = result_of_run("oracle", train_in(folder, pretraining(observing, env_steps)))
+    whole = result_of_run("oracle", train_in(folder, pretraining(observing, env_steps), train.train))
     return whole._replace(points=(0,), scores=whole.scores[:, :1], env_steps=whole.env_steps[:1])
 
 
@@ -78,36 +77,6 @@ def horizon_of(config: TrainConfig) -> int:
     distribution = train.build_distribution(config)
     assert isinstance(distribution, EnvDistribution)
     return distribution.horizon
-
-
-def train_in(folder: Path, config: TrainConfig) -> Path:
-    """Train a run in `folder`: a new one, the rest of one that was interrupted, or nothing if it is finished.
-
-    Raises:
-        ValueError: when the folder has a run with other settings.
-    """
-    config = settle(dataclasses.replace(config, log_dir=folder.parent, name=folder.name))
-    if not (folder / "config.json").is_file():
-        run = new_run(config)
-    else:
-        saved = read_config(TrainConfig, folder)
-        wanted = settings(config)
-        for name, value in settings(saved).items():
-            if wanted[name] != value and name != "log_dir":
-                raise ValueError(
-                    f"{folder} has a run with {name}={value!r}, not {wanted[name]!r}; choose another folder"
-                )
-        if is_finished(folder, config.iterations):
-            return folder
-        run = resume_run(folder, saved, saved)
-    finish(run)
-    return folder
-
-
-def finish(run: Run[TrainConfig]) -> None:
-    """Train to the end and evaluate."""
-    with write_run(run, f"; it was in {run.folder}; the same command continues it"):
-        train.train(run)
 
 
 def result_of_run(baseline: str, folder: Path) -> BaselineResult:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metarl.errors import check_choice
+from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.files import write_json
 from metarl.statistics import confidence_interval
 
@@ -100,6 +101,18 @@ def read_result(folder: Path, settings: Mapping[str, Any] | None = None) -> Base
         if made_by.get(name) != value:
             raise ValueError(f"{path} was made with {name}={made_by.get(name)!r}, not {value!r}; choose another folder")
     return result
+
+
+def describe(result: BaselineResult) -> str:
+    """The mean return at each point with its 95 % interval over tasks, and the environment steps of adaptation."""
+    found = result.summary()
+    cells = zip(result.points, found["mean"], found["ci95"], found["env_steps"], strict=True)
+    rows = [[f"{point:g}", with_interval(mean, ends, 2), str(steps)] for point, mean, ends, steps in cells]
+    title = (
+        f"{result.baseline}: return on {found['num_tasks']} held-out tasks, mean and 95 % interval over tasks, after"
+        f" {result.train_env_steps} environment steps of training"
+    )
+    return f"{title}\n{markdown_table([result.axis, 'return', 'env steps'], rows, align=True)}"
 
 
 def _as_read(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,50 +26,20 @@ from metarl.schedules import SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Settings that every training run has. A script adds its own, and builds a learner from them."""
+class LoopConfig:
+    """Settings of everything that is trained in iterations. A script adds its own, and builds a learner from them."""
 
     script: ClassVar[str]
     """The command, for messages."""
-    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
-        {"learn_inner_lr": None, "inner_lr_rate": None, "adapt": [], "step_options": [], "anneal": "linear"}
-    )
+    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType({"anneal": "linear"})
     """Settings that older versions did not write, with the values they trained with."""
 
-    outer: str = "maml"
-    """Outer update: maml, fo_maml, hf_maml, ggs_maml, multi_step_maml, binom_maml, maml_plus_plus, e_maml, lsf,
-    sign_maml, moreau, reptile, imaml, es_maml, multitask, bmaml, or your own."""
     iterations: int = 150
-    """Meta-iterations in total."""
-    inner_steps: int | None = None
-    """Inner steps N. Default: the method's (1; 3 for multi_step_maml, binom_maml, moreau, reptile; 5 for
-    maml_plus_plus, imaml)."""
-    inner_lr: float | None = None
-    """Inner step size alpha. Default: the method's (0.1; much smaller for sign_maml and es_maml)."""
-    hessian_data: Literal["fresh", "reuse"] | None = None
-    """D_h of maml, maml_plus_plus, hf_maml, ggs_maml, binom_maml: a fresh draw, or reuse the inner batch, which saves
-    draws. Default: fresh; reuse with the outer steps trust_region and proximal."""
-    learn_inner_lr: Literal["scalar", "layer", "parameter", "layer-step"] | None = None
-    """Learn alpha (maml, fo_maml, hf_maml, multi_step_maml): one, or one per layer, parameter, or layer and step, which
-    is the default of maml_plus_plus."""
-    inner_lr_rate: float | None = None
-    """Outer step size of learned inner step sizes. Default: that of the parameters times the first inner step size."""
-    adapt: tuple[str, ...] = ()
-    """Parameters that inner steps move: head (the last layer), context, or patterns of names such as *log_std. Not for
-    reptile. Default: all; the context with --context-size."""
-    outer_options: tuple[str, ...] = ()
-    """Other options of the update, as name=value: delta=published (hf_maml), lam=2 (imaml), baseline=none (e_maml),
-    order=2 (binom_maml), directions=10 (ggs_maml), temperature=0.1 (bmaml)."""
+    """Iterations in total."""
     anneal_iterations: int | None = None
     """Anneal the outer step size to a tenth over this many iterations. Default: all. 0: no annealing."""
     anneal: Literal["linear", "cosine"] = "linear"
     """Shape of the annealing: linear, or half a period of a cosine."""
-    step_options: tuple[str, ...] = ()
-    """Options of the outer step as name=value: hyper_lr_alpha=1e-4, hyper_lr_beta=1e-4, floor=0 or none (alpha_maml);
-    epochs=5, clip=0.3 or none, kl_coefficient=5e-4, adaptive_kl=0.01, target_kl=0.05 (proximal);
-    max_kl=0.01, cg_iterations=10, damping=1e-5, jacobian=identity, every=4 (trust_region)."""
-    max_grad_norm: float | None = None
-    """Clip the mean meta-gradient to this norm. Default: no clipping."""
     device: str = "cpu"
     """Device: cpu, cuda, cuda:1, ... auto takes an accelerator if there is one."""
     seed: int = 0
@@ -90,6 +60,11 @@ class RunConfig:
     """Name of the run folder. Default: environment or problem, update, seed and time. Required under torchrun."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Resume the run in this folder and train up to --iterations. Most other settings must stay as they are."""
+
+    @property
+    def algorithm(self) -> str:
+        """The name of what is trained, for names and titles."""
+        raise NotImplementedError
 
     @property
     def about(self) -> str:
@@ -122,13 +97,56 @@ class RunConfig:
         return cls
 
 
-C = TypeVar("C", bound=RunConfig)
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(LoopConfig):
+    """Settings of every run of an outer update."""
+
+    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
+        {**LoopConfig.added, "learn_inner_lr": None, "inner_lr_rate": None, "adapt": [], "step_options": []}
+    )
+
+    outer: str = "maml"
+    """Outer update: maml, fo_maml, hf_maml, ggs_maml, multi_step_maml, binom_maml, maml_plus_plus, e_maml, lsf,
+    sign_maml, moreau, reptile, imaml, es_maml, multitask, bmaml, or your own."""
+    inner_steps: int | None = None
+    """Inner steps N. Default: the method's (1; 3 for multi_step_maml, binom_maml, moreau, reptile; 5 for
+    maml_plus_plus, imaml)."""
+    inner_lr: float | None = None
+    """Inner step size alpha. Default: the method's (0.1; much smaller for sign_maml and es_maml)."""
+    hessian_data: Literal["fresh", "reuse"] | None = None
+    """D_h of maml, maml_plus_plus, hf_maml, ggs_maml, binom_maml: a fresh draw, or reuse the inner batch, which saves
+    draws. Default: fresh; reuse with the outer steps trust_region and proximal."""
+    learn_inner_lr: Literal["scalar", "layer", "parameter", "layer-step"] | None = None
+    """Learn alpha (maml, fo_maml, hf_maml, multi_step_maml): one, or one per layer, parameter, or layer and step, which
+    is the default of maml_plus_plus."""
+    inner_lr_rate: float | None = None
+    """Outer step size of learned inner step sizes. Default: that of the parameters times the first inner step size."""
+    adapt: tuple[str, ...] = ()
+    """Parameters that inner steps move: head (the last layer), context, or patterns of names such as *log_std. Not for
+    reptile. Default: all; the context with --context-size."""
+    outer_options: tuple[str, ...] = ()
+    """Other options of the update, as name=value: delta=published (hf_maml), lam=2 (imaml), baseline=none (e_maml),
+    order=2 (binom_maml), directions=10 (ggs_maml), temperature=0.1 (bmaml)."""
+    step_options: tuple[str, ...] = ()
+    """Options of the outer step as name=value: hyper_lr_alpha=1e-4, hyper_lr_beta=1e-4, floor=0 or none (alpha_maml);
+    epochs=5, clip=0.3 or none, kl_coefficient=5e-4, adaptive_kl=0.01, target_kl=0.05 (proximal);
+    max_kl=0.01, cg_iterations=10, damping=1e-5, jacobian=identity, every=4 (trust_region)."""
+    max_grad_norm: float | None = None
+    """Clip the mean meta-gradient to this norm. Default: no clipping."""
+
+    @property
+    def algorithm(self) -> str:
+        """The outer update."""
+        return self.outer
+
+
+C = TypeVar("C", bound=LoopConfig)
 
 NOT_SETTINGS = ("resume", "json")
 """Options of one call, which are not part of a run."""
 
 
-def settings(config: RunConfig) -> dict[str, Any]:
+def settings(config: LoopConfig) -> dict[str, Any]:
     """The settings that a run keeps, by name."""
     return {name: value for name, value in vars(config).items() if name not in NOT_SETTINGS}
 
@@ -259,7 +277,7 @@ def _describe(hint: Any) -> str:
     return "a path" if hint is Path else options.describe(hint)
 
 
-def to_json(config: RunConfig, processes: Processes) -> dict[str, Any]:
+def to_json(config: LoopConfig, processes: Processes) -> dict[str, Any]:
     """The settings with versions, commit, device, number of processes and their launch."""
     return {**describe_setup(config), "processes": processes.size, "launch": launch()}
 

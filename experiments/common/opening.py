@@ -7,18 +7,19 @@ from typing import Any, ClassVar
 
 from metarl import MetaLearner
 from metarl.errors import check_choice
-from metarl.experiments.common.config import RunConfig, read_config, settings
+from metarl.experiments.baselines.rl2 import RL2Config
+from metarl.experiments.common.config import LoopConfig, read_config, settings
 from metarl.experiments.common.run import check_changeable, load_run
 from metarl.experiments.train import TrainConfig
 from metarl.experiments.train_supervised import SupervisedConfig
 from metarl.processes import Processes
 
-KINDS: Mapping[str, type[RunConfig]] = {"env": TrainConfig, "problem": SupervisedConfig}
-"""Kinds of runs that can be opened, by a setting that only they have."""
+KINDS: Mapping[str, type[LoopConfig]] = {"trial_episodes": RL2Config, "env": TrainConfig, "problem": SupervisedConfig}
+"""Kinds of runs that can be opened, by a setting that those after them do not have."""
 
 
-class AnyConfig(RunConfig):
-    """Settings of a run of either script."""
+class AnyConfig(LoopConfig):
+    """Settings of a run of any script."""
 
     script: ClassVar[str] = " or ".join(kind.script for kind in KINDS.values())
 

@@ -33,7 +33,7 @@ from metarl.callbacks import Callback, Checkpointing, ProgressBar
 from metarl.experiments.common import cli
 from metarl.experiments.common.config import (
     C,
-    RunConfig,
+    LoopConfig,
     add_changes,
     may_differ,
     read_config,
@@ -47,7 +47,7 @@ from metarl.logging import RunLog
 from metarl.processes import ALONE, Processes, is_launched, launch, restarts
 
 CHANGEABLE = (
-    *("iterations", "learning_rate", "anneal_iterations", "device"),
+    *("iterations", "env_steps", "learning_rate", "anneal_iterations", "device"),
     *("eval_every", "eval_tasks", "eval_seed", "save_every", "plugins"),
 )
 """Settings that a resumed run may change; `config.json` records changes of the outer step size."""
@@ -128,7 +128,7 @@ def train_run(
         if learner.processes.is_first:
             print(text, file=messages)
 
-    tell(f"{folder}: {config.outer} on {config.about}, {config.iterations - learner.iterations} iterations to go")
+    tell(f"{folder}: {config.algorithm} on {config.about}, {config.iterations - learner.iterations} iterations to go")
     for name, (before, now) in run.changed.items():
         tell(f"{folder}: {name} is {now!r} from iteration {learner.iterations + 1} on, it was {before!r}")
     as_text = json.dumps(to_json(config, learner.processes), indent=2)
@@ -203,7 +203,7 @@ def settle(config: C) -> C:
         raise ValueError("name must be given under torchrun: a process that is started again looks for it, got None")
     config = config.settle()
     # A plug-in's names may be anything.
-    about = re.sub(r"[^\w.+-]", "_", f"{config.about}-{config.outer}-{config.seed}")
+    about = re.sub(r"[^\w.+-]", "_", f"{config.about}-{config.algorithm}-{config.seed}")
     name = config.name or f"{about[:LONGEST_ABOUT]}-{time.strftime('%Y%m%d-%H%M%S')}"
     return anneal_to_the_end(dataclasses.replace(config, name=name))
 
@@ -273,7 +273,7 @@ def is_of_this_launch(folder: Path) -> bool:
     return found is not None and found.get("launch") is not None and found["launch"] == launch()
 
 
-def load_checkpoint_of_killed_run(config: RunConfig, folder: Path) -> dict[str, Any] | None:
+def load_checkpoint_of_killed_run(config: LoopConfig, folder: Path) -> dict[str, Any] | None:
     """The last checkpoint of a run with these settings, or nothing if it was killed before the first one.
 
     Raises:
@@ -313,7 +313,7 @@ def resume_run(folder: Path, saved: C, given: C, processes: Processes = ALONE) -
 
 
 def _begin_again(
-    folder: Path, config: RunConfig, learner: MetaLearner, changed: Mapping[str, tuple[Any, Any]], restarted: bool
+    folder: Path, config: LoopConfig, learner: MetaLearner, changed: Mapping[str, tuple[Any, Any]], restarted: bool
 ) -> None:
     done = learner.iterations
     finished = is_finished(folder, done) and not restarted  # after a kill in its final evaluation a run continues
@@ -354,7 +354,7 @@ def load_run(
     return _restore(folder, config, changes, processes)
 
 
-def _restore(folder: Path, config: RunConfig, changed: Mapping[str, object], processes: Processes) -> MetaLearner:
+def _restore(folder: Path, config: LoopConfig, changed: Mapping[str, object], processes: Processes) -> MetaLearner:
     path = folder / "checkpoint.pt"
     learner = processes.together(lambda: config.build_learner(processes))
     state = processes.from_first(lambda: checkpoint.load(path))
