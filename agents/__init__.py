@@ -7,5 +7,6 @@ adapted parameters, into a PPO model; `from_sb3` does the reverse.
 from metarl.agents.context import make_context_policy
 from metarl.agents.policy import PolicyModule, make_policy
 from metarl.agents.sb3 import from_sb3, to_sb3
+from metarl.agents.vec_env import TaskVecEnv
 
-__all__ = ["PolicyModule", "from_sb3", "make_context_policy", "make_policy", "to_sb3"]
+__all__ = ["PolicyModule", "TaskVecEnv", "from_sb3", "make_context_policy", "make_policy", "to_sb3"]

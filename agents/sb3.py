@@ -1,25 +1,26 @@
-"""The bridge to Stable-Baselines3 and back: a meta-trained or adapted policy becomes a PPO model that learns on."""
+"""The bridge to Stable-Baselines3 and back: a meta-trained or adapted policy becomes a model that learns on."""
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage, is_vecenv_wrapped
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarl.agents.policy import PolicyModule, build, check_policy_kwargs, check_spaces
 from metarl.context import WithContext
-from metarl.errors import check_type, did_you_mean
+from metarl.errors import check_choice, check_type, did_you_mean
+from metarl.learned_rules import visible
 from metarl.random import DrawingFrom
 from metarl.rl.actions import check_actions
 from metarl.rl.normalization import CLIP, EPSILON, Moments, NormalizedPolicy
@@ -27,33 +28,63 @@ from metarl.rl.normalization import CLIP, EPSILON, Moments, NormalizedPolicy
 PREFIX = "policy."  # a PolicyModule's parameter names have it, SB3's own do not
 
 
+ALGORITHMS: Mapping[str, type[PPO | A2C]] = {"PPO": PPO, "A2C": A2C}
+
+
+@overload
 def to_sb3(
-    policy: PolicyModule | NormalizedPolicy,
+    policy: nn.Module,
     params: Mapping[str, Tensor] | None,
     env: gymnasium.Env[Any, Any] | VecEnv,
     *,
+    algorithm: Literal["PPO"] = "PPO",
     actions: str = "clip",
-    **ppo_kwargs: Any,
-) -> PPO:
-    """A PPO model on `env` with the architecture of `policy`.
+    **kwargs: Any,
+) -> PPO: ...
+
+
+@overload
+def to_sb3(
+    policy: nn.Module,
+    params: Mapping[str, Tensor] | None,
+    env: gymnasium.Env[Any, Any] | VecEnv,
+    *,
+    algorithm: Literal["A2C"],
+    actions: str = "clip",
+    **kwargs: Any,
+) -> A2C: ...
+
+
+def to_sb3(
+    policy: nn.Module,
+    params: Mapping[str, Tensor] | None,
+    env: gymnasium.Env[Any, Any] | VecEnv,
+    *,
+    algorithm: str = "PPO",
+    actions: str = "clip",
+    **kwargs: Any,
+) -> PPO | A2C:
+    """A model of Stable-Baselines3 on `env` with the architecture of `policy`.
 
     Its deterministic `predict` is the mode of `policy` at `params`, clipped to the bounds of a Box; it can `learn`,
     `save` and `load`. The critic is that of `policy` and was not meta-trained.
 
     Args:
-        policy: the architecture, and the values of all parameters that `params` does not have. For a
+        policy: a `PolicyModule`: the architecture, and the values of all parameters that `params` does not have. For a
             `NormalizedPolicy`, `env` is wrapped in SB3's `VecNormalize` with fixed statistics, and `predict` takes
             `model.get_vec_normalize_env().normalize_obs(obs)`.
-        params: the parameters of ONE task, keys as in `policy.named_parameters()`; the actor's are enough.
+        params: the parameters of ONE task, keys as in `policy.named_parameters()`; the actor's are enough. They are
+            `learner.params` for a meta-trained policy, and `learner.adapt(env).params` for an adapted one.
         env: one environment or SB3's vector environment, with the spaces of `policy`.
         actions: how training sent the policy's actions: `clip`, or `rescale`, for which a single environment
             is wrapped in Gymnasium's `RescaleAction`, so that `predict` gives actions in [-1, 1].
-        **ppo_kwargs: further arguments of `PPO`: `learning_rate`, `n_steps`, `seed`, `device` (default: that of
+        algorithm: `PPO` or `A2C`.
+        **kwargs: further arguments of the algorithm: `learning_rate`, `n_steps`, `seed`, `device` (default: that of
             `policy`) and so on.
 
     Raises:
         ValueError: unknown keys or other shapes in `params`, spaces other than the policy's, action bounds that are not
-            finite, `actions` that PPO does not support, or `ppo_kwargs` that would change the architecture.
+            finite, `actions` that SB3 does not support, or `kwargs` that would change the architecture.
 
     Example:
         >>> from metarl.agents import make_policy
@@ -63,23 +94,24 @@ def to_sb3(
         >>> obs, _ = env.reset(seed=0)
         >>> action, _ = model.predict(obs, deterministic=True)
     """
-    params, moments = params or {}, None
+    make = ALGORITHMS[check_choice("algorithm", algorithm, ALGORITHMS)]
+    params, moments = visible(dict(params or {})), None  # without learned step sizes
     network: Any = policy
     if isinstance(policy, NormalizedPolicy):
         moments, params, network = policy.moments, policy.own(dict(params)), policy.network
     if isinstance(network, WithContext):
-        raise ValueError("policy must be without context inputs: PPO has no place for the context; got WithContext")
+        raise ValueError("policy must be without context inputs: SB3 has no place for the context; got WithContext")
     check_type("policy", network, PolicyModule, "a PolicyModule, as make_policy returns")
     _check_params(network, params)
     _check_env(network, env)
     env = _wrap_actions(env, actions)
     env = env if moments is None else _normalize(env, moments)
     for name in ("policy_kwargs", "use_sde"):
-        if name in ppo_kwargs:
-            raise ValueError(f"ppo_kwargs must not have {name!r}: it follows from the policy")
-    ppo_kwargs = {"device": next(network.parameters()).device} | ppo_kwargs
+        if name in kwargs:
+            raise ValueError(f"kwargs must not have {name!r}: it follows from the policy")
+    kwargs = {"device": next(network.parameters()).device} | kwargs
     with DrawingFrom(torch.Generator()):  # SB3's initial weights are overwritten below
-        model = PPO(type(network.policy), env, policy_kwargs=copy.deepcopy(network.policy_kwargs), **ppo_kwargs)
+        model = make(type(network.policy), env, policy_kwargs=copy.deepcopy(network.policy_kwargs), **kwargs)
     model.policy.load_state_dict(network.policy.state_dict())
     weights = dict(model.policy.named_parameters())
     with torch.no_grad():
@@ -155,7 +187,7 @@ def _check_params(policy: PolicyModule, params: Mapping[str, Tensor]) -> None:
 def _check_env(policy: PolicyModule, env: gymnasium.Env[Any, Any] | VecEnv) -> None:
     space = env.observation_space
     if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
-        # PPO will do the same
+        # SB3 will do the same
         space = VecTransposeImage.transpose_space(space)  # type: ignore[arg-type]
     for name, wanted, found in [
         ("observation_space", policy.policy.observation_space, space),

@@ -12,6 +12,7 @@ SCRIPTS = {
     "baseline": ("baseline", "run a baseline of held-out evaluation"),
     "plot": ("plot", "plot any metric of runs against any other one"),
     "film": ("film", "draw a policy acting before and after adaptation"),
+    "export": ("export", "pack a finished run into one file to share"),
     "train-supervised": ("train_supervised", "meta-train on a supervised problem"),
     "few-shot": ("few_shot", "few-shot classification against a strong baseline"),
     "theory": ("reports.theory", "check the papers' claims"),

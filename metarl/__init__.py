@@ -6,7 +6,7 @@ from metarl.evaluation import Evaluation, evaluate
 from metarl.inner import AdaptationPath, adapt, adaptation_path
 from metarl.learner import MetaLearner
 from metarl.outer import OUTER, Method, make_method, register
-from metarl.runs import load
+from metarl.runs import export, from_hub, load, to_hub
 from metarl.types import (
     Batch,
     Inner,
@@ -40,8 +40,11 @@ __all__ = [
     "adapt",
     "adaptation_path",
     "evaluate",
+    "export",
+    "from_hub",
     "load",
     "make_method",
     "register",
+    "to_hub",
     "tree",
 ]

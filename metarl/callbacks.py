@@ -57,8 +57,33 @@ def check_callbacks(callbacks: object) -> list[Callback]:
         raise ValueError(f"callbacks must be a list of callbacks, got {shorten(callbacks)}")
     given = list(callbacks)
     for callback in given:
+        refuse_sb3(callback)
         check_type("callbacks", callback, Callback, "objects of subclasses of metarl.callbacks.Callback")
     return given
+
+
+INSTEAD = {
+    "EvalCallback": "HeldOutEvaluation",
+    "CheckpointCallback": "Checkpointing",
+    "ProgressBarCallback": "ProgressBar",
+}
+"""Callbacks of Stable-Baselines3, and those of this module with the same purpose."""
+
+
+def refuse_sb3(callback: object) -> None:
+    """Refuse a callback of Stable-Baselines3, and say what to use.
+
+    Raises:
+        ValueError: for a `BaseCallback`.
+    """
+    bases = {f"{base.__module__}.{base.__name__}": base.__name__ for base in type(callback).__mro__}
+    if "stable_baselines3.common.callbacks.BaseCallback" in bases:
+        known = [INSTEAD[name] for name in bases.values() if name in INSTEAD]
+        use = f"use metarl.callbacks.{known[0]}" if known else "write a metarl.callbacks.Callback with on_iteration"
+        raise ValueError(
+            f"callbacks must be of metarl, got {type(callback).__name__} of Stable-Baselines3, which follows the"
+            f" environment steps of one algorithm in one environment, but an iteration adapts to many tasks; {use}"
+        )
 
 
 def collect_metrics(

@@ -208,6 +208,20 @@ def read_config(kind: type[C], folder: Path) -> C:
     wanted = f"run must be the folder of a run of {kind.script}; {path}"
     try:
         found = read_object(path)
+    except OSError as error:
+        raise ValueError(f"{wanted} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{wanted} is not its configuration: {error}") from None
+    return parse_config(kind, found, wanted)
+
+
+def parse_config(kind: type[C], found: dict[str, Any], wanted: str) -> C:
+    """The settings in the contents of a `config.json`.
+
+    Raises:
+        ValueError: when they are not a configuration of this script; the message begins with `wanted`.
+    """
+    try:
         own = kind.choose_kind(found)
         found = {**own.added, **found}
         hints = typing.get_type_hints(own, include_extras=True)
@@ -216,8 +230,6 @@ def read_config(kind: type[C], folder: Path) -> C:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise ValueError(f"it lacks {', '.join(sorted(missing)[:3])}{more}")
         return own(**{name: from_json(name, found[name], hints[name]) for name in names})
-    except OSError as error:
-        raise ValueError(f"{wanted} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{wanted} is not its configuration: {error}") from None
 

@@ -9,13 +9,17 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common import callbacks
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from torch.func import functional_call
 
+from metarl import MetaLearner
 from metarl.agents import PolicyModule, from_sb3, make_policy, to_sb3
+from metarl.envs import Navigation
+from metarl.rl import ReinforcementLearning
 
 SMALL = {"net_arch": [8, 8]}
 PPO_KWARGS: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "device": "cpu", "seed": 0}
@@ -153,7 +157,7 @@ def test_params_that_are_refused(pendulum: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["policy_kwargs", "use_sde"])
-def test_ppo_kwargs_that_are_refused(pendulum: Any, name: str) -> None:
+def test_kwargs_that_are_refused(pendulum: Any, name: str) -> None:
     policy = make_policy(pendulum.observation_space, pendulum.action_space)
     with pytest.raises(ValueError, match="it follows from the policy"):
         to_sb3(policy, None, pendulum, **{name: None})
@@ -192,3 +196,61 @@ def test_models_that_are_refused(pendulum: Any) -> None:
         from_sb3(PPO(Sharpened, pendulum, device="cpu"))
     with pytest.raises(ValueError, match="model must be a PPO or A2C model"):
         from_sb3(DQN("MlpPolicy", gymnasium.make("CartPole-v1"), buffer_size=10, device="cpu"))
+
+
+# Algorithms, and policies of a learner
+
+
+def test_an_a2c_model_plays_learns_saves_and_loads(env_and_policy: Any, tmp_path: Path) -> None:
+    env, policy = env_and_policy
+    params, obs = adapted(policy), samples(env)
+    model = to_sb3(policy, params, env, algorithm="A2C", n_steps=8, seed=0, device="cpu")
+    assert isinstance(model, A2C)
+    before, _ = model.predict(obs, deterministic=True)
+    np.testing.assert_allclose(before, mode(policy, params, obs), rtol=1e-5, atol=1e-5)
+    model.learn(32)
+    model.save(tmp_path / "model")
+    loaded = A2C.load(tmp_path / "model", device="cpu")
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+
+
+def test_other_algorithms_are_refused(pendulum: Any) -> None:
+    policy = make_policy(pendulum.observation_space, pendulum.action_space)
+    with pytest.raises(ValueError, match=r"algorithm must be one of .*'A2C', 'PPO'"):
+        to_sb3(policy, None, pendulum, algorithm="SAC")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_meta_trained_and_adapted_policies(normalize: bool) -> None:
+    """With learned step sizes, which are no parameters of the policy, and with normalised observations."""
+    tasks = Navigation(horizon=10)
+    policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs=SMALL)
+    source = ReinforcementLearning(tasks, policy, episodes=3, normalize_observations=normalize)
+    learner = MetaLearner(source, "maml", outer_options={"learn_inner_lr": "layer"}, meta_batch_size=2).learn(1)
+    assert any(name.startswith("meta/") for name in learner.params)
+    env, obs = tasks.make({"goal": np.array([0.3, -0.2])}), np.array([[0.5, -0.3], [0.0, 1.0]], np.float32)
+    one_step = learner.adapt(env, 1)
+    for params, wanted in [(learner.params, learner.adapt(env, 0)), (one_step.params, one_step)]:
+        model = to_sb3(source.policy, params, env, **PPO_KWARGS)
+        seen = model.get_vec_normalize_env().normalize_obs(obs) if normalize else obs  # type: ignore[union-attr]
+        found, _ = model.predict(seen, deterministic=True)
+        np.testing.assert_allclose(found, wanted.predict(obs, deterministic=True)[0], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(learner.adapt(env, 0).predict(obs, deterministic=True)[0], found)
+
+
+@pytest.mark.parametrize(
+    ("callback", "use"),
+    [
+        (callbacks.EvalCallback(gymnasium.make("CartPole-v1")), "use metarl.callbacks.HeldOutEvaluation"),
+        (callbacks.CheckpointCallback(10, "."), "use metarl.callbacks.Checkpointing"),
+        (callbacks.ProgressBarCallback, None),
+        (callbacks.StopTrainingOnMaxEpisodes(3), "write a metarl.callbacks.Callback"),
+    ],
+)
+def test_callbacks_of_sb3_are_refused_with_what_to_use(callback: Any, use: str | None) -> None:
+    tasks = Navigation(horizon=5)
+    policy = make_policy(tasks.observation_space, tasks.action_space, policy_kwargs=SMALL)
+    learner = MetaLearner(ReinforcementLearning(tasks, policy, episodes=2), meta_batch_size=2)
+    with pytest.raises(ValueError, match=f"Stable-Baselines3.*{use}" if use else "callbacks must be"):
+        learner.learn(1, [callback])
+    assert learner.iterations == 0

@@ -1,0 +1,1 @@
+"""Scripts to read: metarl and Stable-Baselines3 together."""

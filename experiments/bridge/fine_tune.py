@@ -1,0 +1,150 @@
+"""PPO of Stable-Baselines3 from meta-trained parameters against PPO from scratch, on held-out tasks.
+
+    python -m metarl.experiments.bridge.fine_tune policies/navigation --target -10 --goals 20
+
+The count is of environment steps, those of adaptation included, until the mean return of the episodes that end in one
+rollout of PPO reaches the target; 20 episodes side by side are a rollout. All start with the same settings of PPO.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from stable_baselines3.common.callbacks import BaseCallback
+
+import metarl
+from metarl import MetaLearner
+from metarl.agents import TaskVecEnv, to_sb3
+from metarl.errors import check_int, check_real
+from metarl.experiments.common import cli
+from metarl.experiments.common.tables import markdown_table, with_interval
+from metarl.random import Stream, stream_generator
+from metarl.rl import ReinforcementLearning
+from metarl.statistics import confidence_interval
+from metarl.types import Params
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Settings of the comparison."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of a training run, or a package."""
+    target: float = -10.0
+    """Return to reach."""
+    goals: int = 20
+    """Held-out tasks."""
+    limit: int = 200_000
+    """Environment steps after which an algorithm gives up; it then counts with this number."""
+    learning_rate: float = 1e-3
+    """Learning rate of PPO."""
+    seed: int = 1000
+    """Seed of the tasks and of PPO."""
+
+
+class Start(NamedTuple):
+    """Where PPO starts on one task, and the environment steps that adaptation took."""
+
+    params: Params
+    env_steps: int = 0
+
+
+class UntilReturn(BaseCallback):
+    """Ends training after the first rollout whose episodes have a mean return of at least `target`."""
+
+    def __init__(self, target: float) -> None:
+        super().__init__()
+        self.target = target
+        self.reached: int | None = None  # environment steps
+        self._returns: list[float] = []
+
+    def _on_step(self) -> bool:
+        self._returns += [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
+        return self.reached is None
+
+    def _on_rollout_end(self) -> None:
+        if self._returns and float(np.mean(self._returns)) >= self.target:
+            self.reached = self.num_timesteps
+        self._returns.clear()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the script."""
+    given = cli.parse(Arguments, arguments, "python -m metarl.experiments.bridge.fine_tune", __doc__)
+    learner = cli.prepare(lambda: prepare(given))
+    torch.set_num_threads(1)
+
+    # held-out tasks, and the three starts
+    source = learner.source
+    assert isinstance(source, ReinforcementLearning)
+    tasks = source.distribution.sample(given.goals, stream_generator(given.seed, Stream.HELD_OUT_TASKS))
+    starts: dict[str, Callable[[Any, int], Start]] = {
+        "from scratch": lambda task, seed: Start(source.initial_params()),
+        "meta-trained": lambda task, seed: Start(learner.params),
+        "adapted by one gradient step": lambda task, seed: adapt(learner, task, seed),
+    }
+
+    # PPO from every start on every task
+    steps: dict[str, list[int]] = {name: [] for name in starts}
+    for i in range(given.goals):
+        task = {name: values[i] for name, values in tasks.items()}
+        for name, start in starts.items():
+            steps[name].append(count_steps(given, source, task, start(task, i), given.seed + i))
+        print(f"task {i + 1} of {given.goals}: {', '.join(f'{n} {s[-1]}' for n, s in steps.items())}", flush=True)
+    print(table(steps, given))
+
+
+def prepare(given: Arguments) -> MetaLearner:
+    """The learner, with everything checked.
+
+    Raises:
+        ValueError: naming what cannot work.
+    """
+    for name in ("goals", "limit"):
+        check_int(name, getattr(given, name))
+    check_int("seed", given.seed, minimum=0)
+    check_real("target", given.target, -np.inf)
+    check_real("learning_rate", given.learning_rate)
+    learner = metarl.load(given.run)
+    if not isinstance(learner.source, ReinforcementLearning):
+        raise ValueError(f"run must be one of metarl train, got {given.run}, a supervised one")
+    return learner
+
+
+def adapt(learner: MetaLearner, task: Any, seed: int) -> Start:
+    """The start after one gradient step of the meta-trained policy."""
+    adapted = learner.adapt(task, 1, seed=seed)
+    return Start(adapted.params, adapted.env_steps)
+
+
+def count_steps(given: Arguments, source: ReinforcementLearning, task: Any, start: Start, seed: int) -> int:
+    """The environment steps until the target is reached, at most the limit."""
+    env = TaskVecEnv(source.distribution, task, source.episodes)
+    horizon = source.distribution.horizon
+    settings: Any = {
+        "n_steps": horizon,
+        "batch_size": source.episodes * horizon // 4,
+        "learning_rate": given.learning_rate,
+    }
+    model = to_sb3(source.policy, start.params, env, actions=source.actions, seed=seed, **settings)
+    stop = UntilReturn(given.target)
+    model.learn(given.limit - start.env_steps, callback=stop)
+    return given.limit if stop.reached is None else start.env_steps + stop.reached
+
+
+def table(steps: dict[str, list[int]], given: Arguments) -> str:
+    """The mean number of steps, its interval over tasks, the median, and how many tasks reached the target."""
+    rows = []
+    for name, numbers in steps.items():
+        mean = with_interval(float(np.mean(numbers)), confidence_interval(np.array(numbers, float)), 0)
+        reached = sum(number < given.limit for number in numbers)
+        rows.append([name, mean, f"{np.median(numbers):.0f}", f"{reached} of {given.goals}"])
+    return markdown_table([f"PPO to a return of {given.target:g}", "environment steps", "median", "reached"], rows)
+
+
+if __name__ == "__main__":
+    main()

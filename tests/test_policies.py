@@ -1,0 +1,92 @@
+"""The policies of the repository: they load, they act, and adapt as well as their cards say: the drift alarm."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import metarl
+from metarl import Evaluation, MetaLearner
+from metarl.checkpoint import package
+from metarl.engine import Engine
+from metarl.experiments.common.evaluation import step_sizes
+from metarl.experiments.common.packages import MEMBERS
+from metarl.experiments.train import FINAL_EPISODES, FINAL_SEED, FINAL_TASKS
+from metarl.random import Stream, stream_generator
+from metarl.rl import ReinforcementLearning
+from tests.pages import ROOT
+
+FOLDER = ROOT / "policies"
+POLICIES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
+FEW = 10
+"""A quarter of the card's tasks: they draw what they draw among all."""
+
+
+def curve(learner: MetaLearner) -> Evaluation:
+    """The evaluation of the card, of the first tasks."""
+    source = learner.source
+    assert isinstance(source, ReinforcementLearning)
+    many = dataclasses.replace(source, episodes=FINAL_EPISODES)
+    tasks = many.sample(FINAL_TASKS, stream_generator(FINAL_SEED, Stream.HELD_OUT_TASKS))
+    return metarl.evaluate(learner.params, tasks.shard(0, FEW), learner.rules(step_sizes(learner, 3)))
+
+
+def outside(found: list[float], policy: str) -> list[int]:
+    """The gradient steps after which the mean return is farther from the card's on these tasks than its interval."""
+    card = json.loads((FOLDER / policy / "evaluation.json").read_text())
+    wanted = [float(np.mean(scores[:FEW])) for scores in card["scores"]]
+    half = [(high - low) / 2 for low, high in card["ci95"]]
+    assert len(found) == len(wanted) == len(half) == 4
+    return [step for step in range(4) if abs(found[step] - wanted[step]) > half[step]]
+
+
+def test_there_are_three() -> None:
+    assert POLICIES == ["grid_world", "navigation", "point_velocity"]
+    size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
+    assert size < 600_000
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_it_adapts_as_its_card_says(policy: str) -> None:
+    with Engine().current():
+        learner = metarl.load(FOLDER / policy)
+        assert outside(curve(learner).mean, policy) == []
+
+
+def test_the_alarm_rings() -> None:
+    """For other parameters, and for another size of the inner step."""
+    with Engine().current():
+        learner = metarl.load(FOLDER / "navigation")
+        trained = learner.params
+        learner.params = {k: v * 0.9 for k, v in trained.items()}
+        assert outside(curve(learner).mean, "navigation")
+        learner.params = trained
+        rules = learner.rules([0.08, 0.04, 0.04])
+        learner.rules = lambda _: rules  # type: ignore[method-assign]
+        assert outside(curve(learner).mean, "navigation")
+        card = json.loads((FOLDER / "navigation" / "evaluation.json").read_text())
+        untrained = [float(np.mean(scores[:FEW])) for scores in card["random_init"]["scores"]]
+        assert outside(untrained, "navigation") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_its_parts_are_whole(policy: str) -> None:
+    members = package.read(FOLDER / policy)
+    assert set(members) == set(MEMBERS)
+    assert {path.name for path in (FOLDER / policy).iterdir()} == set(MEMBERS)
+    assert f"[{policy}]({policy}/README.md)" in (FOLDER / "README.md").read_text()
+    assert str(Path.home()) not in members["config.json"].decode()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_it_acts(policy: str) -> None:
+    with Engine(record=False).current():
+        learner = metarl.load(FOLDER / policy)
+        source = learner.source
+        assert isinstance(source, ReinforcementLearning)
+        env = source.distribution.make(source.distribution.example())  # type: ignore[attr-defined]
+        adapted = learner.adapt(env, 1, episodes=2)
+        action, _ = adapted.predict(env.reset(seed=0)[0])
+        assert env.action_space.contains(action)
