@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from metarl.errors import check_int, did_you_mean
-from metarl.experiments.baselines import rl2, run_baseline
-from metarl.experiments.baselines.result import describe
+from metarl.experiments.baselines import BaselineResult, ppo, rl2, run_baseline
+from metarl.experiments.baselines.result import describe, steps_to
 from metarl.experiments.common import cli
 from metarl.experiments.train import TrainConfig
 
@@ -29,8 +30,19 @@ ABOUT = {
     "multitask": "pretraining on all tasks at once, then the same adaptation",
     "oracle": "a policy that sees the task's parameters; no adaptation",
     "rl2": "a recurrent policy that adapts within a trial of several episodes",
+    "ppo": "PPO of Stable-Baselines3 on each task, from scratch or from a run",
+    "sb3": "your own PPO or A2C model of Stable-Baselines3, then the same adaptation",
 }
 """What each baseline is, for the list of them."""
+
+SB3_ABOUT = """Adapt a PPO or A2C model that Stable-Baselines3 saved to the held-out tasks, as a run would be.
+
+    metarl baseline sb3 model.zip --env navigation
+    metarl baseline sb3 model.zip --algorithm a2c --env navigation --options="--inner-lr 0.05"
+
+The policy of the model takes the gradient steps of the evaluation at the end of `metarl train`; the file does not
+change. SB3 unpickles a part of the file, which can run any code: only open files you trust.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +61,54 @@ class Arguments:
     """Parent folder of the baseline's folder."""
     name: str | None = None
     """Name of the baseline's folder. Default: baseline, environment and seed."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOArguments:
+    """Settings of PPO on single tasks."""
+
+    env: str = "navigation"
+    """Task distribution; a run has its own."""
+    run: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Folder of a run of metarl train whose policy is fine-tuned. Default: from scratch."""
+    tasks: int = 20
+    """Held-out tasks: the first ones of those that runs are evaluated on."""
+    budgets: tuple[float, ...] = (1.0, 10.0)
+    """Budgets of environment steps, in multiples of a whole adaptation."""
+    reach: float | None = None
+    """Also print how many environment steps tasks took to reach this return, at the precision of the budgets."""
+    seed: int = 0
+    """Seed; task i has the seed plus i."""
+    ppo_options: tuple[str, ...] = ()
+    """Arguments of Stable-Baselines3's PPO as name=value: learning_rate=1e-3, n_epochs=5, ..."""
+    options: str = ""
+    """Options of metarl train, as one text: --options="--hidden 64 64"."""
+    log_dir: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs")
+    """Parent folder of the baseline's folder."""
+    name: str | None = None
+    """Name of the baseline's folder. Default: ppo, environment or run, and seed."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SB3Arguments:
+    """Settings of the adaptation of a model of Stable-Baselines3."""
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A file that SB3 saved, such as model.zip. SB3 unpickles it, which can run any code: only open files you trust."""
+    algorithm: Literal["ppo", "a2c"] = "ppo"
+    """The algorithm that saved it."""
+    env: str = "navigation"
+    """Task distribution, with the model's observations and actions."""
+    options: str = ""
+    """Options of metarl train, as one text: --options="--inner-lr 0.05"."""
+    log_dir: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs")
+    """Parent folder of the baseline's folder."""
+    name: str | None = None
+    """Name of the baseline's folder. Default: sb3, the file's name and environment."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -79,11 +139,42 @@ def run_named(words: Sequence[str]) -> None:
     """A baseline of `run_baseline` without options, its name first."""
     name, *rest = words
     given = cli.parse(Arguments, rest, f"metarl baseline {name}", __doc__)
-    config = cli.prepare(lambda: read_options(given.options, TrainConfig(env=given.env)))
     cli.prepare(lambda: check_int("seed", given.seed, minimum=0))
+    config = cli.prepare(lambda: read_options(given.options, TrainConfig(env=given.env)))
     folder = given.log_dir / (given.name or f"{name}-{config.env}-{given.seed}")
-    result = cli.prepare(lambda: run_baseline(name, config, given.seed, folder, given.env_steps))
-    print(json.dumps(result.summary()) if given.json else describe(result))
+    show(cli.prepare(lambda: run_baseline(name, config, given.seed, folder, given.env_steps)), given.json)
+
+
+@cli.one_line_errors("; the same command goes on with the next task")
+def run_ppo(words: Sequence[str]) -> None:
+    """PPO on single tasks."""
+    given = cli.parse(PPOArguments, words[1:], "metarl baseline ppo", ppo.__doc__)
+    cli.prepare(lambda: check_int("seed", given.seed, minimum=0))
+    config = cli.prepare(lambda: read_options(given.options, TrainConfig(env=given.env)))
+    folder = given.log_dir / (given.name or f"ppo-{given.run.name if given.run else config.env}-{given.seed}")
+    chosen: dict[str, Any] = {name: getattr(given, name) for name in ("tasks", "budgets", "ppo_options")}
+    result = cli.prepare(lambda: run_baseline("ppo", config, given.seed, folder, start=given.run, **chosen))
+    show(result, given.json)
+    if given.reach is not None and not given.json:
+        taken = steps_to(result, given.reach)
+        there, median = int(np.isfinite(taken).sum()), float(np.median(taken))
+        said = f"{median:.0f}" if np.isfinite(median) else "more than were tried"
+        print(f"{there} of {len(taken)} tasks reach {given.reach:g}; environment steps of the median task: {said}")
+
+
+@cli.one_line_errors()
+def run_sb3(words: Sequence[str]) -> None:
+    """Adapt a model of Stable-Baselines3."""
+    given = cli.parse(SB3Arguments, words[1:], "metarl baseline sb3", SB3_ABOUT)
+    config = cli.prepare(lambda: read_options(given.options, TrainConfig(env=given.env)))
+    folder = given.log_dir / (given.name or f"sb3-{given.model.stem}-{config.env}")
+    chosen: dict[str, Any] = {"model": given.model, "algorithm": given.algorithm}
+    show(cli.prepare(lambda: run_baseline("sb3", config, config.seed, folder, **chosen)), given.json)
+
+
+def show(result: BaselineResult, as_json: bool) -> None:
+    """Print the result."""
+    print(json.dumps(result.summary()) if as_json else describe(result))
 
 
 def read_options(text: str, defaults: TrainConfig) -> TrainConfig:
@@ -103,7 +194,7 @@ def read_options(text: str, defaults: TrainConfig) -> TrainConfig:
     return config
 
 
-SCRIPTS: dict[str, Callable[[Sequence[str]], None]] = {"rl2": rl2.main}
+SCRIPTS: dict[str, Callable[[Sequence[str]], None]] = {"rl2": rl2.main, "ppo": run_ppo, "sb3": run_sb3}
 """Baselines with settings of their own, which get their words with the name first."""
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ goes on where a checkpoint is.
 | `random`, `multitask` | `policy_gradient` | gradient steps 0, 1, 2, ... |
 | `oracle` | `policy_gradient` | 0 |
 | `rl2` | `rl2` | episodes 1, 2, ... of a trial |
+| `ppo` | `ppo` | 0 and multiples of the adaptation budget |
+| `sb3` | `policy_gradient` | gradient steps 0, 1, 2, ... |
 """
 
 import dataclasses
@@ -23,7 +25,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from metarl.errors import check_choice, check_int, check_type
-from metarl.experiments.baselines.policy_gradient import run_multitask, run_oracle, run_random
+from metarl.experiments.baselines.policy_gradient import run_multitask, run_oracle, run_random, run_sb3
+from metarl.experiments.baselines.ppo import run_ppo
 from metarl.experiments.baselines.result import BaselineResult, make_result, read_result, write_result
 from metarl.experiments.baselines.rl2 import run_rl2
 from metarl.experiments.common import cli
@@ -40,6 +43,8 @@ BASELINES: dict[str, Baseline] = {
     "multitask": run_multitask,
     "oracle": run_oracle,
     "rl2": run_rl2,
+    "ppo": run_ppo,
+    "sb3": run_sb3,
 }
 """The baselines by name. `config.seed` is the seed; files of training go to `folder`."""
 
@@ -55,7 +60,8 @@ def run_baseline(
             the outer update of `config` and its options.
         seed: of training and of initial weights; it replaces that of `config`.
         folder: for the result, and for the run folder of those that train.
-        env_steps: environment steps of training, at most; `random` and `ppo` do not train before they see a task.
+        env_steps: environment steps of training, at most; `random`, `ppo` and `sb3` do not train before they see a
+            task.
         options: of the baseline: see its function.
 
     Raises:

@@ -5,14 +5,20 @@
 | `random` | none | the inner steps of the configuration |
 | `multitask` | the outer update `multitask` | the inner steps of the configuration |
 | `oracle` | `multitask`, with the task's parameters in the observation | none |
+| `sb3` | that of a PPO or A2C model of Stable-Baselines3 | the inner steps of the configuration |
 """
 
 import dataclasses
 import json
 from pathlib import Path
 
-from metarl import evaluate
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from metarl import MetaLearner, evaluate
+from metarl.agents import from_sb3
 from metarl.envs.base import EnvDistribution
+from metarl.errors import check_choice
 from metarl.experiments import train
 from metarl.experiments.baselines.result import BaselineResult, make_result
 from metarl.experiments.baselines.runs import train_in
@@ -25,7 +31,40 @@ from metarl.rl import ReinforcementLearning
 
 def run_random(config: TrainConfig, folder: Path, env_steps: int) -> BaselineResult:
     """Adapt the untrained policy of `config.seed`; `env_steps` of training are not used."""
-    learner = config.build_learner()
+    return adapt("random", config.build_learner(), 0)
+
+
+def run_sb3(
+    config: TrainConfig, folder: Path, env_steps: int, *, model: Path, algorithm: str = "ppo"
+) -> BaselineResult:
+    """Adapt the policy of a model that Stable-Baselines3 saved; `env_steps` of training are not used.
+
+    SB3 unpickles a part of the file, which can run any code: only open files you trust.
+
+    Raises:
+        ValueError: when the file cannot be read, or its policy does not fit the environment or `from_sb3`.
+    """
+    kinds: dict[str, type[OnPolicyAlgorithm]] = {"ppo": PPO, "a2c": A2C}
+    kind = kinds[check_choice("algorithm", algorithm, kinds)]
+    if not Path(model).is_file():
+        raise ValueError(f"model must be a file saved by Stable-Baselines3, but there is no file {model}")
+    try:
+        loaded = kind.load(model, device=config.device)
+    except Exception as error:  # unpickling may raise anything
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"model must be a {algorithm} model of Stable-Baselines3, {model} is not: {reason}") from error
+    plain = train.build_source(config)
+    for name in ("observation_space", "action_space"):
+        found, wanted = getattr(loaded, name), getattr(plain.distribution, name)
+        if found != wanted:
+            raise ValueError(f"model must have the {name} of {config.env}, {wanted}, got {found}")
+    source = dataclasses.replace(plain, policy=from_sb3(loaded))
+    learner = MetaLearner(source, "multitask", inner_lr=config.inner_lr, inner_steps=config.inner_steps)
+    return adapt("sb3", learner, int(loaded.num_timesteps))
+
+
+def adapt(baseline: str, learner: MetaLearner, train_env_steps: int) -> BaselineResult:
+    """Adapt the initial parameters of the learner's source to the held-out tasks of training runs."""
     source = learner.source
     assert isinstance(source, ReinforcementLearning)
     source = dataclasses.replace(source, episodes=train.FINAL_EPISODES)
@@ -33,7 +72,7 @@ def run_random(config: TrainConfig, folder: Path, env_steps: int) -> BaselineRes
     tasks = source.sample(train.FINAL_TASKS, stream_generator(train.FINAL_SEED, Stream.HELD_OUT_TASKS))
     curve = evaluate(learner.method.initial_params(source), tasks, rules, engine=learner.engine)
     costs = [cost["env_steps"] for cost in curve.costs]
-    return make_result("random", "step", range(len(costs)), curve.scores.mT.numpy(), costs, 0)
+    return make_result(baseline, "step", range(len(costs)), curve.scores.mT.numpy(), costs, train_env_steps)
 
 
 def run_multitask(config: TrainConfig, folder: Path, env_steps: int) -> BaselineResult:

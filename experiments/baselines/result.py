@@ -103,6 +103,17 @@ def read_result(folder: Path, settings: Mapping[str, Any] | None = None) -> Base
     return result
 
 
+def steps_to(result: BaselineResult, score: float) -> npt.NDArray[np.float64]:
+    """The environment steps of adaptation of each task up to the first point with at least `score`; else infinity.
+
+    >>> steps_to(make_result("ppo", "budget", [0, 1], [[-9, -3], [-9, -8], [-2, -4]], [0, 300], 0), -5)
+    array([100.,  inf,   0.])
+    """
+    reached = result.scores >= score  # [tasks, P]
+    each = result.env_steps / len(result.scores)
+    return np.where(reached.any(1), each[reached.argmax(1)], np.inf)
+
+
 def describe(result: BaselineResult) -> str:
     """The mean return at each point with its 95 % interval over tasks, and the environment steps of adaptation."""
     found = result.summary()

@@ -53,11 +53,11 @@ class RL2Config(LoopConfig):
     """Options of the task distribution as name=value."""
     env_steps: int = 12_000_000
     """Environment steps of training, at most. Episodes that end early leave some over."""
-    meta_batch_size: int = 40
+    meta_batch_size: int = 20
     """Tasks per iteration."""
     trials: int = 5
     """Trials per task and iteration."""
-    trial_episodes: int = 5
+    trial_episodes: int = 4
     """Episodes of a trial; the hidden state is kept between them."""
     horizon: int | None = None
     """Maximum steps per episode. Default: the environment's."""
@@ -67,7 +67,7 @@ class RL2Config(LoopConfig):
     """Logarithm of the initial standard deviation of continuous actions."""
     actions: Literal["clip", "rescale", "squash"] = "clip"
     """How actions reach a Box: clip them, rescale [-1, 1] to the box, or squash them with tanh."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Step size of Adam."""
     epochs: int = 4
     """PPO's passes over the trials of an iteration."""
