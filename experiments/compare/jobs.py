@@ -31,8 +31,8 @@ from metarl.experiments.common import cli
 
 Pipe = connection.Connection
 
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-"""The environment of a worker: one thread for each numerical library."""
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TQDM_DISABLE"), "1")
+"""The environment of a worker: one thread for each numerical library, and no progress bar but the parent's."""
 
 
 class Progress(Callback):
@@ -76,7 +76,7 @@ def run_all(jobs: Sequence[Job], workers: int, done: int = 0) -> None:
         RuntimeError: with the traceback, if a job failed in another way.
     """
     total = done + sum(job.iterations for job in jobs)
-    bar = tqdm(total=total, initial=done, unit="it", dynamic_ncols=True, disable=None if jobs else True)
+    bar = tqdm(total=total, initial=done, unit="it", dynamic_ncols=True, mininterval=0.5, disable=not jobs)
     with bar, crew(min(workers, len(jobs))) as processes:
         _hand_out(list(jobs), processes, bar)
 
@@ -138,7 +138,7 @@ def crew(number: int) -> Iterator[dict[Pipe, SpawnProcess]]:
     context = multiprocessing.get_context("spawn")
     processes: dict[Pipe, SpawnProcess] = {}
     try:
-        with environment(THREADS):
+        with environment(ENVIRONMENT):
             for _ in range(number):
                 here, there = context.Pipe()
                 process = context.Process(target=serve, args=(there,))

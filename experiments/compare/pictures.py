@@ -1,14 +1,14 @@
 """Pictures of a comparison: curves of training, adaptation curves, and heat maps of a sweep."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metarl.experiments.common.figures import Curve, adaptation_figure, new_figure
+from metarl.experiments.common.figures import new_figure
 from metarl.experiments.compare.results import AXES, RowResult
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#000000", "#e69f00")
@@ -60,10 +60,33 @@ def draw(ax: Axes, points: Sequence[tuple[float, float]], **how: Any) -> None:
         ax.plot(*zip(*points, strict=True), marker="." if len(points) < 3 else "", **how)
 
 
-def adaptation_curves(summaries: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
-    """The mean score of each row after each step, with its interval."""
-    curves = {label: Curve(row["mean"], row["ci95"]) for label, row in summaries.items() if "mean" in row}
-    return adaptation_figure(curves, title)
+def adaptation_curves(rows: Sequence[RowResult], title: str) -> Figure:
+    """The mean score of each row, with its interval: after each gradient step, and against environment steps."""
+    figure = new_figure(9.6, 3.8)
+    figure.suptitle(title, fontsize=10)
+    by_step, by_env_steps = figure.subplots(1, 2, sharey=True)
+    for number, row in enumerate(rows):
+        if row.scores is not None:
+            if row.axis == "step":
+                draw_band(by_step, row.points, row, number)
+            draw_band(by_env_steps, row.env_steps, row, number)
+    by_step.set(xlabel="gradient steps", ylabel="return")
+    by_step.xaxis.get_major_locator().set_params(integer=True)
+    by_env_steps.set_xlabel("environment steps of adaptation, per task")
+    for ax in (by_step, by_env_steps):
+        ax.grid(alpha=0.3)
+    if by_env_steps.lines:
+        figure.legend(*by_env_steps.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    return figure
+
+
+def draw_band(ax: Axes, xs: Sequence[float], row: RowResult, number: int) -> None:
+    """A row's mean scores with their 95 % intervals."""
+    color, dashes = style(number)
+    means, intervals = row.means, row.intervals
+    low, high = zip(*[(math.nan, math.nan) if ends is None else ends for ends in intervals], strict=True)
+    ax.plot(xs, means, color=color, linestyle=dashes, marker="o", markersize=4, label=row.label)
+    ax.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def heat_map(rows: Sequence[RowResult], title: str) -> Figure:

@@ -14,12 +14,13 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from metarl.errors import check_choice, check_int
+from metarl.experiments.baselines import BASELINES
 from metarl.experiments.common import cli, options
 from metarl.experiments.common.budget import count_iterations
 from metarl.experiments.common.lock import LOCK_FILE
 from metarl.experiments.common.options import check_each, check_seeds
 from metarl.experiments.common.outer_steps import APPLY
-from metarl.experiments.compare.runs import TrainRun
+from metarl.experiments.compare.runs import AnyRun, BaselineRun, TrainRun
 from metarl.experiments.train import TrainConfig
 from metarl.outer import OUTER, inner_defaults, without_particles
 
@@ -36,6 +37,8 @@ class Arguments:
     """Outer updates to compare. Default: all that do not need particles, or none with --rows."""
     rows: tuple[str, ...] = ()
     """More rows, each as one text: a label, a colon, and options of metarl train."""
+    baselines: tuple[str, ...] = ()
+    """Rows to compare with: random, multitask, oracle, ... (docs/baselines.md), at the same budget."""
     options: str = ""
     """Options of metarl train for all rows, as one text: --options="--hidden 64 64"."""
     set: tuple[str, ...] = ()
@@ -70,17 +73,18 @@ FOLLOW = ("iterations", "seed", "anneal_iterations", "log_dir", "name", "resume"
 SHARED = ("env", "outer", "device", "plugins")
 """Settings that have their own option, for all rows."""
 
-RESULTS, RUNS = "comparison.json", "runs"
-"""In the folder of a comparison: the file that makes it one, and the folder of its runs."""
+RESULTS, RUNS, BASELINE_RUNS = "comparison.json", "runs", "baselines"
+"""In the folder of a comparison: the file that makes it one, and the folders of its runs."""
 
 
 class Row(NamedTuple):
     """One row: a training configuration, with a run for each seed."""
 
     label: str
-    runs: tuple[TrainRun, ...]
+    runs: tuple[AnyRun, ...]
     group: str  # the update or the label, without the settings of the sweep
     cell: Mapping[str, str]  # the settings of the sweep
+    baseline: bool = False
 
     @property
     def config(self) -> TrainConfig:
@@ -110,8 +114,10 @@ def plan(given: Arguments) -> list[Row]:
     rows = [
         make_row(given, name, group, config, cell)
         for group, base in configs.items()
+        if group not in given.baselines
         for name, config, cell in sweep(given, group, base)
     ]
+    rows += [make_baseline(given, name, configs[name]) for name in given.baselines]
     folders = [row.runs[0].folder for row in rows]
     if twice := sorted({folder.name for folder in folders if folders.count(folder) > 1}):
         raise ValueError(f"rows must have labels that differ in more than special signs, got {twice[0]!r} twice")
@@ -146,6 +152,19 @@ def make_row(given: Arguments, label: str, group: str, config: TrainConfig, cell
     return Row(label, tuple(runs), group, cell)
 
 
+def make_baseline(given: Arguments, name: str, config: TrainConfig) -> Row:
+    """The row of a baseline; its progress is not counted in iterations."""
+    config = dataclasses.replace(config, iterations=1)
+    config.build_learner()
+    runs = [
+        BaselineRun(
+            name, dataclasses.replace(config, seed=seed), given.out / BASELINE_RUNS / f"{name}-{seed}", given.env_steps
+        )
+        for seed in given.seeds
+    ]
+    return Row(name, tuple(runs), name, {}, baseline=True)
+
+
 # Rows.
 
 
@@ -169,7 +188,11 @@ def read_rows(given: Arguments) -> dict[str, TrainConfig]:
         if label in rows:
             raise ValueError(f"rows must have different labels, got {label!r} twice")
         rows[label] = read_options("rows", own, shared)
-    return rows
+    if given.baselines:
+        check_each("baselines", given.baselines, partial(check_choice, choices=BASELINES))
+    if twice := sorted(set(given.baselines) & set(rows)):
+        raise ValueError(f"baselines must not name a row, got {twice[0]!r}; remove it from --outer or --baselines")
+    return rows | dict.fromkeys(given.baselines, shared)
 
 
 def read_options(argument: str, text: str, defaults: TrainConfig) -> TrainConfig:

@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from metarl.experiments.baselines import make_result, read_result
+from metarl.experiments.baselines.policy_gradient import result_of_run
 from metarl.experiments.common.config import read_if_whole, read_object
-from metarl.experiments.common.evaluation import summarize_seeds
 from metarl.experiments.compare.plan import Row
 from metarl.experiments.compare.runs import DIVERGED
+from metarl.experiments.train import TrainConfig
 from metarl.logging import Line, read_metrics
+from metarl.statistics import Interval, confidence_interval
 
 Array = npt.NDArray[np.float64]
+Summary = Mapping[str, Any]
+"""A row as plain values."""
 
 AXES = {
     "iteration": "iterations",
@@ -36,12 +41,27 @@ class RowResult:
     cell: Mapping[str, str]  # the settings of the sweep
     seeds: tuple[int, ...]
     scores: Array | None  # [seeds, tasks, points] on held-out tasks; `None`: a run diverged
-    trained: int  # the point that the row was trained for
+    trained: int  # the point that the row was trained for; a baseline's last one, if it takes no gradient steps
+    axis: str  # what points are: step, episode or budget
+    points: tuple[float, ...]
     env_steps: tuple[float, ...]  # [points]: of one task's adaptation up to each point
     lines: tuple[tuple[Line, ...], ...]  # of each seed: the metrics of every iteration, with `AXES`
     diverged: Mapping[int, str]  # by seed
-    configs: tuple[Mapping[str, Any], ...]  # of each seed: `config.json`
+    config: TrainConfig  # of the first seed
+    configs: tuple[Mapping[str, Any], ...]  # of each seed: `config.json`, empty for a baseline without a run
     folders: tuple[Path, ...]
+
+    @property
+    def means(self) -> list[float]:
+        """The mean score at each point."""
+        return [] if self.scores is None else [float(mean) for mean in self.scores.mean((0, 1))]
+
+    @property
+    def intervals(self) -> list[Interval | None]:
+        """The 95 % interval of each mean, over seeds and tasks."""
+        return (
+            [] if self.scores is None else [confidence_interval(self.scores[:, :, k]) for k in range(len(self.points))]
+        )
 
     @property
     def final(self) -> Array:
@@ -50,9 +70,14 @@ class RowResult:
         return self.scores[:, :, self.trained]
 
     @property
+    def tasks(self) -> tuple[object, ...]:
+        """What the held-out tasks depend on: rows in which it is equal have the same tasks."""
+        return self.config.env, self.config.env_options, self.config.horizon
+
+    @property
     def iterations(self) -> int:
-        """The iterations of each of its runs."""
-        return int(self.configs[0]["iterations"])
+        """The iterations of each of its runs; 0 for a baseline without training."""
+        return max(len(lines) for lines in self.lines)
 
     def last(self, metric: str) -> float:
         """A metric at the end of training, the mean over seeds."""
@@ -66,23 +91,32 @@ class RowResult:
 
 def read_row(row: Row) -> RowResult:
     """The results of a row whose runs are done."""
+    folders = [run.folder for run in row.runs]
+    lines = tuple(tuple(with_totals(read_metrics(folder))) for folder in folders)
     diverged = {run.config.seed: read_object(run.folder / DIVERGED) for run in row.runs if is_diverged(run.folder)}
-    found = [read_object(run.folder / "evaluation.json") for run in row.runs if run.config.seed not in diverged]
-    points = len(found[0]["scores"]) if found else 1
-    costs = found[0].get("env_steps", [0] * points) if found else [0]
-    tasks = len(found[0]["scores"][0]) if found else 1
+    whole = [
+        read_result(folder) if row.baseline else result_of_run("", folder)
+        for folder in folders
+        if not is_diverged(folder)
+    ]
+    found = [result for result in whole if result is not None]
+    first = found[0] if found else make_result("", "step", [0], [[0.0]], [0], 0)
+    is_step = first.axis == "step"
     return RowResult(
         label=row.label,
         group=row.group,
         cell=row.cell,
         seeds=tuple(run.config.seed for run in row.runs),
-        scores=None if diverged else np.asarray([entry["scores"] for entry in found]).swapaxes(1, 2),
-        trained=min(row.trained_steps, points - 1),
-        env_steps=tuple(cost / tasks for cost in costs),
-        lines=tuple(tuple(with_totals(read_metrics(run.folder))) for run in row.runs),
+        scores=None if diverged else np.asarray([result.scores for result in found]),
+        trained=min(row.trained_steps, len(first.points) - 1) if is_step else len(first.points) - 1,
+        axis=first.axis,
+        points=first.points,
+        env_steps=tuple(float(steps) / len(first.scores) for steps in first.env_steps),
+        lines=lines,
         diverged={seed: str(entry["error"]) for seed, entry in diverged.items()},
-        configs=tuple(read_object(run.folder / "config.json") for run in row.runs),
-        folders=tuple(run.folder for run in row.runs),
+        config=row.config,
+        configs=tuple(read_if_whole(folder / "config.json") or {} for folder in folders),
+        folders=tuple(folders),
     )
 
 
@@ -102,12 +136,14 @@ def with_totals(lines: Sequence[Line]) -> list[Line]:
     return found
 
 
-def summarize(row: RowResult) -> dict[str, Any]:
+def summarize(row: RowResult) -> Summary:
     """The row as plain values: its means over seeds and tasks, with 95 % intervals over both, and what it spent."""
-    scores = {} if row.scores is None else summarize_seeds(row.scores.swapaxes(1, 2))
+    scores = {} if row.scores is None else {"mean": row.means, "ci95": row.intervals}
     return {
         **scores,
-        "trained_steps": row.trained,
+        "trained_point": row.trained,
+        "axis": row.axis,
+        "points": list(row.points),
         "adaptation_env_steps": list(row.env_steps),
         "seeds": list(row.seeds),
         "diverged": {str(seed): text for seed, text in row.diverged.items()},

@@ -1,10 +1,12 @@
-"""The training runs of a comparison: begun, continued or recognised by their settings, and what they left behind."""
+"""The runs of a comparison, which are jobs: begun, continued, or recognised by their settings."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from metarl import NonFiniteError
+from metarl.experiments.baselines import describe, read_result, run_baseline
 from metarl.experiments.common.config import read_config, settings
 from metarl.experiments.common.lock import LOCK_FILE
 from metarl.experiments.common.run import Run, is_finished, new_run, resume_run, settle, write_run
@@ -19,21 +21,63 @@ FREE = ("log_dir", "name", "plugins", "save_every")
 """Settings of a run that its results do not depend on."""
 
 
+class AnyRun(Protocol):
+    """A run of a row with one seed."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """Its settings, the seed among them."""
+
+    @property
+    def folder(self) -> Path:
+        """Its folder."""
+
+    @property
+    def job(self) -> Job:
+        """What is to do."""
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to do.
+
+        Raises:
+            ValueError: when the folder has something else, naming the setting that differs.
+        """
+
+
+@dataclass(frozen=True)
+class BaselineRun:
+    """A baseline with one seed."""
+
+    name: str
+    config: TrainConfig
+    folder: Path
+    env_steps: int
+
+    @property
+    def job(self) -> Job:
+        return Job(self.folder.name, self.config.iterations, self)
+
+    def __call__(self, progress: Progress) -> None:
+        """Train, adapt and score it, or what is left of that."""
+        run_baseline(self.name, self.config, self.config.seed, self.folder, self.env_steps)
+
+    def is_done(self) -> bool:
+        return read_result(self.folder, describe(self.name, self.config, self.env_steps, {})) is not None
+
+
 @dataclass(frozen=True)
 class TrainRun:
-    """One training run: a job for `run_all`."""
+    """One training run."""
 
     config: TrainConfig
 
     @property
     def folder(self) -> Path:
-        """Its folder."""
         assert self.config.name is not None
         return self.config.log_dir / self.config.name
 
     @property
     def job(self) -> Job:
-        """Its job."""
         return Job(self.folder.name, self.config.iterations, self)
 
     def __call__(self, progress: Progress) -> None:
@@ -46,11 +90,6 @@ class TrainRun:
                 write_json(run.folder / DIVERGED, {"error": str(error), "iterations": run.learner.iterations})
 
     def is_done(self) -> bool:
-        """Whether nothing is left to do.
-
-        Raises:
-            ValueError: when the folder has something else, naming the setting that differs.
-        """
         if is_bare(self.folder):
             return False
         read_same(self.folder, settle(self.config))

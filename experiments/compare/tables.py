@@ -4,13 +4,10 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from metarl.experiments.common.tables import markdown_table, with_interval
-from metarl.experiments.compare.results import RowResult
+from metarl.experiments.compare.results import RowResult, Summary
 from metarl.outer import OUTER
-
-Summary = Mapping[str, Any]
 
 
 def points(summaries: Iterable[Summary]) -> int:
@@ -25,11 +22,13 @@ def head_and_rows(summaries: Mapping[str, Summary]) -> tuple[list[str], list[lis
     rows = []
     for label, row in summaries.items():
         cells = [with_interval(*cell) for cell in zip(row.get("mean", ()), row.get("ci95", ()), strict=True)]
+        if row["axis"] != "step":
+            cells = [f"{row['axis']} {point:g}: {cell}" for point, cell in zip(row["points"], cells, strict=True)]
         if row["diverged"]:
             cells = [f"diverged ({len(row['diverged'])} of {len(row['seeds'])} seeds)"]
         cells += [""] * (steps - len(cells))
-        cpu = row["cpu_seconds"] / row["iterations"]
-        rows.append([label, *cells, f"{row['iterations']}", f"{row['env_steps'] / 1e6:.3g} M", f"{cpu:.2f}"])
+        cpu = f"{row['cpu_seconds'] / row['iterations']:.2f}" if row["iterations"] else ""
+        rows.append([label, *cells, f"{row['iterations']}", f"{row['env_steps'] / 1e6:.3g} M", cpu])
     return head, rows
 
 

@@ -68,7 +68,7 @@ def test_compare(tmp_path: Path, here: list[str]) -> None:
     assert {outer: row["iterations"] for outer, row in results.items()} == {"maml": 2, "fo_maml": 3}
     for outer, row in results.items():
         assert row["env_steps"] <= 120
-        assert row["trained_steps"] == 1
+        assert row["trained_point"] == 1
         scores = [
             json.loads((out / "runs" / f"{outer}-{seed}" / "evaluation.json").read_text())["mean"] for seed in (0, 1)
         ]
