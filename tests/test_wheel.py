@@ -67,6 +67,7 @@ def test_one_package_is_installed_and_typed(installed: Path, tmp_path: Path) -> 
     assert folders == [site.joinpath(*name.split(".")) for name in PACKAGES]
     assert (site / "metarl" / "py.typed").exists()
     assert all((site / "metarl/experiments/reports" / name / "page.md").exists() for name in ("certify", "theory"))
+    assert all((site / "metarl/experiments/compare" / name).exists() for name in ("report.css", "report.js"))
     assert not any((site / name).exists() for name in FOREIGN)
 
 

@@ -5,11 +5,12 @@
     metarl compare --outer maml fo_maml --set maml.inner_lr=0.2 --sweep learning_rate 0.001 0.003 0.01
 
 A row is an update of `--outer`, or a label and options of `metarl train` in `--rows`; `--sweep` makes a row for every
-value. The budget of environment steps gives each row its number of iterations, over which the outer step size is
-annealed. Runs train side by side, in a process each. Ctrl-C stops them, and the same call continues: finished runs are
-recognised by their settings.
+value; `--baselines` adds rows to compare with. The budget of environment steps gives each row its number of iterations,
+over which the outer step size is annealed. Runs train side by side, in a process each. Ctrl-C stops them, and the same
+call continues: finished runs are recognised by their settings.
 
-The folder gets the runs, curves of training and adaptation, and the table as CSV, JSON, Markdown and LaTeX.
+The folder gets the runs, curves of training and adaptation, the table as CSV, JSON, Markdown and LaTeX, and all of it
+on one page, `report.html`.
 """
 
 from metarl.experiments.common import cli

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 46
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 10, 46
 
 Point = tuple[float, float]
 
@@ -67,7 +67,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> str:
     series = [one for one in series if one.points]
     if not series:
         return ""
-    xs = [x for one in series for x, _ in one.points]
+    xs = [x for one in series for line in (one.points, *one.thin) for x, _ in line]
     ys = [y for one in series for y in (*(y for _, y in one.points), *(e for b in one.band for e in b[1:]))]
     ys += [y for one in series for line in one.thin for _, y in line]
     x = Scale(*_widen(min(xs), max(xs), 0.0), LEFT, WIDTH - RIGHT)

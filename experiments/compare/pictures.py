@@ -38,9 +38,11 @@ def mean_curve(row: RowResult, x: str) -> list[tuple[float, float]]:
 def curves_figure(rows: Sequence[RowResult], title: str) -> Figure:
     """Held-out scores during training, against everything that training spends: a thin line for each seed."""
     axes = {x: name for x, name in AXES.items() if any(mean_curve(row, x) for row in rows)}
-    figure = new_figure(4.2 * max(1, len(axes)) + 1.6, 3.6)
+    figure = new_figure(11.0, 6.2)
     figure.suptitle(title, fontsize=10)
-    panels = figure.subplots(1, max(1, len(axes)), squeeze=False)[0]
+    panels = figure.subplots(2, 3).ravel()  # five axes, and a place for the legend
+    for ax in panels[len(axes) :]:
+        ax.set_axis_off()
     for ax, (x, name) in zip(panels, axes.items(), strict=False):
         for number, row in enumerate(rows):
             color, dashes = style(number)
@@ -50,7 +52,7 @@ def curves_figure(rows: Sequence[RowResult], title: str) -> Figure:
         ax.set(xlabel=name, ylabel="return after adaptation")
         ax.grid(alpha=0.3)
     if axes:
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+        panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center", fontsize=9)
     return figure
 
 

@@ -21,7 +21,10 @@ for (const chart of document.querySelectorAll(".chart")) {
     const frame = svg.getBoundingClientRect();
     const scale = svg.viewBox.baseVal.width / frame.width;
     const x = (event.clientX - frame.left) * scale;
-    const found = series.map((one) => ({ ...one, at: nearest(one.points, x) }));
+    const reach = 8; // pixels beyond the ends of a line
+    const near = series.filter(({ points }) => points[0][0] - reach <= x && x <= points[points.length - 1][0] + reach);
+    if (near.length === 0) return hide();
+    const found = near.map((one) => ({ ...one, at: nearest(one.points, x) }));
     const first = found.reduce((a, b) => (Math.abs(b.at[0] - x) < Math.abs(a.at[0] - x) ? b : a));
     mark.setAttribute("x1", first.at[0]);
     mark.setAttribute("x2", first.at[0]);
@@ -29,9 +32,7 @@ for (const chart of document.querySelectorAll(".chart")) {
 
     const head = document.createElement("b");
     head.textContent = `${chart.dataset.x}: ${first.at[2]}`;
-    const lines = found
-      .filter((one) => one.at[0] === first.at[0] || one.points.length > 12)
-      .sort((a, b) => a.at[1] - b.at[1]);
+    const lines = found.sort((a, b) => a.at[1] - b.at[1]);
     tip.replaceChildren(head, ...lines.map((one) => row(`${one.label}: ${one.at[3]}`, one.color)));
     tip.hidden = false;
 

@@ -140,7 +140,12 @@ def sweep_section(path: Path) -> str:
 
 def statistics_section(rows: Sequence[RowResult]) -> str:
     """Rows alone, and all pairs."""
-    alone = [[one.label, show(one.middle), "" if one.gap is None else show(one.gap)] for one in describe_rows(rows)]
+    described = describe_rows(rows)
+    gaps = any(one.gap is not None for one in described)
+    alone = [
+        [one.label, show(one.middle), *(["" if one.gap is None else show(one.gap)] if gaps else [])]
+        for one in described
+    ]
     pairs = [
         [f"{pair.first} - {pair.second}", show(pair.difference), show(pair.improvement, 2)]
         for pair in compare_rows(rows)
@@ -148,13 +153,14 @@ def statistics_section(rows: Sequence[RowResult]) -> str:
     if not alone:
         return ""
     note = "The interquartile mean leaves out the lowest and the highest quarter of all seeds and tasks."
-    text = f"<p>{note}</p>{html_table(['row', 'interquartile mean', 'gap to the oracle'], alone)}"
+    note += " The gap to the oracle is the mean of what each score falls short of the oracle's." if gaps else ""
+    text = f"<p>{note}</p>{html_table(['row', 'interquartile mean', *(['gap to the oracle'] if gaps else [])], alone)}"
     if pairs:
         which = "all pairs" if len(rows) <= MOST_ROWS else "pairs with the best row"
         text += (
             f"<p>Paired differences of {which} on the same seeds and tasks, after the steps that each row is trained"
-            " for (baselines: at their last point); and the probability that the first row scores higher on a random"
-            " task. An interval of the difference without 0 is evidence that the rows differ.</p>"
+            " for (rows without gradient steps: at their last point); and the probability that the first row scores"
+            " higher on a random task. An interval of the difference without 0 is evidence that the rows differ.</p>"
             + html_table(["pair", "difference", "probability of improvement"], pairs)
         )
     return text

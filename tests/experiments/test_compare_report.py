@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metarl.experiments.compare.charts import HEIGHT, LEFT, WIDTH, Series, line_chart, ticks
+from metarl.experiments.compare.charts import HEIGHT, LEFT, RIGHT, WIDTH, Series, line_chart, ticks
 from metarl.experiments.compare.pairs import MOST_ROWS, compare_rows, describe_rows
 from metarl.experiments.compare.pictures import heat_map
 from metarl.experiments.compare.plan import Arguments
@@ -147,7 +147,7 @@ def test_lines_are_where_the_numbers_are() -> None:
         (float(a) - 4, float(b)) for a, b in re.findall(rf'<text x="{LEFT - 6}" y="([\d.]+)"[^>]*>([^<]*)<', chart)
     ]
     (x0, _), (x1, _) = found[0], found[2]
-    assert (x0, x1) == (LEFT, WIDTH - 12)
+    assert (x0, x1) == (LEFT, WIDTH - RIGHT)
     assert [label for _, label in x_ticks] == ["0", "500", "1000", "1500", "2000"]
     assert found[1][0] == pytest.approx(x_ticks[2][0], abs=0.1)
     slope, offset = np.polyfit([y for y, _ in y_ticks], [value for _, value in y_ticks], 1)
@@ -158,10 +158,11 @@ def test_lines_are_where_the_numbers_are() -> None:
 
 
 def test_bands_and_thin_lines_stay_inside() -> None:
-    one = Series("a", "#000", "", [(0, 0), (1, 1)], [(0, -50, 50), (1, -3, 4)], [[(0, 70), (1, -80)]])
+    one = Series("a", "#000", "", [(0, 0), (1, 1)], [(0, -50, 50), (1, -3, 4)], [[(0, 70), (1.5, -80)]])
     chart = line_chart([one], "x", "y")
     for text in re.findall(r'points="([^"]*)"', chart):
-        ys = [float(pair.split(",")[1]) for pair in text.split()]
+        xs, ys = zip(*[map(float, pair.split(",")) for pair in text.split()], strict=True)
+        assert LEFT <= min(xs) <= max(xs) <= WIDTH - RIGHT
         assert 0 < min(ys) < max(ys) < HEIGHT - 40
 
 
