@@ -243,11 +243,11 @@ def plain(value: object) -> str:
 
 
 def picture(path: Path, about: str) -> str:
-    """A picture inside the page, not wider than `WIDEST`, with few colours."""
+    """A picture inside the page, not wider than `WIDEST`."""
     with Image.open(path) as image:
         small = image.convert("RGB")
         small.thumbnail((WIDEST, 4 * WIDEST))
         file = io.BytesIO()
-        small.quantize(128).save(file, format="PNG", optimize=True)
+        small.save(file, format="PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()
     return f'<img loading="lazy" src="data:image/png;base64,{data}" alt="{escape(about)}">'
