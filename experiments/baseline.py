@@ -72,7 +72,7 @@ class PPOArguments:
     env: str = "navigation"
     """Task distribution; a run has its own."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Folder of a run of metarl train whose policy is fine-tuned. Default: from scratch."""
+    """Run of metarl train, or package of one, whose policy is fine-tuned. Default: from scratch."""
     tasks: int = 20
     """Held-out tasks: the first ones of those that runs are evaluated on."""
     budgets: tuple[float, ...] = (1.0, 10.0)

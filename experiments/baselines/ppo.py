@@ -22,18 +22,17 @@ import torch
 from stable_baselines3 import PPO
 from torch import Tensor
 
+import metarl
 from metarl import checkpoint
-from metarl.agents import PolicyModule, make_policy, to_sb3
-from metarl.agents.task_vec_env import TaskVecEnv
+from metarl.agents import PolicyModule, TaskVecEnv, make_policy, to_sb3
 from metarl.derivatives import scores
 from metarl.engine import Engine
 from metarl.envs.base import EnvDistribution
 from metarl.errors import check_choice, check_int, check_real
 from metarl.experiments import train
 from metarl.experiments.baselines.result import BaselineResult, make_result
-from metarl.experiments.common.config import read_config, settings
+from metarl.experiments.common.config import settings
 from metarl.experiments.common.options import check_distinct, read
-from metarl.experiments.common.run import load_run
 from metarl.experiments.train import TrainConfig
 from metarl.random import Stream, global_seed, stream_generator
 from metarl.rl import ReinforcementLearning
@@ -78,7 +77,7 @@ class Plan(NamedTuple):
             return list(state["params"])
         begin, found = self.begin, []
         policy: Any = begin.source.policy  # made by `with_critic`
-        env = TaskVecEnv(begin.source.distribution, task, self.config.episodes, seed)
+        env = TaskVecEnv(begin.source.distribution, task, self.config.episodes)
         # SB3 seeds the global generators and draws from them
         with contextlib.closing(env), global_seed(seed):
             model = to_sb3(policy, begin.params, env, seed=seed, **self.ppo)
@@ -102,10 +101,11 @@ def run_ppo(
     """Run PPO on each of the first `tasks` held-out tasks, and score it after each of `budgets`.
 
     Args:
-        config: the environment, the network's size, and the sizes of PPO's rollouts. A run at `start` has its own.
+        config: the environment, the network's size, and the sizes of PPO's rollouts. A run at
+            `start` has its own.
         folder: keeps the parameters of finished tasks.
         env_steps: not used; PPO sees no tasks before.
-        start: the run folder whose policy is fine-tuned; default: a new policy, from scratch.
+        start: the run, or the package of a run, whose policy is fine-tuned; default: a new policy, from scratch.
         tasks: held-out tasks.
         budgets: increasing multiples of the environment steps of adaptation; rounded to whole rollouts.
         ppo_options: arguments of SB3's `PPO` as name=value.
@@ -179,15 +179,14 @@ def read_start(config: TrainConfig, start: Path | None) -> tuple[TrainConfig, St
         config = dataclasses.replace(config, normalize_observations=False)
         source = train.build_source(config)
         return config, Start(with_critic(config, source), source.initial_params(), 0, "from scratch")
-    seed, found = config.seed, read_config(TrainConfig, start)
-    learner = load_run(TrainConfig, start)
-    assert isinstance(learner.source, ReinforcementLearning)
-    known = set(learner.source.initial_params())
+    learner = metarl.load(start, plugins=config.plugins)
+    found = learner.source
+    if not isinstance(found, ReinforcementLearning):
+        raise ValueError(f"run must be one of metarl train, {start} is not")
+    known = set(found.initial_params())
     params = {name: leaf for name, leaf in learner.params.items() if name in known}  # not those of the inner rule
-    source = with_critic(found, learner.source)
-    return dataclasses.replace(found, seed=seed), Start(
-        source, params, learner.counts["env_steps"], str(start.absolute())
-    )
+    config = dataclasses.replace(config, episodes=found.episodes, discount=found.discount, actions=found.actions)  # type: ignore[arg-type]
+    return config, Start(with_critic(config, found), params, learner.counts["env_steps"], str(start.absolute()))
 
 
 def with_critic(config: TrainConfig, source: ReinforcementLearning) -> ReinforcementLearning:
@@ -195,7 +194,8 @@ def with_critic(config: TrainConfig, source: ReinforcementLearning) -> Reinforce
     network = source.policy.network if isinstance(source.policy, NormalizedPolicy) else source.policy
     if not isinstance(network, PolicyModule):
         raise ValueError(f"run must have a policy without context inputs for PPO, got {type(network).__name__}")
-    kwargs = {**network.policy_kwargs, "net_arch": {"pi": list(config.hidden), "vf": list(config.hidden)}}
+    layers = list(network.policy_kwargs["net_arch"]["pi"])
+    kwargs = {**network.policy_kwargs, "net_arch": {"pi": layers, "vf": layers}}
     spaces = source.distribution.observation_space, source.distribution.action_space
     policy: Any = make_policy(*spaces, policy_kwargs=kwargs, seed=config.seed)
     if isinstance(source.policy, NormalizedPolicy):

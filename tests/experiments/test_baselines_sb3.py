@@ -10,8 +10,7 @@ import torch
 
 import metarl
 from metarl import checkpoint
-from metarl.agents import PolicyModule, to_sb3
-from metarl.agents.task_vec_env import TaskVecEnv
+from metarl.agents import PolicyModule, TaskVecEnv, to_sb3
 from metarl.experiments import train
 from metarl.experiments.baselines import ppo, run_baseline
 from metarl.experiments.baselines.result import FILE, make_result, steps_to
@@ -48,7 +47,7 @@ def test_ppo_from_scratch_is_sb3s_own(tmp_path: Path) -> None:
     assert all(torch.equal(leaf, begin.params[name]) for name, leaf in wanted.items())
     goals = begin.source.distribution.sample(5, np.random.default_rng([train.FINAL_SEED, 1]))["goal"]
     with global_seed(4):
-        env = TaskVecEnv(begin.source.distribution, {"goal": goals[1]}, 2, seed=4)
+        env = TaskVecEnv(begin.source.distribution, {"goal": goals[1]}, 2)
         model = to_sb3(policy, begin.params, env, seed=4, n_steps=5, batch_size=10, gamma=0.99)
         model.learn(UNIT)
     kept = checkpoint.load(tmp_path / "ppo" / "task_1.pt")["params"]
@@ -122,7 +121,7 @@ def test_steps_to_a_return() -> None:
         ({"budgets": (-1,)}, "budgets must be"),
         ({"tasks": 0}, "tasks must be"),
         ({"ppo_options": ("seed=3",)}, "ppo_options must be one of .*'seed'"),
-        ({"start": Path("nowhere")}, "run must be the folder of a run"),
+        ({"start": Path("nowhere")}, "run must be"),
     ],
 )
 def test_bad_settings_of_ppo(options: dict[str, object], message: str, tmp_path: Path) -> None:
