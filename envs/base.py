@@ -91,11 +91,35 @@ class EnvDistribution(FixedSettings, ABC):
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """Draw ONE task (arrays without the leading T) into `ax`; by default its numbers as a label."""
-        ax.set_xlabel(", ".join(f"{name} {np.round(value, 2).tolist()}" for name, value in task.items()), fontsize=8)
+        ax.set_xlabel(describe_task(task), fontsize=8)
 
     def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
-        """Draw one episode, `observations` `[n_steps, obs]`, into `ax`; by default each component over the steps."""
-        ax.plot(observations.reshape(len(observations), -1), **line_kwargs)
+        """Draw one episode, `observations` `[n_steps, obs]`, into `ax`.
+
+        By default the first components over the steps, each with its own colour and label. Lines with a label get into
+        the legend of the picture. Override it to draw what you want to see.
+        """
+        columns = observations.reshape(len(observations), -1).T
+        for k, column in enumerate(columns[:COMPONENTS]):
+            own = {"color": f"C{k}", "label": f"observation {k}"} if len(columns) > 1 else {}
+            ax.plot(column, **{**line_kwargs, **own})
+
+
+COMPONENTS = 6
+"""Observation components in a picture, at most."""
+
+
+def describe_task(task: Mapping[str, Any]) -> str:
+    """A task's parameters in a few words: three significant digits, and the first numbers of large arrays.
+
+    >>> describe_task({"goal": np.array([0.12345, -2.0]), "mass": np.array(1234.5), "sizes": np.arange(9)})
+    'goal 0.123 -2, mass 1.23e+03, sizes 0 1 2 3 ...'
+    """
+    return ", ".join(f"{name} {_describe_numbers(np.ravel(value))}" for name, value in task.items())
+
+
+def _describe_numbers(values: npt.NDArray[Any], shown: int = 4) -> str:
+    return " ".join([*(f"{value:.3g}" for value in values[:shown]), *(["..."] if len(values) > shown else [])])
 
 
 def check_task(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskParams:

@@ -7,9 +7,10 @@ import importlib
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import gymnasium
+import numpy.typing as npt
 import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
@@ -22,6 +23,9 @@ from metarl.envs.step_checker import StepChecker
 from metarl.envs.workers import Workers
 from metarl.errors import check_callable, check_int, check_real, check_type, did_you_mean
 from metarl.types import TaskParams
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 T = TypeVar("T")
 ARRAYS: TypeAlias = Box | Discrete | MultiDiscrete | MultiBinary
@@ -52,6 +56,9 @@ class GymDistribution(EnvDistribution):
         env_kwargs: further arguments of the constructor, the same for all tasks.
         workers: number of processes; 0 steps in this one.
         timeout: seconds a worker may take to answer; to start it may take at least two minutes.
+        draw_episode: `draw_episode(ax, observations, **line_kwargs)` draws one episode, `[n_steps, obs]`, into pictures
+            of trajectories; default: the observation's components over the steps.
+        draw_task: `draw_task(ax, task)` draws a task into them; default: its parameters as a label.
 
     Raises:
         ValueError: naming the argument. The constructor makes, resets and closes one environment to check. Wrappers
@@ -77,8 +84,14 @@ class GymDistribution(EnvDistribution):
         env_kwargs: Mapping[str, Any] | None = None,
         workers: int = 0,
         timeout: float = 60.0,
+        draw_episode: Callable[..., None] | None = None,
+        draw_task: Callable[[Axes, TaskParams], None] | None = None,
     ) -> None:
         self.space = check_space(space)
+        for name, function in (("draw_episode", draw_episode), ("draw_task", draw_task)):
+            if function is not None:
+                check_callable(name, function, "a function that draws into matplotlib axes")
+        self.draw_episode, self.draw_task = draw_episode, draw_task
         self.workers, self.timeout = check_int("workers", workers, 0), check_real("timeout", timeout)
         if set_task is not None:
             check_callable("set_task", set_task, "a function of an environment and a task")
@@ -112,6 +125,14 @@ class GymDistribution(EnvDistribution):
         each = {name: value.repeat(episodes, axis=0) for name, value in check_tasks(self.space, task).items()}
         number = len(next(iter(each.values())))
         return GymVectorEnv(self._open(each), number, self.observation_space, self.action_space, self._env_name)
+
+    def plot_task(self, ax: Axes, task: TaskParams) -> None:
+        """`draw_task`, or the parameters as a label."""
+        (self.draw_task or super().plot_task)(ax, task)
+
+    def plot_episode(self, ax: Axes, observations: npt.NDArray[Any], **line_kwargs: Any) -> None:
+        """`draw_episode`, or the components over the steps."""
+        (self.draw_episode or super().plot_episode)(ax, observations, **line_kwargs)
 
     def close(self) -> None:
         """Stop the workers and close all environments of `make_vec`; also done at exit.

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metarl import MetaLearner
-from metarl.envs.base import EnvDistribution
+from metarl.envs.base import EnvDistribution, describe_task
 from metarl.errors import check_int
 from metarl.experiments import evaluate
 from metarl.experiments.common import cli
@@ -37,6 +37,7 @@ from metarl.inner import adapt_stepwise
 from metarl.random import Stream, stream_generator
 from metarl.rl import ReinforcementLearning
 from metarl.rl.actions import make_clipper
+from metarl.rl.distributions import distribution_for
 from metarl.tree import float_leaf, take
 from metarl.types import Params, TaskParams
 
@@ -147,30 +148,24 @@ def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments)
         task = {name: value[t] for name, value in oracle.task.items()}
         for step in given.steps:
             act = actor(source.policy, take(after[step], t), tasks.action_space, source.actions)
-            title = f"{describe(task)}, step {step}"
+            title = f"{describe_task(task)}, step {step}"
             scenes.append(episode(tasks, task, act, given.seed, title))
     return scenes
-
-
-def describe(task: TaskParams) -> str:
-    """A task's parameters, without the large ones."""
-    few = {name: np.round(value.astype(np.float64), 2).tolist() for name, value in task.items() if value.size <= 2}
-    return ", ".join(f"{name} {value}" for name, value in few.items()) or "a task"
 
 
 def actor(
     policy: nn.Module, params: Params, space: gymnasium.Space[Any], actions: str = "clip"
 ) -> Callable[[Any], Any]:
     """The policy of a task: the mean action, sent as in training, or the most likely one."""
-    send = make_clipper(space, torch.device("cpu"), actions)
+    send, distribution = make_clipper(space, torch.device("cpu"), actions), distribution_for(space, actions)
 
     @torch.no_grad()
     def act(observation: Any) -> Any:
         leaf = float_leaf(params)
         outputs: tuple[Tensor, ...] = call(policy, params, torch.as_tensor(np.asarray(observation)).to(leaf)[None])
-        if isinstance(space, spaces.Box):
-            return send(outputs[0])[0].numpy()
-        return int(outputs[0][0].argmax())
+        action = distribution.mode(outputs)
+        sent = send(action)[0].numpy()
+        return int(sent) if isinstance(space, spaces.Discrete) else sent
 
     return act
 

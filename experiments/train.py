@@ -30,6 +30,7 @@ from metarl.experiments.common.config import RunConfig, learner_arguments
 from metarl.experiments.common.evaluation import evaluate_held_out, step_sizes
 from metarl.experiments.common.figures import adaptation_figure, trajectory_figure
 from metarl.experiments.common.outer_steps import APPLY, OPTIMIZERS, STEPS, check_step, make_learner
+from metarl.experiments.common.pictures import TrajectoryPictures
 from metarl.experiments.common.run import Run, finish, open_run, train_run
 from metarl.memory import check_fits, space_numbers
 from metarl.outer import options as update_options
@@ -51,7 +52,7 @@ class TrainConfig(RunConfig):
         **RunConfig.added,
         **{"discount_weights": False, "cross_fit": False},
         **{"actions": "clip", "normalize_observations": False, "outer_step": "adam", "context_size": 0},
-        **{"observe_task": False},
+        **{"observe_task": False, "picture_every": None},
     }
 
     env: str = "navigation"
@@ -100,6 +101,8 @@ class TrainConfig(RunConfig):
     """Outputs of the convolutions, for image observations."""
     context_size: int = 0
     """Context inputs of the policy; inner steps then adapt them alone, from zero, unless --adapt names others."""
+    picture_every: int | None = None
+    """Draw trajectories on held-out tasks into TensorBoard every this many iterations. Default: at the end only."""
 
     @property
     def about(self) -> str:
@@ -129,6 +132,8 @@ class TrainConfig(RunConfig):
         check_step(config.outer_step, vars(config), arguments)
         source = build_source(self)
         source.check_size(self.eval_tasks, "eval_tasks")
+        if self.picture_every is not None:
+            check_int("picture_every", self.picture_every)
         return make_learner(config.outer_step, source, config.step_options, config.learning_rate, arguments)
 
 
@@ -204,10 +209,12 @@ def train(run: Run[TrainConfig], progress: Callback | None = None) -> None:
     """Train to the end with a progress bar, or `progress` instead; then evaluate and draw."""
     config = run.config
     sizes = step_sizes(run.learner, EVALUATION_STEPS)
-    evaluation = HeldOutEvaluation(config.eval_every, None, config.eval_tasks, sizes, config.eval_seed)
-    train_run(run, [evaluation], progress=progress)
-    report(run)
+    callbacks: list[Callback] = [HeldOutEvaluation(config.eval_every, None, config.eval_tasks, sizes, config.eval_seed)]
     folder = run.folder
+    if config.picture_every is not None:
+        callbacks.append(TrajectoryPictures(folder, config.picture_every, sizes, config.eval_seed))
+    train_run(run, callbacks, progress=progress)
+    report(run)
     print(f"curves, pictures and the checkpoint are in {folder}; watch them with: tensorboard --logdir {folder.parent}")
 
 

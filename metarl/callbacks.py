@@ -30,6 +30,9 @@ class Callback:
     def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
         """Called before the first iteration; `total_iterations` includes the iterations done earlier."""
 
+    def on_untrained(self, learner: "MetaLearner", metrics: Metrics) -> None:
+        """Called once, before the very first iteration of a learner, with `{"iteration": 0}` to add to."""
+
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
         """Called after every iteration; `learner.stop()` ends training after it."""
 
@@ -87,14 +90,30 @@ def refuse_sb3(callback: object) -> None:
 
 
 def collect_metrics(
-    iteration: int, score: str, score_before: float, stepped: Stepped, counts: Mapping[str, int]
+    iteration: int,
+    score: str,
+    score_before: float,
+    stepped: Stepped,
+    counts: Mapping[str, int],
+    diagnostics: Mapping[str, float],
 ) -> Metrics:
-    """The metrics of an iteration; `score` is the score's name, `counts` are the totals of the whole training."""
+    """The metrics of an iteration, which docs/scalars.md explains.
+
+    Args:
+        iteration: its number.
+        score: the score's name.
+        score_before: its mean before adaptation.
+        stepped: the result of the outer step.
+        counts: totals of the whole training.
+        diagnostics: from `metarl.diagnostics`.
+    """
     meta_grad = stepped.meta_grad
     return {
         "iteration": iteration,
         f"rollout/{score}_before": score_before,
         f"rollout/{score}_after": meta_grad.score,
+        f"rollout/{score}_gain": meta_grad.score - score_before,
+        **diagnostics,
         "train/meta_grad_norm": float(tree.norm(meta_grad.grads)),
         "train/meta_grad_spread": meta_grad.spread,
         **{f"train/{key}": value for key, value in meta_grad.info.items()},
@@ -152,7 +171,8 @@ class Checkpointing(Callback):
 class HeldOutEvaluation(Callback):
     """Adds `eval/<score>_step_k` to the metrics every `every` iterations, always on the same held-out tasks.
 
-    `step_sizes` has an inner step size for each step; `None` means as in training.
+    It also evaluates before the first iteration and after the last one, whatever `every` is. `step_sizes` has an inner
+    step size for each step; `None` means as in training.
     """
 
     def __init__(
@@ -170,9 +190,16 @@ class HeldOutEvaluation(Callback):
         self.num_tasks = check_int("num_tasks", num_tasks)
         self.step_sizes = check_step_sizes(step_sizes)
         self.seed = check_int("seed", seed, minimum=0)
+        self._last = 0
+
+    def on_start(self, learner: "MetaLearner", total_iterations: int) -> None:
+        self._last = total_iterations
+
+    def on_untrained(self, learner: "MetaLearner", metrics: Metrics) -> None:
+        self.on_iteration(learner, metrics)
 
     def on_iteration(self, learner: "MetaLearner", metrics: Metrics) -> None:
-        if learner.iterations % self.every == 0:
+        if learner.iterations % self.every == 0 or learner.iterations == self._last:
             curve = learner.evaluate(
                 self.source,
                 num_tasks=self.num_tasks,

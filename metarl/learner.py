@@ -16,6 +16,7 @@ import torch
 from metarl import checkpoint, tree
 from metarl.callbacks import Callback, Metrics, check_callbacks, collect_metrics
 from metarl.checkpoint import learner_state
+from metarl.diagnostics import Diagnose
 from metarl.engine import Engine, current_engine
 from metarl.errors import NonFiniteError, check_has, check_int, check_source, check_step_sizes, check_type
 from metarl.evaluation import Evaluation, ScoreBefore, evaluate, warn_if_worse
@@ -66,6 +67,9 @@ class MetaLearner(FixedSettings):
             call the same methods. They share the tasks, and all get the results, which do not depend on their number.
         engine: computes derivatives and rollouts (see `metarl.engine`); default: the current engine, or a new one.
 
+    Attributes:
+        diagnostics: whether metrics have entropies, divergences, gradient norms and so on (`metarl.diagnostics`).
+
     Raises:
         ValueError: for arguments that cannot work, before anything starts.
 
@@ -83,6 +87,7 @@ class MetaLearner(FixedSettings):
     """
 
     live: ClassVar[frozenset[str]] = frozenset({"source", "meta_batch_size", "processes", "engine"})
+    diagnostics = True
 
     def __init__(
         self,
@@ -199,6 +204,10 @@ class MetaLearner(FixedSettings):
                 closing.callback(callback.close)
             for callback in active:
                 callback.on_start(self, self.iterations + iterations)
+            if self.iterations == 0:
+                untrained: Metrics = {"iteration": 0}
+                for callback in active:
+                    callback.on_untrained(self, untrained)
             for _ in range(iterations):
                 metrics = self._iterate()
                 for callback in active:
@@ -426,7 +435,8 @@ class MetaLearner(FixedSettings):
         # sample tasks: every process samples all of them and computes its share
         tasks = shard(self.source.sample(self.meta_batch_size, self._rng), self.processes)
         spent: Counter[str] = Counter()
-        first = ScoreBefore(CheckFinite(CountCost(tasks, spent)))
+        noted = Diagnose(tasks)
+        first = ScoreBefore(CheckFinite(CountCost(noted if self.diagnostics else tasks, spent)))
 
         # adapt, take the meta-gradient (see `_update`) and step; an error leaves parameters and outer step as before
         good = snapshot(self.outer_step.state_dict())
@@ -450,12 +460,18 @@ class MetaLearner(FixedSettings):
         ).tolist()
         self.counts.update(dict(zip(spent, map(int, counts), strict=True)))
         score_before /= self.meta_batch_size
-        metrics = collect_metrics(self.iterations, self.source.score_name, score_before, stepped, self.counts)
+        diagnostics = noted.values(share_of(tasks)) if self.diagnostics else {}
+        name = self.source.score_name
+        metrics = collect_metrics(self.iterations, name, score_before, stepped, self.counts, diagnostics)
+        if self.inner_lr is not None:
+            metrics["train/inner_lr"] = self.inner_lr
         if self.method.learned_rule is not None:
             learned = self.method.learned_rule.describe(self.params)
             metrics.update({f"train/{name}": value for name, value in learned.items()})
         seconds = metrics["time/iteration_seconds"] = time.perf_counter() - start
         metrics["time/iteration_cpu_seconds"] = time.process_time() - cpu_start
+        if self.diagnostics:
+            metrics.update({"time/sampling_seconds": noted.seconds, "time/learning_seconds": seconds - noted.seconds})
         if "env_steps" in self.counts:
             metrics["time/env_steps_per_second"] = (self.counts["env_steps"] - steps_before) / seconds
         return metrics

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from metarl.callbacks import Callback, Metrics
 from metarl.errors import check_type
@@ -33,16 +34,22 @@ def parse_line(text: str) -> Line | None:
         return None
 
 
-def read_metrics(folder: Path) -> list[Line]:
-    """The logged iterations in `folder`, in order, without broken lines."""
-    lines = {_iteration(line): line for text in _texts(folder) if (line := parse_line(text)) and _iteration(line)}
-    return [lines[iteration] for iteration in sorted(lines)]
+def read_metrics(folder: Path, *, untrained: bool = False) -> list[Line]:
+    """The logged iterations in `folder`, in order, without broken lines.
+
+    With `untrained` the first line may be that of iteration 0, which has the evaluation of the untrained policy only.
+    """
+    found = {}
+    for text in _texts(folder):
+        if (line := parse_line(text)) and (number := _iteration(line)) is not None and (number or untrained):
+            found[number] = line
+    return [found[number] for number in sorted(found)]
 
 
-def _iteration(line: Line) -> int:
-    """The number of the iteration; 0 if the line has none."""
+def _iteration(line: Line) -> int | None:
+    """The number of the iteration, 0 for the untrained policy; `None` if the line has none."""
     number = line.get("iteration")
-    return number if isinstance(number, int) and number > 0 else 0
+    return number if isinstance(number, int) and number >= 0 else None
 
 
 def _texts(folder: Path) -> list[str]:
@@ -71,21 +78,29 @@ class RunLog(Callback):
 
     def on_start(self, learner: MetaLearner, total_iterations: int) -> None:
         self.repair(learner.iterations)
-        writer = self.writer(purge_step=learner.iterations + 1)
+        untrained = learner.iterations == 0
+        writer = self.writer(purge_step=0 if untrained else learner.iterations + 1)
         for tag, text in self.texts.items():
             writer.add_text(tag, text)
+        writer.add_custom_scalars(chart_layout(learner.source.score_name))
 
     def repair(self, iterations: int) -> None:
-        """Keep one line for each of the first `iterations`, in order."""
+        """Keep one line for each of the first `iterations`, and that of the untrained policy, in order."""
         texts = _texts(self.folder)
-        kept = [line for line in read_metrics(self.folder) if _iteration(line) <= iterations]
+        # without iterations the untrained policy is evaluated again
+        found = read_metrics(self.folder, untrained=True) if iterations else []
+        kept = [line for line in found if (_iteration(line) or 0) <= iterations]
         content = "".join(json.dumps(line) + "\n" for line in kept)
         if not self.path.exists() or self.path.read_bytes() != content.encode():
             write_atomically(self.path, lambda file: file.write(content.encode()))
-        there = {_iteration(line) for line in kept}
+        there = {number for line in kept if (number := _iteration(line))}
         first = min(there, default=1) if texts else iterations + 1  # training may have begun without a log
         if missing := [number for number in range(first, iterations + 1) if number not in there]:
             logger.warning("%s lacks %s: it was damaged, so curves have gaps there", self.path, _ranges(missing))
+
+    def on_untrained(self, learner: MetaLearner, metrics: Metrics) -> None:
+        if len(metrics) > 1:
+            self.on_iteration(learner, metrics)
 
     def on_iteration(self, learner: MetaLearner, metrics: Metrics) -> None:
         line = json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}) + "\n"
@@ -112,6 +127,35 @@ class RunLog(Callback):
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Add a figure to TensorBoard."""
         self.writer().add_figure(tag, figure, step, close=False)
+
+    def hyperparameters(self, settings: Mapping[str, Any], finals: Mapping[str, float], step: int) -> None:
+        """Add the run to TensorBoard's HParams tab: its settings, and the numbers to sort runs by."""
+        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+        for tag, value in finals.items():
+            self.writer().add_scalar(tag, value, step)
+        events = self.writer().file_writer
+        assert events is not None
+        for summary in hparams(plain, dict(finals)):
+            events.add_summary(summary)
+
+
+def chart_layout(score: str) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's Custom Scalars tab: what belongs together in one chart."""
+
+    def both(tag: str) -> list[Any]:
+        return ["Multiline", [f"{tag}_before$", f"{tag}_after$"]]
+
+    return {
+        "before and after adaptation": {
+            score: both(f"rollout/{score}"),
+            "entropy": both("policy/entropy"),
+            "standard deviation": both("policy/std"),
+            "episode length": both("rollout/episode_length"),
+            "explained variance": both("baseline/explained_variance"),
+        },
+        "held-out tasks": {f"{score} after each step": ["Multiline", [f"eval/{score}_step_.*"]]},
+        "seconds": {"sampling and learning": ["Multiline", ["time/sampling_seconds", "time/learning_seconds"]]},
+    }
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -117,6 +117,20 @@ class ClippedTaskBatch(PolicyTaskBatch, Protocol):
 
 
 @runtime_checkable
+class DescribesPolicies(Protocol):
+    """What a task batch also needs for diagnostics of its policies (see `metarl.diagnostics`)."""
+
+    def statistics(self, batch: Batch) -> dict[str, Tensor]:
+        """Values of the last draw by tag, `[T]` each."""
+
+    def excerpt(self, batch: Batch, states: int) -> Batch:
+        """A few episodes of the batch, with about so many states in all tasks together."""
+
+    def describe(self, old: Params, new: Params, before: Batch, after: Batch) -> dict[str, Tensor]:
+        """Values of ONE task's policies by tag: `before` is an excerpt of a draw at `old`, `after` of one at `new`."""
+
+
+@runtime_checkable
 class HasThreads(Protocol):
     """A vector environment that steps its environments in threads."""
 

@@ -64,6 +64,11 @@ def trajectory_figure(
             ax = axes[row][step]
             _plot_episodes(source.distribution, ax, task, draw, row)
             ax.set_title(f"step {step}: {float(curve.scores[step, row]):.1f}", fontsize=9)
+    # what the lines are, if the distribution gave them labels
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))
+    if named:
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), fontsize=8)
     return figure
 
 

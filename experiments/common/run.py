@@ -48,7 +48,7 @@ from metarl.processes import ALONE, Processes, is_launched, launch, restarts
 
 CHANGEABLE = (
     *("iterations", "env_steps", "learning_rate", "anneal_iterations", "device"),
-    *("eval_every", "eval_tasks", "eval_seed", "save_every", "plugins"),
+    *("eval_every", "eval_tasks", "eval_seed", "save_every", "plugins", "picture_every"),
 )
 """Settings that a resumed run may change; `config.json` records changes of the outer step size."""
 
@@ -145,11 +145,17 @@ def train_run(
 
 
 def finish(run: Run[C], results: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
-    """Leave the pictures in the run's folder and in TensorBoard, and the results in `evaluation.json`."""
+    """Leave the pictures in the run's folder and in TensorBoard, and the results in `evaluation.json`.
+
+    `results["mean"]` has the mean score after each step; with the settings it goes to TensorBoard's HParams tab.
+    """
     log = RunLog(run.folder)
     for name, figure in figures.items():
         write_atomically(run.folder / f"{name}.png", figure.savefig)
         log.figure(f"figures/{name}", figure, run.learner.iterations)
+    score = run.learner.source.score_name
+    finals = {f"final/{score}_step_{step}": value for step, value in enumerate(results["mean"])}
+    log.hyperparameters(settings(run.config), finals, run.learner.iterations)
     log.close()
     # Last of all: this file says that the run is finished.
     write_json(run.folder / "evaluation.json", {**results, "iterations": run.learner.iterations})

@@ -2,7 +2,14 @@
 
 from metarl.rl.actor import Actor
 from metarl.rl.adapted_policy import AdaptedPolicy
-from metarl.rl.distributions import ActionDistribution, Categorical, DiagonalGaussian, SquashedGaussian
+from metarl.rl.distributions import (
+    ActionDistribution,
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    MultiCategorical,
+    SquashedGaussian,
+)
 from metarl.rl.normalization import NormalizedPolicy
 from metarl.rl.oracle import ReinforcementLearning, RLTaskBatch
 from metarl.rl.policy import policy_params
@@ -13,8 +20,10 @@ __all__ = [
     "ActionDistribution",
     "Actor",
     "AdaptedPolicy",
+    "Bernoulli",
     "Categorical",
     "DiagonalGaussian",
+    "MultiCategorical",
     "NormalizedPolicy",
     "RLTaskBatch",
     "ReinforcementLearning",

@@ -60,6 +60,22 @@ def generalized_advantages(
     return discounted_sums((rewards + discount * next_values - values) * mask, discount * gae_lambda)
 
 
+def residual_variances(
+    episodes: Episodes, values: Tensor, last_values: Tensor, discount: float
+) -> tuple[Tensor, Tensor]:
+    """The variances over each task's steps, `[T]`, of returns minus values `[T, E, H]`, and of the returns."""
+    rewards, mask = episodes.rewards, episodes.mask
+    residuals = generalized_advantages(rewards, values, last_values, mask, discount, 1.0)
+    count = mask.sum((1, 2)).clamp(min=1)
+
+    def variance(x: Tensor) -> Tensor:
+        x = x * mask
+        mean = x.sum((1, 2)) / count
+        return ((x - mean[:, None, None]) * mask).square().sum((1, 2)) / count
+
+    return variance(residuals), variance(residuals + values)
+
+
 def normalize(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """`x` `[T, E, H]` with mean 0 and standard deviation 1 over the steps of each task, and its divisor `[T]`."""
     count = mask.sum((1, 2), keepdim=True).clamp(min=1)

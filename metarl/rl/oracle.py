@@ -21,6 +21,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from metarl.devices import pick_device
+from metarl.diagnostics import RESIDUAL, TOTAL
 from metarl.errors import NonFiniteError, check_bool, check_choice, check_has, check_int, check_real, check_type
 from metarl.functional_env import FunctionalEnvs
 from metarl.memory import check_fits, itemsize, space_numbers
@@ -34,6 +35,7 @@ from metarl.rl.advantages import (
     ZeroBaseline,
     generalized_advantages,
     normalize,
+    residual_variances,
     scale_to_one,
     subtract_other_folds,
 )
@@ -81,8 +83,8 @@ class ReinforcementLearning(FixedSettings):
     Args:
         distribution: the tasks.
         policy: a module whose `forward(obs [B, ...])` returns the parameters of the action distribution:
-            `(loc, scale)`, each `[B, A]`, for Box actions, `(logits [B, A],)` for Discrete ones. Its parameters are
-            only the starting point and never change.
+            `(loc, scale)`, each `[B, A]`, for Box actions, `(logits [B, A],)` for Discrete, MultiDiscrete and
+            MultiBinary ones. Its parameters are only the starting point and never change.
         episodes: E, episodes for each task and draw.
         surrogate: `ratio`, `dice`, `loaded_dice` or `reinforce`: see `metarl.rl.surrogates` for their second
             derivatives.
@@ -237,18 +239,16 @@ class ReinforcementLearning(FixedSettings):
     @property
     def hessian_warning(self) -> str | None:
         """The reason if the second derivative of the loss is not the objective's, else `None`."""
-        if self.surrogate != "reinforce":
-            return None
-        return (
-            "surrogate='reinforce' has the right gradient but a wrong Hessian: use 'ratio' or 'dice', or a first-order"
-            " method"
-        )
+        advice = "use 'ratio' or 'dice', or a first-order method"
+        return f"surrogate='reinforce' has a wrong Hessian: {advice}" if self.surrogate == "reinforce" else None
 
-    def advantages(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
+    def baseline_values(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
+        """The baseline `[T, E, L]`, and the value after the last step `[T, E]`."""
+        return BASELINES[self.chosen_baseline].values(episodes, self.discount, self.bootstrap, self.cross_fit)
+
+    def advantages(self, episodes: Episodes, values: Tensor, last_values: Tensor) -> tuple[Tensor, Tensor]:
         """The credit of each action `[T, E, L]`, and its divisor `[T]`."""
         rewards, mask = episodes.rewards, episodes.mask
-        baseline = BASELINES[self.chosen_baseline]
-        values, last_values = baseline.values(episodes, self.discount, self.bootstrap, self.cross_fit)
         credit = generalized_advantages(rewards, values, last_values, mask, self.discount, self.gae_lambda)
         scale = torch.ones_like(rewards[:, 0, 0])
         if self.normalize_advantages and not self.cross_fit:
@@ -295,12 +295,13 @@ class RLTaskBatch:
         self._source, self._streams = source, streams
         self.seen: Tensor | None = None  # [T, k]: of all draws, for the statistics of observations
         self.agree: Callable[[int], int] = lambda length: length
+        self._variances: tuple[Tensor, Tensor] | None = None  # [T] each, of the last draw
         # functions of one task (see `Losses`): the source's, so the next batch needs no new record
         losses = source.losses
         self.loss, self.score, self.frozen_loss = losses.loss, losses.score, losses.frozen_loss
         self.log_likelihood, self.objective = losses.log_likelihood, losses.objective
         self.frozen_losses = losses.frozen_losses
-        self.kl, self.fisher_product = losses.kl, losses.fisher_product
+        self.kl, self.fisher_product, self.describe = losses.kl, losses.fisher_product, losses.describe
         self.clipped_loss, self.clipped_share = losses.clipped_loss, losses.clipped_share
 
     @functools.cached_property
@@ -348,7 +349,9 @@ class RLTaskBatch:
             episodes = episodes._replace(obs=normalized_obs, final_obs=final_obs)
 
         # the credit of each action, and for E-MAML the objective of each episode in the same units
-        advantages, scale = source.advantages(episodes)
+        values = source.baseline_values(episodes)
+        advantages, scale = source.advantages(episodes, *values)
+        self._variances = residual_variances(episodes, *values, source.discount)
         returns = discounted_sums(episodes.rewards, source.discount)[..., 0]  # [T, E]
         return {
             "obs": obs,
@@ -366,6 +369,20 @@ class RLTaskBatch:
         if array_length(1, self._source.distribution.horizon) == self._source.distribution.horizon:
             return rollout
         return lengthen(rollout, self.agree(rollout.log_probs.shape[2]))
+
+    def statistics(self, batch: Batch) -> dict[str, Tensor]:
+        """The mean length of the last draw's episodes, and the variance of its returns around the baseline."""
+        found = {"rollout/episode_length": batch["mask"].sum(2).mean(1)}
+        if self._variances is not None:
+            residual, total = self._variances
+            found.update({f"baseline/{RESIDUAL}": residual, f"baseline/{TOTAL}": total})
+        return found
+
+    def excerpt(self, batch: Batch, states: int) -> Batch:
+        """The first episodes of every task, at least one."""
+        tasks, _, length = batch["mask"].shape
+        episodes = max(1, states // (tasks * length))
+        return {name: leaf[:, :episodes].clone() for name, leaf in batch.items() if leaf.dim() > 1}
 
     def cost(self, batch: Batch) -> Mapping[str, int]:
         """Samples are trajectories, as in the theory; environment steps are their steps."""

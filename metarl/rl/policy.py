@@ -17,7 +17,7 @@ from torch.func import vmap
 from metarl import tree
 from metarl.functional_call import call
 from metarl.network_check import check_network
-from metarl.rl.distributions import DistParams
+from metarl.rl.distributions import DistParams, parameter_shapes
 from metarl.tree import float_leaf
 from metarl.types import Params
 
@@ -42,9 +42,9 @@ def check_policy(policy: nn.Module, observation_space: spaces.Space[Any], action
     """
     obs = probe_observations(policy, observation_space)
     outputs = check_network("policy", policy, obs, f"observations {list(obs.shape)}", rows_apart=True)
-    names = ["logits"] if isinstance(action_space, spaces.Discrete) else ["loc", "scale"]
-    shape = (int(action_space.n),) if isinstance(action_space, spaces.Discrete) else action_space.shape or ()
-    wanted, shapes = f"({', '.join(names)})", [(len(obs), *shape)] * len(names)
+    parameters = parameter_shapes(action_space)
+    wanted = f"({', '.join(parameters)}{',' if len(parameters) == 1 else ''})"
+    shapes = [(len(obs), *shape) for shape in parameters.values()]
     found = [tuple(output.shape) for output in outputs] if isinstance(outputs, tuple | list) else type(outputs).__name__
     if found != shapes:
         raise ValueError(f"policy's forward must return {wanted} of shapes {shapes} for {action_space}, got {found}")

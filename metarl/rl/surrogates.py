@@ -29,7 +29,7 @@ from torch.func import vjp
 
 from metarl.errors import check_choice, check_real
 from metarl.functional_call import call
-from metarl.rl.distributions import ActionDistribution, DistParams
+from metarl.rl.distributions import ActionDistribution, DiagonalGaussian, DistParams
 from metarl.rl.normalization import PREFIX
 from metarl.rl.sums import decayed_sums
 from metarl.types import Batch, Params
@@ -120,7 +120,7 @@ class Losses:
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The surrogate loss of one task, per step of the horizon."""
-        return self._surrogate_loss(self.surrogate, params, batch)
+        return self._loss_at(self._outputs(params, batch), batch)
 
     def clipped_loss(self, params: Params, batch: Batch, clip: Tensor) -> Tensor:
         """`loss` with `clipped_ratio`, for steps away from the policy that acted.
@@ -164,8 +164,24 @@ class Losses:
 
     def kl(self, old: Params, new: Params, batch: Batch) -> Tensor:
         """The mean divergence KL(pi_old || pi_new) over one task's states, in nats."""
-        divergences = self.distribution.kl(self._outputs(old, batch), self._outputs(new, batch))
-        return (divergences * batch["mask"]).sum() / batch["mask"].sum()
+        return _mean(self.distribution.kl(self._outputs(old, batch), self._outputs(new, batch)), batch)
+
+    def describe(self, old: Params, new: Params, before: Batch, after: Batch) -> dict[str, Tensor]:
+        """Values of one task's policy before adaptation, `old`, and after it, `new`, for the log.
+
+        Entropies and standard deviations are means over the states of the batch that each policy drew. The divergence
+        and the change of the surrogate loss are those on `before`.
+        """
+        was, is_ = self._outputs(old, before), self._outputs(new, before)  # in the same states
+        found = {
+            "policy/kl": _mean(self.distribution.kl(was, is_), before),
+            "train/inner_loss_change": self._loss_at(is_, before) - self._loss_at(was, before),
+        }
+        for when, outputs, batch in (("before", was, before), ("after", self._outputs(new, after), after)):
+            found[f"policy/entropy_{when}"] = _mean(self.distribution.entropy(outputs), batch)
+            if isinstance(self.distribution, DiagonalGaussian):
+                found[f"policy/std_{when}"] = _mean(outputs[1].mean(-1), batch)
+        return found
 
     def fisher_product(self, params: Params, batch: Batch, vector: Params) -> Params:
         """The Fisher matrix of one task's policy, the mean over its states, times `vector`: J^T M J v.
@@ -182,7 +198,11 @@ class Losses:
         return cast(Params, pull(weighted)[0])
 
     def _surrogate_loss(self, surrogate: Surrogate, params: Params, batch: Batch) -> Tensor:
-        log_probs = self._log_probs(params, batch)
+        return self._loss_at(self._outputs(params, batch), batch, surrogate)
+
+    def _loss_at(self, outputs: DistParams, batch: Batch, surrogate: Surrogate | None = None) -> Tensor:
+        log_probs = self.distribution.log_prob(outputs, batch["actions"])
+        surrogate = surrogate or self.surrogate
         loss = surrogate(log_probs, batch["log_probs"], batch["advantages"], batch["mask"])
         share = log_probs.shape[-1] / self.horizon  # of the horizon, in the arrays
         return loss if share == 1 else share * loss
@@ -198,3 +218,8 @@ class Losses:
             params = {name.removeprefix(PREFIX): leaf for name, leaf in params.items()}
         outputs = call(self.network, params, obs.flatten(0, 1))
         return tuple(x.view(*shape, *x.shape[1:]) for x in outputs)
+
+
+def _mean(values: Tensor, batch: Batch) -> Tensor:
+    """The mean over one task's states of values `[E, L]`."""
+    return (values * batch["mask"]).sum() / batch["mask"].sum()

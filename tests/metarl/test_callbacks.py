@@ -9,10 +9,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from metarl import MetaLearner
 from metarl.callbacks import Callback, Checkpointing, HeldOutEvaluation, Metrics, ProgressBar
-from metarl.logging import RunLog
+from metarl.logging import RunLog, read_metrics
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
@@ -116,7 +118,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_run_log(tmp_path: Path) -> None:
     make().learn(3, [HeldOutEvaluation(every=2, num_tasks=2), RunLog(tmp_path)])
     logged = lines(tmp_path)
-    assert [line["iteration"] for line in logged] == [1, 2, 3]
+    assert [line["iteration"] for line in logged] == [0, 1, 2, 3]
     tensorboard = scalars(tmp_path)
     assert set(tensorboard) == {tag for line in logged for tag in line} - {"iteration"}
     for tag, points in tensorboard.items():
@@ -124,14 +126,20 @@ def test_run_log(tmp_path: Path) -> None:
         assert [step for step, _ in points] == [step for step, _ in wanted]
         assert [value for _, value in points] == pytest.approx([value for _, value in wanted], rel=1e-6)
     held_out = [f"eval/minus_loss_step_{k}" for k in range(4)]
-    assert [[tag in line for tag in held_out] for line in logged] == [[False] * 4, [True] * 4, [False] * 4]
+    # before the first iteration, every second one, and after the last one
+    assert [[tag in line for tag in held_out] for line in logged] == [[True] * 4, [False] * 4, [True] * 4, [True] * 4]
+    assert set(logged[0]) == {"iteration", *held_out}
+    assert [line["iteration"] for line in read_metrics(tmp_path)] == [1, 2, 3]
+    assert read_metrics(tmp_path, untrained=True) == logged
 
 
 def test_held_out_evaluation_is_the_learners(tmp_path: Path) -> None:
     learner, other = make(), make_source((5.0, 6.0, 7.0))
     learner.learn(1, [HeldOutEvaluation(1, other, num_tasks=3, step_sizes=(0.2, None)), RunLog(tmp_path)])
     curve = learner.evaluate(other, num_tasks=3, steps=2, step_sizes=[0.2, 0.1])
-    (logged,) = lines(tmp_path)
+    untrained, logged = lines(tmp_path)
+    first = make().evaluate(other, num_tasks=3, steps=2, step_sizes=[0.2, 0.1])
+    assert [untrained[f"eval/minus_loss_step_{k}"] for k in range(3)] == pytest.approx(first.mean)
     assert [logged[f"eval/minus_loss_step_{k}"] for k in range(3)] == pytest.approx(curve.mean)
 
 
@@ -146,6 +154,36 @@ def test_a_resumed_run_logs_every_iteration_once(tmp_path: Path) -> None:
     resumed.learn(3, [RunLog(folder)])
     assert [line["iteration"] for line in lines(folder)] == [1, 2, 3, 4, 5]
     assert [step for step, _ in scalars(folder)["train/meta_grad_norm"]] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_starts_again_keeps_one_evaluation_of_the_untrained_policy(tmp_path: Path) -> None:
+    for _ in range(2):  # the first one was killed before its first checkpoint
+        make().learn(2, [HeldOutEvaluation(every=9, num_tasks=2), RunLog(tmp_path)])
+    learner = make().learn(2)
+    learner.learn(1, [HeldOutEvaluation(every=9, num_tasks=2), RunLog(tmp_path)])
+    assert [line["iteration"] for line in lines(tmp_path)] == [0, 1, 2, 3]
+    assert [step for step, _ in scalars(tmp_path)["eval/minus_loss_step_0"]] == [0, 2, 3]
+
+
+def test_charts_and_hyperparameters(tmp_path: Path) -> None:
+    log, learner = RunLog(tmp_path), make()
+    learner.learn(1, [log])
+    log.hyperparameters({"inner_lr": 0.1, "outer": "maml", "adapt": ()}, {"final/minus_loss_step_0": -2.0}, 1)
+    log.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    plugins = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(plugins["_hparams_/session_start_info"]).session_start_info
+    assert (start.hparams["inner_lr"].number_value, start.hparams["outer"].string_value) == (0.1, "maml")
+    experiment = HParamsPluginData.FromString(plugins["_hparams_/experiment"]).experiment
+    assert [info.name.tag for info in experiment.metric_infos] == ["final/minus_loss_step_0"]
+    assert scalars(tmp_path)["final/minus_loss_step_0"] == [(1, -2.0)]
+    # every chart shows what was logged, or what reinforcement learning logs
+    (layout,) = events.Tensors("custom_scalars__config__")
+    charts = [chart for part in Layout.FromString(layout.tensor_proto.string_val[0]).category for chart in part.chart]
+    assert {chart.title: list(chart.multiline.tag) for chart in charts}["minus_loss"] == [
+        "rollout/minus_loss_before$",
+        "rollout/minus_loss_after$",
+    ]
 
 
 @pytest.mark.parametrize("tail", ["", "{", '{"iteration": 3}', '{"iteration": 3, "x": {}', "\n"])

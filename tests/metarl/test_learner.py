@@ -86,12 +86,20 @@ def test_one_iteration_by_hand() -> None:
     learner = make(optimizer=SGD, learning_rate=0.2).learn(1, [log])
     (metrics,) = log.metrics
     assert float(learner.params["w"]) == pytest.approx(0.2 / 32)
-    assert metrics.pop("time/iteration_seconds") > 0
+    times = {name: metrics.pop(f"time/{name}_seconds") for name in ("iteration", "sampling", "learning")}
+    assert times["iteration"] == pytest.approx(times["sampling"] + times["learning"])
+    assert min(times.values()) > 0
     assert metrics == pytest.approx(
         {
             "iteration": 1,
             "rollout/minus_loss_before": -(0.5 + 1.0) / 2,
             "rollout/minus_loss_after": -(0.5 * 0.75**2 + 0.5**2) / 2,
+            "rollout/minus_loss_gain": (0.5 + 1.0) / 2 - (0.5 * 0.75**2 + 0.5**2) / 2,
+            "train/inner_loss": (0.5 + 1.0) / 2,
+            "train/outer_loss": (0.5 * 0.75**2 + 0.5**2) / 2,
+            "train/inner_grad_norm": (1.0 + 2.0) / 2,
+            "train/outer_grad_norm": (0.75 + 1.0) / 2,
+            "train/inner_lr": 0.25,
             "train/meta_grad_norm": 1 / 32,
             "train/meta_grad_spread": 17 / 32,
             "train/learning_rate": 0.2,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Distribution, Normal
 from torch.distributions import kl_divergence as torch_kl
@@ -16,7 +17,14 @@ from metarl.derivatives import divergences, fisher_products
 from metarl.engine import Engine
 from metarl.envs import GridWorld, Navigation
 from metarl.rl import ReinforcementLearning
-from metarl.rl.distributions import ActionDistribution, Categorical, DiagonalGaussian, SquashedGaussian
+from metarl.rl.distributions import (
+    ActionDistribution,
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    MultiCategorical,
+    SquashedGaussian,
+)
 from metarl.tree import broadcast
 from metarl.types import Params
 
@@ -33,11 +41,32 @@ def logits(seed: int) -> tuple[Tensor, ...]:
     return (torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE),)
 
 
+def two_logits(seed: int) -> tuple[Tensor, ...]:
+    return (torch.randn(5, 5, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE),)
+
+
 def as_torch(outputs: tuple[Tensor, ...]) -> Distribution:
     return TorchCategorical(logits=outputs[0]) if len(outputs) == 1 else Normal(*outputs)
 
 
 KINDS: list[Any] = [(DiagonalGaussian(3), gaussian), (SquashedGaussian(3), gaussian), (Categorical(3), logits)]
+
+
+PRODUCTS: list[Any] = [(MultiCategorical([2, 3]), two_logits), (Bernoulli(5), two_logits)]
+
+
+def as_torch_parts(distribution: ActionDistribution, outputs: tuple[Tensor, ...]) -> list[Distribution]:
+    if isinstance(distribution, Bernoulli):
+        return [TorchBernoulli(logits=bit) for bit in outputs[0].unbind(-1)]
+    assert isinstance(distribution, MultiCategorical)
+    return [TorchCategorical(logits=part) for part in torch.split(outputs[0], list(distribution.sizes), -1)]
+
+
+@pytest.mark.parametrize(("distribution", "make"), PRODUCTS)
+def test_kl_of_products_is_the_sum_of_their_parts(distribution: ActionDistribution, make: Any) -> None:
+    old, new = make(0), make(1)
+    pairs = zip(as_torch_parts(distribution, old), as_torch_parts(distribution, new), strict=True)
+    assert torch.allclose(distribution.kl(old, new), torch.stack([torch_kl(a, b) for a, b in pairs]).sum(0))
 
 
 @pytest.mark.parametrize(("distribution", "make"), KINDS)
@@ -59,7 +88,7 @@ def test_kl_of_squashed_actions_is_that_of_the_actions_after_tanh() -> None:
     assert abs(differences.mean() - squashed.kl(old, new)) < 4 * error < 0.02
 
 
-@pytest.mark.parametrize(("distribution", "make"), KINDS)
+@pytest.mark.parametrize(("distribution", "make"), [*KINDS, *PRODUCTS])
 def test_fisher_product_is_the_hessian_of_kl(distribution: ActionDistribution, make: Any) -> None:
     outputs, tangents = make(0), make(2)
     got = distribution.fisher_product(outputs, tangents)
