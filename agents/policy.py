@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from stable_baselines3.common import torch_layers
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
@@ -68,12 +68,13 @@ class PolicyModule(nn.Module):
 
         Returns:
             `(loc, scale)`, each `[B, A]`, of an independent normal distribution for a Box;
-            `(logits,)`, `[B, A]`, not normalised, for a Discrete action space.
+            `(logits,)`, `[B, A]`, not normalised, for a Discrete action space; those of all numbers side by side for a
+            MultiDiscrete, `[B, sum nvec]`; the logarithms of the odds of 1 for a MultiBinary, `[B, n]`.
         """
         policy = self.policy
         features = policy.pi_features_extractor(self._preprocess(obs))
         out = policy.action_net(policy.mlp_extractor.forward_actor(features))  # [B, A]
-        if isinstance(self.action_space, Discrete):
+        if not isinstance(self.action_space, Box):
             return (out,)
         return out, policy.log_std.exp().expand_as(out)
 
@@ -101,7 +102,7 @@ def make_policy(
 
     Args:
         observation_space: Box or Discrete. A `uint8` image in [0, 255] gets SB3's CNN, channels first or last.
-        action_space: a one-dimensional Box or a Discrete.
+        action_space: a Box, MultiDiscrete or MultiBinary of one dimension, or a Discrete.
         policy_kwargs: as in `PPO(..., policy_kwargs=...)`: `net_arch`, `activation_fn`, `log_std_init`, `ortho_init`,
             `features_extractor_class`, `features_extractor_kwargs`, `normalize_images` and so on. The critic
             has two layers of 32 units unless `net_arch` sets them, because it is not meta-trained.
@@ -162,11 +163,17 @@ def build(
 
 def check_spaces(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
     """Raise a ValueError that names the space unless `PolicyModule` handles both spaces."""
+    if not isinstance(observation_space, Box | Discrete):
+        fix = "; flatten it: gymnasium.wrappers.FlattenObservation" if isinstance(observation_space, Dict) else ""
+        raise ValueError(f"observation_space must be a Box or a Discrete, got {observation_space}{fix}")
+    if not isinstance(action_space, Box | Discrete | MultiDiscrete | MultiBinary):
+        kinds = "a Box, a Discrete, a MultiDiscrete or a MultiBinary"
+        raise ValueError(f"action_space must be {kinds}, got {action_space}")
     for name, space in [("observation_space", observation_space), ("action_space", action_space)]:
-        if not isinstance(space, Box | Discrete):
-            raise ValueError(f"{name} must be a Box or a Discrete, got {space}")
-        if isinstance(space, Discrete) and space.start != 0:
-            raise ValueError(f"{name} must be a Discrete that starts at 0, got {space}")
+        if isinstance(space, Discrete | MultiDiscrete) and np.any(space.start):
+            raise ValueError(f"{name} must be a {type(space).__name__} that starts at 0, got {space}")
+    if isinstance(action_space, MultiDiscrete | MultiBinary) and len(action_space.shape or ()) != 1:
+        raise ValueError(f"action_space must be a {type(action_space).__name__} of one dimension, got {action_space}")
     if isinstance(action_space, Box) and len(action_space.shape) != 1:
         fix = "wrap it: gymnasium.wrappers.TransformAction(env, lambda a: a.reshape(shape), Box(low, high, (n,)))"
         raise ValueError(f"action_space must be a Box of one dimension, got shape {action_space.shape}; {fix}")

@@ -124,8 +124,8 @@ def from_sb3(model: OnPolicyAlgorithm) -> PolicyModule:
     """The policy of a PPO or A2C model as a `PolicyModule`; the parameters are copies.
 
     Raises:
-        ValueError: the policy is not an `ActorCriticPolicy` with plain normal or categorical actions and a Box or
-            Discrete observation space, or overrides how its distribution is computed.
+        ValueError: the policy is not an `ActorCriticPolicy` with plain normal, categorical or Bernoulli actions and a
+            Box or Discrete observation space, or overrides how its distribution is computed.
     """
     check_type("model", model, OnPolicyAlgorithm, "a PPO or A2C model of Stable-Baselines3")
     source = model.policy

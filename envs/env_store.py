@@ -91,15 +91,22 @@ class EnvMaker(NamedTuple):
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
         if not isinstance(self.env, EnvSpec):
-            return self.env(**kwargs)
+            return flatten_dict(self.env(**kwargs))
         # -1: no TimeLimit, which could end up inside other wrappers. GymDistribution itself checks one environment.
-        return gymnasium.make(self.env, max_episode_steps=-1, disable_env_checker=True, **kwargs)
+        return flatten_dict(gymnasium.make(self.env, max_episode_steps=-1, disable_env_checker=True, **kwargs))
 
     def set(self, env: AnyEnv, task: TaskParams) -> AnyEnv:
         """`env` with the parameters of `task`, if there is a `set_task`."""
         if self.set_task is not None:
             self.set_task(env.unwrapped, as_arguments(task))
         return env
+
+
+def flatten_dict(env: AnyEnv) -> AnyEnv:
+    """`env`, with the entries of Dict observations side by side in one Box, by Gymnasium's `FlattenObservation`."""
+    if isinstance(getattr(env, "observation_space", None), gymnasium.spaces.Dict):
+        return gymnasium.wrappers.FlattenObservation(env)
+    return env
 
 
 def as_arguments(task: TaskParams) -> dict[str, Any]:

@@ -38,6 +38,9 @@ RESERVED = {"id", "max_episode_steps", "disable_env_checker", "render_mode"}
 class GymDistribution(EnvDistribution):
     """Tasks made from a registered environment, or from a function; `space` describes the parameters that vary.
 
+    Dict observations become one Box with the entries side by side, in the order of `gymnasium.spaces.flatten_space`;
+    the numbers of a Discrete become one-hot vectors.
+
     A task's parameters are passed to the constructor (single numbers as Python scalars, others as arrays), or are set
     on the environment by `set_task`. With `set_task`, the next `make_vec` reuses the environments, which saves the cost
     of making them.

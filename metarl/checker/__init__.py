@@ -23,6 +23,7 @@ from metarl.checker.probe import MANY, SHORT, Checks, Probe, Problem, equal, fin
 from metarl.errors import check_choice, check_int
 from metarl.random import global_seed, under_two_global_seeds
 from metarl.rl.actions import warn_of_action_range
+from metarl.rl.distributions import has_distribution
 from metarl.types import TaskDistribution
 
 CONTRACT = {  # what is wanted of each attribute, and the fix
@@ -35,8 +36,8 @@ CONTRACT = {  # what is wanted of each attribute, and the fix
         "flatten a composite space into one Box (gymnasium.spaces.flatten_space); count from 0",
     ),
     "action_space": (
-        "be a Box of one dimension, or a Discrete that starts at 0",
-        "turn a MultiDiscrete into a Discrete of all combinations; flatten arrays to one dimension",
+        "be a Box, MultiDiscrete or MultiBinary of one dimension, or a Discrete, and start at 0",
+        "flatten arrays to one dimension, and count from 0",
     ),
     "horizon": (
         "be a positive integer",
@@ -121,15 +122,14 @@ def check_task_distribution(
 
 
 def spaces_and_horizon_are_supported(probe: Probe) -> Iterator[Problem]:
-    """Tasks are a Dict, observations a Box or a Discrete, actions a Box of one dimension or a Discrete."""
+    """Tasks are a Dict, observations a Box or a Discrete, actions something that a policy has a distribution for."""
     tasks: Any
     tasks, observations, actions, horizon = (getattr(probe.distribution, name, None) for name in CONTRACT)
     a_dict = isinstance(tasks, spaces.Dict) and bool(tasks.spaces)
-    counts = [isinstance(space, spaces.Discrete) and space.start == 0 for space in (observations, actions)]
     right = (
         a_dict,
-        isinstance(observations, spaces.Box) or counts[0],
-        (isinstance(actions, spaces.Box) and len(actions.shape) == 1) or counts[1],
+        isinstance(observations, spaces.Box) or (isinstance(observations, spaces.Discrete) and observations.start == 0),
+        has_distribution(actions),
         isinstance(horizon, int | np.integer) and not isinstance(horizon, bool) and horizon > 0,
     )
     for name in itertools.compress(CONTRACT, map(operator.not_, right)):

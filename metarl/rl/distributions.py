@@ -277,6 +277,14 @@ def distribution_for(space: spaces.Space[Any], actions: str = "clip") -> ActionD
     raise ValueError(f"action_space must be {WANTED}, got {space}; gymnasium.wrappers.TransformAction can translate")
 
 
+def has_distribution(space: object) -> bool:
+    """Whether `distribution_for` knows the action space."""
+    try:
+        return isinstance(space, spaces.Space) and bool(distribution_for(space))
+    except ValueError:
+        return False
+
+
 def parameter_shapes(space: spaces.Space[Any]) -> dict[str, tuple[int, ...]]:
     """The names of the parameters of an action space's distribution, and their shapes for one observation."""
     distribution = distribution_for(space)

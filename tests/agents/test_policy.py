@@ -217,10 +217,12 @@ def test_pickle_and_deepcopy_after_use() -> None:
 @pytest.mark.parametrize(
     ("observation_space", "action_space", "message"),
     [
-        (Dict({"x": VECTOR}), REACH, "observation_space must be a Box or a Discrete"),
+        (Dict({"x": VECTOR}), REACH, "observation_space must be a Box or a Discrete.*FlattenObservation"),
         (MultiBinary(3), REACH, "observation_space must be a Box or a Discrete"),
-        (VECTOR, MultiBinary(3), "action_space must be a Box or a Discrete"),
-        (VECTOR, MultiDiscrete([2, 3]), "action_space must be a Box or a Discrete"),
+        (VECTOR, Dict({"x": REACH}), "action_space must be a Box, a Discrete, a MultiDiscrete or a MultiBinary"),
+        (VECTOR, MultiBinary((2, 2)), "action_space must be a MultiBinary of one dimension"),
+        (VECTOR, MultiDiscrete([[2, 3]]), "action_space must be a MultiDiscrete of one dimension"),
+        (VECTOR, MultiDiscrete([2, 3], start=[0, 1]), "action_space must be a MultiDiscrete that starts at 0"),
         (VECTOR, Discrete(3, start=1), "action_space must be a Discrete that starts at 0"),
         (Discrete(3, start=-1), CHOICE, "observation_space must be a Discrete that starts at 0"),
         (VECTOR, Box(-1, 1, (2, 2)), "action_space must be a Box of one dimension"),

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -44,7 +44,28 @@ class Image(gymnasium.Env[Any, Any]):
         return self.np_random.integers(0, 256, (8, 8, 1), dtype=np.uint8)
 
 
+class Switches(gymnasium.Env[Any, Any]):
+    """Several choices at once, or several bits; three steps long."""
+
+    observation_space = Box(-1, 1, (3,), np.float32)
+
+    def __init__(self, action_space: Any) -> None:
+        self.action_space = action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        self.steps += 1
+        return self.observation_space.sample(), float(np.sum(action)), self.steps == 3, False, {}
+
+
 ENVS = {
+    "multi_discrete": (lambda: Switches(MultiDiscrete([2, 4, 3])), SMALL),
+    "multi_binary": (lambda: Switches(MultiBinary(4)), SMALL),
     "box": (lambda: gymnasium.make("Pendulum-v1"), SMALL | {"log_std_init": -0.5}),
     "discrete": (lambda: gymnasium.make("CartPole-v1"), SMALL),
     "vector_env": (lambda: DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 2), SMALL),
@@ -81,6 +102,10 @@ def mode(policy: PolicyModule, params: dict[str, Tensor], obs: Any) -> Any:
     space = policy.action_space
     if isinstance(space, Box):
         return outputs[0].detach().numpy().clip(space.low, space.high)
+    if isinstance(space, MultiBinary):
+        return (outputs[0] > 0).numpy()
+    if isinstance(space, MultiDiscrete):
+        return np.stack([part.argmax(-1).numpy() for part in outputs[0].split(space.nvec.tolist(), -1)], -1)
     return outputs[0].argmax(-1).numpy()
 
 

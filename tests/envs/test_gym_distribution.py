@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.error import ClosedEnvironmentError, DependencyNotInstalled, ResetNeeded
-from gymnasium.spaces import Box, Dict, Discrete, Text
+from gymnasium.spaces import Box, Dict, Discrete, Text, Tuple
 
 from metarl.envs.gym_distribution import GymDistribution
 from tests.envs.toy_envs import (
@@ -338,7 +338,7 @@ CONSTRUCTOR: list[tuple[dict[str, Any], str]] = [
     ({"workers": True}, "workers must be an integer"),
     ({"timeout": 0}, "timeout must be a finite number above 0, got 0"),
     ({"timeout": "1"}, "timeout must be a finite number"),
-    (odd(Dict({"x": Discrete(2)})), "observation space that is a Box, Discrete.*Dict.*flatten"),
+    (odd(Tuple([Discrete(2)])), "observation space that is a Box, Discrete.*Tuple.*flatten"),
     (odd(Box(0, 255, (2,), np.uint8)), r"observations of shape \(2,\) and type uint8.*got float32 of shape \(2,\)"),
     (odd(Box(0.0, 1.0, (1,), np.float32)), r"observations of shape \(1,\).*got float32 of shape \(2,\)"),
 ]

@@ -83,9 +83,9 @@ OF_SAMPLE: dict[str, Fault] = {
         walk(space=spaces.Dict({"goal": spaces.Tuple(Walk().space.values())})),
         "space['goal'] must describe one array; got Tuple(Box( ~ use a Box, Discrete or",
     ),
-    "actions are multi-discrete": (
-        walk(action_space=spaces.MultiDiscrete([3, 3])),
-        "action_space ~ Box of one dimension, or a Discrete ~ MultiDiscrete([3 3]) ~ into a Discrete of",
+    "actions are a table": (
+        walk(action_space=spaces.MultiDiscrete([[3, 3]])),
+        "action_space ~ Box, MultiDiscrete or MultiBinary of one ~ MultiDiscrete([[3 3]]) ~ flatten arrays",
     ),
     "horizon is a fraction": (walk(horizon=12.0), "horizon must be a positive integer; got 12.0 ~ set self.horizon"),
     "make_vec takes no device": (

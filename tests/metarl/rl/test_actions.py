@@ -96,8 +96,9 @@ REFUSED = [
     (Box(-1, 1, (1,)), "squish", "did you mean 'squash'"),
     (Box(-1, 1, (1,)), None, "actions must be one of"),
     (Box(-1, 1, ()), "clip", "one-dimensional Box"),
-    (spaces.MultiDiscrete([2, 3]), "clip", "one-dimensional Box or a Discrete"),
-    (spaces.MultiBinary(2), "clip", "one-dimensional Box or a Discrete"),
+    (spaces.MultiDiscrete([[2, 3]]), "clip", "one-dimensional Box, a Discrete"),
+    (spaces.MultiDiscrete([2, 3]), "rescale", "needs a Box with finite bounds"),
+    (spaces.MultiBinary((2, 2)), "clip", "MultiBinary of one dimension, got"),
     (spaces.Discrete(3, start=1), "clip", "starts at 0"),
 ]
 
