@@ -26,10 +26,11 @@ from metarl.envs.gym_distribution import GymDistribution
 from metarl.envs.gym_vector import GymVectorEnv
 from metarl.envs.navigation import Navigation, NavigationRing
 from metarl.envs.observe_task import ObserveTask
+from metarl.envs.own import check_made, find_own
 from metarl.envs.point_velocity import PointVelocity
 from metarl.envs.vector import TorchVectorEnv
 from metarl.envs.workers import WorkerError
-from metarl.errors import check_choice, check_int
+from metarl.errors import check_callable, check_choice, check_int
 from metarl.functional_env import FunctionalEnv, functional_step
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "functional_step",
     "make_distribution",
     "make_env",
+    "register",
 ]
 
 MUJOCO = {
@@ -88,8 +90,30 @@ ENVS: dict[str, Callable[..., EnvDistribution] | str] = {
 """Names for command lines. A string is a class of `metarl.envs.mujoco`, which needs the extra `mujoco`."""
 
 
+def register(name: str, make: Callable[..., EnvDistribution]) -> None:
+    """Give a task distribution of your own a name, for `--env` and `make_distribution`.
+
+    In a module that `--plugins` names:
+
+        envs.register("my_pendulum", MyPendulums)
+
+    Args:
+        name: the name.
+        make: a class or a function; its arguments are the options of `--env-options`.
+
+    Raises:
+        ValueError: the name is taken or has a colon, or `make` cannot be called.
+    """
+    if not isinstance(name, str) or not name or ":" in name:
+        raise ValueError(f"name must be a word without a colon, got {name!r}")
+    if name in ENVS and ENVS[name] is not make:
+        raise ValueError(f"name must be new, but {name!r} is {ENVS[name]!r}")
+    check_callable("make", make, "a class or a function that makes a task distribution")
+    ENVS[name] = make
+
+
 def make_distribution(name: str, **options: Any) -> EnvDistribution:
-    """The task distribution called `name` in `ENVS`; `options` go to its constructor.
+    """The task distribution called `name` in `ENVS`, or `module:object`; `options` go to its constructor.
 
     Raises:
         ValueError: an unknown name, an unknown option or a value that does not fit, or MuJoCo is not installed.
@@ -102,15 +126,17 @@ def make_distribution(name: str, **options: Any) -> EnvDistribution:
     if all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in parameters.values()):
         for option in options:
             check_choice("option", option, parameters)
-    return make(**options)
+    return check_made(name, make(**options))
 
 
 def constructor(name: str) -> Callable[..., EnvDistribution]:
-    """The class or function that makes the task distribution called `name` in `ENVS`.
+    """The class or function that makes the task distribution called `name` in `ENVS`, or `module:object`.
 
     Raises:
         ValueError: an unknown name, or MuJoCo is not installed, with the command that installs it.
     """
+    if ":" in name:
+        return find_own(name)
     make = ENVS[check_choice("name", name, ENVS)]
     if not isinstance(make, str):
         return make

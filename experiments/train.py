@@ -24,6 +24,7 @@ from metarl.context import WithContext
 from metarl.devices import pick_device
 from metarl.envs import ENVS, ObserveTask, constructor, make_distribution
 from metarl.envs.base import EnvDistribution
+from metarl.envs.own import module_of
 from metarl.errors import check_choice, check_int, check_real
 from metarl.experiments.common import cli, options
 from metarl.experiments.common.config import RunConfig, learner_arguments
@@ -56,7 +57,8 @@ class TrainConfig(RunConfig):
     }
 
     env: str = "navigation"
-    """Task distribution: navigation, grid_world, cart_pole_goal, half_cheetah_velocity, ... (docs/environments.md)."""
+    """Task distribution: navigation, grid_world, cart_pole_goal, half_cheetah_velocity, ... (metarl list envs), or your
+    own: module:object, such as my_envs:Pendulums (docs/environments.md)."""
     env_options: tuple[str, ...] = ()
     """Options of the task distribution as name=value, for example goal_high=3 (half_cheetah_velocity)."""
     observe_task: bool = False
@@ -109,6 +111,12 @@ class TrainConfig(RunConfig):
         """The task distribution."""
         return self.env
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The plug-ins, and the module of an own task distribution."""
+        own = module_of(self.env)
+        return self.plugins if own is None else (*self.plugins, own)
+
     def settle(self) -> Self:
         """The same with the defaults of the outer step."""
         applies = APPLY[check_choice("outer_step", self.outer_step, (*OPTIMIZERS, *STEPS))]
@@ -148,7 +156,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def build_distribution(config: TrainConfig) -> EnvDistribution:
     """The training tasks."""
-    check_choice("env", config.env, ENVS)
+    if own := module_of(config.env):
+        cli.import_plugins([own], "env")
+    else:
+        check_choice("env", config.env, ENVS)
     given = options.read("env_options", config.env_options, constructor(config.env))
     if config.horizon is not None:
         if "horizon" in given:

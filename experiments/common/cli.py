@@ -91,8 +91,10 @@ def _refuse(error: object, processes: Processes) -> NoReturn:
     raise SystemExit(BAD_INPUT)
 
 
-def import_plugins(modules: Sequence[str]) -> None:
+def import_plugins(modules: Sequence[str], argument: str = "plugins") -> None:
     """Import modules that register outer updates or environments; they may lie in the working folder.
+
+    Errors name `argument`.
 
     Raises:
         ValueError: when one cannot be imported.
@@ -103,7 +105,7 @@ def import_plugins(modules: Sequence[str]) -> None:
         try:
             importlib.import_module(module)
         except (ImportError, SyntaxError, TypeError) as error:
-            raise ValueError(f"plugins must be importable modules, but {module!r} is not: {error}") from error
+            raise ValueError(f"{argument} must name importable modules, but {module!r} is not: {error}") from error
 
 
 def check_output(argument: str, path: Path, what: str = "a file that can be written") -> Path:

@@ -71,6 +71,11 @@ class LoopConfig:
         """The environment or problem, for names and titles."""
         raise NotImplementedError
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules of a user's that the run imports."""
+        return self.plugins
+
     def settle(self) -> Self:
         """The same with all defaults filled in that depend on other settings."""
         return self

@@ -65,7 +65,7 @@ def check_changes(saved: LoopConfig, path: Path, changes: Mapping[str, Any], all
     for name in changes:
         check_choice("changes", name, before)
     check_changeable(before, changes)
-    if unknown := [name for name in saved.plugins if name not in {*allowed, *sys.modules}]:
+    if unknown := [name for name in saved.modules if name not in {*allowed, *sys.modules}]:
         raise ValueError(f"plugins must name the modules {unknown} that {path} imports, if you trust them")
 
 

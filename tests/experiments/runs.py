@@ -75,11 +75,12 @@ def files(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
 
 
-def lines(folder: Path) -> list[dict[str, float]]:
-    """The whole lines of `metrics.jsonl`."""
+def lines(folder: Path, *, untrained: bool = False) -> list[dict[str, float]]:
+    """The whole lines of `metrics.jsonl`; with `untrained` also that of iteration 0."""
     path = folder / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    found = [json.loads(line) for line in text.split("\n")[:-1]]
+    return [line for line in found if line["iteration"] or untrained]
 
 
 def untimed(folder: Path) -> list[dict[str, float]]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import metarl
 from metarl import checkpoint
@@ -18,11 +19,16 @@ from metarl.outer import OUTER, without_particles
 from tests.experiments import runs
 
 ENVS = ("navigation", "point_velocity")
+BEFORE_AND_AFTER = ("rollout/return", "rollout/episode_length", "policy/entropy", "policy/std")
+HELD_OUT = {f"eval/return_step_{k}" for k in range(4)}
 SCALARS = {
-    *("rollout/return_before", "rollout/return_after"),
-    *(f"eval/return_step_{k}" for k in range(4)),
+    *(f"{tag}_{when}" for tag in (*BEFORE_AND_AFTER, "baseline/explained_variance") for when in ("before", "after")),
+    *("rollout/return_gain", "policy/kl", "train/inner_loss_change", "train/inner_lr"),
+    *(f"train/{side}_{what}" for side in ("inner", "outer") for what in ("loss", "grad_norm")),
+    *HELD_OUT,
     *("train/meta_grad_norm", "train/meta_grad_spread", "train/learning_rate"),
-    *("time/iteration_seconds", "time/env_steps_per_second"),
+    *(f"time/{what}_seconds" for what in ("iteration", "sampling", "learning")),
+    "time/env_steps_per_second",
     *("oracle/gradients", "oracle/hessian_vector_products", "oracle/env_steps", "oracle/samples"),
 }
 HEAD = ("action_net.weight", "action_net.bias")
@@ -59,6 +65,7 @@ def test_metrics_have_a_line_per_iteration(run: Path) -> None:
     found = runs.lines(run)
     assert [line["iteration"] for line in found] == [1, 2, 3]
     assert all(set(line) == {"iteration"} | SCALARS for line in found)
+    assert set(runs.lines(run, untrained=True)[0]) == {"iteration"} | HELD_OUT
     assert all(isinstance(value, int | float) for line in found for value in line.values())
     # maml draws D_in, D_o and D_h of 2 episodes for 2 tasks: 12 episodes, and 2 gradients and a product per task
     spent = [
@@ -91,13 +98,32 @@ def test_problems_with_exact_answers_train_with_the_defaults(env: str, tmp_path:
 
 def test_tensorboard(run: Path) -> None:
     log = events(run)
-    assert set(log.Tags()["scalars"]) == SCALARS
+    finals = {f"final/return_step_{k}" for k in range(4)}
+    assert set(log.Tags()["scalars"]) == SCALARS | finals
+    found = json.loads((run / "evaluation.json").read_text())["mean"]
+    assert [log.Scalars(tag)[0].value for tag in sorted(finals)] == pytest.approx(found)
+    parameters = HParamsPluginData.FromString(log.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    assert parameters.session_start_info.hparams["env"].string_value == run.name
     assert {"figures/adaptation", "figures/trajectories"} == set(log.Tags()["images"])
     for tag in SCALARS:
         written = {event.step: event.value for event in log.Scalars(tag)}
-        assert written == pytest.approx({line["iteration"]: line[tag] for line in runs.lines(run)})
+        lines = runs.lines(run, untrained=tag in HELD_OUT)
+        assert written == pytest.approx({line["iteration"]: line[tag] for line in lines})
     (text,) = log.Tensors("configuration/text_summary")
     assert f'"env": "{run.name}"' in text.tensor_proto.string_val[0].decode()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_pictures_while_training_and_evaluation_at_both_ends(tmp_path: Path) -> None:
+    settings = ("--iterations", 5, "--eval-every", 4)
+    plain = runs.train(tmp_path / "plain", *settings)
+    drawn = runs.train(tmp_path / "drawn", *settings, "--picture-every", 2)
+    assert [event.step for event in events(drawn).Images("pictures/trajectories")] == [0, 2, 4]
+    assert not events(plain).Tags()["images"]
+    assert runs.untimed(plain) == runs.untimed(drawn)  # pictures change no numbers
+    evaluated = [line["iteration"] for line in runs.lines(plain, untrained=True) if "eval/return_step_0" in line]
+    assert evaluated == [0, 4, 5]
+    assert "picture_every" in runs.call("train", "--picture-every", 0, "--log-dir", tmp_path).err
 
 
 @pytest.mark.usefixtures("no_report")

@@ -119,7 +119,9 @@ def test_every_problem(tmp_path: Path, problem: str, pictures: str) -> None:
     score = SCORES.get(problem, "accuracy")
     always = {
         *("iteration", f"rollout/{score}_before", f"rollout/{score}_after", "time/iteration_seconds"),
-        *("train/meta_grad_norm", "train/meta_grad_spread", "train/learning_rate"),
+        *("train/meta_grad_norm", "train/meta_grad_spread", "train/learning_rate", "train/inner_lr"),
+        *(f"train/{side}_{what}" for side in ("inner", "outer") for what in ("loss", "grad_norm")),
+        *(f"rollout/{score}_gain", "time/sampling_seconds", "time/learning_seconds"),
         *("oracle/gradients", "oracle/hessian_vector_products", "oracle/samples"),
         *("theory/L", "theory/alpha_L"),  # also in the first iteration
     }
@@ -145,11 +147,13 @@ def test_every_problem(tmp_path: Path, problem: str, pictures: str) -> None:
     assert found["counts"] == {k.removeprefix("oracle/"): v for k, v in last.items() if k.startswith("oracle/")}
 
     log = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
-    assert set(log.Tags()["scalars"]) == set(last) - {"iteration"}
+    assert set(log.Tags()["scalars"]) == set(last) - {"iteration"} | {f"final/{score}_step_{k}" for k in range(3)}
     assert set(log.Tags()["images"]) == {"figures/adaptation", "figures/stationarity"}
     for tag in log.Tags()["scalars"]:
         written = {event.step: event.value for event in log.Scalars(tag)}
-        assert written == pytest.approx({line["iteration"]: line[tag] for line in lines if tag in line})
+        if not tag.startswith("final/"):
+            logged = runs.lines(folder, untrained=True)
+            assert written == pytest.approx({line["iteration"]: line[tag] for line in logged if tag in line})
     for name in ("adaptation", "stationarity"):
         with Image.open(folder / f"{name}.png") as image:
             image.verify()
