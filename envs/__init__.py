@@ -106,10 +106,15 @@ def register(name: str, make: Callable[..., EnvDistribution]) -> None:
     """
     if not isinstance(name, str) or not name or ":" in name:
         raise ValueError(f"name must be a word without a colon, got {name!r}")
-    if name in ENVS and ENVS[name] is not make:
-        raise ValueError(f"name must be new, but {name!r} is {ENVS[name]!r}")
     check_callable("make", make, "a class or a function that makes a task distribution")
+    if name in ENVS and _place(ENVS[name]) != _place(make):  # a module may be imported again
+        raise ValueError(f"name must be new, but {name!r} is {ENVS[name]!r}")
     ENVS[name] = make
+
+
+def _place(make: object) -> tuple[object, object]:
+    """Where a class or function is defined."""
+    return getattr(make, "__module__", None), getattr(make, "__qualname__", repr(make))
 
 
 def make_distribution(name: str, **options: Any) -> EnvDistribution:
@@ -126,6 +131,10 @@ def make_distribution(name: str, **options: Any) -> EnvDistribution:
     if all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in parameters.values()):
         for option in options:
             check_choice("option", option, parameters)
+    try:
+        signature(make).bind(**options)
+    except TypeError as error:
+        raise ValueError(f"env {name!r} must be made with the options {options}: {error}") from error
     return check_made(name, make(**options))
 
 

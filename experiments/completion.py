@@ -9,7 +9,7 @@ The options are those that `metarl NAME --help` shows.
 import contextlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 
 from metarl.envs import ENVS
@@ -46,7 +46,7 @@ def print_completion(shell: str, scripts: Mapping[str, str]) -> None:
         ValueError: for another shell.
     """
     check_choice("print-completion", shell, SHELLS)
-    values = {
+    values: dict[str, Iterable[str]] = {
         "--env": ENVS,
         "--outer": OUTER,
         "--outer-step": describe_all("steps"),

@@ -31,7 +31,7 @@ class LoopConfig:
 
     script: ClassVar[str]
     """The command, for messages."""
-    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType({"anneal": "linear"})
+    added: ClassVar[Mapping[str, Any]] = types.MappingProxyType({"anneal": "linear", "track": []})
     """Settings that older versions did not write, with the values they trained with."""
 
     iterations: int = 150
@@ -52,6 +52,8 @@ class LoopConfig:
     """Seed of the held-out tasks."""
     save_every: int = 10
     """Save a checkpoint every this many iterations."""
+    track: tuple[str, ...] = ()
+    """Trackers that get the metrics, too: wandb, or your own as module:Class (docs/callbacks.md)."""
     plugins: tuple[str, ...] = ()
     """Modules to import first, for example one that registers your own outer update."""
     log_dir: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs")

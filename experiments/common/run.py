@@ -45,10 +45,11 @@ from metarl.experiments.common.lock import LOCK_FILE, FolderLock, holder
 from metarl.files import is_temporary, remove_temporaries, write_atomically, write_json
 from metarl.logging import RunLog
 from metarl.processes import ALONE, Processes, is_launched, launch, restarts
+from metarl.trackers import find_tracker
 
 CHANGEABLE = (
     *("iterations", "env_steps", "learning_rate", "anneal_iterations", "device"),
-    *("eval_every", "eval_tasks", "eval_seed", "save_every", "plugins", "picture_every"),
+    *("eval_every", "eval_tasks", "eval_seed", "save_every", "plugins", "picture_every", "track"),
 )
 """Settings that a resumed run may change; `config.json` records changes of the outer step size."""
 
@@ -134,7 +135,9 @@ def train_run(
     as_text = json.dumps(to_json(config, learner.processes), indent=2)
     log = RunLog(folder, {"configuration": f"```json\n{as_text}\n```"})
     if learner.iterations < config.iterations:
-        every = [*callbacks, log, progress or ProgressBar(), Checkpointing(folder / "checkpoint.pt", config.save_every)]
+        trackers = [find_tracker(name)(folder, to_json(config, learner.processes)) for name in config.track]
+        saving = Checkpointing(folder / "checkpoint.pt", config.save_every)
+        every = [*callbacks, log, *trackers, progress or ProgressBar(), saving]
         learner.learn(config.iterations - learner.iterations, every)
     elif learner.processes.is_first:
         log.repair(learner.iterations)
@@ -174,6 +177,7 @@ def new_run(config: C, processes: Processes = ALONE) -> Run[C]:
     """
     # Check everything in every process; nothing is written yet.
     config = processes.together(lambda: settle(config))
+    processes.together(lambda: check_trackers(config))
     learner = processes.together(lambda: config.build_learner(processes))
     restarted = processes.any(restarts() > 0)  # on several machines, only the killed process's may count the restart
     name = config.name
@@ -212,6 +216,17 @@ def settle(config: C) -> C:
     about = re.sub(r"[^\w.+-]", "_", f"{config.about}-{config.algorithm}-{config.seed}")
     name = config.name or f"{about[:LONGEST_ABOUT]}-{time.strftime('%Y%m%d-%H%M%S')}"
     return anneal_to_the_end(dataclasses.replace(config, name=name))
+
+
+def check_trackers(config: RunConfig) -> None:
+    """Import the trackers.
+
+    Raises:
+        ValueError: when one cannot be found.
+    """
+    cli.import_plugins([name.partition(":")[0] for name in config.track if ":" in name], "track")
+    for name in config.track:
+        find_tracker(name)
 
 
 LONGEST_ABOUT = 60
@@ -306,6 +321,7 @@ def resume_run(folder: Path, saved: C, given: C, processes: Processes = ALONE) -
     before, now = settings(saved), settings(given)
     changed = {name: (before[name], value) for name, value in now.items() if value != before[name]}
     check_changeable(before, now)
+    processes.together(lambda: check_trackers(given))
     lock = FolderLock(folder)
     try:
         processes.from_first(lock.acquire)  # before anything is read that another writer may change

@@ -28,7 +28,7 @@ SCALARS = {
     *HELD_OUT,
     *("train/meta_grad_norm", "train/meta_grad_spread", "train/learning_rate"),
     *(f"time/{what}_seconds" for what in ("iteration", "sampling", "learning")),
-    "time/env_steps_per_second",
+    *("time/env_steps_per_second", "time/iteration_cpu_seconds"),
     *("oracle/gradients", "oracle/hessian_vector_products", "oracle/env_steps", "oracle/samples"),
 }
 HEAD = ("action_net.weight", "action_net.bias")

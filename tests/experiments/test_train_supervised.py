@@ -121,7 +121,7 @@ def test_every_problem(tmp_path: Path, problem: str, pictures: str) -> None:
         *("iteration", f"rollout/{score}_before", f"rollout/{score}_after", "time/iteration_seconds"),
         *("train/meta_grad_norm", "train/meta_grad_spread", "train/learning_rate", "train/inner_lr"),
         *(f"train/{side}_{what}" for side in ("inner", "outer") for what in ("loss", "grad_norm")),
-        *(f"rollout/{score}_gain", "time/sampling_seconds", "time/learning_seconds"),
+        *(f"rollout/{score}_gain", "time/sampling_seconds", "time/learning_seconds", "time/iteration_cpu_seconds"),
         *("oracle/gradients", "oracle/hessian_vector_products", "oracle/samples"),
         *("theory/L", "theory/alpha_L"),  # also in the first iteration
     }

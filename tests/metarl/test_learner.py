@@ -87,6 +87,7 @@ def test_one_iteration_by_hand() -> None:
     (metrics,) = log.metrics
     assert float(learner.params["w"]) == pytest.approx(0.2 / 32)
     times = {name: metrics.pop(f"time/{name}_seconds") for name in ("iteration", "sampling", "learning")}
+    assert metrics.pop("time/iteration_cpu_seconds") > 0
     assert times["iteration"] == pytest.approx(times["sampling"] + times["learning"])
     assert min(times.values()) > 0
     assert metrics == pytest.approx(
