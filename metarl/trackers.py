@@ -92,5 +92,7 @@ def find_tracker(name: str) -> TrackerFactory:
     if not callable(factory):
         near = did_you_mean(attribute, found)
         raise ValueError(f"track must be module:Class, but {module} has no class {attribute!r}{near}")
+    if isinstance(factory, type) and not issubclass(factory, Callback):
+        raise ValueError(f"track: {name} must be a class of metarl.callbacks.Callback, got {factory!r}")
     made: TrackerFactory = factory
     return made

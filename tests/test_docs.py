@@ -23,7 +23,7 @@ from metarl.rl import ReinforcementLearning
 from tests.pages import PAGES, ROOT, commands, headings, links, python_blocks, run_blocks
 
 DOCS = ROOT / "docs"
-RUN_HERE = {"README", "getting_started", "environments", "engine", "distributed", "troubleshooting"}
+RUN_HERE = {"README", "callbacks", "getting_started", "environments", "engine", "distributed", "troubleshooting"}
 
 
 @pytest.fixture
@@ -50,6 +50,12 @@ def test_getting_started(in_folder: Path) -> None:
             names["source"], "clipped_fo_maml", outer_options={"max_norm": 0.5}, meta_batch_size=2
         )
         assert learner.learn(1).iterations == 1
+
+
+def test_callbacks(in_folder: Path) -> None:
+    for names in run_blocks(DOCS / "callbacks.md"):
+        assert names["learner"].iterations == 2
+        assert (in_folder / "runs/own/checkpoint.pt").is_file()
 
 
 def test_the_task_distribution_trains(environments: dict[str, Any]) -> None:
