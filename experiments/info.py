@@ -58,7 +58,7 @@ def describe(run: Path, everything: bool = False) -> dict[str, Any]:
         "run": str(run),
         "script": config.script,
         "about": config.about,
-        "outer": config.outer,
+        "algorithm": config.algorithm,
         "settings": {name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
         "iterations": int(lines[-1]["iteration"] or 0) if lines else 0,
         "of_iterations": config.iterations,
@@ -90,7 +90,7 @@ def as_text(found: Mapping[str, Any]) -> str:
     """The description for people."""
     state = "finished" if found["final"] else f"written by {found['written_by']}" if found["written_by"] else "stopped"
     done = f"{found['iterations']} of {found['of_iterations']} iterations, {found['seconds']:.0f} s"
-    rows = [f"{found['run']}: {found['outer']} on {found['about']} ({found['script']})", f"  {done}, {state}"]
+    rows = [f"{found['run']}: {found['algorithm']} on {found['about']} ({found['script']})", f"  {done}, {state}"]
     rows += [_row(name, found[name]) for name in ("first", "last", "best") if found[name]]
     if found["final"]:
         values = ", ".join(f"{value:.4g}" for value in found["final"]["mean"])

@@ -9,6 +9,7 @@ the end, `evaluation.json`, `adaptation.png` and `trajectories.png`. Ctrl-C or S
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,6 +34,8 @@ from metarl.experiments.common.figures import adaptation_figure, trajectory_figu
 from metarl.experiments.common.outer_steps import APPLY, OPTIMIZERS, STEPS, check_step, make_learner
 from metarl.experiments.common.pictures import TrajectoryPictures
 from metarl.experiments.common.run import Run, finish, open_run, train_run
+from metarl.experiments.common.tables import markdown_table
+from metarl.inner_search import try_inner_step_sizes
 from metarl.memory import check_fits, space_numbers
 from metarl.outer import options as update_options
 from metarl.processes import ALONE, Processes
@@ -105,17 +108,13 @@ class TrainConfig(RunConfig):
     """Context inputs of the policy; inner steps then adapt them alone, from zero, unless --adapt names others."""
     picture_every: int | None = None
     """Draw trajectories on held-out tasks into TensorBoard every this many iterations. Default: at the end only."""
+    find_inner_lr: bool = False
+    """Do not train: try five inner step sizes on the untrained policy and print what one step does."""
 
     @property
     def about(self) -> str:
         """The task distribution."""
         return self.env
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The plug-ins, and the module of an own task distribution."""
-        own = module_of(self.env)
-        return self.plugins if own is None else (*self.plugins, own)
 
     def settle(self) -> Self:
         """The same with the defaults of the outer step."""
@@ -147,8 +146,36 @@ class TrainConfig(RunConfig):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if "--find-inner-lr" in words:
+        find_inner_lr(words)
+        return
     with open_run(TrainConfig, arguments, __doc__) as run:
         train(run)
+
+
+@cli.one_line_errors()
+def find_inner_lr(words: list[str]) -> None:
+    """Print the return before and after one step of each of five sizes, and the divergence of the policies."""
+    config = TrainConfig.parse(words, __doc__, ALONE)
+    learner = cli.prepare(config.build_learner)
+    assert learner.method.recipe is not None
+    sizes = [float(f"{learner.method.recipe.inner_lr * factor:.3g}") for factor in FACTORS]
+    rows = [
+        [
+            f"{trial.inner_lr:g}",
+            f"{trial.before:.4g}",
+            f"{trial.after:.4g}",
+            "" if trial.kl is None else f"{trial.kl:.3g}",
+        ]
+        for trial in try_inner_step_sizes(learner, sizes, num_tasks=config.eval_tasks, seed=config.eval_seed)
+    ]
+    print(f"one inner step from the untrained policy, means over {config.eval_tasks} held-out tasks")
+    print(markdown_table(["inner_lr", "return before", "return after", "KL(before, after)"], rows, align=True))
+
+
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Of the method's own inner step size."""
 
 
 # Before training: tasks, policy and source. `TrainConfig.build_learner` makes a learner of them.

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import metarl
 from metarl.experiments import train
+from tests.experiments import runs
 from tests.pages import README, ROOT, python_blocks, run_blocks
 
 
@@ -26,6 +28,21 @@ def test_the_program_trains(names: dict[str, Any]) -> None:
     assert names["learner"].iterations == 2
 
 
+def test_the_program_does_what_make_train_does(names: dict[str, Any], tmp_path: Path) -> None:
+    """The same parameters to the bit, with the defaults of the command."""
+    shorter = ("--iterations", 2, "--anneal-iterations", 150, "--episodes", 3, "--eval-tasks", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "report", lambda run: None)
+        outcome = runs.call(
+            "train", "--env", "navigation", "--outer", "maml", *shorter, "--log-dir", tmp_path, "--name", "run"
+        )
+    assert outcome.code == 0, outcome.err
+    same = metarl.load(tmp_path / "run").params
+    assert names["learner"].iterations == 2
+    assert same.keys() == names["learner"].params.keys()
+    assert all(torch.equal(leaf, names["learner"].params[k]) for k, leaf in same.items())
+
+
 def test_the_adapted_policy_acts(names: dict[str, Any]) -> None:
     assert 0 < names["policy"].env_steps <= 3 * 100
     assert names["env"].action_space.contains(names["action"])
@@ -41,7 +58,7 @@ def test_the_update_trains(names: dict[str, Any]) -> None:
 
 def test_lengths() -> None:
     program, _, update = python_blocks(README)
-    assert len(program.splitlines()) <= 12
+    assert len(program.splitlines()) <= 13
     assert len(update.splitlines()) <= 18
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
 

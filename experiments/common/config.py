@@ -17,6 +17,7 @@ import tyro
 
 from metarl import MetaLearner
 from metarl.devices import pick_device
+from metarl.envs.own import module_of
 from metarl.errors import check_int
 from metarl.experiments.common import cli, options
 from metarl.outer import builder
@@ -75,8 +76,9 @@ class LoopConfig:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules of a user's that the run imports."""
-        return self.plugins
+        """The modules of a user's that the run imports: plug-ins, and that of an own task distribution."""
+        own = module_of(getattr(self, "env", ""))
+        return self.plugins if own is None else (*self.plugins, own)
 
     def settle(self) -> Self:
         """The same with all defaults filled in that depend on other settings."""
@@ -149,7 +151,7 @@ class RunConfig(LoopConfig):
 
 C = TypeVar("C", bound=LoopConfig)
 
-NOT_SETTINGS = ("resume", "json")
+NOT_SETTINGS = ("resume", "json", "find_inner_lr")
 """Options of one call, which are not part of a run."""
 
 

@@ -78,8 +78,23 @@ def build_few_shot(given: ImageSettings, shots: int, queries: int, device: torch
     check_applies(given)
     splits = load(given, at_least=shots + queries)
     network = build_network(given, splits.train.image_shape, given.ways, seed)
+    check_parts(splits, given)
     train = FewShot(splits.train, network, ways=given.ways, shots=shots, queries=queries, device=device)
     return Sources(train, replace(train, classes=splits.validation), replace(train, classes=splits.test))
+
+
+def check_parts(splits: Splits, given: ImageSettings) -> None:
+    """Check that every part of the split has a class for each of the ways.
+
+    Raises:
+        ValueError: naming the part that is too small, and the options that change it.
+    """
+    for name in ("train", "validation", "test"):
+        classes = len(getattr(splits, name))
+        if classes < given.ways:
+            fixed = given.data in SHIPPED or has_split_folders(given.data)
+            fix = "use fewer --ways" if fixed else "use fewer --ways, or set the parts by --split TRAIN VALIDATION TEST"
+            raise ValueError(f"the {name} part of the classes must have at least {given.ways}, got {classes}; {fix}")
 
 
 def check_applies(given: ImageSettings) -> None:

@@ -150,14 +150,16 @@ def train_run(
 def finish(run: Run[C], results: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
     """Leave the pictures in the run's folder and in TensorBoard, and the results in `evaluation.json`.
 
-    `results["mean"]` has the mean score after each step; with the settings it goes to TensorBoard's HParams tab.
+    `results["mean"]` has the mean score after each step, or at the `points` of another `axis`; with the settings it
+    goes to TensorBoard's HParams tab.
     """
     log = RunLog(run.folder)
     for name, figure in figures.items():
         write_atomically(run.folder / f"{name}.png", figure.savefig)
         log.figure(f"figures/{name}", figure, run.learner.iterations)
     score = run.learner.source.score_name
-    finals = {f"final/{score}_step_{step}": value for step, value in enumerate(results["mean"])}
+    axis, points = results.get("axis", "step"), results.get("points", range(len(results["mean"])))
+    finals = {f"final/{score}_{axis}_{k}": value for k, value in zip(points, results["mean"], strict=True)}
     log.hyperparameters(settings(run.config), finals, run.learner.iterations)
     log.close()
     # Last of all: this file says that the run is finished.
@@ -218,7 +220,7 @@ def settle(config: C) -> C:
     return anneal_to_the_end(dataclasses.replace(config, name=name))
 
 
-def check_trackers(config: RunConfig) -> None:
+def check_trackers(config: LoopConfig) -> None:
     """Import the trackers.
 
     Raises:

@@ -7,5 +7,18 @@ from metarl.supervised.oracle import (
     ResamplingTaskBatch,
     SupervisedTaskBatch,
 )
+from metarl.supervised.own_data import OwnTasks, TaskData, from_arrays, from_datasets, read_csv, split_tasks
 
-__all__ = ["BatchSizes", "FiniteSumSource", "FiniteSumTaskBatch", "ResamplingTaskBatch", "SupervisedTaskBatch"]
+__all__ = [
+    "BatchSizes",
+    "FiniteSumSource",
+    "FiniteSumTaskBatch",
+    "OwnTasks",
+    "ResamplingTaskBatch",
+    "SupervisedTaskBatch",
+    "TaskData",
+    "from_arrays",
+    "from_datasets",
+    "read_csv",
+    "split_tasks",
+]

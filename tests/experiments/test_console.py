@@ -72,7 +72,12 @@ def test_list(own: str) -> None:
 def test_info(trained: Callable[[str], Path], tmp_path: Path) -> None:
     folder = trained("navigation")
     found = json.loads(runs.call("info", folder, "--json").out)
-    assert (found["about"], found["outer"], found["iterations"], found["of_iterations"]) == ("navigation", "maml", 3, 3)
+    assert (found["about"], found["algorithm"], found["iterations"], found["of_iterations"]) == (
+        "navigation",
+        "maml",
+        3,
+        3,
+    )
     assert found["settings"]["horizon"] == 5
     assert "gae_lambda" not in found["settings"]  # as by default
     assert "gae_lambda" in json.loads(runs.call("info", folder, "--json", "--all").out)["settings"]
