@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
-from metarl.envs.base import EnvDistribution, check_task
+from metarl.envs.base import EnvDistribution
 from metarl.envs.cart_pole import CartPole, CartPoleGoal
 from metarl.envs.exact.gaussian_bandit import GaussianBandit
 from metarl.envs.exact.linear_gaussian import LinearGaussian
@@ -32,6 +32,7 @@ from metarl.envs.vector import TorchVectorEnv
 from metarl.envs.workers import WorkerError
 from metarl.errors import check_callable, check_choice, check_int
 from metarl.functional_env import FunctionalEnv, functional_step
+from metarl.task_params import check_task
 
 __all__ = [
     "ENVS",

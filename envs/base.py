@@ -122,36 +122,6 @@ def _describe_numbers(values: npt.NDArray[Any], shown: int = 4) -> str:
     return " ".join([*(f"{value:.3g}" for value in values[:shown]), *(["..."] if len(values) > shown else [])])
 
 
-def check_task(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskParams:
-    """ONE task's parameters as arrays of the space's types and shapes.
-
-    Raises:
-        ValueError: other keys, other shapes, or a value that is not a finite number.
-    """
-    arrays = _check_finite(space, task)
-    for name, array in arrays.items():
-        if array.shape != space[name].shape:
-            raise ValueError(f"task[{name!r}] must have shape {space[name].shape}, got {array.shape}")
-    return arrays
-
-
-def check_tasks(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskParams:
-    """T tasks' parameters as arrays `[T, ...]` of the space's types and shapes.
-
-    Raises:
-        ValueError: as for `check_task`; no tasks, or leading sizes that differ.
-    """
-    arrays = _check_finite(space, task)
-    for name, array in arrays.items():
-        if array.shape[1:] != space[name].shape or array.shape[:1] in ((), (0,)):
-            wanted = ", ".join(map(str, ("T", *(space[name].shape or ()))))
-            raise ValueError(f"task[{name!r}] must have shape ({wanted}) with T >= 1, got {array.shape}")
-    sizes = {name: len(array) for name, array in arrays.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"task must have one leading size T, got {sizes}")
-    return arrays
-
-
 def check_rng(rng: object) -> np.random.Generator:
     """`rng` if it is a numpy generator; a ValueError otherwise."""
     if not isinstance(rng, np.random.Generator):
@@ -165,25 +135,6 @@ def check_device(device: torch.device | str) -> torch.device:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
-
-
-def _check_finite(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskParams:
-    if not isinstance(task, Mapping) or set(task) != set(space.spaces):
-        found = list(task) if isinstance(task, Mapping) else repr(task)
-        raise ValueError(f"task must have the keys {sorted(space.spaces)}, got {found}")
-    return {name: _to_finite_array(name, task[name], entry) for name, entry in space.items()}
-
-
-def _to_finite_array(name: str, value: Any, entry: gymnasium.Space[Any]) -> npt.NDArray[Any]:
-    try:
-        with np.errstate(over="ignore"):  # values too large for float32 become infinite and are refused below
-            # same_kind refuses fractions for integers and strings for numbers
-            array = np.asarray(value).astype(entry.dtype, casting="same_kind")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"task[{name!r}] must be numbers of type {entry.dtype}, got {value!r}") from error
-    if not np.isfinite(array).all():
-        raise ValueError(f"task[{name!r}] must be finite, got {value!r}")
-    return array
 
 
 def _sample_entry(name: str, entry: gymnasium.Space[Any], num_tasks: int, rng: np.random.Generator) -> npt.NDArray[Any]:

@@ -6,11 +6,12 @@ import gymnasium
 import torch
 
 from metarl.devices import pick_device
-from metarl.envs.base import EnvDistribution, check_task, check_tasks
+from metarl.envs.base import EnvDistribution
 from metarl.envs.functional import FunctionalGymEnv
 from metarl.envs.vector import TorchVectorEnv
 from metarl.errors import check_int
 from metarl.functional_env import FunctionalEnv, FunctionalEnvs, repeat_tasks
+from metarl.task_params import check_task, check_tasks
 from metarl.types import TaskParams
 
 

@@ -16,12 +16,13 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
-from metarl.envs.base import EnvDistribution, check_device, check_task, check_tasks
+from metarl.envs.base import EnvDistribution, check_device
 from metarl.envs.env_store import AnyEnv, EnvMaker, EnvStore, EpisodeLimit, SetTask, as_numbers
 from metarl.envs.gym_vector import GymVectorEnv, LocalStepper, Stepper
 from metarl.envs.step_checker import StepChecker
 from metarl.envs.workers import Workers
 from metarl.errors import check_callable, check_int, check_real, check_type, did_you_mean
+from metarl.task_params import check_task, check_tasks
 from metarl.types import TaskParams
 
 if TYPE_CHECKING:

@@ -24,8 +24,11 @@ from metarl.types import TaskParams
 Array: TypeAlias = npt.NDArray[Any]
 
 
-StepResults: TypeAlias = tuple[Array, Array, Array, Array]
-"""What n environments returned: observations `[n, ...]`; rewards, terminated and truncated, `[n]`."""
+StepResults: TypeAlias = tuple[Array, Array, Array, Array, Array]
+"""What n environments returned: observations `[n, ...]`; rewards, terminated, truncated and successes, `[n]`.
+
+Successes are those of `info["success"]`: 1, 0, or -1 where an environment did not report it or was not stepped.
+"""
 
 
 class Stepper(Protocol):
@@ -63,12 +66,14 @@ class LocalStepper:
 
     def step(self, actions: Array) -> StepResults:
         """As `Stepper.step`."""
-        rewards = np.zeros(self._number)
+        rewards, successes = np.zeros(self._number), np.full(self._number, -1, np.int8)
         with self._discard_on_error():
             for i in np.flatnonzero(~(self._terminated | self._truncated)).tolist():
                 result = self._envs[i].step(actions[i])
-                self._observations[i], rewards[i], self._terminated[i], self._truncated[i], _ = result
-        return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy()
+                self._observations[i], rewards[i], self._terminated[i], self._truncated[i], info = result
+                if "success" in info:
+                    successes[i] = bool(info["success"])
+        return self._observations.copy(), rewards, self._terminated.copy(), self._truncated.copy(), successes
 
     def close(self) -> None:
         """As `Stepper.close`; also called when this object is garbage-collected."""
@@ -137,7 +142,10 @@ class GymVectorEnv(TaskVectorEnv):
         return observations, {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """One step: observations `[N, ...]`, rewards, terminated, truncated (each `[N]`), an empty info.
+        """One step: observations `[N, ...]`, rewards, terminated, truncated (each `[N]`), and infos.
+
+        The infos have `success` and `_success`, `[N]`, if an environment reported `info["success"]`, and nothing else.
+        `_success` says where it was reported, as in Gymnasium's vector environments.
 
         Raises:
             ValueError: actions of another shape, or of a type that does not fit the action space.
@@ -148,7 +156,11 @@ class GymVectorEnv(TaskVectorEnv):
         self._check_open()
         if not self._begun:
             raise ResetNeeded("call reset() before step()")
-        return *self._stepper.step(self._as_actions(actions)), {}
+        *results, successes = self._stepper.step(self._as_actions(actions))
+        reported = successes >= 0
+        observations, rewards, terminated, truncated = results
+        infos = {"success": successes > 0, "_success": reported} if reported.any() else {}
+        return observations, rewards, terminated, truncated, infos
 
     def close_extras(self, **kwargs: Any) -> None:
         """Give the environments back; also done when this object is garbage-collected."""

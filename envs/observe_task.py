@@ -19,10 +19,11 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor
 
-from metarl.envs.base import EnvDistribution, check_task, check_tasks
+from metarl.envs.base import EnvDistribution
 from metarl.envs.vector import TaskVectorEnv
 from metarl.errors import check_type
 from metarl.functional_env import Frame, FunctionalEnv, FunctionalEnvs, FunctionalTaskDistribution, TaskTensors
+from metarl.task_params import check_task, check_tasks
 from metarl.types import HasName, HasThreads, TaskParams
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy.typing as npt
 
-from metarl.envs.base import check_task
+from metarl.task_params import check_task
 from metarl.types import TaskParams
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from metarl.envs.base import check_task
 from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.envs.plots import plot_goal_speed
 from metarl.envs.rendering import AGENT, DARK, GOAL, GREY, LIGHT, Canvas, Point
 from metarl.errors import check_real
 from metarl.functional_env import Frame, FunctionalEnv, TaskTensors
+from metarl.task_params import check_task
 from metarl.types import TaskParams
 
 if TYPE_CHECKING:

@@ -163,8 +163,8 @@ class WorkerStepper:
         """As `Stepper.step`."""
         observations = np.empty(self._shape, self._dtype)
         answers = self._ask("step", [(actions[s],) for s in self._slices], observations)
-        rewards, terminated, truncated = map(np.concatenate, zip(*answers, strict=True))
-        return observations, rewards, terminated, truncated
+        rewards, terminated, truncated, successes = map(np.concatenate, zip(*answers, strict=True))
+        return observations, rewards, terminated, truncated, successes
 
     def close(self) -> None:
         """As `Stepper.close`; the workers are told with the next request."""

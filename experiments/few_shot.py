@@ -136,7 +136,7 @@ class Row(NamedTuple):
     """A row of the table, and the scores of its runs."""
 
     summary: dict[str, Any]
-    scores: npt.NDArray[np.float32]  # [seeds, steps + 1, tasks]
+    scores: npt.NDArray[np.float64]  # [seeds, tasks, steps + 1]
 
 
 @cli.one_line_errors()
@@ -242,7 +242,7 @@ def compare(setup: Setup, name: str) -> Row:
     pilots = {size: validation_score(setup, lambda size=size: fit(given.seeds[0], size, True)) for size in candidates}  # type: ignore[misc]
     best = max(pilots, key=lambda size: pilots[size])
     runs = [fit(seed, best, False) for seed in given.seeds]
-    # [seeds, steps + 1, tasks]
+    # [seeds, tasks, steps + 1]
     scores = np.stack([curve(run, setup.sources.test, given.tasks, TEST_SEED) for run in runs])
     summary = {
         "inner_lr": best,
@@ -280,13 +280,13 @@ def validation_score(setup: Setup, fit: Callable[[], Fitted]) -> float:
         scores = curve(fit(), setup.sources.validation, setup.given.tasks, VALIDATION_SEED)
     except NonFiniteError:
         return -np.inf
-    return float(scores[list(STEPS[1:])].mean())
+    return float(scores[:, STEPS[1:]].mean())
 
 
-def curve(run: Fitted, source: FewShot, num_tasks: int, seed: int) -> npt.NDArray[np.float32]:
-    """Accuracies `[steps + 1, tasks]`; all runs get the same tasks from the same seed."""
+def curve(run: Fitted, source: FewShot, num_tasks: int, seed: int) -> npt.NDArray[np.float64]:
+    """Accuracies `[tasks, steps + 1]`; all runs get the same tasks from the same seed."""
     tasks = given_particles(source, run).sample(num_tasks, np.random.default_rng(seed))
-    scores: npt.NDArray[np.float32] = evaluate(run.params, tasks, run.rules).scores.numpy()
+    scores: npt.NDArray[np.float64] = evaluate(run.params, tasks, run.rules).scores[0]
     return scores
 
 

@@ -103,13 +103,13 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
     for name in ("frames", "every"):
         check_int(name, getattr(given, name))
     cli.check_output_folder("run" if given.out is None else "out", given.out or given.run)
-    learner, source = evaluate.prepare(
+    setup = evaluate.prepare(
         evaluate.Arguments(
             given.run, tasks=given.tasks, episodes=given.episodes, seed=given.seed, plugins=given.plugins, device="cpu"
         )
     )
-    check_renders(source, given.run)
-    return learner, source
+    check_renders(setup.source, given.run)
+    return setup.learner, setup.source
 
 
 def check_renders(source: ReinforcementLearning, run: Path) -> None:

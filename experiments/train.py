@@ -247,7 +247,9 @@ def train(run: Run[TrainConfig], progress: Callback | None = None) -> None:
     """Train to the end with a progress bar, or `progress` instead; then evaluate and draw."""
     config = run.config
     sizes = step_sizes(run.learner, EVALUATION_STEPS)
-    callbacks: list[Callback] = [HeldOutEvaluation(config.eval_every, None, config.eval_tasks, sizes, config.eval_seed)]
+    tasks, latest = config.eval_tasks, run.folder / "held_out.json"
+    evaluation = HeldOutEvaluation(config.eval_every, None, tasks, sizes, config.eval_seed, latest)
+    callbacks: list[Callback] = [evaluation]
     folder = run.folder
     if config.picture_every is not None:
         callbacks.append(TrajectoryPictures(folder, config.picture_every, sizes, config.eval_seed))

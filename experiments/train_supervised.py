@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
@@ -326,7 +327,7 @@ def train(run: Run[SupervisedConfig]) -> None:
     """Train to the end, then evaluate and draw; the first process saves and prints the results."""
     config, learner = run.config, run.learner
     problem = build_problem(config)
-    train_run(run, make_callbacks(config, learner, problem), sys.stderr if config.json else sys.stdout)
+    train_run(run, make_callbacks(config, learner, problem, run.folder), sys.stderr if config.json else sys.stdout)
 
     # Evaluate on many held-out tasks, shared by all processes.
     sizes = [None] * config.eval_steps
@@ -349,7 +350,9 @@ def train(run: Run[SupervisedConfig]) -> None:
     print(json.dumps(results) if config.json else table(results, curves))
 
 
-def make_callbacks(config: SupervisedConfig, learner: MetaLearner, problem: SupervisedProblem) -> list[Callback]:
+def make_callbacks(
+    config: SupervisedConfig, learner: MetaLearner, problem: SupervisedProblem, folder: Path
+) -> list[Callback]:
     """Held-out evaluation, |grad F|, and the warning when alpha is too large for the theory."""
     source, tasks = problem.test, limit_tasks(config.eval_tasks, problem)
     sizes = [None] * config.eval_steps
@@ -359,7 +362,7 @@ def make_callbacks(config: SupervisedConfig, learner: MetaLearner, problem: Supe
         points = problem.known.points(config.inner_lr, learner.method.inner.steps)
     objective = learner.method if learner.method.needs_particles else "maml"
     return [
-        HeldOutEvaluation(config.eval_every, source, tasks, sizes, config.eval_seed),
+        HeldOutEvaluation(config.eval_every, source, tasks, sizes, config.eval_seed, folder / "held_out.json"),
         StationarityMonitor(
             source, problem.all_tasks or 100, every=config.eval_every, objective=objective, points=points
         ),

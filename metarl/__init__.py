@@ -1,8 +1,9 @@
 """Gradient-based meta-reinforcement learning: meta-gradients over task oracles, adaptation and evaluation."""
 
 from metarl import tree
+from metarl.adaptation_curve import AdaptationCurve
 from metarl.errors import NonFiniteError
-from metarl.evaluation import Evaluation, evaluate
+from metarl.evaluation import evaluate
 from metarl.inner import AdaptationPath, adapt, adaptation_path
 from metarl.learner import MetaLearner
 from metarl.outer import OUTER, Method, make_method, register
@@ -23,9 +24,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "OUTER",
+    "AdaptationCurve",
     "AdaptationPath",
     "Batch",
-    "Evaluation",
     "Inner",
     "MetaGrad",
     "MetaLearner",

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
 from tqdm import tqdm
 
 from metarl import checkpoint, tree
+from metarl.adaptation_curve import AdaptationCurve
 from metarl.errors import check_int, check_source, check_step_sizes, check_type, shorten
+from metarl.files import write_json
 from metarl.step import Stepped
 from metarl.types import TaskSource
 
@@ -171,8 +173,19 @@ class Checkpointing(Callback):
 class HeldOutEvaluation(Callback):
     """Adds `eval/<score>_step_k` to the metrics every `every` iterations, always on the same held-out tasks.
 
-    It also evaluates before the first iteration and after the last one, whatever `every` is. `step_sizes` has an inner
-    step size for each step; `None` means as in training.
+    It also evaluates before the first iteration and after the last one, whatever `every` is.
+
+    Args:
+        every: iterations between two evaluations.
+        source: of the tasks; default: that of training.
+        num_tasks: the number of held-out tasks.
+        step_sizes: an inner step size for each step; `None` means as in training.
+        seed: of the tasks and everything random in them.
+        path: a JSON file for the latest curve, with the tasks it scored and `iteration`
+            (`metarl.AdaptationCurve.from_json` reads it); the first of several processes writes it.
+
+    Attributes:
+        curve: the latest evaluation, with the tasks it scored; `None` before the first one.
     """
 
     def __init__(
@@ -182,7 +195,10 @@ class HeldOutEvaluation(Callback):
         num_tasks: int = 20,
         step_sizes: Sequence[float | None] = (None, None, None),
         seed: int = 1000,
+        path: str | Path | None = None,
     ) -> None:
+        self.curve: AdaptationCurve | None = None
+        self.path = None if path is None else Path(path)
         self.every = check_int("every", every)
         if source is not None:
             check_source(source)
@@ -208,5 +224,8 @@ class HeldOutEvaluation(Callback):
                 seed=self.seed,
                 warn=False,  # early in training the curve may still fall
             )
+            self.curve = curve
+            if self.path is not None and learner.processes.is_first:
+                write_json(self.path, {"iteration": learner.iterations, **curve.to_dict()})
             for step, value in enumerate(curve.mean):
                 metrics[f"eval/{learner.source.score_name}_step_{step}"] = value

@@ -4,82 +4,95 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.adaptation_curve import AdaptationCurve
 from metarl.derivatives import scores
 from metarl.engine import Engine, current_engine
-from metarl.errors import MoreStepsWarning
+from metarl.errors import MoreStepsWarning, check_int
 from metarl.inner import adapt_stepwise
 from metarl.processes import ALONE, Processes, shard, share_of
-from metarl.statistics import confidence_interval
+from metarl.task_params import read_tasks
 from metarl.tree import total, tree_map
-from metarl.types import Batch, Params, Role, Rule, TaskBatch
-from metarl.wrappers import CheckFinite, CountCost, TaskWrapper
+from metarl.types import (
+    Batch,
+    ChoosesTasks,
+    EpisodicTaskBatch,
+    HasTaskParams,
+    Params,
+    Role,
+    Rule,
+    TaskBatch,
+    TaskSource,
+)
+from metarl.wrappers import CheckFinite, CountCost, TaskWrapper, unwrap
 
 
-class Evaluation(NamedTuple):
-    """An adaptation curve: the score of every task after 0, 1, 2, ... inner steps."""
-
-    scores: Tensor  # [K + 1, T]
-    costs: list[dict[str, int]]  # K + 1: the cost of adaptation up to each step, all tasks together
-
-    @property
-    def mean(self) -> list[float]:
-        """The mean over tasks after each step."""
-        return [float(row) for row in self.scores.double().mean(1)]
-
-    @property
-    def ci95(self) -> list[tuple[float, float] | None]:
-        """A 95 % interval of each mean over the tasks of this one training run; `None` for a single task."""
-        return [confidence_interval(row.numpy()) for row in self.scores]
-
-    def summary(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
-        steps, tasks = self.scores.shape
-        return {
-            "steps": list(range(steps)),
-            "mean": self.mean,
-            "ci95": [None if interval is None else list(interval) for interval in self.ci95],
-            "num_tasks": tasks,
-            "scores": self.scores.tolist(),
-            **{unit: [cost[unit] for cost in self.costs] for unit in self.costs[0]},
-        }
-
-
-def note_if_worse(evaluation: Evaluation, trained: int, score: str) -> str | None:
+def note_if_worse(curve: AdaptationCurve, trained: int, score: str) -> str | None:
     """A note if more inner steps than the `trained` ones make the score worse, else `None`.
 
     Worse means that the mean change since step `trained` is negative by more than two standard errors over tasks.
     """
-    steps, tasks = len(evaluation.scores) - 1, evaluation.scores.shape[1]
-    if steps <= trained or tasks < 2:
+    if curve.steps <= trained or curve.num_tasks < 2:
         return None
-    change = evaluation.scores[trained + 1 :].double() - evaluation.scores[trained].double()  # paired: the same tasks
-    worse = change.mean(1) < -2 * change.std(1) / tasks**0.5
+    by_task = curve.scores.mean(0)  # [tasks, steps + 1]
+    change = by_task[:, trained + 1 :] - by_task[:, trained, None]  # paired: the same tasks
+    worse = change.mean(0) < -2 * change.std(0, ddof=1) / curve.num_tasks**0.5
     if not worse.any():
         return None
-    step = trained + 1 + int(worse.nonzero()[0])
+    step = trained + 1 + int(worse.argmax())
     return (
-        f"{step} inner steps give a worse {score} than the {trained} of training: {evaluation.mean[step]:.4g} after"
-        f" {evaluation.mean[trained]:.4g}; use fewer steps, smaller ones after step {trained}, or train with"
+        f"{step} inner steps give a worse {score} than the {trained} of training: {curve.mean[step]:.4g} after"
+        f" {curve.mean[trained]:.4g}; use fewer steps, smaller ones after step {trained}, or train with"
         f" inner_steps={step}"
     )
 
 
-def warn_if_worse(evaluation: Evaluation, trained: int, score: str) -> bool:
+def warn_if_worse(curve: AdaptationCurve, trained: int, score: str) -> bool:
     """Give a `MoreStepsWarning`, to the caller's caller, if more inner steps make the score worse; return whether."""
-    note = note_if_worse(evaluation, trained, score)
+    note = note_if_worse(curve, trained, score)
     if note is not None:
         warnings.warn(note, MoreStepsWarning, stacklevel=3)
     return note is not None
 
 
+def held_out_tasks(
+    source: TaskSource, rng: np.random.Generator, num_tasks: int | None = None, tasks: object = None
+) -> TaskBatch:
+    """The tasks to evaluate on: `num_tasks` (default: 40) of `source`, or chosen ones.
+
+    Args:
+        source: of the tasks.
+        rng: of sampled tasks, and of everything random in them.
+        num_tasks: only without `tasks`.
+        tasks: parameters as for `metarl.task_params.read_tasks`.
+
+    Raises:
+        ValueError: for both of them, and for tasks that the source does not have.
+    """
+    if tasks is None:
+        return source.sample(40 if num_tasks is None else check_int("num_tasks", num_tasks), rng)
+    if num_tasks is not None:
+        raise ValueError(f"num_tasks must be left out if tasks are given, got {num_tasks!r}")
+    if not isinstance(source, ChoosesTasks):
+        raise ValueError(f"tasks must be left out for {type(source).__name__}, whose tasks have no parameters")
+    return source.tasks(read_tasks(source.distribution.space, tasks), rng)
+
+
 def evaluate(
-    params: Params, tasks: TaskBatch, rules: Sequence[Rule], processes: Processes = ALONE, engine: Engine | None = None
-) -> Evaluation:
+    params: Params,
+    tasks: TaskBatch,
+    rules: Sequence[Rule],
+    processes: Processes = ALONE,
+    engine: Engine | None = None,
+    *,
+    deterministic: bool = False,
+    score_name: str = "score",
+    step_sizes: Sequence[float | None] = (),
+) -> AdaptationCurve:
     """The scores before the first inner step and after each, on separate data; one rule per step.
 
     No graph is built, and `params` do not change. Only the data used for adaptation count as its cost.
@@ -90,19 +103,59 @@ def evaluate(
         rules: the inner rule of each step; their step sizes may differ.
         processes: they share the tasks, and each gets the whole evaluation. Fewer tasks than processes are not shared.
         engine: computes derivatives and rollouts; default: the current one (see `metarl.engine`).
+        deterministic: whether the policy takes its most likely actions in the episodes that measure the scores.
+            Adaptation samples actions in any case, with the same random numbers.
+        score_name: of the curve.
+        step_sizes: of the curve, for each step.
+
+    Raises:
+        ValueError: for `deterministic` where there is no policy.
     """
     own = shard(tasks, processes) if processes.size <= tasks.num_tasks else tasks
     scoring, counting = CheckFinite(own), CountCost(CheckFinite(own))
-    curve, costs = [], []
+    points, costs = [], []
     with (engine or current_engine()).current():
         for w in adapt_stepwise(tree_map(Tensor.detach, params), counting, rules):
-            batch = scoring.draw(w, "outer")
-            curve.append(scores(own, w, batch))
+            batch = _draw_to_score(scoring, w, deterministic)
+            points.append(torch.stack([scores(own, w, batch).cpu().double(), _successes(own)], 1))
             costs.append(Counter({**dict.fromkeys([*own.cost(batch), "gradients"], 0), **counting.counts}))
+
+    # all processes get the numbers of all tasks
     share = share_of(own)
-    totals = share.processes.sum(torch.tensor([list(cost.values()) for cost in costs])).tolist()
-    all_scores = share.gather(torch.stack(curve, 1).cpu()).mT.contiguous()  # [K + 1, T]
-    return Evaluation(all_scores, [dict(zip(costs[0], row, strict=True)) for row in totals])
+    totals = share.processes.sum(torch.tensor([list(cost.values()) for cost in costs])).numpy()  # [K + 1, units]
+    gathered = share.gather(torch.stack(points, 1)).numpy()[None]  # [1, T, K + 1, 2]
+    success = gathered[..., 1]
+    whole = unwrap(tasks)
+    return AdaptationCurve(
+        gathered[..., 0].copy(),
+        score_name,
+        dict(whole.task) if isinstance(whole, HasTaskParams) else {},
+        None if np.isnan(success).all() else np.nan_to_num(success, nan=0.0),
+        {unit: totals[None, :, i] for i, unit in enumerate(costs[0])},
+        tuple(step_sizes),
+    )
+
+
+def _draw_to_score(tasks: TaskBatch, params: Params, deterministic: bool) -> Batch:
+    """A draw that measures the scores; with the policy's most likely actions if it is `deterministic`."""
+    if not deterministic:
+        return tasks.draw(params, "outer")
+    inside = unwrap(tasks)
+    if not isinstance(inside, EpisodicTaskBatch):
+        raise ValueError(f"deterministic must be False for tasks without a policy, such as {type(inside).__name__}")
+    inside.deterministic = True
+    try:
+        return tasks.draw(params, "outer")
+    finally:
+        inside.deterministic = False
+
+
+def _successes(tasks: TaskBatch) -> Tensor:
+    """The share of episodes of the last draw that succeeded, `[t]`; NaN where that is not reported."""
+    inside = unwrap(tasks)
+    if isinstance(inside, EpisodicTaskBatch) and inside.success is not None:
+        return inside.success.cpu().double()
+    return torch.full((tasks.num_tasks,), math.nan, dtype=torch.float64)
 
 
 class ScoreBefore(TaskWrapper):

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from metarl import checkpoint, tree
+from metarl.adaptation_curve import AdaptationCurve
 from metarl.callbacks import Callback, Metrics, check_callbacks, collect_metrics
 from metarl.checkpoint import learner_state
 from metarl.diagnostics import Diagnose
 from metarl.engine import Engine, current_engine
-from metarl.errors import NonFiniteError, check_has, check_int, check_source, check_step_sizes, check_type
-from metarl.evaluation import Evaluation, ScoreBefore, evaluate, warn_if_worse
+from metarl.errors import NonFiniteError, check_bool, check_has, check_int, check_source, check_step_sizes, check_type
+from metarl.evaluation import ScoreBefore, evaluate, held_out_tasks, warn_if_worse
 from metarl.inner import adapt_stepwise
 from metarl.learned_rules import hide_meta
 from metarl.outer import Method, check_method, make_method
@@ -293,21 +294,27 @@ class MetaLearner(FixedSettings):
         self,
         source: TaskSource | None = None,
         *,
-        num_tasks: int = 40,
+        tasks: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+        num_tasks: int | None = None,
         steps: int = 3,
         step_sizes: Sequence[float | None] | None = None,
         seed: int = 1000,
+        deterministic: bool = False,
         warn: bool = True,
-    ) -> Evaluation:
+    ) -> AdaptationCurve:
         """The score after 0, 1, ..., `steps` inner steps on held-out tasks.
 
         Args:
             source: of the held-out tasks; default: new tasks of the training source. If the training source normalises
                 observations, make it with `dataclasses.replace(learner.source, ...)`.
-            num_tasks: the number of held-out tasks.
+            tasks: chosen tasks instead of sampled ones: a list with the parameters of each, such as
+                `[{"goal": [0.3, -0.2]}, ...]`, or a dictionary of arrays `[T, ...]`.
+            num_tasks: the number of sampled tasks; default: 40.
             steps: inner steps.
             step_sizes: an inner step size for each step; `None` for a step, or for all: as in training.
             seed: of the tasks and everything random in them; training is not affected.
+            deterministic: whether the policy takes its most likely actions in the episodes that measure the scores;
+                the episodes of adaptation sample actions in any case.
             warn: give a `MoreStepsWarning`, once, when more steps than in training make a trained score worse.
 
         Raises:
@@ -316,13 +323,23 @@ class MetaLearner(FixedSettings):
         source = self.source if source is None else source
         check_source(source)
         check_int("steps", steps, minimum=0)
-        rules = self.rules([None] * steps if step_sizes is None else step_sizes)
+        check_bool("deterministic", deterministic)
+        sizes = [None] * steps if step_sizes is None else step_sizes
+        rules = self.rules(sizes)
         if len(rules) != steps:
             raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(rules)}")
         rng = stream_generator(check_int("seed", seed, minimum=0), Stream.HELD_OUT_TASKS)
         learner_state.check_same_source_state(source, self.source)
-        tasks = source.sample(check_int("num_tasks", num_tasks), rng)
-        curve = evaluate(self.params, tasks, rules, self.processes, self.engine)
+        curve = evaluate(
+            self.params,
+            held_out_tasks(source, rng, num_tasks, tasks),
+            rules,
+            self.processes,
+            self.engine,
+            deterministic=deterministic,
+            score_name=source.score_name,
+            step_sizes=self.known_step_sizes(sizes),
+        )
         if warn and self.iterations and not self._warned_of_steps:
             self._warned_of_steps = warn_if_worse(curve, self.method.inner.steps, self.source.score_name)
         return curve
@@ -330,6 +347,10 @@ class MetaLearner(FixedSettings):
     def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
         """The method's inner rule for each step size; `None` means as in training."""
         return self.method.make_rules(check_step_sizes(step_sizes))
+
+    def known_step_sizes(self, step_sizes: Sequence[float | None]) -> list[float | None]:
+        """The step sizes with that of training instead of `None`, unless it is learned or your method's own."""
+        return [self.inner_lr if size is None else size for size in check_step_sizes(step_sizes)]
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint with everything the next iteration depends on; of several processes, the first writes."""

@@ -131,6 +131,36 @@ class DescribesPolicies(Protocol):
 
 
 @runtime_checkable
+class HasTaskParams(Protocol):
+    """A task batch that knows the parameters of its tasks."""
+
+    @property
+    def task(self) -> TaskParams:
+        """Arrays `[T, ...]`."""
+
+
+@runtime_checkable
+class ChoosesTasks(Protocol):
+    """A source that makes batches of chosen tasks."""
+
+    distribution: "TaskDistribution"
+
+    def tasks(self, task: TaskParams, rng: np.random.Generator) -> TaskBatch:
+        """The given tasks, every array `[T, ...]`; `rng` seeds their randomness."""
+
+
+@runtime_checkable
+class EpisodicTaskBatch(Protocol):
+    """A task batch whose draws are episodes of a policy."""
+
+    deterministic: bool
+    """Whether the policy takes its most likely actions in the draws from now on; `False` at first."""
+
+    success: Tensor | None
+    """The share of the last draw's episodes that succeeded, `[T]`; `None` if the environments do not report it."""
+
+
+@runtime_checkable
 class HasThreads(Protocol):
     """A vector environment that steps its environments in threads."""
 

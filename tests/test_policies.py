@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import metarl
-from metarl import Evaluation, MetaLearner
+from metarl import AdaptationCurve, MetaLearner
 from metarl.checkpoint import package
 from metarl.engine import Engine
 from metarl.experiments.common.evaluation import step_sizes
@@ -24,7 +24,7 @@ FEW = 10
 """A quarter of the card's tasks: they draw what they draw among all."""
 
 
-def curve(learner: MetaLearner) -> Evaluation:
+def curve(learner: MetaLearner) -> AdaptationCurve:
     """The evaluation of the card, of the first tasks."""
     source = learner.source
     assert isinstance(source, ReinforcementLearning)
@@ -36,7 +36,7 @@ def curve(learner: MetaLearner) -> Evaluation:
 def outside(found: list[float], policy: str) -> list[int]:
     """The gradient steps after which the mean return is farther from the card's on these tasks than its interval."""
     card = json.loads((FOLDER / policy / "evaluation.json").read_text())
-    wanted = [float(np.mean(scores[:FEW])) for scores in card["scores"]]
+    wanted = np.mean(card["scores"][0][:FEW], axis=0)
     half = [(high - low) / 2 for low, high in card["ci95"]]
     assert len(found) == len(wanted) == len(half) == 4
     return [step for step in range(4) if abs(found[step] - wanted[step]) > half[step]]
@@ -67,8 +67,8 @@ def test_the_alarm_rings() -> None:
         learner.rules = lambda _: rules  # type: ignore[method-assign]
         assert outside(curve(learner).mean, "navigation")
         card = json.loads((FOLDER / "navigation" / "evaluation.json").read_text())
-        untrained = [float(np.mean(scores[:FEW])) for scores in card["random_init"]["scores"]]
-        assert outside(untrained, "navigation") == [0, 1, 2, 3]
+        untrained = np.mean(card["random_init"]["scores"][0][:FEW], axis=0)
+        assert outside(untrained.tolist(), "navigation") == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

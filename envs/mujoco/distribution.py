@@ -18,11 +18,12 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 from mujoco import MjData, MjModel
 
-from metarl.envs.base import EnvDistribution, check_device, check_rng, check_task, check_tasks
+from metarl.envs.base import EnvDistribution, check_device, check_rng
 from metarl.envs.mujoco.objectives import Motion, Objective, angle, direction, goal_position, goal_velocity
 from metarl.envs.mujoco.vector import MujocoVectorEnv, Rewards
 from metarl.envs.plots import PlanePlots, plot_goal_speed
 from metarl.errors import check_bool, check_choice, check_int, check_real
+from metarl.task_params import check_task, check_tasks
 from metarl.types import TaskParams
 
 if TYPE_CHECKING:

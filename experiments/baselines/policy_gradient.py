@@ -9,13 +9,12 @@
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from metarl import MetaLearner, evaluate
+from metarl import AdaptationCurve, MetaLearner, evaluate
 from metarl.agents import from_sb3
 from metarl.envs.base import EnvDistribution
 from metarl.errors import check_choice
@@ -71,8 +70,9 @@ def adapt(baseline: str, learner: MetaLearner, train_env_steps: int) -> Baseline
     rules = learner.rules(step_sizes(learner, train.EVALUATION_STEPS))
     tasks = source.sample(train.FINAL_TASKS, stream_generator(train.FINAL_SEED, Stream.HELD_OUT_TASKS))
     curve = evaluate(learner.method.initial_params(source), tasks, rules, engine=learner.engine)
-    costs = [cost["env_steps"] for cost in curve.costs]
-    return make_result(baseline, "step", range(len(costs)), curve.scores.mT.numpy(), costs, train_env_steps)
+    return make_result(
+        baseline, "step", range(curve.steps + 1), curve.scores[0], curve.costs["env_steps"][0], train_env_steps
+    )
 
 
 def run_multitask(config: TrainConfig, folder: Path, env_steps: int) -> BaselineResult:
@@ -120,8 +120,8 @@ def horizon_of(config: TrainConfig) -> int:
 
 def result_of_run(baseline: str, folder: Path) -> BaselineResult:
     """The result of a finished training run, from its `evaluation.json` and `metrics.jsonl`."""
-    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    curve = AdaptationCurve.from_json(folder / "evaluation.json")
     spent = read_metrics(folder)[-1]["oracle/env_steps"]
     assert spent is not None
-    scores = [list(column) for column in zip(*found["scores"], strict=True)]  # [tasks, steps + 1]
-    return make_result(baseline, "step", range(len(found["env_steps"])), scores, found["env_steps"], int(spent))
+    points = range(curve.steps + 1)
+    return make_result(baseline, "step", points, curve.scores[0], curve.costs["env_steps"][0], int(spent))

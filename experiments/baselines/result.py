@@ -1,6 +1,6 @@
 """The result of a baseline: scores on held-out tasks, and the environment steps of adaptation that each one cost.
 
-It is saved as `baseline.json`, which has the keys of `evaluation.json` and a few more.
+It is saved as `baseline.json`.
 """
 
 import json
@@ -33,16 +33,15 @@ class BaselineResult(NamedTuple):
     train_env_steps: int  # of training before the tasks were seen
 
     def summary(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON; `scores` are `[P][tasks]`, as in `evaluation.json`."""
-        columns = self.scores.T
+        """Everything as plain values, for JSON; `scores` are `[tasks][P]`."""
         return {
             "baseline": self.baseline,
             "axis": self.axis,
             "points": list(self.points),
-            "mean": columns.mean(1).tolist(),
-            "ci95": [confidence_interval(column) for column in columns],
+            "mean": self.scores.mean(0).tolist(),
+            "ci95": [confidence_interval(column) for column in self.scores.T],
             "num_tasks": len(self.scores),
-            "scores": columns.tolist(),
+            "scores": self.scores.tolist(),
             "env_steps": self.env_steps.tolist(),
             "train_env_steps": self.train_env_steps,
         }
@@ -53,7 +52,7 @@ def make_result(
     axis: Axis,
     points: Sequence[float],
     scores: npt.ArrayLike,
-    env_steps: Sequence[int],
+    env_steps: npt.ArrayLike,
     train_env_steps: int,
 ) -> BaselineResult:
     """A result from plain values; `scores` are `[tasks, P]`.
@@ -62,7 +61,7 @@ def make_result(
         ValueError: when the sizes do not fit each other.
     """
     table = np.asarray(scores, np.float64)
-    if table.ndim != 2 or table.shape[1] != len(points) or len(env_steps) != len(points):
+    if table.ndim != 2 or table.shape[1] != len(points) or np.shape(env_steps) != (len(points),):
         raise ValueError(f"scores must be [tasks, {len(points)}], one column for each point, got {table.shape}")
     steps = np.asarray(env_steps, np.int64)
     return BaselineResult(baseline, axis, tuple(points), table, steps, int(train_env_steps))
@@ -90,7 +89,7 @@ def read_result(folder: Path, settings: Mapping[str, Any] | None = None) -> Base
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         check_choice("axis", found["axis"], get_args(Axis))
-        table = np.asarray(found["scores"], np.float64).T
+        table = np.asarray(found["scores"], np.float64)
         result = make_result(
             found["baseline"], found["axis"], found["points"], table, found["env_steps"], found["train_env_steps"]
         )

@@ -1,7 +1,7 @@
 """Pictures of adaptation: the score after each gradient step, and the policy's trajectories."""
 
-import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
@@ -10,8 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from metarl.adaptation_curve import AdaptationCurve
+from metarl.curve_plots import draw_curve
 from metarl.envs.base import EnvDistribution
-from metarl.evaluation import Evaluation, evaluate
+from metarl.evaluation import evaluate
+from metarl.files import write_atomically
 from metarl.random import Stream, stream_generator
 from metarl.rl import ReinforcementLearning
 from metarl.types import Params, Rule, TaskDistribution, TaskParams
@@ -25,7 +28,7 @@ class Curve(NamedTuple):
     ci95: Sequence[tuple[float, float] | None]
 
 
-def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str, score: str = "return") -> Figure:
+def adaptation_figure(curves: Mapping[str, Curve | AdaptationCurve], title: str, score: str = "return") -> Figure:
     """The mean score on held-out tasks after each gradient step: a line with its 95 % band for each of `curves`."""
     beside = len(curves) > 3  # too many for a legend in a corner
     figure = new_figure(7.0 if beside else 5.5, 3.8)
@@ -35,9 +38,7 @@ def adaptation_figure(curves: Mapping[str, Curve | Evaluation], title: str, scor
     )
     for label, curve in curves.items():
         steps = range(len(curve.mean))
-        low, high = zip(*[(math.nan, math.nan) if ends is None else ends for ends in curve.ci95], strict=True)
-        (line,) = ax.plot(steps, curve.mean, markersize=5, label=label)
-        ax.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
+        draw_curve(ax, curve.mean, curve.ci95, label)
     ax.set(xlabel="gradient steps", ylabel=score.replace("_", " "), xticks=list(steps))
     ax.set_title(title, fontsize=10)
     ax.grid(alpha=0.3)
@@ -63,7 +64,7 @@ def trajectory_figure(
         for step, draw in enumerate(drawn):
             ax = axes[row][step]
             _plot_episodes(source.distribution, ax, task, draw, row)
-            ax.set_title(f"step {step}: {float(curve.scores[step, row]):.1f}", fontsize=9)
+            ax.set_title(f"step {step}: {curve.scores[0, row, step]:.1f}", fontsize=9)
     # what the lines are, if the distribution gave them labels
     handles, labels = axes[0][0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
@@ -80,6 +81,22 @@ def _plot_episodes(
     for episode in range(min(shown, len(obs))):
         tasks.plot_episode(ax, obs[episode][mask[episode] > 0], color="tab:blue", alpha=0.5, linewidth=1)
     tasks.plot_task(ax, task)
+
+
+def check_format(name: str, path: Path) -> None:
+    """Check that a picture can be written in the format of the path's ending.
+
+    Raises:
+        ValueError: otherwise, naming the argument.
+    """
+    formats = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise ValueError(f"{name} must end in one of {sorted(formats)}, got {str(path)!r}")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture in the format of the path's ending, atomically."""
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix.removeprefix(".")))
 
 
 def new_figure(width: float, height: float, dpi: int = 150) -> Figure:

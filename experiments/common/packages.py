@@ -182,11 +182,11 @@ def write_card(
 
 def _curve_table(curve: Mapping[str, Any]) -> str:
     columns = {"trained": curve, "random initialisation": curve["random_init"]}
-    rows = []
+    spent, rows = curve["costs"].get("env_steps"), []
     for k, step in enumerate(curve["steps"]):
         cells = [with_interval(c["mean"][k], c["ci95"][k], 2) for c in columns.values()]
-        rows.append([str(step), *cells, *([str(curve["env_steps"][k])] if "env_steps" in curve else [])])
-    names = ["gradient steps", *columns, *(["environment steps, all tasks"] if "env_steps" in curve else [])]
+        rows.append([str(step), *cells, *([str(spent[0][k])] if spent else [])])
+    names = ["gradient steps", *columns, *(["environment steps, all tasks"] if spent else [])]
     return markdown_table(names, rows)
 
 

@@ -174,7 +174,7 @@ def train(problem: Problem, start: Rates, hyper: Rates, iterations: int, tasks: 
     try:
         if iterations:
             cli.learn(learner, iterations)
-        score = float(learner.evaluate(held_out, num_tasks=tasks, steps=1, warn=False).scores[-1].double().mean())
+        score = float(learner.evaluate(held_out, num_tasks=tasks, steps=1, warn=False).mean[-1])
     except NonFiniteError:
         return Outcome(float("nan"), None)
     return Outcome(score, Rates(float(learner.params["meta/inner_lr"]), step.outer_lr))

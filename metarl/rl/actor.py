@@ -136,7 +136,7 @@ class Actor:
                 steps = [step_through(environments, forward, self.distribution, x, dtype, send) for x in parts]
             rollout = join_episodes([build_rollout(x, self.distribution, noise.horizon) for x in steps])
             name = env_name(environments)
-        check_finite_episodes(name, *rollout)
+        check_finite_episodes(name, rollout.episodes, rollout.actions, rollout.log_probs)
         return rollout
 
     def _repeat_step(self, environments: FunctionalEnvs, params: Params, noise: Noise) -> Steps:

@@ -30,7 +30,7 @@ class ActionDistribution(Protocol):
         """The random numbers for actions of the batch shape `shape`, on the generator's device."""
 
     def sample(self, params: DistParams, noise: Tensor) -> Tensor:
-        """Actions from noise."""
+        """Actions from noise; zeros give the most likely action (of a squashed Gaussian, that before tanh)."""
 
     def mode(self, params: DistParams) -> Tensor:
         """The action that an evaluation without noise takes."""

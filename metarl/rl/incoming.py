@@ -7,6 +7,7 @@ rollout: NaN and infinity, with the environment, task, episode and step.
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -30,6 +31,7 @@ class Arrived(NamedTuple):
     reward: Tensor
     terminated: Tensor  # bool
     truncated: Tensor  # bool
+    success: Tensor | None  # bool, of `info["success"]`; None if it was not reported
 
 
 class Incoming:
@@ -74,7 +76,18 @@ class Incoming:
             self._refuse("step", f"return {STEP}", _form(result))
         reward = self._array("rewards", result[1], self._shape[:1], "biuf")
         flags = [self._flags(name, x) for name, x in zip(("terminated", "truncated"), result[2:4], strict=True)]
-        return Arrived(self._observations(result[0]), self._tensor(reward, self._dtype), *flags)
+        observations = self._observations(result[0])
+        terminated, truncated = flags
+        success = self._success(result[4])
+        return Arrived(observations, self._tensor(reward, self._dtype), terminated, truncated, success)
+
+    def _success(self, infos: Any) -> Tensor | None:
+        """Where the infos report a success. As in Gymnasium, `success` is known where `_success` is true."""
+        if not isinstance(infos, Mapping) or "success" not in infos:
+            return None
+        found = self._tensor(self._array("success", infos["success"], self._shape[:1], "biuf"))
+        known = self._flags("_success", infos["_success"]) if "_success" in infos else torch.ones_like(found).bool()
+        return (found > 0) & known
 
     def _observations(self, x: Any) -> Tensor:
         array = self._array("observations", x, self._shape, "iub" if self._whole else "iubf")

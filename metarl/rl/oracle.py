@@ -294,6 +294,8 @@ class RLTaskBatch:
         self.task = task
         self._source, self._streams = source, streams
         self.seen: Tensor | None = None  # [T, k]: of all draws, for the statistics of observations
+        self.deterministic = False  # this and `success`: see metarl.types.EpisodicTaskBatch
+        self.success: Tensor | None = None
         self.agree: Callable[[int], int] = lambda length: length
         self._variances: tuple[Tensor, Tensor] | None = None  # [T] each, of the last draw
         # functions of one task (see `Losses`): the source's, so the next batch needs no new record
@@ -322,6 +324,8 @@ class RLTaskBatch:
         source, actor = self._source, self._source.actor
         horizon, episodes, dtype = source.distribution.horizon, source.episodes, float_leaf(params).dtype
         noise = actor.noise(self._environments, self._streams, horizon, episodes, dtype)
+        if self.deterministic:
+            noise = noise.with_most_likely_actions()
         try:
             rollout = actor.rollout(self._environments, params, noise)
         except NonFiniteError as error:
@@ -338,7 +342,8 @@ class RLTaskBatch:
         """
         # one episode in every environment, at the parameters of its task
         source = self._source
-        episodes, actions, log_probs = self._in_equal_arrays(self.rollout(params))
+        episodes, actions, log_probs, success = self._in_equal_arrays(self.rollout(params))
+        self.success = None if success is None else success.double().mean(1)
         obs = episodes.obs
 
         # the statistics learn from raw observations, baseline and loss get normalised ones

@@ -27,6 +27,7 @@ class Rollout(NamedTuple):
     episodes: Episodes
     actions: Tensor  # [T, E, H, *action]
     log_probs: Tensor  # [T, E, H], of the policy that acted
+    success: Tensor | None = None  # [T, E], bool: reported after any step of the episode
 
 
 class Noise(NamedTuple):
@@ -43,6 +44,17 @@ class Noise(NamedTuple):
     def horizon(self) -> int:
         """H."""
         return self.actions.shape[1] + self.missing
+
+    def with_most_likely_actions(self) -> "Noise":
+        """The same numbers, but zeros for the actions: distributions then give their mode."""
+        later = self.more
+
+        def more(steps: int) -> tuple[Tensor, Tensor]:
+            assert later is not None
+            actions, transitions = later(steps)
+            return torch.zeros_like(actions), transitions
+
+        return self._replace(actions=torch.zeros_like(self.actions), more=None if later is None else more)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The noise of the steps, some at a time: of actions `[T, h, E, ...]`, of transitions `[T, h, E, k]`."""
@@ -68,6 +80,7 @@ class Steps(NamedTuple):
     columns: Sequence[Tensor]  # [h, T, E, ...] each: obs, reward, running before the step, action, *parameters
     last_obs: Tensor  # [T, E, *obs]
     terminated: Tensor  # [T, E], bool
+    success: Tensor | None = None  # [T, E], bool; None if the environments did not report it
 
 
 def step_through(
@@ -100,7 +113,7 @@ def step_through(
     in_torch = isinstance(result[0], Tensor)
     clip = make_clipper(vec.single_action_space, device, actions)
     running = torch.ones(per_task, dtype=torch.bool, device=device)
-    terminated = torch.zeros_like(running)
+    terminated, success = torch.zeros_like(running), None
     columns = []
     # torch's threads would spin between operations while the threads of the environments need the cores
     with one_torch_thread() if isinstance(vec, HasThreads) and vec.threads > 1 else nullcontext():
@@ -114,11 +127,13 @@ def step_through(
             columns.append((obs, found.reward, running, action, *[x.clone() for x in parameters]))
             obs = found.obs
             terminated = terminated | (found.terminated & running)
+            if found.success is not None:
+                success = (found.success & running) | (False if success is None else success)
             running = running & ~(found.terminated | found.truncated)
             asked = device.type == "cpu" or (t + 1) % NOISE_STEPS == 0  # elsewhere it costs a synchronisation
             if asked and not running.any():
                 break
-    return Steps([torch.stack(column) for column in zip(*columns, strict=True)], obs, terminated)
+    return Steps([torch.stack(column) for column in zip(*columns, strict=True)], obs, terminated, success)
 
 
 def build_rollout(steps: Steps, distribution: ActionDistribution, horizon: int) -> Rollout:
@@ -130,7 +145,7 @@ def build_rollout(steps: Steps, distribution: ActionDistribution, horizon: int) 
     final_obs = _after_last_step(seen, running_before, steps.last_obs)
     length = array_length(seen.shape[2], horizon)
     seen, reward, mask, action, log_probs = (_pad(x, length) for x in (seen, reward * mask, mask, action, log_probs))
-    return Rollout(Episodes(seen, reward, mask, final_obs, steps.terminated), action, log_probs)
+    return Rollout(Episodes(seen, reward, mask, final_obs, steps.terminated), action, log_probs, steps.success)
 
 
 def _after_last_step(seen: Tensor, running: Tensor, last: Tensor) -> Tensor:
@@ -152,9 +167,9 @@ def array_length(steps: int, horizon: int) -> int:
 
 def lengthen(rollout: Rollout, length: int) -> Rollout:
     """The rollout, padded to `length` steps if it has fewer."""
-    episodes, actions, log_probs = rollout
+    episodes, actions, log_probs, success = rollout
     longer = {name: _pad(getattr(episodes, name), length) for name in ("obs", "rewards", "mask")}
-    return Rollout(episodes._replace(**longer), _pad(actions, length), _pad(log_probs, length))
+    return Rollout(episodes._replace(**longer), _pad(actions, length), _pad(log_probs, length), success)
 
 
 def join_episodes(rollouts: Sequence[Rollout]) -> Rollout:
@@ -164,7 +179,9 @@ def join_episodes(rollouts: Sequence[Rollout]) -> Rollout:
     longest = max(rollout.log_probs.shape[2] for rollout in rollouts)
     equal = [lengthen(rollout, longest) for rollout in rollouts]
     episodes = Episodes(*(torch.cat(leaves, dim=1) for leaves in zip(*(x.episodes for x in equal), strict=True)))
-    return Rollout(episodes, *(torch.cat([getattr(x, k) for x in equal], dim=1) for k in ("actions", "log_probs")))
+    actions, log_probs = (torch.cat([getattr(x, k) for x in equal], dim=1) for k in ("actions", "log_probs"))
+    reported = [x.success for x in equal if x.success is not None]
+    return Rollout(episodes, actions, log_probs, torch.cat(reported, dim=1) if len(reported) == len(equal) else None)
 
 
 def _pad(x: Tensor, length: int) -> Tensor:

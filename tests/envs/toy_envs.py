@@ -263,3 +263,21 @@ def random_actions(tasks: GymDistribution, steps: int, num_envs: int) -> np.ndar
     """`[steps, N, ...]`, the same each time."""
     tasks.action_space.seed(0)
     return np.array([[tasks.action_space.sample() for _ in range(num_envs)] for _ in range(steps)])
+
+
+class Pressing(gymnasium.Env[Any, Any]):
+    """Succeeds, for this step alone, where the action of step `at` is 1; reports it from step 2 on."""
+
+    def __init__(self, at: int = 2) -> None:
+        self.observation_space, self.action_space = Box(0.0, 9.0, (1,), np.float32), Discrete(2)
+        self.at, self.steps = at, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        info = {"success": float(self.steps == self.at and action == 1)} if self.steps > 1 else {}
+        return np.full(1, self.steps, np.float32), float(action), False, False, info

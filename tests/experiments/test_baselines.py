@@ -38,9 +38,9 @@ def test_random_is_the_untrained_policy_of_a_run(tmp_path: Path) -> None:
     evaluation = train_run(tmp_path / "run")
     result = run_baseline("random", CONFIG, 1, tmp_path / "random")
     wanted: dict[str, object] = evaluation["random_init"]  # type: ignore[assignment]
-    np.testing.assert_allclose(result.scores.T, np.asarray(wanted["scores"]), rtol=1e-6)
+    np.testing.assert_allclose(result.scores, np.asarray(wanted["scores"])[0], rtol=1e-6)
     assert result.scores.shape == (6, 4)
-    assert result.env_steps.tolist() == wanted["env_steps"]
+    assert result.env_steps.tolist() == wanted["costs"]["env_steps"][0]  # type: ignore[index]
     assert result.train_env_steps == 0
 
 
@@ -51,8 +51,8 @@ def test_trained_baselines_are_runs(tmp_path: Path, name: str, observe_task: boo
     with Engine().current():
         result = run_baseline(name, given, 1, tmp_path / name, env_steps=STEPS)
         wanted = train_run(tmp_path / "run", outer="multitask", observe_task=observe_task)
-    np.testing.assert_array_equal(result.scores.T, np.asarray(wanted["scores"])[:points])
-    assert result.env_steps.tolist() == wanted["env_steps"][:points]  # type: ignore[index]
+    np.testing.assert_array_equal(result.scores, np.asarray(wanted["scores"])[0][:, :points])
+    assert result.env_steps.tolist() == wanted["costs"]["env_steps"][0][:points]  # type: ignore[index]
     assert (result.axis, result.points) == ("step", tuple(range(points)))
     assert STEPS - 20 < result.train_env_steps <= STEPS
     config = json.loads((tmp_path / name / "config.json").read_text())

@@ -214,11 +214,11 @@ def test_equal_cost_and_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_pairs_of_the_same_task_are_compared() -> None:
     """Equal scores differ by nothing, however much tasks and seeds vary; in another order they do not pair."""
     rng = np.random.default_rng(0)
-    scores = (rng.normal(size=(4, 1, 1)) + rng.normal(size=(1, 2, 30))).astype(np.float32)
+    scores = (rng.normal(size=(4, 1, 1)) + rng.normal(size=(1, 30, 2))).astype(np.float32)
     same = compare_pairs(scores + np.float32(0.25), scores)
     for kind in ("ci95", "over_seeds", "over_tasks"):
         assert np.array(same[kind]) == pytest.approx(np.full((2, 2), 0.25), abs=1e-5)
-    wide = compare_pairs(scores + np.float32(0.25), scores[:, :, ::-1])
+    wide = compare_pairs(scores + np.float32(0.25), scores[:, ::-1])
     assert all(high - low > 0.3 for low, high in wide["over_tasks"])
     # one seed says nothing about others
     assert compare_pairs(scores[:1], scores[:1])["over_seeds"] == [None, None]

@@ -39,7 +39,7 @@ def test_a_run_and_its_result(tmp_path: Path) -> None:
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["axis"] == "episode"
     assert evaluation["points"] == [1, 2, 3]
-    assert np.asarray(evaluation["scores"]).shape == (3, 5)
+    assert np.asarray(evaluation["scores"]).shape == (5, 3)
     # one trial of each task: 4 steps an episode, unless it ends at the goal
     assert evaluation["env_steps"] == [0, 20, 40]
     assert evaluation["train_env_steps"] == 2 * ITERATION

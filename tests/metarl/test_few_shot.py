@@ -345,7 +345,7 @@ def test_every_outer_update_learns_on_every_setting(outer: str, setting: str) ->
     assert moved or outer == "es_maml"  # it sees accuracies only, and perturbations that change none move nothing
     test = suit(outer, dataclasses.replace(few, classes=numbered(4)))
     curve = learner.evaluate(test, num_tasks=5, steps=2)
-    assert curve.scores.shape == (3, 5)
+    assert curve.scores.shape == (1, 5, 3)
     assert ((curve.scores >= 0) & (curve.scores <= 1)).all()
 
 

@@ -172,7 +172,7 @@ def trained(learner: MetaLearner, iterations: int) -> dict[str, Any]:
     log = Log()
     learner.learn(iterations, [HeldOutEvaluation(every=2, num_tasks=8), log])
     state = {key: value for key, value in learner.state_dict().items() if key != "callbacks"}
-    return {"log": log.lines, "evaluation": learner.evaluate(num_tasks=9, steps=2).summary(), **plain(state)}
+    return {"log": log.lines, "evaluation": learner.evaluate(num_tasks=9, steps=2).to_dict(), **plain(state)}
 
 
 def plain(value: Any) -> Any:
@@ -363,7 +363,7 @@ def test_what_cannot_work_is_refused_everywhere(pool: Pool, function: Callable[.
 
 
 def evaluate_few(processes: Processes) -> dict[str, Any]:
-    return make("score terms", 4, processes).evaluate(num_tasks=2, steps=2).summary()
+    return make("score terms", 4, processes).evaluate(num_tasks=2, steps=2).to_dict()
 
 
 def test_fewer_held_out_tasks_than_processes(pool: Pool) -> None:

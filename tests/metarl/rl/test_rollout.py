@@ -129,7 +129,7 @@ def numpy_vec(name: str, episodes: int = 4) -> NumpyVec:
 def test_equals_a_loop_over_single_environments(name: str) -> None:
     """The recorded actions, fed to ordinary environments one by one."""
     tasks, policy, params, task = setup(name)
-    (obs, rewards, mask, final_obs, terminated), actions, log_probs = run(name)
+    (obs, rewards, mask, final_obs, terminated), actions, log_probs, _ = run(name)
     distribution = distribution_for(tasks.action_space)
     for t, e in np.ndindex(3, 4):
         env = tasks.make({k: v[t] for k, v in task.items()})
@@ -179,7 +179,7 @@ def test_the_vector_environment_of_torch_makes_the_same_steps(name: str) -> None
     """Bit for bit: these environments have no noise."""
     tasks, _, _, task = setup(name)
     ours, theirs = run(name), run(name, vec=tasks.make_vec(task, 4))
-    for a, b in zip([*ours.episodes, *ours[1:]], [*theirs.episodes, *theirs[1:]], strict=True):
+    for a, b in zip([*ours.episodes, *ours[1:3]], [*theirs.episodes, *theirs[1:3]], strict=True):
         assert torch.equal(a, b)
 
 
@@ -211,7 +211,7 @@ def test_actions_are_clipped_for_the_environment_alone() -> None:
 def test_early_exit_pads_with_zeros() -> None:
     tasks, policy, params, _ = setup("walk")
     vec = NumpyVec([tasks.make({"wall": 1.0}) for _ in range(6)])
-    episodes, actions, log_probs = rollout(vec, policy, params, 9)
+    episodes, actions, log_probs, _ = rollout(vec, policy, params, 9)
     assert len(vec.actions) == 1  # the wall is one step away: nothing is run for nothing
     assert actions.shape == log_probs.shape == episodes.mask.shape == (3, 2, 9)
     assert episodes.obs.shape == (3, 2, 9, 1)
@@ -225,7 +225,7 @@ def test_early_exit_pads_with_zeros() -> None:
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_same_seed_same_numbers(name: str) -> None:
     first, second, other = (run(name, seed=seed) for seed in (0, 0, 1))
-    for a, b in zip([*first.episodes, *first[1:]], [*second.episodes, *second[1:]], strict=True):
+    for a, b in zip([*first.episodes, *first[1:3]], [*second.episodes, *second[1:3]], strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(first.actions, other.actions)
 
@@ -247,7 +247,7 @@ def test_each_task_acts_with_its_own_parameters() -> None:
 def test_no_graph_and_float64() -> None:
     tasks, policy, params, task = setup("navigation")
     doubled = {k: v.double().requires_grad_() for k, v in params.items()}
-    episodes, actions, log_probs = rollout(functional(tasks, task, 4), policy.double(), doubled, 6)
+    episodes, actions, log_probs, _ = rollout(functional(tasks, task, 4), policy.double(), doubled, 6)
     for x in (episodes.obs, episodes.rewards, episodes.mask, actions, log_probs):
         assert x.dtype == torch.float64
         assert not x.requires_grad
