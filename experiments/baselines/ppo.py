@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from stable_baselines3 import PPO
 from torch import Tensor
+from tqdm import tqdm
 
 import metarl
 from metarl import checkpoint
@@ -69,7 +70,8 @@ class Plan(NamedTuple):
         Raises:
             ValueError: when another plan made them.
         """
-        made_by = json.dumps([self.targets, self.ppo, seed, settings(self.config), self.begin.about], default=str)
+        begun = [self.begin.about, self.begin.train_env_steps]
+        made_by = json.dumps([begun, self.targets, self.ppo, seed, settings(self.config)], default=str)
         if path.is_file():
             state = checkpoint.load(path)
             if state.get("made_by") != made_by:
@@ -101,8 +103,7 @@ def run_ppo(
     """Run PPO on each of the first `tasks` held-out tasks, and score it after each of `budgets`.
 
     Args:
-        config: the environment, the network's size, and the sizes of PPO's rollouts. A run at
-            `start` has its own.
+        config: the environment, the network's size, and the sizes of PPO's rollouts. A run at `start` has its own.
         folder: keeps the parameters of finished tasks.
         env_steps: not used; PPO sees no tasks before.
         start: the run, or the package of a run, whose policy is fine-tuned; default: a new policy, from scratch.
@@ -126,7 +127,7 @@ def run_ppo(
     folder.mkdir(parents=True, exist_ok=True)
     per_task = [
         plan.learn(folder / f"task_{i}.pt", {name: values[i] for name, values in held_out.items()}, config.seed + i)
-        for i in range(tasks)
+        for i in tqdm(range(tasks), unit="task", dynamic_ncols=True)
     ]
     after = [
         {name: torch.stack([found[point][name] for found in per_task]) for name in begin.params}
