@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 24, 10, 46
+LEFT, RIGHT, TOP, BOTTOM = 68, 24, 10, 46
 
 Point = tuple[float, float]
 

@@ -119,6 +119,6 @@ def heat_map(rows: Sequence[RowResult], title: str) -> Figure:
         ax.set_yticks(range(height), values[names[0]] if len(names) > 1 else [""], fontsize=8)
         ax.set_xlabel(names[-1], fontsize=9)
         ax.set_ylabel(names[0] if len(names) > 1 else "", fontsize=9)
-        ax.set_title(f"{group}: after {own[0].trained} steps", fontsize=9)
+        ax.set_title(f"{group}: after {own[0].trained} step{'s' * (own[0].trained != 1)}", fontsize=9)
     figure.colorbar(image, ax=axes, label="return")
     return figure

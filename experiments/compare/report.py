@@ -32,9 +32,9 @@ def report(
     """The whole page."""
     parts = {
         "table": ("Table", table_section(summaries)),
+        "sweep": ("Sweep", sweep_section(given.out / "heat_map.png") if given.sweep else ""),
         "adaptation": ("Adaptation", adaptation_section(rows)),
         "training": ("Training", training_section(rows)),
-        "sweep": ("Sweep", sweep_section(given.out / "heat_map.png") if given.sweep else ""),
         "statistics": ("Statistics", statistics_section(rows)),
         "tasks": ("Tasks", tasks_section(rows)),
         "behaviour": ("Behaviour", behaviour_section(rows)),
