@@ -148,6 +148,7 @@ def test_lines_are_where_the_numbers_are() -> None:
     ]
     (x0, _), (x1, _) = found[0], found[2]
     assert (x0, x1) == (LEFT, WIDTH - RIGHT)
+    assert found[1][1] < found[2][1] < found[0][1]  # pixels grow downwards
     assert [label for _, label in x_ticks] == ["0", "500", "1000", "1500", "2000"]
     assert found[1][0] == pytest.approx(x_ticks[2][0], abs=0.1)
     slope, offset = np.polyfit([y for y, _ in y_ticks], [value for _, value in y_ticks], 1)
