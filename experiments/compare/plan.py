@@ -67,8 +67,8 @@ class Arguments:
     """Folder of the comparison. The same call continues it where it was stopped."""
 
 
-FOLLOW = ("iterations", "seed", "anneal_iterations", "log_dir", "name", "resume")
-"""Settings of a run that the comparison makes itself."""
+FOLLOW = ("iterations", "seed", "anneal_iterations", "log_dir", "name", "resume", "find_inner_lr")
+"""Settings of a run that the comparison makes itself, and other uses of `metarl train`."""
 
 SHARED = ("env", "outer", "device", "plugins")
 """Settings that have their own option, for all rows."""

@@ -77,7 +77,7 @@ class RowResult:
     @property
     def iterations(self) -> int:
         """The iterations of each of its runs; 0 for a baseline without training."""
-        return max(len(lines) for lines in self.lines)
+        return max(int(lines[-1]["iteration"] or 0) if lines else 0 for lines in self.lines)
 
     def last(self, metric: str) -> float:
         """A metric at the end of training, the mean over seeds."""
@@ -92,7 +92,7 @@ class RowResult:
 def read_row(row: Row) -> RowResult:
     """The results of a row whose runs are done."""
     folders = [run.folder for run in row.runs]
-    lines = tuple(tuple(with_totals(read_metrics(folder))) for folder in folders)
+    lines = tuple(tuple(with_totals(read_metrics(folder, untrained=True))) for folder in folders)
     diverged = {run.config.seed: read_object(run.folder / DIVERGED) for run in row.runs if is_diverged(run.folder)}
     whole = [
         read_result(folder) if row.baseline else result_of_run("", folder)
@@ -132,7 +132,8 @@ def with_totals(lines: Sequence[Line]) -> list[Line]:
     for line in lines:
         wall += line.get("time/iteration_seconds") or 0.0
         cpu += line.get("time/iteration_cpu_seconds") or 0.0
-        found.append({**line, "time/seconds": wall, "time/cpu_seconds": cpu})
+        spent = {"oracle/env_steps": 0.0, "oracle/gradients": 0.0} if line["iteration"] == 0 else {}
+        found.append({**spent, **line, "time/seconds": wall, "time/cpu_seconds": cpu})
     return found
 
 

@@ -17,7 +17,7 @@ from metarl.files import is_temporary, write_json
 DIVERGED = "diverged.json"
 """The file of a run that ended in a NaN or an infinity."""
 
-FREE = ("log_dir", "name", "plugins", "save_every")
+FREE = ("log_dir", "name", "plugins", "save_every", "track", "picture_every")
 """Settings of a run that its results do not depend on."""
 
 

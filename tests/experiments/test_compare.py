@@ -192,6 +192,7 @@ def test_rows_with_options_of_train(tmp_path: Path, here: list[str]) -> None:
         (["--rows", "a&b:", "a%b:"], "rows must have labels that differ in more than special signs"),
         (["--rows", "a: --seed 3"], "rows must not have seed, which follows from the comparison, got '--seed 3'"),
         (["--options=--iterations 3"], "options must not have iterations"),
+        (["--options=--find-inner-lr"], "options must not have find_inner_lr"),
         (["--rows", "a: --hiden 4"], "--hiden"),
         (
             ["--rows", "a: --hidden '4"],
