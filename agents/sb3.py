@@ -67,7 +67,9 @@ def to_sb3(
     """A model of Stable-Baselines3 on `env` with the architecture of `policy`.
 
     Its deterministic `predict` is the mode of `policy` at `params`, clipped to the bounds of a Box; it can `learn`,
-    `save` and `load`. The critic is that of `policy` and was not meta-trained.
+    `save` and `load`. The critic is that of `policy` and was not meta-trained, so the
+    first gradients are noisier than those of meta-training, whose baseline is fitted to every draw: prefer parameters
+    that have been adapted to the task.
 
     Args:
         policy: a `PolicyModule`: the architecture, and the values of all parameters that `params` does not have. For a

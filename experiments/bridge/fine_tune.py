@@ -3,13 +3,15 @@
     python -m metarl.experiments.bridge.fine_tune policies/navigation --target -10 --goals 20
 
 The count is of environment steps, those of adaptation included, until the mean return of the episodes that end in one
-rollout of PPO reaches the target; 20 episodes side by side are a rollout. All start with the same settings of PPO.
+rollout of PPO reaches the target; 20 episodes side by side are a rollout. All start with the same settings of PPO:
+those that are usual with Adam, or the gradient steps that meta-training had in mind, one for each rollout (`sgd`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,8 +42,10 @@ class Arguments:
     """Held-out tasks."""
     limit: int = 200_000
     """Environment steps after which an algorithm gives up; it then counts with this number."""
-    learning_rate: float = 1e-3
-    """Learning rate of PPO."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimiser of PPO: adam (10 epochs of 4 minibatches for each rollout), or sgd (one step for each rollout)."""
+    learning_rate: float | None = None
+    """Learning rate of PPO. Default: 1e-3 for adam, the inner step size of training for sgd."""
     seed: int = 1000
     """Seed of the tasks and of PPO."""
 
@@ -75,7 +79,7 @@ class UntilReturn(BaseCallback):
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "python -m metarl.experiments.bridge.fine_tune", __doc__)
-    learner = cli.prepare(lambda: prepare(given))
+    learner, rate = cli.prepare(lambda: prepare(given))
     torch.set_num_threads(1)
 
     # held-out tasks, and the three starts
@@ -93,13 +97,13 @@ def main(arguments: list[str] | None = None) -> None:
     for i in range(given.goals):
         task = {name: values[i] for name, values in tasks.items()}
         for name, start in starts.items():
-            steps[name].append(count_steps(given, source, task, start(task, i), given.seed + i))
+            steps[name].append(count_steps(given, source, task, start(task, i), rate, given.seed + i))
         print(f"task {i + 1} of {given.goals}: {', '.join(f'{n} {s[-1]}' for n, s in steps.items())}", flush=True)
     print(table(steps, given))
 
 
-def prepare(given: Arguments) -> MetaLearner:
-    """The learner, with everything checked.
+def prepare(given: Arguments) -> tuple[MetaLearner, float]:
+    """The learner and PPO's learning rate, with everything checked.
 
     Raises:
         ValueError: naming what cannot work.
@@ -108,11 +112,10 @@ def prepare(given: Arguments) -> MetaLearner:
         check_int(name, getattr(given, name))
     check_int("seed", given.seed, minimum=0)
     check_real("target", given.target, -np.inf)
-    check_real("learning_rate", given.learning_rate)
     learner = metarl.load(given.run)
     if not isinstance(learner.source, ReinforcementLearning):
         raise ValueError(f"run must be one of metarl train, got {given.run}, a supervised one")
-    return learner
+    return learner, choose_rate(given, learner)
 
 
 def adapt(learner: MetaLearner, task: Any, seed: int) -> Start:
@@ -121,19 +124,36 @@ def adapt(learner: MetaLearner, task: Any, seed: int) -> Start:
     return Start(adapted.params, adapted.env_steps)
 
 
-def count_steps(given: Arguments, source: ReinforcementLearning, task: Any, start: Start, seed: int) -> int:
+def count_steps(
+    given: Arguments, source: ReinforcementLearning, task: Any, start: Start, rate: float, seed: int
+) -> int:
     """The environment steps until the target is reached, at most the limit."""
-    env = TaskVecEnv(source.distribution, task, source.episodes)
-    horizon = source.distribution.horizon
-    settings: Any = {
-        "n_steps": horizon,
-        "batch_size": source.episodes * horizon // 4,
-        "learning_rate": given.learning_rate,
-    }
-    model = to_sb3(source.policy, start.params, env, actions=source.actions, seed=seed, **settings)
+    env, horizon = TaskVecEnv(source.distribution, task, source.episodes), source.distribution.horizon
+    steps = source.episodes * horizon  # of a rollout
+    settings: Any = {"n_steps": horizon, "learning_rate": rate, "actions": source.actions, "seed": seed}
+    if given.optimizer == "adam":
+        model = to_sb3(source.policy, start.params, env, batch_size=max(1, steps // 4), **settings)
+    else:
+        settings |= {"batch_size": steps, "n_epochs": 1, "gae_lambda": 1.0, "vf_coef": 0.01, "max_grad_norm": math.inf}
+        model = to_sb3(source.policy, start.params, env, **settings)
+        model.policy.optimizer = torch.optim.SGD(model.policy.parameters(), lr=rate)
     stop = UntilReturn(given.target)
     model.learn(given.limit - start.env_steps, callback=stop)
     return given.limit if stop.reached is None else start.env_steps + stop.reached
+
+
+def choose_rate(given: Arguments, learner: MetaLearner) -> float:
+    """The learning rate of PPO.
+
+    Raises:
+        ValueError: when it must be given, or is not positive.
+    """
+    rate = given.learning_rate
+    if rate is None:
+        rate = 1e-3 if given.optimizer == "adam" else learner.inner_lr
+    if rate is None:
+        raise ValueError(f"learning_rate must be given, because {given.run} learned its inner step sizes; got None")
+    return check_real("learning_rate", rate)
 
 
 def table(steps: dict[str, list[int]], given: Arguments) -> str:

@@ -12,7 +12,10 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from metarl.experiments.bridge.fine_tune import UntilReturn
+import metarl
+from metarl.agents import to_sb3
+from metarl.experiments.bridge import fine_tune
+from metarl.experiments.bridge.fine_tune import Arguments, Start, UntilReturn, count_steps
 from tests.experiments import runs
 from tests.pages import ROOT
 
@@ -63,6 +66,32 @@ def test_the_last_displacement_is_the_gradient_at_the_adapted_parameters(around:
     assert not torch.allclose(path[1] - path[0], -0.1 * gradient, rtol=1e-2)  # the first one is another gradient
 
 
+def test_steps_of_sgd_are_those_of_meta_training(tmp_path: Path) -> None:
+    """PPO's first step from meta-trained parameters goes along the policy gradient with the inner step size."""
+    folder = runs.train(tmp_path / "run", "--iterations", 1)
+    learner = metarl.load(folder)
+    models: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fine_tune, "to_sb3", lambda *a, **k: models.append(to_sb3(*a, **k)) or models[-1])
+        given = Arguments(folder, target=0.0, limit=10, optimizer="sgd")
+        start = Start(learner.params)
+        task = {"goal": np.array([0.3, -0.2])}
+        assert count_steps(given, learner.source, task, start, 0.1, 0) == 10  # type: ignore[arg-type]
+    model = models[0]
+    moved = {name: value.detach().clone() for name, value in model.policy.named_parameters()}
+    actor = [name for name in moved if f"policy.{name}" in learner.params]
+    with torch.no_grad():
+        for name in actor:
+            model.policy.get_parameter(name).copy_(learner.params[f"policy.{name}"])
+    (data,) = model.rollout_buffer.get(batch_size=None)
+    _, log_prob, _ = model.policy.evaluate_actions(data.observations, data.actions)
+    advantages = (data.advantages - data.advantages.mean()) / (data.advantages.std() + 1e-8)
+    loss = -(advantages * (log_prob - data.old_log_prob).exp()).mean()
+    grads = torch.autograd.grad(loss, [model.policy.get_parameter(name) for name in actor])
+    for name, g in zip(actor, grads, strict=True):
+        torch.testing.assert_close(moved[name], learner.params[f"policy.{name}"] - 0.1 * g, rtol=1e-3, atol=1e-6)
+
+
 def test_fine_tuning_counts_environment_steps(tmp_path: Path) -> None:
     folder = runs.train(tmp_path / "run", "--iterations", 1)
     few = ("--goals", 2, "--limit", 60)
@@ -70,13 +99,15 @@ def test_fine_tuning_counts_environment_steps(tmp_path: Path) -> None:
     assert easy.code == 0, easy.err
     rows = [line.split("|")[2].split("[")[0].strip() for line in easy.out.splitlines() if line.startswith("| ")][2:]
     assert rows == ["10", "10", "20"]  # one rollout of 2 episodes of 5 steps; the adapted start took one before it
+    one_step = runs.call("bridge.fine_tune", folder, *few, "--target", -1000, "--optimizer", "sgd")
+    assert one_step.out.splitlines()[-3:] == easy.out.splitlines()[-3:]
     hard = runs.call("bridge.fine_tune", folder, *few, "--target", 0)
     assert hard.out.count("| 60 [60, 60] | 60 | 0 of 2 |") == 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--goals", 0), "goals must be"), (("--limit", 0), "limit must be"), (("--learning-rate", -1), "learning_rate")],
+    [(("--goals", 0), "goals must be"), (("--limit", 0), "limit must be"), (("--target", "nan"), "target must be")],
 )
 def test_bad_settings_are_one_line(tmp_path: Path, arguments: tuple[object, ...], message: str) -> None:
     outcome = runs.call("bridge.fine_tune", tmp_path, *arguments)
