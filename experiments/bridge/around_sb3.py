@@ -25,7 +25,7 @@ from metarl.envs import Navigation
 
 EPISODES, HORIZON = 20, 100  # episodes side by side: one call of `learn`, one gradient step
 TASKS, ITERATIONS, OUTER_LR, HELD_OUT = 10, 40, 1e-2, 20
-SETTINGS: Any = {"learning_rate": 0.1, "gae_lambda": 1.0, "vf_coef": 0.01, "max_grad_norm": math.inf}
+SETTINGS: Any = {"learning_rate": 0.1, "gamma": 0.9, "gae_lambda": 1.0, "vf_coef": 0.01, "max_grad_norm": math.inf}
 OPTIMIZER: Any = {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}, "log_std_init": -0.5}
 
 tasks = Navigation(HORIZON)
