@@ -102,7 +102,7 @@ class EnvDistribution(FixedSettings, ABC):
         columns = observations.reshape(len(observations), -1).T
         for k, column in enumerate(columns[:COMPONENTS]):
             own = {"color": f"C{k}", "label": f"observation {k}"} if len(columns) > 1 else {}
-            ax.plot(column, **{**line_kwargs, **own})
+            ax.plot(column, **{**own, **line_kwargs})
 
 
 COMPONENTS = 6

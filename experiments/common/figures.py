@@ -78,8 +78,9 @@ def _plot_episodes(
 ) -> None:
     assert isinstance(tasks, EnvDistribution)
     obs, mask = draw.batch["obs"][row].cpu().numpy(), draw.batch["mask"][row].cpu().numpy()
+    ax.set_prop_cycle(color=["tab:blue"])  # of lines that the distribution gives no colour
     for episode in range(min(shown, len(obs))):
-        tasks.plot_episode(ax, obs[episode][mask[episode] > 0], color="tab:blue", alpha=0.5, linewidth=1)
+        tasks.plot_episode(ax, obs[episode][mask[episode] > 0], alpha=0.5, linewidth=1)
     tasks.plot_task(ax, task)
 
 

@@ -93,8 +93,9 @@ def check_parts(splits: Splits, given: ImageSettings) -> None:
         classes = len(getattr(splits, name))
         if classes < given.ways:
             fixed = given.data in SHIPPED or has_split_folders(given.data)
-            fix = "use fewer --ways" if fixed else "use fewer --ways, or set the parts by --split TRAIN VALIDATION TEST"
-            raise ValueError(f"the {name} part of the classes must have at least {given.ways}, got {classes}; {fix}")
+            fix = "" if fixed else "; set the parts by --split TRAIN VALIDATION TEST, or use fewer ways"
+            found = f"the number of classes in the {name} part, got {given.ways}"
+            raise ValueError(f"ways must be at most {classes}, {found}{fix}")
 
 
 def check_applies(given: ImageSettings) -> None:

@@ -176,7 +176,11 @@ def test_training(whole: str, network: str) -> None:
     [
         ({"ways": 0}, "^ways must be"),
         ({"ways": 1}, "^ways must be"),
-        ({"ways": 3}, "^ways must be at most 2, the number of classes, got 3"),  # of the validation classes
+        (
+            {"ways": 3, "split": (6, 2, 4)},
+            "^ways must be at most 2, the number of classes in the validation part, got 3; set the parts by --split",
+        ),
+        ({"ways": 4, "split": (6, 4, 2)}, "^ways must be at most 2, .*in the test part"),
         ({"shots": 0}, "^shots must be"),
         ({"queries": -1}, "^queries must be"),
         ({"context_size": -1}, "^context_size must be"),
