@@ -96,6 +96,9 @@ def explain_variances(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def stacked_norms(stacked: Params) -> Tensor:
-    """The Euclidean norm of every task's tree, `[t]`."""
-    squares = [leaf.reshape(len(leaf), -1).square().sum(1) for leaf in stacked.values()]
-    return torch.stack(squares).sum(0).sqrt()
+    """The Euclidean norm of every task's tree, `[t]`; no rounding depends on the other tasks."""
+    total = torch.zeros(())
+    for leaf in stacked.values():
+        for_each_task = torch.stack([row.square().sum() for row in leaf.detach()])
+        total = total.to(for_each_task) + for_each_task
+    return total.sqrt()
