@@ -10,7 +10,7 @@ from scipy import stats
 
 from metarl.statistics import bootstrap, confidence_interval, crossed_bootstrap, interquartile_mean
 from metarl.statistics.bootstrap import Resampled, resample
-from metarl.statistics.intervals import Spread
+from metarl.statistics.intervals import Spread, interval_around
 from tests.reference.designs import coverage, crossed, outside
 
 TABLE = crossed(4, 12, 0.7, 1, 0.8)(np.random.default_rng(5))
@@ -170,17 +170,26 @@ def test_bad_arguments(arguments: Any, message: str) -> None:
         crossed_bootstrap(TABLE, **arguments)
 
 
+def coverages(seeds: int, tasks: int, rest: float, of_seed: float, times: int = 2000) -> list[float]:
+    """In percent: of our interval, and of the percentiles with both, seeds only, and tasks only resampled."""
+    simulate, rng, held = crossed(seeds, tasks, of_seed, 1, rest), np.random.default_rng(0), np.zeros(4)
+    for _ in range(times):
+        scores = simulate(rng)
+        value = float(interquartile_mean(scores))
+        found = resample(scores, interquartile_mean, 200, np.random.default_rng(1))
+        ours = interval_around(value, bootstrap._spread(value, found, scores.shape), scores.shape, 0.95)
+        plain = [np.quantile(x, [0.025, 0.975]) for x in (found.both, found.seeds, found.tasks)]
+        held += [low <= 0 <= high for low, high in [ours or (np.nan, np.nan), *plain]]
+    return [100 * float(x) / times for x in held]
+
+
 @pytest.mark.slow
 def test_coverage_table() -> None:
     """Coverage of intervals for the interquartile mean; prints the table of docs/results.md."""
     print("\n| seeds | tasks | rest | seed spread | `crossed_bootstrap` | both | seeds only | tasks only |")
-    times, ours = 2000, {}
     for seeds, tasks, rest, of_seed in itertools.product((2, 3, 5, 10), (5, 40), (0.3, 1.0), (0.0, 0.2, 1.0)):
-        design = crossed(seeds, tasks, of_seed, 1, rest)
-        row = [coverage(design, interval, times) for interval in (of_iqm, *map(percentiles, Resampled._fields[::-1]))]
-        ours[seeds, rest, of_seed] = row[0]
-        both, only_tasks, only_seeds = row[1:]
-        cells = " | ".join(f"{100 * x:.1f}" for x in (row[0], both, only_seeds, only_tasks))
+        found = coverages(seeds, tasks, rest, of_seed)
+        cells = " | ".join(f"{x:.1f}" for x in found)
         print(f"| {seeds} | {tasks} | {rest} | {of_seed} | {cells} |", flush=True)
-    for (seeds, rest, of_seed), found in ours.items():
-        assert not outside(0.93 if seeds > 2 or rest < 1 else 0.90, [found], 0.975, times), (seeds, rest, of_seed)
+        low = 0.93 if seeds > 2 or (rest, of_seed) != (1.0, 1.0) else 0.90
+        assert not outside(low, [found[0] / 100], 0.975, 2000), (seeds, tasks, rest, of_seed)
