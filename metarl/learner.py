@@ -2,33 +2,29 @@
 
 import copy
 import time
-from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Self, overload
+from typing import Any, ClassVar, Self
 
-import gymnasium
 import numpy as np
 import torch
 
 from metarl import checkpoint, tree
-from metarl.adaptation_curve import AdaptationCurve
 from metarl.callbacks import Callback, Metrics, check_callbacks, collect_metrics
 from metarl.checkpoint import learner_state
 from metarl.diagnostics import Diagnose
 from metarl.engine import Engine, current_engine
-from metarl.errors import NonFiniteError, check_bool, check_has, check_int, check_source, check_step_sizes, check_type
-from metarl.evaluation import ScoreBefore, evaluate, held_out_tasks, warn_if_worse
-from metarl.inner import adapt_stepwise
+from metarl.errors import NonFiniteError, check_has, check_int, check_source, check_type
+from metarl.evaluation import ScoreBefore
+from metarl.initialization import Initialization
 from metarl.learned_rules import hide_meta
 from metarl.outer import Method, check_method, make_method
 from metarl.partial import Patterns
 from metarl.processes import ALONE, Processes, shard, share_of
-from metarl.random import Stream, generator_state, restore_generator, stream_generator
-from metarl.rl.adapted_policy import AdaptedPolicy, adapt_policy
-from metarl.settings import FixedSettings
+from metarl.random import generator_state, restore_generator
 from metarl.signals import first_signal
 from metarl.state_dict import snapshot
 from metarl.step import (
@@ -41,11 +37,11 @@ from metarl.step import (
     average,
     check_same_method,
 )
-from metarl.types import LearningSource, Params, Rule, TaskBatch, TaskSource
+from metarl.types import LearningSource, Params, TaskBatch, TaskSource
 from metarl.wrappers import CheckFinite, CountCost, check_finite, find_non_finite
 
 
-class MetaLearner(FixedSettings):
+class MetaLearner(Initialization):
     """Meta-trains initial parameters so that a few inner steps adapt them to a task.
 
     This constructor takes names and numbers; `from_parts` takes a `Method` and an `OuterStep` of your own.
@@ -168,18 +164,12 @@ class MetaLearner(FixedSettings):
         self.engine = current_engine(default=Engine()) if engine is None else engine
         self.params = method.initial_params(source)
         self.counts: Counter[str] = Counter()
-        self.iterations, self._warned_of_steps = 0, False
+        self.iterations = 0
         self.stopped_by: str | None = None
         self._rng = np.random.default_rng(seed)
         self._callback_states = learner_state.CallbackStates()
         self._stop_requested: str | None = None
         self._fix_settings()
-
-    @property
-    def inner_lr(self) -> float | None:
-        """The inner step size of a method made by its name; `None` for your own method and learned step sizes."""
-        learned = self.method.learned_rule is not None
-        return None if learned or self.method.recipe is None else self.method.recipe.inner_lr
 
     def learn(self, iterations: int, callbacks: Iterable[Callback] = ()) -> Self:
         """Train for `iterations` more iterations.
@@ -232,125 +222,6 @@ class MetaLearner(FixedSettings):
                 f"params, seed and iterations must be the same in every process, but those of {different} differ from "
                 "process 0; was the network made without a seed?"
             )
-
-    @overload
-    def adapt(
-        self, tasks: TaskBatch, steps: int | None = None, *, step_sizes: Sequence[float | None] | None = None
-    ) -> Params: ...
-
-    @overload
-    def adapt(
-        self,
-        tasks: gymnasium.Env[Any, Any] | Mapping[str, Any],
-        steps: int | None = None,
-        *,
-        step_sizes: Sequence[float | None] | None = None,
-        episodes: int | None = None,
-        seed: int = 0,
-    ) -> AdaptedPolicy: ...
-
-    def adapt(
-        self,
-        tasks: TaskBatch | gymnasium.Env[Any, Any] | Mapping[str, Any],
-        steps: int | None = None,
-        *,
-        step_sizes: Sequence[float | None] | None = None,
-        episodes: int | None = None,
-        seed: int = 0,
-    ) -> Params | AdaptedPolicy:
-        """A policy adapted to one task, or the parameters adapted to each of a batch of tasks, stacked `[T, ...]`.
-
-        More steps than in training may make the score worse; `evaluate` warns of that.
-
-        Args:
-            tasks: an environment of yours (it collects episodes in it, one after the other), or the parameters of one
-                task, such as `{"goal": [0.3, -0.2]}`; or a batch, such as `source.sample(5, rng)`.
-            steps: inner steps; default: as in training.
-            step_sizes: an inner step size for each step; `None` for a step, or for all: as in training.
-            episodes: for one task, the episodes of each step; default: as in training.
-            seed: for one task, of everything random.
-
-        Raises:
-            ValueError: for arguments that cannot work, naming them.
-        """
-        number = self.method.inner.steps if steps is None else check_int("steps", steps, minimum=0)
-        rules = self.rules([None] * number if step_sizes is None else step_sizes)
-        if len(rules) != number:
-            raise ValueError(f"step_sizes must have one entry for each of the {number} steps, got {len(rules)}")
-
-        def run(batch: TaskBatch) -> Params:
-            with self.engine.current():
-                return deque(adapt_stepwise(self.params, CheckFinite(batch), rules), maxlen=1).pop()
-
-        if isinstance(tasks, gymnasium.Env | Mapping):
-            return adapt_policy(self.source, tasks, run, episodes, seed)
-        wanted = "an environment, the parameters of one task, or a batch of tasks, such as source.sample(5, rng)"
-        check_has("tasks", tasks, ("draw", "loss", "num_tasks"), wanted)
-        if episodes is not None:
-            raise ValueError(f"episodes does not apply to a batch of tasks, which has its own, got {episodes!r}")
-        return run(tasks)
-
-    def evaluate(
-        self,
-        source: TaskSource | None = None,
-        *,
-        tasks: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
-        num_tasks: int | None = None,
-        steps: int = 3,
-        step_sizes: Sequence[float | None] | None = None,
-        seed: int = 1000,
-        deterministic: bool = False,
-        warn: bool = True,
-    ) -> AdaptationCurve:
-        """The score after 0, 1, ..., `steps` inner steps on held-out tasks.
-
-        Args:
-            source: of the held-out tasks; default: new tasks of the training source. If the training source normalises
-                observations, make it with `dataclasses.replace(learner.source, ...)`.
-            tasks: chosen tasks instead of sampled ones: a list with the parameters of each, such as
-                `[{"goal": [0.3, -0.2]}, ...]`, or a dictionary of arrays `[T, ...]`.
-            num_tasks: the number of sampled tasks; default: 40.
-            steps: inner steps.
-            step_sizes: an inner step size for each step; `None` for a step, or for all: as in training.
-            seed: of the tasks and everything random in them; training is not affected.
-            deterministic: whether the policy takes its most likely actions in the episodes that measure the scores;
-                the episodes of adaptation sample actions in any case.
-            warn: give a `MoreStepsWarning`, once, when more steps than in training make a trained score worse.
-
-        Raises:
-            ValueError: for arguments that cannot work, naming them.
-        """
-        source = self.source if source is None else source
-        check_source(source)
-        check_int("steps", steps, minimum=0)
-        check_bool("deterministic", deterministic)
-        sizes = [None] * steps if step_sizes is None else step_sizes
-        rules = self.rules(sizes)
-        if len(rules) != steps:
-            raise ValueError(f"step_sizes must have one entry for each of the {steps} steps, got {len(rules)}")
-        rng = stream_generator(check_int("seed", seed, minimum=0), Stream.HELD_OUT_TASKS)
-        learner_state.check_same_source_state(source, self.source)
-        curve = evaluate(
-            self.params,
-            held_out_tasks(source, rng, num_tasks, tasks),
-            rules,
-            self.processes,
-            self.engine,
-            deterministic=deterministic,
-            score_name=source.score_name,
-            step_sizes=self.known_step_sizes(sizes),
-        )
-        if warn and self.iterations and not self._warned_of_steps:
-            self._warned_of_steps = warn_if_worse(curve, self.method.inner.steps, self.source.score_name)
-        return curve
-
-    def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
-        """The method's inner rule for each step size; `None` means as in training."""
-        return self.method.make_rules(check_step_sizes(step_sizes))
-
-    def known_step_sizes(self, step_sizes: Sequence[float | None]) -> list[float | None]:
-        """The step sizes with that of training instead of `None`, unless it is learned or your method's own."""
-        return [self.inner_lr if size is None else size for size in check_step_sizes(step_sizes)]
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint with everything the next iteration depends on; of several processes, the first writes."""
