@@ -237,7 +237,7 @@ def test_a_problem_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_evaluations_take_eval_shots(tmp_path: Path) -> None:
     """A step of adaptation takes the evaluation's shots of each task; training its own."""
     folder = finish(tmp_path / "run", "sinusoid", "--shots", 7, "--queries", 9, "--eval-shots", 3)
-    assert evaluation(folder)["samples"] == [0, 2 * 3, 2 * 2 * 3]
+    assert evaluation(folder)["costs"]["samples"] == [[0, 2 * 3, 2 * 2 * 3]]
     assert runs.lines(folder)[0]["oracle/samples"] == 2 * (7 + 9 + 7)
 
 
