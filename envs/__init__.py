@@ -145,7 +145,7 @@ def constructor(name: str) -> Callable[..., EnvDistribution]:
     Raises:
         ValueError: an unknown name, or MuJoCo is not installed, with the command that installs it.
     """
-    if ":" in name:
+    if isinstance(name, str) and ":" in name:
         return find_own(name)
     make = ENVS[check_choice("name", name, ENVS)]
     if not isinstance(make, str):
