@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from metarl.errors import check_choice, check_int
+from metarl.errors import check_choice, check_int, did_you_mean
 from metarl.experiments.baselines import BASELINES
 from metarl.experiments.common import cli, options
 from metarl.experiments.common.budget import count_iterations
@@ -244,8 +244,10 @@ def read_setting(argument: str, name: str, text: str) -> tuple[str, Any]:
         raise ValueError(f"{argument} must not have {name}, which follows from the comparison")
     if name in SHARED:
         raise ValueError(f"{argument} must not have {name}, which is given as --{name}")
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
-    check_choice(f"{argument}: the setting", name, [other for other in known if other not in (*FOLLOW, *SHARED)])
+    known = {field.name for field in dataclasses.fields(TrainConfig)} - {*FOLLOW, *SHARED}
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise ValueError(f"{argument}: the setting must be one of those in metarl train --help, got {name!r}{near}")
     return name, options.read(argument, [f"{name}={text}"], TrainConfig)[name]
 
 

@@ -25,7 +25,7 @@ from tests.experiments import runs
 WORDS = ("0", "-1", "1.5", "x", "nan")
 INTEGERS = {  # the setting, and the bad ones among WORDS
     **dict.fromkeys(("iterations", "inner_steps", "meta_batch_size", "episodes", "horizon", "hidden"), WORDS),
-    **dict.fromkeys(("eval_every", "eval_tasks", "save_every", "features_dim"), WORDS),
+    **dict.fromkeys(("eval_every", "eval_tasks", "save_every", "features_dim", "picture_every"), WORDS),
     **dict.fromkeys(("anneal_iterations", "seed", "eval_seed", "context_size"), WORDS[1:]),  # here zero is good
 }
 REALS = {

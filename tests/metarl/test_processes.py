@@ -218,7 +218,7 @@ def test_the_runs_are_worth_comparing(by_one: dict[str, Any]) -> None:
         assert len(found["log"]) == found["iterations"] == 4
         assert found["counts"]["samples"] > 0
         assert found["log"][0]["train/meta_grad_spread"] > 0
-        assert found["evaluation"]["samples"][2] > 0
+        assert found["evaluation"]["costs"]["samples"][0][2] > 0
 
 
 def test_three_processes_and_a_remainder(pool: Pool, by_one: dict[str, Any]) -> None:
