@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from metarl.experiments.common.config import settings
+from metarl.experiments.common.config import read_if_whole, settings
 from metarl.experiments.common.tables import with_interval
 from metarl.experiments.compare.charts import Series, line_chart
 from metarl.experiments.compare.pairs import MOST_ROWS, compare_rows, describe_rows
@@ -19,6 +21,7 @@ from metarl.experiments.compare.results import AXES, RowResult, Summary
 from metarl.experiments.compare.tables import head_and_rows
 from metarl.experiments.train import TrainConfig
 from metarl.statistics import Estimate
+from metarl.task_params import split_columns
 
 HERE = Path(__file__).parent
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
@@ -176,9 +179,9 @@ def tasks_section(rows: Sequence[RowResult]) -> str:
     shown = [row for row in rows if row.scores is not None]
     if not shown:
         return ""
-    lines = []
+    parameters, lines = task_columns(shown), []
     for task in range(max(row.final.shape[1] for row in shown)):
-        cells = []
+        cells = [f"{values[task]:.3g}" for values in parameters.values()]
         for row in shown:
             assert row.scores is not None
             if task < row.final.shape[1]:
@@ -191,7 +194,18 @@ def tasks_section(rows: Sequence[RowResult]) -> str:
         "Return on each held-out task before adaptation → after the trained steps, the mean over seeds. Single scores"
         " are in <code>scores.csv</code>."
     )
-    return f"<p>{note}</p>{html_table(['task', *(row.label for row in shown)], lines)}"
+    return f"<p>{note}</p>{html_table(['task', *parameters, *(row.label for row in shown)], lines)}"
+
+
+def task_columns(rows: Sequence[RowResult]) -> dict[str, npt.NDArray[Any]]:
+    """The parameters of the held-out tasks, each number a column; none if rows have other tasks, or none are stored."""
+    if any(row.tasks != rows[0].tasks for row in rows):
+        return {}
+    for folder in (folder for row in rows for folder in row.folders):
+        tasks = (read_if_whole(folder / "evaluation.json") or {}).get("tasks")
+        if tasks:
+            return split_columns({name: np.asarray(values) for name, values in tasks.items()})
+    return {}
 
 
 def behaviour_section(rows: Sequence[RowResult]) -> str:

@@ -251,3 +251,14 @@ def test_baselines_and_the_files(tmp_path: Path, here: list[str]) -> None:  # no
     assert run_compare(tmp_path / "out", *arguments, "--sweep", "inner_lr", "0.1", "0.2").code == 0
     assert len(here) == trained
     assert SMALL
+
+
+def test_tasks_have_their_parameters(tmp_path: Path) -> None:
+    goals = [[0.125, -0.5], [1, 2], [3, 4], [5, 6], [7, 8]]
+    (tmp_path / "evaluation.json").write_text(json.dumps({"tasks": {"goal": goals}}))
+    same, other = make_row("a", folders=(tmp_path, tmp_path)), make_row("b", config=TrainConfig(horizon=50))
+    cells = [text for tag, text in Page(make_page(same, make_row("c"))).texts if tag in ("td", "th")]
+    first = cells.index("goal[0]")
+    assert cells[first - 1 : first + 4] == ["task", "goal[0]", "goal[1]", "a", "c"]
+    assert cells[first + 4 : first + 7] == ["0", "0.125", "-0.5"]
+    assert "goal[0]" not in make_page(same, other)  # its tasks may be others
