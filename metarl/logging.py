@@ -151,6 +151,7 @@ def chart_layout(score: str) -> dict[str, dict[str, list[Any]]]:
             "entropy": both("policy/entropy"),
             "standard deviation": both("policy/std"),
             "episode length": both("rollout/episode_length"),
+            "success": both("rollout/success"),
             "explained variance": both("baseline/explained_variance"),
         },
         "held-out tasks": {f"{score} after each step": ["Multiline", [f"eval/{score}_step_.*"]]},

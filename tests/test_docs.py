@@ -29,6 +29,7 @@ RUN_HERE = {
     "callbacks",
     "own_data",
     "from_python",
+    "results",
     "getting_started",
     "environments",
     "engine",
@@ -82,6 +83,12 @@ def test_from_python(in_folder: Path) -> None:
     for names in run_blocks(DOCS / "from_python.md"):
         assert names["run"].iterations == 3
         assert {len(leaf) for leaf in names["adapted"].values()} == {3}
+
+
+def test_results(capsys: pytest.CaptureFixture[str]) -> None:
+    """The bound of a policy that knows the direction of a goal alone."""
+    for names in run_blocks(DOCS / "results.md"):
+        assert f"{names['mean_return'](0.42):.1f} {names['mean_return'](names['distance']):.1f}" == "-10.6 -0.5"
 
 
 def test_the_task_distribution_trains(environments: dict[str, Any]) -> None:

@@ -376,8 +376,10 @@ class RLTaskBatch:
         return lengthen(rollout, self.agree(rollout.log_probs.shape[2]))
 
     def statistics(self, batch: Batch) -> dict[str, Tensor]:
-        """The mean length of the last draw's episodes, and the variance of its returns around the baseline."""
+        """Of the last draw: mean episode length, successes if reported, variances of returns around the baseline."""
         found = {"rollout/episode_length": batch["mask"].sum(2).mean(1)}
+        if self.success is not None:
+            found["rollout/success"] = self.success
         if self._variances is not None:
             residual, total = self._variances
             found.update({f"baseline/{RESIDUAL}": residual, f"baseline/{TOTAL}": total})

@@ -13,13 +13,14 @@ from metarl import MetaLearner, evaluate
 from metarl.agents import make_policy
 from metarl.envs import GymDistribution, Navigation, PointVelocity
 from metarl.functional_call import call
-from metarl.rl import ReinforcementLearning
+from metarl.rl import ReinforcementLearning, RLTaskBatch
 from metarl.rl.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical, SquashedGaussian
 from metarl.rl.rollout import Noise
 from metarl.supervised import FiniteSumSource, FiniteSumTaskBatch
-from metarl.types import TaskDistribution
+from metarl.types import Batch, Params, Role, TaskDistribution
 from metarl.wrappers import RecordDraws, RecordedDraw
 from tests.envs.toy_envs import Pressing
+from tests.keep import Keep
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
 
@@ -70,6 +71,28 @@ def test_the_test_of_successes_can_fail(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(globals(), "Pressing", LastStep)
     with pytest.raises(AssertionError):
         successes_are_those_of_any_step()
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_training_logs_successes(reports: bool) -> None:
+    """Those of the first and of the last draw of an iteration."""
+    learner, keep, seen = learner_on(pressing() if reports else Navigation(horizon=3)), Keep(), []
+    draw = RLTaskBatch.draw
+
+    def watch(self: RLTaskBatch, params: Params, role: Role) -> Batch:
+        batch = draw(self, params, role)
+        seen.append((role, self.success))
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RLTaskBatch, "draw", watch)
+        learner.learn(1, [keep])
+    (metrics,) = keep.metrics
+    assert ("rollout/success_before" in metrics) == ("rollout/success_after" in metrics) == reports
+    if reports:
+        by_role = {role: float(success.mean()) for role, success in seen if success is not None}
+        assert metrics["rollout/success_before"] == pytest.approx(by_role["inner"])
+        assert metrics["rollout/success_after"] == pytest.approx(by_role["outer"])
 
 
 def test_environments_without_successes_have_none() -> None:
