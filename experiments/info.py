@@ -60,10 +60,10 @@ def describe(run: Path, everything: bool = False) -> dict[str, Any]:
         "about": config.about,
         "algorithm": config.algorithm,
         "settings": {name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
-        "iterations": int(lines[-1]["iteration"] or 0) if lines else 0,
+        "iterations": int(lines[-1]["iteration"] or 0) if lines else int((final or {}).get("iterations", 0)),
         "of_iterations": config.iterations,
         "written_by": holder(run),
-        "seconds": sum(line.get("time/iteration_seconds") or 0.0 for line in lines),
+        "seconds": sum(line.get("time/iteration_seconds") or 0.0 for line in lines) if lines else None,
         **evaluations(lines),
         "final": None if final is None else {key: final[key] for key in ("mean", "num_tasks") if key in final},
         **{name: raw.get(name) for name in ("versions", "commit", "device_name", "changes")},
@@ -89,7 +89,8 @@ def evaluations(lines: Sequence[Line]) -> dict[str, Any]:
 def as_text(found: Mapping[str, Any]) -> str:
     """The description for people."""
     state = "finished" if found["final"] else f"written by {found['written_by']}" if found["written_by"] else "stopped"
-    done = f"{found['iterations']} of {found['of_iterations']} iterations, {found['seconds']:.0f} s"
+    seconds = "no log" if found["seconds"] is None else f"{found['seconds']:.0f} s"  # packages have none
+    done = f"{found['iterations']} of {found['of_iterations']} iterations, {seconds}"
     rows = [f"{found['run']}: {found['algorithm']} on {found['about']} ({found['script']})", f"  {done}, {state}"]
     rows += [_row(name, found[name]) for name in ("first", "last", "best") if found[name]]
     if found["final"]:

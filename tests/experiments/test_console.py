@@ -19,6 +19,7 @@ from metarl.experiments.completion import options_of
 from metarl.outer import OUTER
 from metarl.rl import SURROGATES
 from tests.experiments import runs
+from tests.pages import ROOT
 
 OWN = '''
 """Environments of a user's."""
@@ -92,6 +93,11 @@ def test_info(trained: Callable[[str], Path], tmp_path: Path) -> None:
     assert "3 of 3 iterations" in text
     assert "finished" in text
     assert runs.call("info", tmp_path).code == 2
+
+
+def test_info_of_a_package_which_has_no_log() -> None:
+    text = runs.call("info", ROOT / "policies" / "grid_world").out
+    assert "50 of 50 iterations, no log, finished" in text
 
 
 @pytest.mark.parametrize(
