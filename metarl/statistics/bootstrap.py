@@ -40,11 +40,16 @@ def interquartile_mean(scores: npt.ArrayLike) -> npt.NDArray[Any]:
     Returns:
         One number for each table, `[...]`.
 
+    Raises:
+        ValueError: for scores that are not finite (NaN would count as a high score), and for none.
+
     Example:
         >>> float(interquartile_mean([[1.0, 2.0, 3.0, 100.0]]))
         2.5
     """
     tables = np.asarray(scores, dtype=np.float64)
+    if not tables.size or not np.isfinite(tables).all():
+        raise ValueError(f"scores must be finite, [tasks] or [..., seeds, tasks], got shape {tables.shape}")
     flat = tables.reshape(*tables.shape[:-2], -1)
     count = flat.shape[-1]
     cut = count // 4

@@ -41,6 +41,9 @@ def test_interquartile_mean(shape: tuple[int, int]) -> None:
     wanted = [stats.trim_mean(table.ravel(), 0.25) for table in scores]
     np.testing.assert_allclose(interquartile_mean(scores), wanted, rtol=1e-12)
     assert float(interquartile_mean([5.0, 1.0, 2.0, 90.0])) == 3.5
+    for wrong in ([], [1.0, 2.0, 3.0, np.nan], [[1.0, np.inf, 2.0, 3.0]]):  # sorted, NaN would be the best score
+        with pytest.raises(ValueError, match="scores must be finite"):
+            interquartile_mean(wrong)
 
 
 @pytest.mark.parametrize("name", STATISTICS)
