@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,9 @@ class AdaptationCurve:
 
     @classmethod
     def join(cls, curves: Sequence["AdaptationCurve"]) -> "AdaptationCurve":
-        """The curve of all seeds of `curves`, which must have the same tasks, steps and score.
+        """The curve of all seeds of `curves`, which must have the same tasks, steps, score and units of cost.
+
+        Tasks are compared by their parameters. Where they have none, you must know that the tasks are the same.
 
         Raises:
             ValueError: otherwise.
@@ -118,6 +121,10 @@ class AdaptationCurve:
             same = first.tasks.keys() == other.tasks.keys()
             if not same or any(not np.array_equal(first.tasks[name], other.tasks[name]) for name in first.tasks):
                 raise ValueError("curves must have the same tasks, got tasks with other parameters")
+            if first.costs.keys() != other.costs.keys():
+                raise ValueError(
+                    f"curves must have the same costs, got {sorted(first.costs)} and {sorted(other.costs)}"
+                )
         successes = [curve.success for curve in curves if curve.success is not None]
         return cls(
             np.concatenate([curve.scores for curve in curves]),
@@ -240,16 +247,21 @@ def _read_table(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must have a row for each seed, task and step, got none")
     places = numbers[:, :3].astype(np.int64)
     shape = tuple(int(size) for size in places.max(0) + 1)
-    order = np.full(shape, -1)
-    if (places < 0).any() or len(numbers) != order.size:
+    if (places < 0).any() or len(numbers) != math.prod(shape):
         raise ValueError(f"{path} must have one row for each of {shape} seeds, tasks and steps, got {len(numbers)}")
+    order = np.full(shape, -1)
     order[tuple(places.T)] = np.arange(len(numbers))
     if (order < 0).any():
         missing = dict(zip(INDICES, np.argwhere(order < 0)[0].tolist(), strict=True))
         raise ValueError(f"{path} must have one row for each seed, task and step, but has none for {missing}")
     sorted_rows = numbers[order.ravel()]
     has_success = head[4:5] == ["success"]
-    by_task = {name: sorted_rows[:: shape[2], i][: shape[1]] for i, name in enumerate(head) if i >= 4 + has_success}
+    by_task = {}
+    for i, name in list(enumerate(head))[4 + has_success :]:
+        found = sorted_rows[:, i].reshape(shape)
+        by_task[name] = found[0, :, 0]
+        if (found != by_task[name][:, None]).any():
+            raise ValueError(f"{path}, column {name!r}: a task must have the same value for all seeds and steps")
     return {
         "scores": sorted_rows[:, 3].reshape(shape),
         "score_name": head[3],

@@ -95,6 +95,9 @@ HEAD = "seed,task,step,return,mass\n"
         ("seed,task,return\n0,0,1\n", "line 1: the columns must be"),
         (HEAD, "must have a row for each seed, task and step, got none"),
         (f"{HEAD}0,0,0,1\n", "line 2: there must be 5 values, got 4"),
+        (f"{HEAD}0,0,0,1,2\n1,0,0,1,3\n", "a task must have the same value for all seeds and steps"),
+        (f"{HEAD}0,0,0,1,2\n0,0,1,1,3\n", "a task must have the same value for all seeds and steps"),
+        (f"{HEAD}0,0,0,1,2\n0,0,1000000000000,1,2\n", "must have one row for each"),
         (f"{HEAD}0,0,0,1,2\n0,0,1,x,2\n", "line 3, column 'return': must be a number, got 'x'"),
         (f"{HEAD}0,0.5,0,1,2\n", "line 2, column 'task': must be a whole number, got '0.5'"),
         (f"{HEAD}0,0,1,1,2\n", r"must have one row for each of \(1, 1, 2\) seeds, tasks and steps, got 1"),
@@ -137,6 +140,10 @@ def test_seeds_are_joined() -> None:
         ([], "curves must be at least one curve"),
         ([parts[0], other], "curves must have the same tasks"),
         ([parts[0], PLAIN], "curves must have the same score_name, got return and score"),
+        (
+            [parts[0], AdaptationCurve(SCORES[:1], "return", FULL.tasks)],
+            r"curves must have the same costs, got \['env_steps'\] and \[\]",
+        ),
         ([PLAIN, AdaptationCurve(SCORES[:1, :2])], "curves must have the same num_tasks, got 3 and 2"),
     ):
         with pytest.raises(ValueError, match=message):
