@@ -8,6 +8,7 @@ A task is its points: `TaskData(x, y)`, with x `[n, ...]` and y `[n, ...]`. Task
 """
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -97,25 +98,33 @@ def read_csv(path: str | Path, task: str, inputs: Sequence[str], target: str) ->
         target: a column of numbers, y `[n]`. Where all are whole numbers, y is int64: the numbers of classes.
 
     Raises:
-        ValueError: naming the column that the file lacks, or the line with something that is not a number.
+        ValueError: naming the column that the file lacks or has twice, or the line without a task, with more values
+            than columns, or with something that is not a finite number.
         OSError: when the file cannot be read.
     """
-    with Path(path).open(encoding="utf-8", newline="") as file:
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         header = reader.fieldnames or []
         for column in (task, *inputs, target):
             if column not in header:
                 near = did_you_mean(column, header)
                 raise ValueError(f"{path} must have a column {column!r}, got {list(header)}{near}")
+            if list(header).count(column) > 1:
+                raise ValueError(f"{path} must have one column {column!r}, got {list(header)}")
         rows: dict[str, list[list[float]]] = {}
         for row in reader:
+            if None in row:  # DictReader puts further values there
+                raise ValueError(f"{path}, line {reader.line_num}: there must be {len(header)} values, got more")
+            if not row[task]:
+                raise ValueError(f"{path}, line {reader.line_num}: {task} must name a task, got {row[task]!r}")
             numbers = [_to_number(path, reader.line_num, column, row[column]) for column in (*inputs, target)]
             rows.setdefault(row[task], []).append(numbers)
     if not rows:
         raise ValueError(f"{path} must have rows below its header, got none")
     tables = {name: np.asarray(points, np.float64) for name, points in rows.items()}
-    whole = all((table[:, -1] == table[:, -1].round()).all() for table in tables.values())
-    targets = [table[:, -1].astype(np.int64 if whole else np.float64) for table in tables.values()]
+    y = [table[:, -1] for table in tables.values()]
+    whole = all(((values == values.round()) & (abs(values) < 2**53)).all() for values in y)
+    targets = [values.astype(np.int64) if whole else values for values in y]
     return from_arrays([table[:, :-1] for table in tables.values()], targets, list(tables))
 
 
@@ -139,8 +148,8 @@ class OwnTasks(NetworkSource):
 
     Args:
         tasks: from `from_arrays`, `from_datasets` or `read_csv`.
-        network: a module from x `[n, ...]` to predictions: the shape of y for `mse` (or `[n, 1]` for y `[n]`), a logit
-            for each class `[n, C]` for `cross_entropy`. Its parameters are the starting point; they never change.
+        network: a module from x `[n, ...]` to predictions: a logit for each class `[n, C]` for `cross_entropy`,
+            else the shape of y (or `[n, 1]` for y `[n]`). Its parameters are the starting point; they never change.
         loss: `mse`, `cross_entropy` (y are the numbers of classes), or a function `(predictions, y) -> scalar`.
         score: what is plotted, a function like `loss`, higher is better; default: the accuracy for `cross_entropy`,
             else minus the loss.
@@ -217,7 +226,8 @@ class OwnTasks(NetworkSource):
 
     def predict(self, params: Params, batch: Batch) -> Tensor:
         """The network's output for one task's points, `[n, ...]`."""
-        return _drop_last(self._predict(params, batch["x"]), batch["y"])
+        predictions = self._predict(params, batch["x"])
+        return predictions if self.loss == "cross_entropy" else _drop_last(predictions, batch["y"])
 
     def _loss(self, params: Params, batch: Batch) -> Tensor:
         """The loss of one task."""
@@ -266,16 +276,21 @@ class OwnTasks(NetworkSource):
             for part, own, first in (("x", task.x, like.x), ("y", task.y, like.y)):
                 if own.shape[1:] != first.shape[1:] or own.is_floating_point() != first.is_floating_point():
                     found = f"{list(own.shape[1:])} {own.dtype} after {list(first.shape[1:])} {first.dtype}"
-                    raise ValueError(f"task {task.name!r} must have {part} like those of {like.name!r}, got {found}")
+                    raise ValueError(
+                        f"task {task.name!r} must have {part} of the shape and type of task {like.name!r}, got {found}"
+                    )
 
     def _check_loss(self, predictions: Any) -> None:
         y = self.tasks[0].y[[0, -1]].to(predictions.device)
         if self.loss == "mse":
-            shape = list(_drop_last(predictions, y.to(predictions.dtype)).shape)
+            shape = list(_drop_last(predictions, y).shape)
             if shape != list(y.shape):
                 raise ValueError(f"network must return the shape of y, {list(y.shape)} for two points, got {shape}")
         if self.loss == "cross_entropy":
-            classes = 0 if y.is_floating_point() else 1 + max(int(task.y.max()) for task in self.tasks)
+            labels = [label for task in self.tasks for label in (int(task.y.min()), int(task.y.max()))]
+            if min(labels) < 0:
+                raise ValueError(f"y must be the numbers of classes, from 0, for cross_entropy, got {min(labels)}")
+            classes = 0 if y.is_floating_point() else 1 + max(labels)
             logits = predictions.shape[1] if predictions.ndim == 2 else 0
             if not classes or logits < classes:
                 found = f"{list(predictions.shape)} for two points, and y of {y.dtype}"
@@ -283,9 +298,8 @@ class OwnTasks(NetworkSource):
 
 
 def _drop_last(predictions: Tensor, y: Tensor) -> Tensor:
-    """Predictions `[n, 1]` as `[n]` where y are `[n]` floats."""
-    single = y.is_floating_point() and predictions.shape == (*y.shape, 1)
-    return predictions[..., 0] if single else predictions
+    """Predictions `[n, 1]` as `[n]` where y are `[n]`: their difference would have the shape `[n, n]`."""
+    return predictions[..., 0] if predictions.shape == (*y.shape, 1) else predictions
 
 
 def _make_task(name: str, x: Tensor, y: Tensor) -> TaskData:
@@ -310,6 +324,9 @@ def _stack(part: str, name: str, column: Iterable[Any]) -> Tensor:
 
 def _to_number(path: str | Path, line: int, column: str, text: str | None) -> float:
     try:
-        return float(text or "")
+        number = float(text or "")
     except ValueError:
-        raise ValueError(f"{path}, line {line}: {column} must be a number, got {text!r}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{path}, line {line}: {column} must be a finite number, got {text!r}")
+    return number

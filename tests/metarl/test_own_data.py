@@ -81,6 +81,23 @@ def test_a_loss_and_a_score_of_your_own() -> None:
     assert source.score_name == "score"
 
 
+def test_whole_numbers_are_targets_of_your_own_loss() -> None:
+    """Predictions [n, 1] and y [n]: the same loss for integers as for floats, by hand."""
+
+    def squared(predictions: Tensor, y: Tensor) -> Tensor:
+        return (predictions - y).square().mean()
+
+    losses = []
+    for kind in (np.float64, np.int64):
+        tasks = from_arrays([np.stack([np.arange(20.0)] * 2, 1)], [np.arange(20).astype(kind)])
+        source = OwnTasks(tasks, mlp(2, 1, hidden=(4,)), loss=squared, shots=5, queries=10)
+        batch = {k: v[0] for k, v in source.sample(1, np.random.default_rng(0)).draw({}, "inner").items()}
+        losses.append(float(source.sample(1, np.random.default_rng(0)).loss(source.initial_params(), batch)))
+        by_hand = (source.network(batch["x"])[:, 0] - batch["y"]).square().mean()
+        assert losses[-1] == pytest.approx(float(by_hand.detach()))
+    assert losses[0] == losses[1]
+
+
 def test_csv(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("city,area,rooms,price\nb,1,2,3.5\na,4,5,6\nb,7,8,9\n")
@@ -89,6 +106,10 @@ def test_csv(tmp_path: Path) -> None:
     assert (second.name, second.x.tolist(), second.y.tolist()) == ("a", [[4.0, 5.0]], [6.0])
     path.write_text("city,area,label\nb,1,2\na,4,0\n")
     assert read_csv(path, "city", ["area"], "label")[0].y.dtype == torch.int64
+    path.write_text("city,area,price\nb,1,2e300\n")  # no int64
+    assert read_csv(path, "city", ["area"], "price")[0].y.tolist() == [2e300]
+    path.write_bytes(b"\xef\xbb\xbfcity,area,label\nb,1,2\n")  # spreadsheets begin UTF-8 files with these bytes
+    assert read_csv(path, "city", ["area"], "label")[0].name == "b"
 
 
 @pytest.mark.parametrize(
@@ -96,10 +117,15 @@ def test_csv(tmp_path: Path) -> None:
     [
         ("town,area,price\nb,1,2\n", "must have a column 'city'"),
         ("city,areas,price\nb,1,2\n", "column 'area', got .*; did you mean 'areas'"),
-        ("city,area,price\nb,1,2\nb,one,2\n", "line 3: area must be a number, got 'one'"),
-        ("city,area,price\nb,1\n", "line 2: price must be a number, got None"),
+        ("city,area,price\nb,1,2\nb,one,2\n", "line 3: area must be a finite number, got 'one'"),
+        ("city,area,price\nb,1\n", "line 2: price must be a finite number, got None"),
         ("city,area,price\n", "must have rows below its header"),
-        ("city,area,price\nb,nan,1\n", "x of task 'b' must be finite"),
+        ("city,area,price\nb,nan,1\n", "line 2: area must be a finite number, got 'nan'"),
+        ("city,area,price\nb,1,2\nb,1,inf\n", "line 3: price must be a finite number, got 'inf'"),
+        ("city,area,price\nb,1,5,2\n", "line 2: there must be 3 values, got more"),  # a decimal comma
+        ("area,price,city\n1,2,b\n1,2\n", "line 3: city must name a task, got None"),
+        ("city,area,price\n,1,2\n", "line 2: city must name a task, got ''"),
+        ("city,area,area,price\nb,1,2,3\n", "must have one column 'area'"),
     ],
 )
 def test_bad_csv(tmp_path: Path, text: str, message: str) -> None:
@@ -137,12 +163,19 @@ def test_split_is_of_tasks() -> None:
         ({"shots": 15, "queries": 10}, r"task '1' must have at least shots \+ queries = 15 \+ 10 points, got 20"),
         ({"loss": "mae"}, "loss must be one of"),
         ({"loss": "cross_entropy"}, "network must return logits .*y of torch.float64"),
+        (
+            {"loss": "cross_entropy", "tasks": from_arrays([np.zeros((30, 2))], [np.full(30, -100)])},
+            "y must be the numbers of classes, from 0, for cross_entropy, got -100",  # torch would leave them out
+        ),
         ({"network": mlp(2, 2)}, r"network must return the shape of y, \[2\] for two points, got \[2, 2\]"),
         ({"network": mlp(3, 1)}, "network must take x"),
         ({"network": nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 1))}, "Dropout.*network.eval"),
         ({"network": nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))}, "BatchNorm.*nn.LayerNorm"),
         ({"tasks": []}, "tasks must be from"),
-        ({"tasks": [*tagged(3), *from_arrays([np.zeros((30, 3))], [np.zeros(30)], ["odd"])]}, "'odd' must have x like"),
+        (
+            {"tasks": [*tagged(3), *from_arrays([np.zeros((30, 3))], [np.zeros(30)], ["odd"])]},
+            "'odd' must have x of the shape and type",
+        ),
     ],
 )
 def test_bad_settings(settings: Any, message: str) -> None:
