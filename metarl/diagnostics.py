@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metarl.processes import Share
+from metarl.processes import Share, share_of
 from metarl.types import Batch, DescribesPolicies, Params, Role, TaskBatch
 from metarl.wrappers import Derivative, TaskWrapper, unwrap
 
@@ -25,6 +25,8 @@ STATES = 2048
 WHEN = ("before", "after")
 RESIDUAL, TOTAL = "residual_variance", "return_variance"
 """What a draw says about its baseline; together they make the explained variance."""
+SUCCESS, REPORTED = "success", "success_reported"
+"""A share of episodes, and 1 if the environments reported it, else 0."""
 
 
 class Kept(NamedTuple):
@@ -63,7 +65,9 @@ class Diagnose(TaskWrapper):
         self._kept[when] = Kept({}, {})
         if isinstance(source, DescribesPolicies):
             self._columns.update({f"{tag}_{when}": value for tag, value in source.statistics(batch).items()})
-            self._kept[when] = Kept(params, source.excerpt(batch, STATES))
+            # the share of these tasks, so that the episodes do not depend on the number of processes
+            states = STATES * self.num_tasks // share_of(self.tasks).num_tasks
+            self._kept[when] = Kept(params, source.excerpt(batch, states))
 
     def on_derivative(self, kind: Derivative, result: Params, losses: Tensor | None) -> None:
         if self._awaited in ("inner", "outer") and kind == "gradients" and losses is not None:
@@ -82,7 +86,17 @@ class Diagnose(TaskWrapper):
             return {}
         # in double precision on the CPU: not every device has it
         table = torch.stack([column.detach().cpu().double() for column in columns.values()], 1)  # [t, columns]
-        return explain_variances(dict(zip(columns, share.mean(table).tolist(), strict=True)))
+        # all processes have the same columns
+        return explain_variances(drop_unreported(dict(zip(columns, share.mean(table).tolist(), strict=True))))
+
+
+def drop_unreported(values: Mapping[str, float]) -> dict[str, float]:
+    """`values` without the successes that no environment of any process reported."""
+    found = dict(values)
+    for when in WHEN:
+        if not found.pop(f"rollout/{REPORTED}_{when}", 0.0):
+            found.pop(f"rollout/{SUCCESS}_{when}", None)
+    return found
 
 
 def explain_variances(values: Mapping[str, float]) -> dict[str, float]:

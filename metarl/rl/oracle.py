@@ -21,7 +21,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from metarl.devices import pick_device
-from metarl.diagnostics import RESIDUAL, TOTAL
+from metarl.diagnostics import REPORTED, RESIDUAL, SUCCESS, TOTAL
 from metarl.errors import NonFiniteError, check_bool, check_choice, check_has, check_int, check_real, check_type
 from metarl.functional_env import FunctionalEnvs
 from metarl.memory import check_fits, itemsize, space_numbers
@@ -376,10 +376,11 @@ class RLTaskBatch:
         return lengthen(rollout, self.agree(rollout.log_probs.shape[2]))
 
     def statistics(self, batch: Batch) -> dict[str, Tensor]:
-        """Of the last draw: mean episode length, successes if reported, variances of returns around the baseline."""
-        found = {"rollout/episode_length": batch["mask"].sum(2).mean(1)}
-        if self.success is not None:
-            found["rollout/success"] = self.success
+        """Of the last draw: mean episode length, successes and whether they were reported, variances of returns."""
+        lengths = batch["mask"].sum(2).mean(1)
+        reported = torch.full_like(lengths, self.success is not None)
+        success = torch.zeros_like(lengths) if self.success is None else self.success
+        found = {"rollout/episode_length": lengths, f"rollout/{SUCCESS}": success, f"rollout/{REPORTED}": reported}
         if self._variances is not None:
             residual, total = self._variances
             found.update({f"baseline/{RESIDUAL}": residual, f"baseline/{TOTAL}": total})

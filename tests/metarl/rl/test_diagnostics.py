@@ -11,10 +11,10 @@ from torch.distributions import Categorical, Distribution, Normal, kl_divergence
 from metarl import MetaLearner
 from metarl.agents import make_policy
 from metarl.callbacks import Callback, Metrics
-from metarl.diagnostics import STATES, Diagnose
+from metarl.diagnostics import STATES, Diagnose, drop_unreported
 from metarl.envs import GridWorld, Navigation
 from metarl.outer import make_method
-from metarl.processes import share_of
+from metarl.processes import Processes, shard, share_of
 from metarl.rl import ReinforcementLearning
 from metarl.types import Params
 from metarl.wrappers import RecordDraws
@@ -163,3 +163,33 @@ def test_only_a_few_states_are_kept() -> None:
     assert tasks.excerpt(batch, STATES)["obs"].shape == (3, 6, 12, 2)
     assert tasks.excerpt(batch, 3 * 12 * 2 + 5)["obs"].shape == (3, 2, 12, 2)
     assert tasks.excerpt(batch, 1)["obs"].shape == (3, 1, 12, 2)
+
+
+@pytest.mark.parametrize("states", [12 * 4, 12 * 9, 12 * 4 * 5 + 7])
+def test_the_states_do_not_depend_on_the_number_of_processes(states: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metarl.diagnostics.STATES", states)
+    source, kept = make_source("box"), []
+    for processes in (Processes(0, 1), Processes(0, 2), Processes(3, 4)):
+        whole = source.sample(4, np.random.default_rng(0))
+        tasks = shard(whole, processes)
+        noted = Diagnose(tasks)
+        monkeypatch.setattr(Processes, "max", lambda self, number: number)  # there are no other processes here
+        noted.draw({k: v.expand(tasks.num_tasks, *v.shape) for k, v in source.initial_params().items()}, "inner")
+        kept.append(noted._kept["before"].excerpt["obs"].shape[1])
+    assert kept == [max(1, states // 48)] * 3
+
+
+def test_one_process_reports_successes() -> None:
+    """The columns are the same in all processes, and the mean counts the other tasks as failures."""
+    columns, source = [], make_source("box")
+    for success in (None, torch.tensor([1.0, 0.5])):
+        tasks = source.sample(2, np.random.default_rng(0))
+        batch = tasks.draw({k: v.expand(2, *v.shape) for k, v in source.initial_params().items()}, "inner")
+        tasks.success = success
+        columns.append({f"{tag}_before": x.double() for tag, x in tasks.statistics(batch).items()})
+    assert columns[0].keys() == columns[1].keys()
+    means = [
+        {tag: float(torch.cat([x[tag] for x in some]).mean()) for tag in some[0]} for some in (columns, columns[:1])
+    ]
+    assert drop_unreported(means[0])["rollout/success_before"] == 0.375
+    assert [tag for tag in drop_unreported(means[1]) if "success" in tag] == []

@@ -40,7 +40,6 @@ def pressing(workers: int = 0) -> GymDistribution:
 def successes_are_those_of_any_step(workers: int = 0) -> None:
     """Against the actions: the episode succeeds if that of step `at` is 1, which for the last task never comes."""
     learner = learner_on(pressing(workers))
-    recording = RecordDraws(learner.source.sample(5, np.random.default_rng(0)))
     at = np.array([2, 3, 4, 5, 3])
     assert isinstance(learner.source, ReinforcementLearning)
     recording = RecordDraws(learner.source.tasks({"at": at}, np.random.default_rng(1)))
