@@ -124,7 +124,7 @@ class DescribesPolicies(Protocol):
         """Values of the last draw by tag, `[T]` each."""
 
     def excerpt(self, batch: Batch, states: int) -> Batch:
-        """A few episodes of the batch, with about so many states in all tasks together."""
+        """A few episodes of each task, with about `states` states in all tasks of the batch together."""
 
     def describe(self, old: Params, new: Params, before: Batch, after: Batch) -> dict[str, Tensor]:
         """Values of ONE task's policies by tag: `before` is an excerpt of a draw at `old`, `after` of one at `new`."""

@@ -51,7 +51,7 @@ class Replay:
         inner: the inner loop of the update, N steps.
         steps: the draws D_0 ... D_{N-1}.
         hessian: the batches D_h of steps 0 ... N-1; those of `steps` if the update drew no others.
-        end: the draw D_o at w_N.
+        end: the last outer draw, D_o at w_N.
 
     Raises:
         ValueError: unless the update drew one inner batch for each inner step, and an outer batch.
@@ -123,7 +123,7 @@ class Point:
         return torch.stack(kls).mean(0) if kls else torch.zeros(tasks.num_tasks)
 
     def kl_after(self) -> Tensor:
-        """KL(pi_{w_N, old} || pi_{w_N}) over the states of D_o, `[T]`; the old policies are those that drew D_o."""
+        """KL(pi_{w_N, old} || pi_{w_N}) over the states of D_o, `[T]`; the old policies drew D_o."""
         end = self._replay.end
         return divergences(self._replay.tasks, end.params, self.adapted, end.batch)
 
