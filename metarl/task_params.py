@@ -18,7 +18,8 @@ def check_task(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskPar
     """ONE task's parameters as arrays of the space's types and shapes.
 
     Raises:
-        ValueError: other keys, other shapes, or a value that is not a finite number.
+        ValueError: other keys, other shapes, or a value that is not a finite number of the space's type. Values outside
+            the space's bounds are allowed.
     """
     arrays = _check_finite(space, task)
     for name, array in arrays.items():
@@ -80,11 +81,14 @@ def _to_finite_array(name: str, value: Any, entry: gymnasium.Space[Any]) -> npt.
     try:
         with np.errstate(over="ignore"):  # values too large for float32 become infinite and are refused below
             # same_kind refuses fractions for integers and strings for numbers
-            array = np.asarray(value).astype(entry.dtype, casting="same_kind")
+            given = np.asarray(value)
+            array = given.astype(entry.dtype, casting="same_kind")
     except (TypeError, ValueError) as error:
         raise ValueError(f"task[{name!r}] must be numbers of type {entry.dtype}, got {value!r}") from error
     if not np.isfinite(array).all():
         raise ValueError(f"task[{name!r}] must be finite, got {value!r}")
+    if array.dtype.kind in "iu" and (array != given).any():  # a type with fewer bits keeps the last ones
+        raise ValueError(f"task[{name!r}] must be numbers of type {entry.dtype}, got {value!r}")
     return array
 
 
