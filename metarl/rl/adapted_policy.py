@@ -18,6 +18,7 @@ from metarl.errors import check_int, shorten
 from metarl.functional_call import call
 from metarl.random import Stream, stream_generator, torch_generator
 from metarl.rl.actions import make_clipper
+from metarl.rl.distributions import DistParams
 from metarl.rl.one_env import ONE_TASK, OneEnvDistribution
 from metarl.rl.oracle import ReinforcementLearning, RLTaskBatch
 from metarl.tree import float_leaf
@@ -73,10 +74,14 @@ class AdaptedPolicy:
         """
         obs, single = self._read(observation)
         parameters = call(self.policy, self.params, obs)
-        noise = self._distribution.noise((len(obs),), self._generator, float_leaf(self.params).dtype)
-        action = self._distribution.sample(parameters, torch.zeros_like(noise) if deterministic else noise)
+        action = self._distribution.mode(parameters) if deterministic else self._sample(parameters)
         sent: npt.NDArray[Any] = self._send(action).cpu().numpy()
         return (sent[0] if single else sent).astype(self.action_space.dtype), None
+
+    def _sample(self, parameters: DistParams) -> Tensor:
+        shape = parameters[0].shape[:1]  # n
+        noise = self._distribution.noise(shape, self._generator, parameters[0].dtype)
+        return self._distribution.sample(parameters, noise)
 
     def _read(self, observation: npt.ArrayLike) -> tuple[Tensor, bool]:
         """Observations `[n, *obs_shape]` as a tensor, and whether it was a single one."""

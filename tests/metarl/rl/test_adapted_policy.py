@@ -201,6 +201,7 @@ def test_predict_samples_from_the_distribution() -> None:
     assert (np.abs(found.std(0) / scale - 1) < 4 / np.sqrt(2 * len(obs))).all()
     assert not np.array_equal(found, narrow_policy.predict(obs)[0])
     again = AdaptedPolicy(narrow, params)  # type: ignore[arg-type]
+    again.predict(obs, deterministic=True)  # draws nothing
     assert np.array_equal(again.predict(obs)[0], found)
 
 
