@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     print(curves.table("return", digits=2))
     trained = learner.method.inner.steps
-    if learner.iterations and (note := note_if_worse(curves.trained, trained, "return")) is not None:
+    if learner.iterations and (note := note_if_worse(curves.trained, trained)) is not None:
         print(f"note: {note}", file=sys.stderr)
 
 

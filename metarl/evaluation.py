@@ -31,7 +31,7 @@ from metarl.types import (
 from metarl.wrappers import CheckFinite, CountCost, TaskWrapper, unwrap
 
 
-def note_if_worse(curve: AdaptationCurve, trained: int, score: str) -> str | None:
+def note_if_worse(curve: AdaptationCurve, trained: int) -> str | None:
     """A note if more inner steps than the `trained` ones make the score worse, else `None`.
 
     Worse means that the mean change since step `trained` is negative by more than two standard errors over tasks.
@@ -45,15 +45,15 @@ def note_if_worse(curve: AdaptationCurve, trained: int, score: str) -> str | Non
         return None
     step = trained + 1 + int(worse.argmax())
     return (
-        f"{step} inner steps give a worse {score} than the {trained} of training: {curve.mean[step]:.4g} after"
-        f" {curve.mean[trained]:.4g}; use fewer steps, smaller ones after step {trained}, or train with"
+        f"{step} inner steps give a worse {curve.score_name} than the {trained} of training: {curve.mean[step]:.4g}"
+        f" after {curve.mean[trained]:.4g}; use fewer steps, smaller ones after step {trained}, or train with"
         f" inner_steps={step}"
     )
 
 
-def warn_if_worse(curve: AdaptationCurve, trained: int, score: str) -> bool:
+def warn_if_worse(curve: AdaptationCurve, trained: int) -> bool:
     """Give a `MoreStepsWarning`, to the caller's caller, if more inner steps make the score worse; return whether."""
-    note = note_if_worse(curve, trained, score)
+    note = note_if_worse(curve, trained)
     if note is not None:
         warnings.warn(note, MoreStepsWarning, stacklevel=3)
     return note is not None
@@ -159,7 +159,7 @@ def _successes(tasks: TaskBatch) -> Tensor:
 
 
 class ScoreBefore(TaskWrapper):
-    """Keeps the scores of the first batch: those of the initial parameters, before adaptation.
+    """Keeps the scores of the first batch, which the initial parameters drew, before adaptation.
 
     The first gradient computes them, too. If no gradient is taken there, `total_score` computes them.
     """

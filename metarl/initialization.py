@@ -155,7 +155,7 @@ class Initialization(FixedSettings):
             step_sizes=self.known_step_sizes(sizes),
         )
         if warn and self.iterations and not self._warned_of_steps:
-            self._warned_of_steps = warn_if_worse(curve, self.method.inner.steps, self.source.score_name)
+            self._warned_of_steps = warn_if_worse(curve, self.method.inner.steps)
         return curve
 
     def rules(self, step_sizes: Sequence[float | None]) -> list[Rule]:
