@@ -173,7 +173,7 @@ class Checkpointing(Callback):
 class HeldOutEvaluation(Callback):
     """Adds `eval/<score>_step_k` to the metrics every `every` iterations, always on the same held-out tasks.
 
-    It also evaluates before the first iteration and after the last one, whatever `every` is.
+    It also evaluates before the first iteration and after the last planned one, whatever `every` is.
 
     Args:
         every: iterations between two evaluations.

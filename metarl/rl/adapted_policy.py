@@ -1,6 +1,6 @@
 """A policy adapted to one task, with the `predict` of Stable-Baselines3's models.
 
-The gradient steps are those of evaluations: `metarl.MetaLearner.adapt` calls `adapt_policy`.
+It takes the same gradient steps as evaluations: `metarl.MetaLearner.adapt` calls `adapt_policy`.
 """
 
 import dataclasses

@@ -163,7 +163,7 @@ class Categorical:
 
 
 class MultiCategorical:
-    """Independent categorical numbers; parameters `(logits,)`, those of all numbers side by side, `[..., sum sizes]`.
+    """Independent categorical numbers; parameters `(logits,)`, of all numbers side by side: `[..., sum sizes]`.
 
     Args:
         sizes: how many values each number has.

@@ -1,7 +1,7 @@
 """The crossed bootstrap: seeds and tasks are resampled independently (Owen, 2007), for any statistic of the scores.
 
-With theta the statistic of the scores, theta_s, theta_t and theta_st those of tables whose seeds, whose tasks, and
-whose seeds and tasks are resampled, n seeds and m tasks:
+theta is the statistic of the scores of n seeds and m tasks. theta_s, theta_t and theta_st are the statistics of tables
+in which the seeds, the tasks, or both are resampled:
 
     A = n / (n - 1) Var[theta_s]       B = m / (m - 1) Var[theta_t]
     E = n m / ((n - 1)(m - 1)) Var[theta_st - theta_s - theta_t + theta]
@@ -35,7 +35,7 @@ def interquartile_mean(scores: npt.ArrayLike) -> npt.NDArray[Any]:
     One failed seed or task does not move it much (Agarwal et al., 2021). A quarter is rounded down.
 
     Args:
-        scores: `[..., seeds, tasks]`, or `[tasks]`; the quarters are those of all seeds and tasks together.
+        scores: `[..., seeds, tasks]`, or `[tasks]`; the quarters are of the scores of all seeds and tasks together.
 
     Returns:
         One number for each table, `[...]`.

@@ -10,7 +10,7 @@ from metarl.statistics.intervals import Array, Estimate, check_scores, mean_esti
 def paired_difference(scores: npt.ArrayLike, reference: npt.ArrayLike, *, level: float = 0.95) -> Estimate:
     """The mean difference `scores - reference` on the same tasks, with an interval over seeds and tasks.
 
-    What makes a task hard for both cancels, so the interval is narrower than those of the two means. For the
+    What makes a task hard for both cancels, so the interval is narrower than the intervals of the two means. For the
     interquartile mean of the differences, call `crossed_bootstrap(scores - reference)`.
 
     Args:

@@ -47,10 +47,10 @@ class Replay:
     """The draws of one update by their use. Nothing random is used any more.
 
     Attributes:
-        tasks: those of the update.
+        tasks: the tasks of the update.
         inner: the inner loop of the update, N steps.
         steps: the draws D_0 ... D_{N-1}.
-        hessian: the batches D_h of steps 0 ... N-1; those of `steps` if the update drew no others.
+        hessian: the batches D_h of steps 0 ... N-1; the batches of `steps` if the update drew no others.
         end: the last outer draw, D_o at w_N.
 
     Raises:
