@@ -68,7 +68,7 @@ class RecurrentPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.observation_space, self.action_space = observation_space, action_space
-        self.units = check_int("units", units)
+        self.units, self.actions = check_int("units", units), actions
         check_real("log_std_init", log_std_init, -20.0, 2.0)
         self.distribution: ActionDistribution = distribution_for(action_space, actions)
         self._divisor = 255.0 if is_image_space(observation_space) else 1.0
@@ -149,7 +149,7 @@ class RecurrentPolicy(nn.Module):
         return torch.cat([self._flatten(self.action_space, sent), reward[:, None], flag[:, None]], -1)
 
     def _flatten(self, space: gymnasium.Space[Any], x: Tensor) -> Tensor:
-        """Values of a space `[n, ...]` as vectors `[n, k]`; those of a Discrete as one-hot vectors."""
+        """Values of a space `[n, ...]` as vectors `[n, k]`; a Discrete gives one-hot vectors."""
         dtype = self.bias_ih.dtype
         if isinstance(space, Discrete):
             numbers = torch.arange(int(space.start), int(space.start + space.n), device=x.device)
@@ -160,7 +160,7 @@ class RecurrentPolicy(nn.Module):
 def entropy(params: DistParams) -> Tensor:
     """The entropy `[...]` in nats of a categorical distribution (logits) or a normal one (loc, scale).
 
-    That of squashed actions is the entropy before tanh.
+    For squashed actions it is the entropy before tanh.
 
     >>> entropy((torch.zeros(1, 4),)).exp()
     tensor([4.])

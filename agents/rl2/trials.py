@@ -63,7 +63,6 @@ class RecurrentTrials(FixedSettings):
         value_coefficient: weight of the value's squared error, in units of the variance of its targets.
         entropy_coefficient: weight of the policy's entropy.
         truncate: steps of truncated backpropagation through time; `None`: the whole trial.
-        actions: how actions are sent to a Box (`metarl.rl.actions`); as for `policy`.
         device: of the parameters and environments.
 
     Raises:
@@ -89,7 +88,6 @@ class RecurrentTrials(FixedSettings):
     value_coefficient: float = 0.5
     entropy_coefficient: float = 0.0
     truncate: int | None = None
-    actions: str = "clip"
     device: torch.device | str = "cpu"
     score_name: ClassVar[str] = "return"
     live: ClassVar[frozenset[str]] = frozenset()
@@ -281,7 +279,7 @@ class _Rollout:
         self.name = env_name(vec)
         self.per_task = (streams.last - streams.first, source.trials)
         self.dtype = next(iter(params.values())).dtype
-        self.send = make_clipper(vec.single_action_space, torch.device(source.device), source.actions)
+        self.send = make_clipper(vec.single_action_space, torch.device(source.device), source.policy.actions)
         self.columns: list[tuple[Tensor, ...]] = []  # of every step: inputs, action, log-prob, value, reward, running
         self.returns: list[Tensor] = []  # [n] of every episode
         self.lengths: list[Tensor] = []

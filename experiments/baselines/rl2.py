@@ -168,7 +168,6 @@ def build_source(config: RL2Config) -> RecurrentTrials:
         distribution,
         policy,
         episodes=config.trial_episodes,
-        actions=config.actions,
         device=pick_device(config.device),
         **{name: getattr(config, name) for name in names},
     )

@@ -76,7 +76,7 @@ def batch_of(source: RecurrentTrials, seed: int = 0) -> TrialBatch:
 
 
 def moved(params: Params, size: float = 0.05) -> Params:
-    """Other parameters than those that acted, so that ratios are not 1 and some are clipped."""
+    """Perturbed parameters: the ratios are not 1, and some are clipped."""
     generator = torch.Generator().manual_seed(1)
     return {name: leaf + size * torch.randn(leaf.shape, generator=generator) for name, leaf in params.items()}
 
@@ -205,6 +205,20 @@ CHECKS = (check_loss, check_hidden, check_inputs, check_advantages)
 @pytest.mark.parametrize("check", CHECKS)
 def test_it_is_right(check: Callable[[RecurrentTrials], None], discrete: bool) -> None:
     check(make_source(discrete=discrete))
+
+
+def test_actions_are_sent_as_the_policy_does() -> None:
+    tasks = Walks()
+    policy = RecurrentPolicy(tasks.observation_space, tasks.action_space, units=5, actions="squash")
+    trials = (
+        RecurrentTrials(tasks, policy, trials=E, episodes=K)
+        .sample(T, np.random.default_rng(0))
+        .rollout(dict(policy.named_parameters()))
+    )
+    sent = 2 * trials.actions[:, :, 0].tanh()  # the box is [-2, 2]
+    torch.testing.assert_close(trials.rewards[:, :, 0], 1 + sent.sum(-1))
+    last = trials.inputs[3, :, 1, 1:3]  # what the policy sees of it in the next step
+    torch.testing.assert_close(last, sent[3])
 
 
 def test_advantages_use_the_statistics_of_earlier_iterations() -> None:
