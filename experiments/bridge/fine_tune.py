@@ -2,9 +2,9 @@
 
     python -m metarl.experiments.bridge.fine_tune policies/navigation --target -10 --goals 20
 
-The count is of environment steps, those of adaptation included, until the mean return of the episodes that end in one
-rollout of PPO reaches the target; 20 episodes side by side are a rollout. All start with the same settings of PPO:
-those that are usual with Adam, or the gradient steps that meta-training had in mind, one for each rollout (`sgd`).
+It counts environment steps, adaptation included, until the mean return of the episodes that end in one rollout of PPO
+reaches the target. A rollout has the run's episodes, side by side, for one horizon. All three starts use the same
+settings of PPO: Adam with its usual settings, or one gradient step for each rollout, as in meta-training (`sgd`).
 """
 
 import math
@@ -41,7 +41,7 @@ class Arguments:
     goals: int = 20
     """Held-out tasks."""
     limit: int = 200_000
-    """Environment steps after which an algorithm gives up; it then counts with this number."""
+    """Environment steps after which an algorithm stops; a task that misses the target counts with this number."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Optimiser of PPO: adam (10 epochs of 4 minibatches for each rollout), or sgd (one step for each rollout)."""
     learning_rate: float | None = None
@@ -93,12 +93,12 @@ def main(arguments: list[str] | None = None) -> None:
     }
 
     # PPO from every start on every task
-    steps: dict[str, list[int]] = {name: [] for name in starts}
+    steps: dict[str, list[float]] = {name: [] for name in starts}
     for i in range(given.goals):
         task = {name: values[i] for name, values in tasks.items()}
         for name, start in starts.items():
             steps[name].append(count_steps(given, source, task, start(task, i), rate, given.seed + i))
-        print(f"task {i + 1} of {given.goals}: {', '.join(f'{n} {s[-1]}' for n, s in steps.items())}", flush=True)
+        print(f"task {i + 1} of {given.goals}: {', '.join(f'{n} {s[-1]:.0f}' for n, s in steps.items())}", flush=True)
     print(table(steps, given))
 
 
@@ -115,6 +115,9 @@ def prepare(given: Arguments) -> tuple[MetaLearner, float]:
     learner = metarl.load(given.run)
     if not isinstance(learner.source, ReinforcementLearning):
         raise ValueError(f"run must be one of metarl train, got {given.run}, a supervised one")
+    rollout = learner.source.episodes * learner.source.distribution.horizon
+    if given.limit < rollout:
+        raise ValueError(f"limit must be enough for a rollout, at least {rollout}, got {given.limit}")
     return learner, choose_rate(given, learner)
 
 
@@ -126,8 +129,8 @@ def adapt(learner: MetaLearner, task: Any, seed: int) -> Start:
 
 def count_steps(
     given: Arguments, source: ReinforcementLearning, task: Any, start: Start, rate: float, seed: int
-) -> int:
-    """The environment steps until the target is reached, at most the limit."""
+) -> float:
+    """The environment steps until the target is reached, at most the limit; else infinity."""
     env, horizon = TaskVecEnv(source.distribution, task, source.episodes), source.distribution.horizon
     steps = source.episodes * horizon  # of a rollout
     settings: Any = {"n_steps": horizon, "learning_rate": rate, "actions": source.actions, "seed": seed}
@@ -138,8 +141,9 @@ def count_steps(
         model = to_sb3(source.policy, start.params, env, **settings)
         model.policy.optimizer = torch.optim.SGD(model.policy.parameters(), lr=rate)
     stop = UntilReturn(given.target)
-    model.learn(given.limit - start.env_steps, callback=stop)
-    return given.limit if stop.reached is None else start.env_steps + stop.reached
+    rollouts = max(given.limit - start.env_steps, 0) // steps  # PPO only ends after whole ones
+    model.learn(rollouts * steps, callback=stop)
+    return math.inf if stop.reached is None else start.env_steps + stop.reached
 
 
 def choose_rate(given: Arguments, learner: MetaLearner) -> float:
@@ -156,12 +160,13 @@ def choose_rate(given: Arguments, learner: MetaLearner) -> float:
     return check_real("learning_rate", rate)
 
 
-def table(steps: dict[str, list[int]], given: Arguments) -> str:
+def table(steps: dict[str, list[float]], given: Arguments) -> str:
     """The mean number of steps, its interval over tasks, the median, and how many tasks reached the target."""
     rows = []
-    for name, numbers in steps.items():
-        mean = with_interval(float(np.mean(numbers)), confidence_interval(np.array(numbers, float)), 0)
-        reached = sum(number < given.limit for number in numbers)
+    for name, taken in steps.items():
+        numbers = np.minimum(taken, given.limit)
+        mean = with_interval(float(numbers.mean()), confidence_interval(numbers), 0)
+        reached = int(np.isfinite(taken).sum())
         rows.append([name, mean, f"{np.median(numbers):.0f}", f"{reached} of {given.goals}"])
     return markdown_table([f"PPO to a return of {given.target:g}", "environment steps", "median", "reached"], rows)
 

@@ -76,7 +76,7 @@ def test_steps_of_sgd_are_those_of_meta_training(tmp_path: Path) -> None:
         given = Arguments(folder, target=0.0, limit=10, optimizer="sgd")
         start = Start(learner.params)
         task = {"goal": np.array([0.3, -0.2])}
-        assert count_steps(given, learner.source, task, start, 0.1, 0) == 10  # type: ignore[arg-type]
+        assert count_steps(given, learner.source, task, start, 0.1, 0) == np.inf  # type: ignore[arg-type]
     model = models[0]
     moved = {name: value.detach().clone() for name, value in model.policy.named_parameters()}
     actor = [name for name in moved if f"policy.{name}" in learner.params]
@@ -103,6 +103,25 @@ def test_fine_tuning_counts_environment_steps(tmp_path: Path) -> None:
     assert one_step.out.splitlines()[-3:] == easy.out.splitlines()[-3:]
     hard = runs.call("bridge.fine_tune", folder, *few, "--target", 0)
     assert hard.out.count("| 60 [60, 60] | 60 | 0 of 2 |") == 3
+
+
+def test_the_limit_counts_environment_steps(tmp_path: Path) -> None:
+    """It is enough for one rollout of 10 steps, but not for a second one or for an adaptation before it."""
+    folder = runs.train(tmp_path / "run", "--iterations", 1)
+    for limit in (10, 19):
+        outcome = runs.call("bridge.fine_tune", folder, "--goals", 2, "--limit", limit, "--target", -1000)
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.count("| 10 [10, 10] | 10 | 2 of 2 |") == 2
+        assert outcome.out.count(f"| {limit} [{limit}, {limit}] | {limit} | 0 of 2 |") == 1
+    learner, ends = metarl.load(folder), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fine_tune, "to_sb3", lambda *a, **k: ends.append(to_sb3(*a, **k)) or ends[-1])
+        given, task = Arguments(folder, target=0.0, limit=19), {"goal": np.array([0.3, -0.2])}
+        assert count_steps(given, learner.source, task, Start(learner.params), 0.1, 0) == np.inf  # type: ignore[arg-type]
+    assert [model.num_timesteps for model in ends] == [10]
+    outcome = runs.call("bridge.fine_tune", folder, "--limit", 9)
+    assert outcome.code == 2
+    assert "limit must be enough for a rollout, at least 10, got 9" in outcome.err
 
 
 @pytest.mark.parametrize(
