@@ -5,7 +5,7 @@
     metarl baseline oracle --env navigation --env-steps 12000000 --options="--hidden 64 64"
 
 The table has the mean return on held-out tasks after each step of adaptation. The folder keeps it as `baseline.json`;
-the same command again prints it, or continues a run that was interrupted.
+the same command again prints it, or continues an interrupted run. For rl2, `--resume RUN` continues a run.
 """
 
 import json
@@ -46,7 +46,19 @@ change. SB3 unpickles a part of the file, which can run any code: only open file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Output:
+    """Settings of every baseline of this script."""
+
+    options: str = ""
+    """Options of metarl train, as one text: --options="--hidden 64 64"."""
+    log_dir: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs")
+    """Parent folder of the baseline's folder."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Output):
     """Settings of a baseline that adapts by policy-gradient steps."""
 
     env: str = "navigation"
@@ -55,26 +67,20 @@ class Arguments:
     """Environment steps of training, at most; random does not train."""
     seed: int = 0
     """Seed of training and of the initial weights."""
-    options: str = ""
-    """Options of metarl train, as one text: --options="--hidden 64 64"."""
-    log_dir: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs")
-    """Parent folder of the baseline's folder."""
     name: str | None = None
     """Name of the baseline's folder. Default: baseline, environment and seed."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOArguments:
+class PPOArguments(Output):
     """Settings of PPO on single tasks."""
 
-    env: str = "navigation"
-    """Task distribution; a run has its own."""
+    env: str | None = None
+    """Task distribution. Default: navigation, or that of the run."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Run of metarl train, or package of one, whose policy is fine-tuned. Default: from scratch."""
     tasks: int = 20
-    """Held-out tasks: the first ones of those that runs are evaluated on."""
+    """Number of held-out tasks: the first tasks of the evaluation at the end of metarl train."""
     budgets: tuple[float, ...] = (1.0, 10.0)
     """Budgets of environment steps, in multiples of a whole adaptation."""
     reach: float | None = None
@@ -83,18 +89,12 @@ class PPOArguments:
     """Seed; task i has the seed plus i."""
     ppo_options: tuple[str, ...] = ()
     """Arguments of Stable-Baselines3's PPO as name=value: learning_rate=1e-3, n_epochs=5, ..."""
-    options: str = ""
-    """Options of metarl train, as one text: --options="--hidden 64 64"."""
-    log_dir: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs")
-    """Parent folder of the baseline's folder."""
     name: str | None = None
     """Name of the baseline's folder. Default: ppo, environment or run, and seed."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SB3Arguments:
+class SB3Arguments(Output):
     """Settings of the adaptation of a model of Stable-Baselines3."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -103,14 +103,8 @@ class SB3Arguments:
     """The algorithm that saved it."""
     env: str = "navigation"
     """Task distribution, with the model's observations and actions."""
-    options: str = ""
-    """Options of metarl train, as one text: --options="--inner-lr 0.05"."""
-    log_dir: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs")
-    """Parent folder of the baseline's folder."""
     name: str | None = None
     """Name of the baseline's folder. Default: sb3, the file's name and environment."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,7 +144,7 @@ def run_ppo(words: Sequence[str]) -> None:
     """PPO on single tasks."""
     given = cli.parse(PPOArguments, words[1:], "metarl baseline ppo", ppo.__doc__)
     cli.prepare(lambda: check_int("seed", given.seed, minimum=0))
-    config = cli.prepare(lambda: read_options(given.options, TrainConfig(env=given.env)))
+    config = cli.prepare(lambda: read_ppo_options(given))
     folder = given.log_dir / (given.name or f"ppo-{given.run.name if given.run else config.env}-{given.seed}")
     chosen: dict[str, Any] = {name: getattr(given, name) for name in ("tasks", "budgets", "ppo_options")}
     result = cli.prepare(lambda: run_baseline("ppo", config, given.seed, folder, start=given.run, **chosen))
@@ -175,6 +169,23 @@ def run_sb3(words: Sequence[str]) -> None:
 def show(result: BaselineResult, as_json: bool) -> None:
     """Print the result."""
     print(json.dumps(result.summary()) if as_json else describe(result))
+
+
+def read_ppo_options(given: PPOArguments) -> TrainConfig:
+    """The settings of PPO's environment and network; with a run, only its plug-ins and device.
+
+    Raises:
+        ValueError: as `read_options`, and for settings that the run has already.
+    """
+    defaults = TrainConfig(env=given.env or "navigation")
+    config = read_options(given.options, defaults)
+    if given.run is not None:
+        if given.env is not None:
+            raise ValueError(f"env must not be given with a run, which has its own, got {given.env!r}")
+        for name, value in vars(config).items():
+            if name not in ("plugins", "device") and value != getattr(defaults, name):
+                raise ValueError(f"options must not have {name} with a run, which has its own, got {given.options!r}")
+    return config
 
 
 def read_options(text: str, defaults: TrainConfig) -> TrainConfig:

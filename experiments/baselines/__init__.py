@@ -7,8 +7,8 @@ Every baseline is scored on the held-out tasks that a run of `metarl train` is s
 so differences can be taken task by task. `env_steps` counts the environment steps of adaptation before each point, for
 all tasks together, without the episodes that measure the scores; `train_env_steps` those of training before.
 
-The result stays in `folder` as `baseline.json`. A second call with the same settings reads it; one that was interrupted
-goes on where a checkpoint is.
+The result stays in `folder` as `baseline.json`. A second call with the same settings reads it, or continues an
+interrupted call from its last checkpoint. It is refused if the run or the model that it starts from has changed.
 
 | name | module | points |
 | --- | --- | --- |
@@ -20,15 +20,17 @@ goes on where a checkpoint is.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from metarl.errors import check_choice, check_int, check_type
 from metarl.experiments.baselines.policy_gradient import run_multitask, run_oracle, run_random, run_sb3
-from metarl.experiments.baselines.ppo import run_ppo
+from metarl.experiments.baselines.ppo import run_ppo, starting_config
 from metarl.experiments.baselines.result import BaselineResult, make_result, read_result, write_result
 from metarl.experiments.baselines.rl2 import run_rl2
+from metarl.experiments.baselines.runs import fingerprint
 from metarl.experiments.common import cli
 from metarl.experiments.common.config import settings
 from metarl.experiments.train import TrainConfig
@@ -80,7 +82,13 @@ def run_baseline(
 
 
 def describe(name: str, config: TrainConfig, env_steps: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result depends on, for JSON."""
+    """What a result depends on, for JSON: settings, options with their defaults, and the contents of files."""
+    parameters = inspect.signature(BASELINES[name]).parameters.values()
+    own = {**{p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}, **options}
+    own |= {f"{key}_sha256": fingerprint(path) for key, path in own.items() if isinstance(path, Path)}
+    if options.get("start") is not None:
+        config = starting_config(config, options["start"])
     where = ("log_dir", "name", "iterations", "save_every", "plugins")
     of_config = {key: value for key, value in settings(config).items() if key not in where}
-    return {**of_config, "name": name, "env_steps": env_steps, **options}
+    first = {"name": name, **own}  # a difference in these explains others
+    return {**first, **of_config, "env_steps": env_steps, **first}

@@ -6,8 +6,9 @@
 
 Budgets are multiples of the environment steps of a whole adaptation at the end of `metarl train`: its gradient steps
 times episodes times horizon, 12,000 on navigation. The network is that of the run, with a new critic of the same size;
-PPO's settings are SB3's, except that a rollout has --options's episodes and horizon. Scores are mean returns of sampled
-actions. Finished tasks are kept in the folder, so the same command goes on after an interruption.
+PPO's settings are SB3's, except that a rollout has the episodes and the horizon of the run, or of --options. Scores are
+mean returns of sampled actions. Finished tasks are kept in the folder, so the same command continues after an
+interruption.
 """
 
 import contextlib
@@ -32,8 +33,10 @@ from metarl.envs.base import EnvDistribution
 from metarl.errors import check_choice, check_int, check_real
 from metarl.experiments import train
 from metarl.experiments.baselines.result import BaselineResult, make_result
+from metarl.experiments.baselines.runs import fingerprint
 from metarl.experiments.common.config import settings
 from metarl.experiments.common.options import check_distinct, read
+from metarl.experiments.common.packages import read_any_config
 from metarl.experiments.train import TrainConfig
 from metarl.random import Stream, global_seed, stream_generator
 from metarl.rl import ReinforcementLearning
@@ -53,7 +56,7 @@ class Start(NamedTuple):
     source: ReinforcementLearning
     params: Params
     train_env_steps: int
-    about: str  # the run's folder, or from scratch
+    about: str | None  # the digest of the run's parameters; from scratch: `None`
 
 
 class Plan(NamedTuple):
@@ -176,18 +179,29 @@ def read_start(config: TrainConfig, start: Path | None) -> tuple[TrainConfig, St
     Raises:
         ValueError: for a run that cannot be read, or a policy that SB3 cannot train.
     """
+    config = starting_config(config, start)
     if start is None:
-        config = dataclasses.replace(config, normalize_observations=False)
         source = train.build_source(config)
-        return config, Start(with_critic(config, source), source.initial_params(), 0, "from scratch")
-    learner = metarl.load(start, plugins=config.plugins)
+        return config, Start(with_critic(config, source), source.initial_params(), 0, None)
+    learner = metarl.load(start, plugins=config.plugins, device=config.device)
     found = learner.source
     if not isinstance(found, ReinforcementLearning):
         raise ValueError(f"run must be one of metarl train, {start} is not")
     known = set(found.initial_params())
     params = {name: leaf for name, leaf in learner.params.items() if name in known}  # not those of the inner rule
-    config = dataclasses.replace(config, episodes=found.episodes, discount=found.discount, actions=found.actions)  # type: ignore[arg-type]
-    return config, Start(with_critic(config, found), params, learner.counts["env_steps"], str(start.absolute()))
+    return config, Start(with_critic(config, found), params, learner.counts["env_steps"], fingerprint(start))
+
+
+def starting_config(config: TrainConfig, start: Path | None) -> TrainConfig:
+    """The settings of the run at `start`, with the seed, device and plug-ins of `config`; without a run, `config`.
+
+    Raises:
+        ValueError: for a run that cannot be read.
+    """
+    if start is None:  # an untrained policy has no statistics of observations
+        return dataclasses.replace(config, normalize_observations=False)
+    saved = read_any_config(TrainConfig, start)
+    return dataclasses.replace(saved, seed=config.seed, device=config.device, plugins=config.plugins)
 
 
 def with_critic(config: TrainConfig, source: ReinforcementLearning) -> ReinforcementLearning:

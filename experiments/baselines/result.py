@@ -74,11 +74,11 @@ def write_result(folder: Path, result: BaselineResult, settings: Mapping[str, An
 
 
 def read_result(folder: Path, settings: Mapping[str, Any] | None = None) -> BaselineResult | None:
-    """The result in `folder`, or `None` if there is none.
+    """Read the result in `folder`; `None` if the folder has no result.
 
     Args:
         folder: where `write_result` saved it.
-        settings: those that must have made it; default: any.
+        settings: the settings that must have made it; default: any settings.
 
     Raises:
         ValueError: when the file is damaged, or other settings made it, naming the first one that differs.
@@ -96,9 +96,11 @@ def read_result(folder: Path, settings: Mapping[str, Any] | None = None) -> Base
         made_by = dict(found["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must be the result of a baseline, but it is not: {error}") from None
-    for name, value in _as_read(settings or {}).items():
-        if made_by.get(name) != value:
-            raise ValueError(f"{path} was made with {name}={made_by.get(name)!r}, not {value!r}; choose another folder")
+    wanted = made_by if settings is None else _as_read(settings)
+    for name in {**wanted, **made_by}:  # an option that only one of them has is a difference, too
+        before, now = made_by.get(name), wanted.get(name)
+        if before != now:
+            raise ValueError(f"{path} was made with {name}={before!r}, not {now!r}; choose another folder")
     return result
 
 

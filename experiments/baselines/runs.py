@@ -1,9 +1,11 @@
 """Training runs in the folder of a baseline: a new one, the rest of an interrupted one, or one that is finished."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from metarl.checkpoint import package
 from metarl.experiments.common.config import C, read_config, settings
 from metarl.experiments.common.run import Run, is_finished, new_run, resume_run, settle, write_run
 
@@ -29,3 +31,13 @@ def train_in(folder: Path, config: C, train: Callable[[Run[C]], None]) -> Path:
     with write_run(run, f"; it was in {run.folder}; the same command continues it"):
         train(run)
     return folder
+
+
+def fingerprint(path: Path) -> str | None:
+    """The SHA-256 digest of a file, of a run's checkpoint, or of a package's manifest; `None` if there is no such file.
+
+    The manifest has the digests of everything else in the package.
+    """
+    files = (path, path / "checkpoint.pt", path / package.MANIFEST)
+    found = next((file for file in files if file.is_file()), None)
+    return None if found is None else hashlib.sha256(found.read_bytes()).hexdigest()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from metarl import MetaLearner
 from metarl.checkpoint import package
-from metarl.experiments.common.config import C, commit, parse_config, read_object, versions
+from metarl.experiments.common.config import C, commit, parse_config, read_config, read_object, versions
 from metarl.experiments.common.tables import markdown_table, with_interval
 from metarl.processes import Processes
 
@@ -83,6 +83,21 @@ def read_curve(run: Path, iterations: int) -> dict[str, Any]:
             f" {curve['iterations']}; resume {run}"
         )
     return curve
+
+
+def read_any_config(kind: type[C], path: Path) -> C:
+    """The settings of the run in the folder `path`, or in the package there.
+
+    Raises:
+        ValueError: when it is neither, or its settings are not those of `kind`.
+    """
+    if not package.is_package(path):
+        return read_config(kind, path)
+    members = package.read(path)
+    if CONFIG not in members:
+        raise ValueError(f"package {path} must have the member {CONFIG}, got {sorted(members)}")
+    wanted = f"run must be a package of a run of {kind.script}; {path}/{CONFIG}"
+    return parse_config(kind, _read_json(members[CONFIG], f"{path}/{CONFIG}"), wanted)
 
 
 def open_package(path: Path, kind: type[C], change: Callable[[C], C], processes: Processes) -> MetaLearner:

@@ -10,7 +10,14 @@ import pytest
 
 from metarl.engine import Engine
 from metarl.experiments import train
-from metarl.experiments.baselines import BASELINES, policy_gradient, read_result, run_baseline
+from metarl.experiments.baselines import (
+    BASELINES,
+    make_result,
+    policy_gradient,
+    read_result,
+    run_baseline,
+    write_result,
+)
 from metarl.experiments.baselines.result import FILE
 from metarl.experiments.common.run import new_run
 from metarl.experiments.train import TrainConfig
@@ -97,6 +104,17 @@ def test_bad_calls(tmp_path: Path) -> None:
         read_result(tmp_path)
     assert read_result(tmp_path / "nowhere") is None
     assert set(BASELINES) >= {"random", "multitask", "oracle"}
+
+
+def test_an_option_that_only_one_call_has_is_another_setting(tmp_path: Path) -> None:
+    result = make_result("random", "step", [0], [[1.0]], [0], 0)
+    write_result(tmp_path, result, {"seed": 0, "start": Path("run"), "none": None})
+    same = read_result(tmp_path, {"seed": 0, "start": Path("run")})
+    assert same is not None
+    assert same.summary() == result.summary()
+    for settings in ({"seed": 0}, {"seed": 0, "start": Path("run"), "tasks": 3}):
+        with pytest.raises(ValueError, match=r"was made with (start='run', not None|tasks=None, not 3)"):
+            read_result(tmp_path, settings)
 
 
 # The command.

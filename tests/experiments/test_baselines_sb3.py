@@ -1,12 +1,14 @@
 """Baselines with Stable-Baselines3: PPO on single tasks, and models that a user brings."""
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
 
 import metarl
 from metarl import checkpoint
@@ -19,6 +21,7 @@ from metarl.experiments.train import TrainConfig
 from metarl.random import global_seed
 from metarl.tree import broadcast
 from tests.experiments import runs
+from tests.pages import ROOT
 
 CONFIG = TrainConfig(meta_batch_size=2, episodes=2, horizon=5, hidden=(8,), eval_every=9, eval_tasks=2)
 UNIT = 3 * 4 * 5  # gradient steps x episodes x horizon
@@ -88,6 +91,49 @@ def test_fine_tuning_begins_at_the_run(tmp_path: Path) -> None:
         for policy, params in ((begin.source.policy, begin.params), (learner.source.policy, learner.params))  # type: ignore[attr-defined]
     ]
     torch.testing.assert_close(*outputs)
+
+
+def test_a_changed_run_is_another_setting(tmp_path: Path) -> None:
+    run = new_run(dataclasses.replace(CONFIG, log_dir=tmp_path, name="run", iterations=3, env="point_velocity"))
+    run.learner.learn(1)
+    run.learner.save(run.folder / "checkpoint.pt")
+
+    def call(**start: Path) -> object:
+        return run_baseline("ppo", CONFIG, 0, tmp_path / "ppo", tasks=1, budgets=(0.5,), **start).summary()
+
+    assert call(start=run.folder) == call(start=run.folder)
+    found = json.loads((tmp_path / "ppo" / FILE).read_text())["settings"]
+    assert found["env"] == "point_velocity"  # not that of CONFIG
+    with pytest.raises(ValueError, match=r"was made with start='.*', not None"):
+        call()
+    run.learner.learn(1)
+    run.learner.save(run.folder / "checkpoint.pt")
+    with pytest.raises(ValueError, match="was made with start_sha256="):
+        call(start=run.folder)
+    (tmp_path / "ppo" / FILE).unlink()
+    with pytest.raises(ValueError, match=r"task_0\.pt was made with other settings"):
+        call(start=run.folder)
+
+
+def test_fine_tuning_begins_at_a_package(tmp_path: Path) -> None:
+    package = ROOT / "policies" / "point_velocity"
+    words = ("baseline", "ppo", "--run", package, "--log-dir", tmp_path, "--tasks", 1, "--budgets", 1)
+    outcome = runs.call(*words, "--json")
+    assert outcome.code == 0, outcome.err
+    learner, found = metarl.load(package), json.loads(outcome.out)
+    assert found["train_env_steps"] == learner.counts["env_steps"]
+    saved = json.loads((tmp_path / "ppo-point_velocity-0" / FILE).read_text())["settings"]
+    assert (saved["env"], saved["hidden"]) == (
+        "point_velocity",
+        json.loads((package / "config.json").read_text())["hidden"],
+    )
+    # point 0 is the package's policy
+    source = dataclasses.replace(learner.source, episodes=400)  # type: ignore[type-var]
+    task = {name: value[:1] for name, value in ppo.first_tasks(source.distribution, 1).items()}  # type: ignore[attr-defined]
+    returns = (
+        source.tasks(task, np.random.default_rng(0)).draw(broadcast(learner.params, 1), "outer")["rewards"].sum(-1)
+    )  # type: ignore[attr-defined]
+    assert abs(found["scores"][0][0] - float(returns.mean())) < 4 * float(returns.std()) * (1 / 4 + 1 / 400) ** 0.5
 
 
 def test_it_goes_on_with_the_next_task_and_leaves_the_global_generators(tmp_path: Path) -> None:
@@ -161,6 +207,13 @@ def test_a_model_adapts_as_the_same_policy_does(model: Path, tmp_path: Path) -> 
     assert result.baseline == "sb3"
 
 
+def test_a_changed_model_is_another_setting(model: Path, tmp_path: Path) -> None:
+    run_baseline("sb3", CONFIG, 0, tmp_path / "sb3", model=model)
+    PPO.load(model, env=train.build_distribution(CONFIG).make({"goal": np.zeros(2, np.float32)})).learn(10).save(model)
+    with pytest.raises(ValueError, match="was made with model_sha256="):
+        run_baseline("sb3", CONFIG, 0, tmp_path / "sb3", model=model)
+
+
 def test_models_that_do_not_fit(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no model")
     for changes, options, message in (
@@ -193,3 +246,18 @@ def test_the_commands(model: Path, tmp_path: Path) -> None:
     outcome = runs.call("baseline", "ppo", "--ppo-options", "n_epoch=2", "--log-dir", tmp_path, "--name", "x")
     assert outcome.code == 2
     assert "did you mean 'n_epochs'" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--env", "navigation"), "env must not be given with a run, which has its own, got 'navigation'"),
+        (("--options=--episodes 3",), "options must not have episodes with a run"),
+    ],
+)
+def test_a_run_has_its_own_settings(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    package = ROOT / "policies" / "navigation"
+    outcome = runs.call("baseline", "ppo", "--run", package, *words, "--log-dir", tmp_path)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert not list(tmp_path.iterdir())
