@@ -21,6 +21,7 @@ from metarl.errors import check_choice
 from metarl.experiments import train
 from metarl.experiments.baselines.result import BaselineResult, make_result
 from metarl.experiments.baselines.runs import train_in
+from metarl.experiments.common.config import read_adapt
 from metarl.experiments.common.evaluation import step_sizes
 from metarl.experiments.train import TrainConfig
 from metarl.logging import read_metrics
@@ -52,13 +53,16 @@ def run_sb3(
     except Exception as error:  # unpickling may raise anything
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"model must be a {algorithm} model of Stable-Baselines3, {model} is not: {reason}") from error
+    if config.normalize_observations:
+        raise ValueError("normalize_observations must be off for sb3: a model's file has no statistics, got True")
     plain = train.build_source(config)
     for name in ("observation_space", "action_space"):
         found, wanted = getattr(loaded, name), getattr(plain.distribution, name)
         if found != wanted:
             raise ValueError(f"model must have the {name} of {config.env}, {wanted}, got {found}")
     source = dataclasses.replace(plain, policy=from_sb3(loaded))
-    learner = MetaLearner(source, "multitask", inner_lr=config.inner_lr, inner_steps=config.inner_steps)
+    adapted = read_adapt(config)
+    learner = MetaLearner(source, "multitask", inner_lr=config.inner_lr, inner_steps=config.inner_steps, adapt=adapted)
     return adapt("sb3", learner, int(loaded.num_timesteps))
 
 

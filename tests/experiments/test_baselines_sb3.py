@@ -207,6 +207,14 @@ def test_a_model_adapts_as_the_same_policy_does(model: Path, tmp_path: Path) -> 
     assert result.baseline == "sb3"
 
 
+def test_a_model_adapts_the_chosen_parameters(model: Path, tmp_path: Path) -> None:
+    head = dataclasses.replace(CONFIG, adapt=("head",))
+    result = run_baseline("sb3", head, 0, tmp_path / "sb3", model=model)
+    np.testing.assert_allclose(result.scores, run_baseline("random", head, 0, tmp_path / "random").scores, rtol=1e-6)
+    everything = run_baseline("sb3", CONFIG, 0, tmp_path / "all", model=model)
+    assert not np.allclose(result.scores[:, 1:], everything.scores[:, 1:], rtol=1e-6)
+
+
 def test_a_changed_model_is_another_setting(model: Path, tmp_path: Path) -> None:
     run_baseline("sb3", CONFIG, 0, tmp_path / "sb3", model=model)
     PPO.load(model, env=train.build_distribution(CONFIG).make({"goal": np.zeros(2, np.float32)})).learn(10).save(model)
@@ -218,6 +226,7 @@ def test_models_that_do_not_fit(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no model")
     for changes, options, message in (
         ({}, {"model": tmp_path / "no.zip"}, "there is no file"),
+        ({"normalize_observations": True}, {"model": model}, "normalize_observations must be off for sb3"),
         ({}, {"model": tmp_path / "text.zip"}, "must be a ppo model of Stable-Baselines3"),
         ({"env": "grid_world"}, {"model": model}, "model must have the observation_space of grid_world"),
         ({}, {"model": model, "algorithm": "sac"}, "algorithm must be one of"),
