@@ -68,8 +68,8 @@ class PolicyModule(nn.Module):
 
         Returns:
             `(loc, scale)`, each `[B, A]`, of an independent normal distribution for a Box;
-            `(logits,)`, `[B, A]`, not normalised, for a Discrete action space; those of all numbers side by side for a
-            MultiDiscrete, `[B, sum nvec]`; the logarithms of the odds of 1 for a MultiBinary, `[B, n]`.
+            `(logits,)`, not normalised, `[B, A]`, for a Discrete action space; for a MultiDiscrete the logits of all
+            components side by side, `[B, sum nvec]`; for a MultiBinary the log-odds of 1, `[B, n]`.
         """
         policy = self.policy
         features = policy.pi_features_extractor(self._preprocess(obs))

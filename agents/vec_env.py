@@ -18,8 +18,8 @@ from metarl.types import TaskDistribution
 class TaskVecEnv(VecEnv):
     """`num_envs` environments of ONE task, for algorithms of Stable-Baselines3.
 
-    It reports episodes as SB3's `Monitor` does, and resets ended ones as `DummyVecEnv` does. Environments that are
-    functions are stepped as one tensor, which is faster than one after the other.
+    It reports episodes as SB3's `Monitor` does, and resets environments as `DummyVecEnv` does. Functional
+    environments are stepped together as one tensor, which is faster than one after the other.
 
     Args:
         distribution: of tasks, such as `metarl.envs.Navigation()`.
@@ -59,7 +59,7 @@ class TaskVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """One step of every environment; those that have ended begin an episode."""
+        """One step of every environment; an environment whose episode has ended is reset."""
         obs, rewards, terminated, truncated = map(_to_numpy, self._vec.step(self._actions)[:4])
         ended = terminated | truncated
         self._returns += rewards
@@ -91,7 +91,7 @@ class TaskVecEnv(VecEnv):
         raise AttributeError(f"{method_name} cannot be called on single environments of a TaskVecEnv")
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> Sequence[bool]:  # type: ignore[override]
-        """Whether the environments are in such a wrapper: `Monitor`, whose reports they make themselves."""
+        """Whether the environments have this wrapper: true for `Monitor`, because they report episodes as it does."""
         monitors = wrapper_class.__name__ == "Monitor"
         return [monitors] * len(list(self._get_indices(indices)))
 

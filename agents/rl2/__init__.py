@@ -1,7 +1,7 @@
 """RL^2 (Duan et al., 2016; Wang et al., 2016): a recurrent policy that learns to adapt within a trial of K episodes.
 
-Its hidden state goes on from episode to episode of a task, and starts anew with the next task. It is trained with PPO
-on the return of whole trials. Adaptation needs no gradients: it happens in the hidden state.
+Its hidden state is kept between the episodes of a trial, and is zero at the start of every trial. PPO trains it on the
+return of whole trials. Adaptation needs no gradients: it happens in the hidden state.
 
 | file | what it has |
 | --- | --- |

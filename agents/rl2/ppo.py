@@ -31,7 +31,7 @@ class RecurrentPPO:
     """The outer step of RL^2. It draws once and steps `epochs` times over all trials; the outer update is not used.
 
     It logs, over the whole draw and at the new parameters, `kl` (the mean of r - 1 - log r, nats), `clip_fraction` (of
-    ratios), `entropy`, `value_loss` and `explained_variance` (that of the values before the first step), and
+    ratios), `entropy`, `value_loss` and `explained_variance` (of the values before the first step), and
     `return_episode_k` for every episode of a trial.
 
     Args:

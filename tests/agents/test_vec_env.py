@@ -43,21 +43,26 @@ def test_it_is_like_single_environments(name: str) -> None:
         np.testing.assert_allclose(ours.reset(), theirs.reset())  # type: ignore[arg-type]
     else:
         assert np.shape(ours.reset()) == np.shape(theirs.reset())
-    ended = 0
+    ended, returns, lengths = 0, np.zeros(3), np.zeros(3, int)
     for _ in range(20):
         if name == "functions":  # some reach the goal, some the time limit
             actions: Any = np.stack([[1.0, 0.0], [-1.0, 0.3], rng.normal(size=2)]).clip(-1, 1).astype(np.float32)
         else:
             actions = rng.integers(0, 5, 3)
         one, other = ours.step(actions), theirs.step(actions)
+        returns, lengths = returns + one[1], lengths + 1
+        for i in np.flatnonzero(one[2]).tolist():
+            assert one[3][i]["episode"]["l"] == lengths[i]
+            assert one[3][i]["episode"]["r"] == pytest.approx(returns[i], abs=1e-5)
+            ended, returns[i], lengths[i] = ended + 1, 0, 0
         if not same_starts:
-            ended += int(one[2].sum())
+            assert (lengths < 6).all()  # the horizon
+            assert [bool(info) for info in one[3]] == one[2].tolist()
             continue
         for found, wanted in zip(one[:3], other[:3], strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
             assert found.dtype == wanted.dtype  # type: ignore[union-attr]
         for i in np.flatnonzero(one[2]):
-            ended += 1
             info, like = one[3][i], other[3][i]
             assert info["TimeLimit.truncated"] == like["TimeLimit.truncated"]
             np.testing.assert_allclose(info["terminal_observation"], like["terminal_observation"], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""`metarl baseline rl2`: a run like those of `metarl train`, resumed exactly, opened from Python."""
+"""`metarl baseline rl2`: a run with the files of `metarl train`, resumed exactly, opened from Python."""
 
 import json
 from pathlib import Path
