@@ -1,6 +1,7 @@
 """Say what a run is: its settings, its progress, its evaluations, its versions.
 
     metarl info runs/nav
+    metarl info policy.zip
 
 Nothing is computed, and no code that the run names is imported.
 """
@@ -8,7 +9,8 @@ Nothing is computed, and no code that the run names is imported.
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +20,8 @@ import tyro
 from metarl.experiments.common import cli
 from metarl.experiments.common.config import read_config, read_if_whole, settings
 from metarl.experiments.common.lock import holder
-from metarl.experiments.common.opening import AnyConfig
+from metarl.experiments.common.opening import AnyConfig, unpack
+from metarl.experiments.common.run import is_finished
 from metarl.logging import Line, read_metrics
 
 
@@ -27,7 +30,7 @@ class Arguments:
     """Settings of the description."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of a training run."""
+    """Folder of a training run, or a package."""
     json: bool = False
     """Print one JSON object instead of text."""
     all: bool = False
@@ -46,8 +49,13 @@ def describe(run: Path, everything: bool = False) -> dict[str, Any]:
     """What a run is, as plain values.
 
     Raises:
-        ValueError: when the folder is not a run's.
+        ValueError: when it is neither the folder of a run nor a package.
     """
+    if run.is_file():
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "package"
+            unpack(run, folder, ())
+            return {**describe(folder, everything), "run": str(run)}
     config = read_config(AnyConfig, run)
     raw = read_if_whole(run / "config.json") or {}
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
@@ -65,9 +73,14 @@ def describe(run: Path, everything: bool = False) -> dict[str, Any]:
         "written_by": holder(run),
         "seconds": sum(line.get("time/iteration_seconds") or 0.0 for line in lines) if lines else None,
         **evaluations(lines),
-        "final": None if final is None else {key: final[key] for key in ("mean", "num_tasks") if key in final},
+        "finished": is_finished(run, config.iterations),
+        "final": None if final is None else {key: final.get(key) for key in FINAL},
         **{name: raw.get(name) for name in ("versions", "commit", "device_name", "changes")},
     }
+
+
+FINAL = ("iterations", "axis", "points", "mean", "num_tasks")
+"""What is shown of `evaluation.json`, if it is there."""
 
 
 def evaluations(lines: Sequence[Line]) -> dict[str, Any]:
@@ -88,14 +101,14 @@ def evaluations(lines: Sequence[Line]) -> dict[str, Any]:
 
 def as_text(found: Mapping[str, Any]) -> str:
     """The description for people."""
-    state = "finished" if found["final"] else f"written by {found['written_by']}" if found["written_by"] else "stopped"
+    writer = f"written by {found['written_by']}" if found["written_by"] else None
+    state = writer or ("finished" if found["finished"] else "stopped")
     seconds = "no log" if found["seconds"] is None else f"{found['seconds']:.0f} s"  # packages have none
     done = f"{found['iterations']} of {found['of_iterations']} iterations, {seconds}"
     rows = [f"{found['run']}: {found['algorithm']} on {found['about']} ({found['script']})", f"  {done}, {state}"]
     rows += [_row(name, found[name]) for name in ("first", "last", "best") if found[name]]
-    if found["final"]:
-        values = ", ".join(f"{value:.4g}" for value in found["final"]["mean"])
-        rows.append(f"  final evaluation on {found['final']['num_tasks']} tasks, after 0, 1, ... steps: {values}")
+    if found["final"] and found["final"]["mean"]:
+        rows.append(_final_row(found["final"]))
     rows += ["settings other than the defaults:", *(f"  {name}: {v}" for name, v in found["settings"].items())]
     for change in found["changes"] or []:
         rows.append(f"changed when it was resumed: {change}")
@@ -105,7 +118,22 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 def _row(name: str, entry: Mapping[str, Any]) -> str:
     values = ", ".join("-" if value is None else f"{value:.4g}" for value in entry["scores"])
-    return f"  {name} evaluation, iteration {entry['iteration']}, after 0, 1, ... steps: {values}"
+    axis = "episode" if "_episode_" in entry["tags"][0] else "step"
+    points = [tag.rpartition("_")[2] for tag in entry["tags"]]
+    return f"  {name} evaluation, iteration {entry['iteration']}, {_at(axis, points)}: {values}"
+
+
+def _final_row(final: Mapping[str, Any]) -> str:
+    where = "" if final["iterations"] is None else f", iteration {final['iterations']}"
+    tasks = "" if final["num_tasks"] is None else f" on {final['num_tasks']} tasks"
+    points = final["points"] or range(len(final["mean"]))
+    values = ", ".join(f"{value:.4g}" for value in final["mean"])
+    return f"  final evaluation{tasks}{where}, {_at(final['axis'] or 'step', points)}: {values}"
+
+
+def _at(axis: str, points: Iterable[object]) -> str:
+    """Where the scores of an evaluation were measured."""
+    return f"{'after' if axis == 'step' else 'in'} {axis}s {', '.join(map(str, points))}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from metarl import MetaLearner
+from metarl import AdaptationCurve, MetaLearner
 from metarl.checkpoint import package
 from metarl.experiments.common.config import C, commit, parse_config, read_config, read_object, versions
 from metarl.experiments.common.tables import markdown_table, with_interval
@@ -71,12 +71,20 @@ def read_curve(run: Path, iterations: int) -> dict[str, Any]:
     """The final evaluation in a run's folder.
 
     Raises:
-        ValueError: when there is none, or it is that of another iteration.
+        ValueError: when there is none, an older version wrote it, or it is that of another iteration.
     """
     try:
         curve = read_object(run / CURVE)
     except (OSError, ValueError) as error:
         raise ValueError(f"run must be finished, but {run / CURVE} cannot be read; resume {run} ({error})") from None
+    try:
+        for found in (curve, curve["random_init"]):
+            AdaptationCurve.from_dict(found)
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"run must have two adaptation curves in {run / CURVE}, which it has not ({error}); if an older version"
+            f" wrote the file, remove it and resume {run}"
+        ) from None
     if curve.get("iterations", iterations) != iterations:
         raise ValueError(
             f"run must be evaluated at its last checkpoint, after {iterations} iterations, but {run / CURVE} is of"

@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 def compare_rows(rows: Sequence[RowResult]) -> list[Pair]:
-    """All pairs of rows with the same tasks and seeds; of more than `MOST_ROWS` rows, those with the best one."""
+    """All pairs of rows with the same tasks and seeds; of more than `MOST_ROWS` rows, the pairs with the best one."""
     ranked = sorted((row for row in rows if row.scores is not None), key=lambda row: -float(row.final.mean()))
     best = ranked[:1] if len(ranked) > MOST_ROWS else ranked
     pairs = [(a, b) for a, b in itertools.combinations(ranked, 2) if a in best]
@@ -42,8 +42,13 @@ def compare_rows(rows: Sequence[RowResult]) -> list[Pair]:
             probability_of_improvement(a.final, b.final, resamples=RESAMPLES),
         )
         for a, b in pairs
-        if a.tasks == b.tasks and a.final.shape == b.final.shape
+        if can_pair(a, b)
     ]
+
+
+def can_pair(first: RowResult, second: RowResult) -> bool:
+    """Whether both rows have scores of the same tasks and seeds; the baseline `ppo` has fewer tasks than others."""
+    return first.tasks == second.tasks and first.final.shape == second.final.shape
 
 
 class RowStatistics(NamedTuple):
@@ -55,12 +60,12 @@ class RowStatistics(NamedTuple):
 
 
 def describe_rows(rows: Sequence[RowResult]) -> list[RowStatistics]:
-    """The interquartile mean of every row, and its gap to the baseline `oracle`, if there is one."""
+    """The interquartile mean of every row, and its gap to the baseline `oracle` on the same tasks, if there is one."""
     oracle = next((row for row in rows if row.label == "oracle" and row.scores is not None), None)
     found = []
     for row in rows:
         if row.scores is not None:
-            same = oracle is not None and oracle.tasks == row.tasks and oracle is not row
-            gap = optimality_gap(row.final, oracle.final) if same and oracle is not None else None
+            paired = oracle is not None and oracle is not row and can_pair(row, oracle)
+            gap = optimality_gap(row.final, oracle.final) if paired and oracle is not None else None
             found.append(RowStatistics(row.label, crossed_bootstrap(row.final), gap))
     return found

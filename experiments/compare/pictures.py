@@ -23,16 +23,16 @@ def style(number: int) -> tuple[str, str]:
 
 
 def metric(row: RowResult) -> str:
-    """The metric of a row's curves: the held-out score after the steps that it is trained for."""
-    return f"eval/return_step_{row.trained}"
+    """The metric of a row's curves: the held-out score at the point that it is trained for."""
+    return f"eval/return_{row.axis}_{row.points[row.trained]:g}"
 
 
 def mean_curve(row: RowResult, x: str) -> list[tuple[float, float]]:
     """The mean curve over seeds, at the evaluations that all of them have."""
     curves = [row.curve(seed, x, metric(row)) for seed in range(len(row.seeds))]
-    return [
-        (float(np.mean([a for a, _ in at])), float(np.mean([b for _, b in at]))) for at in zip(*curves, strict=False)
-    ]
+    common = [k for k in curves[0] if all(k in curve for curve in curves)]
+    ends = [np.mean([curve[k] for curve in curves], 0) for k in common]
+    return [(float(a), float(b)) for a, b in ends]
 
 
 def curves_figure(rows: Sequence[RowResult], title: str) -> Figure:
@@ -47,7 +47,14 @@ def curves_figure(rows: Sequence[RowResult], title: str) -> Figure:
         for number, row in enumerate(rows):
             color, dashes = style(number)
             for seed in range(len(row.seeds)):
-                draw(ax, row.curve(seed, x, metric(row)), color=color, linestyle=dashes, linewidth=0.6, alpha=0.5)
+                draw(
+                    ax,
+                    list(row.curve(seed, x, metric(row)).values()),
+                    color=color,
+                    linestyle=dashes,
+                    linewidth=0.6,
+                    alpha=0.5,
+                )
             draw(ax, mean_curve(row, x), color=color, linestyle=dashes, linewidth=1.8, label=row.label)
         ax.set(xlabel=name, ylabel="return after adaptation")
         ax.grid(alpha=0.3)

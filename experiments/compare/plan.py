@@ -38,7 +38,7 @@ class Arguments:
     rows: tuple[str, ...] = ()
     """More rows, each as one text: a label, a colon, and options of metarl train."""
     baselines: tuple[str, ...] = ()
-    """Rows to compare with: random, multitask, oracle, ... (docs/baselines.md), at the same budget."""
+    """Rows to compare with: random, multitask, oracle, rl2, ppo (docs/baselines.md), at the same budget."""
     options: str = ""
     """Options of metarl train for all rows, as one text: --options="--hidden 64 64"."""
     set: tuple[str, ...] = ()
@@ -72,6 +72,9 @@ FOLLOW = ("iterations", "seed", "anneal_iterations", "log_dir", "name", "resume"
 
 SHARED = ("env", "outer", "device", "plugins")
 """Settings that have their own option, for all rows."""
+
+COMPARED = tuple(name for name in BASELINES if name != "sb3")
+"""Baselines that need no options; sb3 needs the file of a model."""
 
 RESULTS, RUNS, BASELINE_RUNS = "comparison.json", "runs", "baselines"
 """In the folder of a comparison: the file that makes it one, and the folders of its runs."""
@@ -189,7 +192,7 @@ def read_rows(given: Arguments) -> dict[str, TrainConfig]:
             raise ValueError(f"rows must have different labels, got {label!r} twice")
         rows[label] = read_options("rows", own, shared)
     if given.baselines:
-        check_each("baselines", given.baselines, partial(check_choice, choices=BASELINES))
+        check_each("baselines", given.baselines, partial(check_choice, choices=COMPARED))
     if twice := sorted(set(given.baselines) & set(rows)):
         raise ValueError(f"baselines must not name a row, got {twice[0]!r}; remove it from --outer or --baselines")
     return rows | dict.fromkeys(given.baselines, shared)
@@ -252,7 +255,7 @@ def read_setting(argument: str, name: str, text: str) -> tuple[str, Any]:
 
 
 def sweep(given: Arguments, group: str, base: TrainConfig) -> Iterator[tuple[str, TrainConfig, dict[str, str]]]:
-    """Each cell of the grid: its label, its settings, and the texts of those that differ."""
+    """Each cell of the grid: its label, its settings, and its values of the sweep as they were given."""
     axes = read_sweep(given.sweep)
     names = list(axes)
     for cell in itertools.product(*(axis.items() for axis in axes.values())):

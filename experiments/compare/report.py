@@ -47,6 +47,7 @@ def report(
     links = "".join(f'<a href="#{name}">{title}</a>' for name, (title, _) in parts.items())
     body = "".join(f'<h2 id="{name}">{title}</h2>{text}' for name, (title, text) in parts.items())
     seeds = ", ".join(map(str, given.seeds))
+    same = ", the same for all rows" if all(row.tasks == rows[0].tasks for row in rows) else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -54,8 +55,8 @@ def report(
         f"<style>{(HERE / 'report.css').read_text(encoding='utf-8')}</style></head><body>"
         f"<h1>{escape(given.env)}: {len(rows)} rows compared</h1>"
         f'<p class="weak">{given.env_steps / 1e6:g} million environment steps of training each; seeds {seeds}. '
-        "Scores are undiscounted returns on held-out tasks, the same for all rows; intervals hold with 95 % over seeds"
-        f" and tasks.</p><nav>{links}</nav>{body}"
+        f"Scores are undiscounted returns on held-out tasks{same}; intervals hold with 95 % over seeds and"
+        f" tasks.</p><nav>{links}</nav>{body}"
         f"<script>{(HERE / 'report.js').read_text(encoding='utf-8')}</script></body></html>\n"
     )
 
@@ -123,7 +124,8 @@ def training_section(rows: Sequence[RowResult]) -> str:
     for x, name in AXES.items():
         series = []
         for number, row in enumerate(rows):
-            thin = [row.curve(seed, x, metric(row)) for seed in range(len(row.seeds))] if len(row.seeds) > 1 else []
+            seeds = range(len(row.seeds)) if len(row.seeds) > 1 else ()
+            thin = [list(row.curve(seed, x, metric(row)).values()) for seed in seeds]
             series.append(Series(row.label, *style(number), mean_curve(row, x), (), thin))
         charts += line_chart(series, name, "return after adaptation")
     if not charts:

@@ -44,7 +44,7 @@ class RowResult:
     trained: int  # the point that the row was trained for; a baseline's last one, if it takes no gradient steps
     axis: str  # what points are: step, episode or budget
     points: tuple[float, ...]
-    env_steps: tuple[float, ...]  # [points]: of one task's adaptation up to each point
+    spent: Array  # [seeds, points]: environment steps of one task's adaptation up to each point, the mean over tasks
     lines: tuple[tuple[Line, ...], ...]  # of each seed: the metrics of every iteration, with `AXES`
     diverged: Mapping[int, str]  # by seed
     config: TrainConfig  # of the first seed
@@ -62,6 +62,11 @@ class RowResult:
         return (
             [] if self.scores is None else [confidence_interval(self.scores[:, :, k]) for k in range(len(self.points))]
         )
+
+    @property
+    def env_steps(self) -> list[float]:
+        """The environment steps of one task's adaptation up to each point, the mean over tasks and seeds."""
+        return [float(mean) for mean in self.spent.mean(0)]
 
     @property
     def final(self) -> Array:
@@ -83,10 +88,17 @@ class RowResult:
         """A metric at the end of training, the mean over seeds."""
         return statistics.mean(lines[-1].get(metric) or 0.0 if lines else 0.0 for lines in self.lines)
 
-    def curve(self, seed: int, x: str, y: str) -> list[tuple[float, float]]:
-        """A curve of training, the iterations that have both metrics."""
-        pairs = [(line.get(x), line.get(y)) for line in self.lines[seed]]
-        return [(a, b) for a, b in pairs if a is not None and b is not None]
+    @property
+    def cpu_seconds_per_iteration(self) -> float | None:
+        """The mean over the iterations of all seeds, of which one may have stopped early; `None` without training."""
+        ends = [lines[-1] for lines in self.lines if lines]
+        iterations = sum(end["iteration"] or 0 for end in ends)
+        return sum(end.get("time/cpu_seconds") or 0.0 for end in ends) / iterations if iterations else None
+
+    def curve(self, seed: int, x: str, y: str) -> dict[int, tuple[float, float]]:
+        """A curve of training by iteration, at the iterations that have both metrics."""
+        found = {int(line["iteration"] or 0): (line.get(x), line.get(y)) for line in self.lines[seed]}
+        return {k: (a, b) for k, (a, b) in found.items() if a is not None and b is not None}
 
 
 def read_row(row: Row) -> RowResult:
@@ -111,7 +123,7 @@ def read_row(row: Row) -> RowResult:
         trained=min(row.trained_steps, len(first.points) - 1) if is_step else len(first.points) - 1,
         axis=first.axis,
         points=first.points,
-        env_steps=tuple(float(steps) / len(first.scores) for steps in first.env_steps),
+        spent=np.asarray([result.env_steps / len(result.scores) for result in found or [first]]),
         lines=lines,
         diverged={seed: str(entry["error"]) for seed, entry in diverged.items()},
         config=row.config,
@@ -145,7 +157,7 @@ def summarize(row: RowResult) -> Summary:
         "trained_point": row.trained,
         "axis": row.axis,
         "points": list(row.points),
-        "adaptation_env_steps": list(row.env_steps),
+        "adaptation_env_steps": row.env_steps,
         "seeds": list(row.seeds),
         "diverged": {str(seed): text for seed, text in row.diverged.items()},
         "iterations": row.iterations,
@@ -153,5 +165,6 @@ def summarize(row: RowResult) -> Summary:
         "gradients": row.last("oracle/gradients"),
         "seconds": row.last("time/seconds"),
         "cpu_seconds": row.last("time/cpu_seconds"),
+        "cpu_seconds_per_iteration": row.cpu_seconds_per_iteration,
         "sweep": dict(row.cell),
     }

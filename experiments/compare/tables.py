@@ -27,7 +27,7 @@ def head_and_rows(summaries: Mapping[str, Summary]) -> tuple[list[str], list[lis
         if row["diverged"]:
             cells = [f"diverged ({len(row['diverged'])} of {len(row['seeds'])} seeds)"]
         cells += [""] * (steps - len(cells))
-        cpu = f"{row['cpu_seconds'] / row['iterations']:.2f}" if row["iterations"] else ""
+        cpu = "" if row["cpu_seconds_per_iteration"] is None else f"{row['cpu_seconds_per_iteration']:.2f}"
         rows.append([label, *cells, f"{row['iterations']}", f"{row['env_steps'] / 1e6:.3g} M", cpu])
     return head, rows
 
@@ -87,7 +87,7 @@ def table_csv(summaries: Mapping[str, Summary]) -> str:
 def scores_csv(rows: Iterable[RowResult]) -> str:
     """A line for each row, seed, task and step: the score of one task after one number of steps."""
     found = [
-        [row.label, seed, task, step, row.env_steps[step], float(row.scores[s, task, step])]
+        [row.label, seed, task, step, float(row.spent[s, step]), float(row.scores[s, task, step])]
         for row in rows
         if row.scores is not None
         for s, seed in enumerate(row.seeds)

@@ -54,7 +54,7 @@ def is_package(path: Path) -> bool:
 
 
 def read(path: Path) -> dict[str, bytes]:
-    """The members of a package, manifest included; each has the digest that the manifest says.
+    """The members of a package that its manifest names, and the manifest; each has the digest that it says.
 
     Raises:
         ValueError: when it is no package, a newer version wrote it, or a member is missing or damaged, naming it.
@@ -66,12 +66,14 @@ def read(path: Path) -> dict[str, bytes]:
         raise ValueError(f"{wanted}, but it cannot be read: {error.strerror or error}") from None
     except zipfile.BadZipFile as error:
         raise ValueError(f"{wanted}, but it is not, or it is truncated ({error})") from None
-    for name, entry in _read_manifest(path, found.get(MANIFEST)).items():
+    members = _read_manifest(path, found.get(MANIFEST))
+    for name, entry in members.items():
         if name not in found:
             raise ValueError(f"package {path} is damaged: {name} is missing")
         if len(found[name]) != entry["bytes"] or _digest(found[name]) != entry["sha256"]:
             raise ValueError(f"package {path} is damaged: {name} is not what was saved")
-    return found
+    # other names were not checked, and may lead out of a folder
+    return {name: found[name] for name in (MANIFEST, *members)}
 
 
 def _write_zip(file: Any, members: Mapping[str, bytes]) -> None:

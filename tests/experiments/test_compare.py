@@ -16,6 +16,7 @@ from metarl.experiments.compare.jobs import Job, do
 from metarl.experiments.compare.plan import Arguments, iterations_for, plan, read_sweep
 from metarl.experiments.compare.tables import latex_text
 from metarl.experiments.train import TrainConfig
+from metarl.files import write_json
 from tests.experiments import runs
 
 SMALL = ["--meta-batch-size", 2, "--episodes", 2, "--horizon", 5, "--env-steps", 120]
@@ -120,6 +121,26 @@ def test_latex_of_signs(sign: str) -> None:
     assert latex_text(f"a{sign}b") not in (f"a{sign}b", "ab")
 
 
+def test_an_own_environment(tmp_path: Path, here: list[str]) -> None:
+    arguments = ("--outer", "maml", "--seeds", 0)
+    found = []
+    for name in ("metarl.envs:Navigation", "navigation"):
+        outcome = run_compare(tmp_path / name, *arguments, "--env", name)
+        assert outcome.code == 0, outcome.err
+        found.append(read_results(tmp_path / name)["rows"]["maml"]["mean"])
+    assert found[0] == found[1]
+
+
+def test_an_evaluation_of_an_older_version(tmp_path: Path, here: list[str]) -> None:
+    arguments = ("--outer", "maml", "--seeds", 0)
+    assert run_compare(tmp_path / "out", *arguments).code == 0
+    (path,) = (tmp_path / "out").glob("runs/*/evaluation.json")
+    write_json(path, {name: value for name, value in json.loads(path.read_text()).items() if name != "costs"})
+    outcome = run_compare(tmp_path / "out", *arguments)
+    assert outcome.code != 0
+    assert f"{path} must be an adaptation curve" in outcome.err.splitlines()[-1]
+
+
 def test_what_is_done_is_reused(tmp_path: Path, here: list[str]) -> None:
     out = tmp_path / "growing"
     assert run_compare(out, "--outer", "maml", "--seeds", 0).code == 0
@@ -191,6 +212,7 @@ def test_rows_with_options_of_train(tmp_path: Path, here: list[str]) -> None:
         (["--rows", "a: --hidden 4", "a: --hidden 5"], "rows must have different labels, got 'a' twice"),
         (["--rows", "a&b:", "a%b:"], "rows must have labels that differ in more than special signs"),
         (["--rows", "a: --seed 3"], "rows must not have seed, which follows from the comparison, got '--seed 3'"),
+        (["--baselines", "sb3"], "baselines must be one of"),
         (["--options=--iterations 3"], "options must not have iterations"),
         (["--options=--find-inner-lr"], "options must not have find_inner_lr"),
         (["--rows", "a: --hiden 4"], "--hiden"),

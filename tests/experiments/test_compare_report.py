@@ -1,7 +1,9 @@
 """The report of a comparison: what it shows, that it needs no network, and that nothing in it is taken for HTML."""
 
+import csv
 import dataclasses
 import html
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -13,11 +15,11 @@ import pytest
 
 from metarl.experiments.compare.charts import HEIGHT, LEFT, RIGHT, WIDTH, Series, line_chart, ticks
 from metarl.experiments.compare.pairs import MOST_ROWS, compare_rows, describe_rows
-from metarl.experiments.compare.pictures import heat_map
+from metarl.experiments.compare.pictures import heat_map, mean_curve
 from metarl.experiments.compare.plan import Arguments
 from metarl.experiments.compare.report import report
 from metarl.experiments.compare.results import RowResult, summarize
-from metarl.experiments.compare.tables import latex, markdown, table_csv
+from metarl.experiments.compare.tables import head_and_rows, latex, markdown, scores_csv, table_csv
 from metarl.experiments.train import TrainConfig
 from metarl.statistics import paired_difference
 from tests.experiments.test_compare import SMALL, here, run_compare  # noqa: F401
@@ -43,7 +45,7 @@ def make_row(label: str, shift: float = 0.0, seed: int = 0, **changes: Any) -> R
         trained=1,
         axis="step",
         points=(0, 1),
-        env_steps=(0.0, 40.0),
+        spent=np.array([[0.0, 38.0], [0.0, 42.0]]),
         lines=(lines, lines),
         diverged={},
         config=TrainConfig(),
@@ -253,6 +255,44 @@ def test_baselines_and_the_files(tmp_path: Path, here: list[str]) -> None:  # no
     assert SMALL
 
 
+def test_rows_with_fewer_tasks_are_not_compared_with_the_oracle() -> None:
+    few = make_row("ppo")
+    assert few.scores is not None
+    few = dataclasses.replace(few, scores=few.scores[:, :3])
+    rows = [make_row("maml", -1.0), few, make_row("oracle", 1.0, seed=1)]
+    gaps = {one.label: one.gap for one in describe_rows(rows)}
+    assert gaps["maml"] is not None
+    assert gaps["ppo"] is gaps["oracle"] is None
+    assert {frozenset(pair[:2]) for pair in compare_rows(rows)} == {frozenset(("maml", "oracle"))}
+    assert "ppo" in make_page(*rows)
+
+
+def test_each_seed_has_its_own_environment_steps() -> None:
+    row = make_row("a")
+    assert row.env_steps == [0.0, 40.0]
+    lines = list(csv.DictReader(io.StringIO(scores_csv([row]))))
+    found = {(line["seed"], line["step"]): float(line["adaptation_env_steps"]) for line in lines}
+    assert found == {("0", "0"): 0.0, ("0", "1"): 38.0, ("3", "0"): 0.0, ("3", "1"): 42.0}
+
+
+def test_mean_curves_are_of_the_same_iterations() -> None:
+    row = make_row("a")
+    without = tuple(line for line in row.lines[0] if line["iteration"] != 2)
+    scored = tuple({**line, "eval/return_step_1": 10.0 * (line["iteration"] or 0)} for line in row.lines[1])
+    row = dataclasses.replace(row, lines=(without, scored))
+    assert mean_curve(row, "oracle/env_steps") == [(100.0, 5.5), (300.0, 16.5), (400.0, 22.0)]
+    episodes = tuple({"iteration": k, "eval/return_episode_2": float(-k)} for k in (1, 2))
+    recurrent = dataclasses.replace(row, axis="episode", points=(1, 2), lines=(episodes, episodes))
+    assert mean_curve(recurrent, "iteration") == [(1.0, -1.0), (2.0, -2.0)]
+
+
+def test_seconds_of_an_iteration_when_a_seed_stopped_early() -> None:
+    row = make_row("a")
+    row = dataclasses.replace(row, scores=None, diverged={0: "nan"}, lines=(row.lines[0][:1], row.lines[1]))
+    head, (cells,) = head_and_rows({"a": summarize(row)})
+    assert cells[head.index("CPU s / iteration")] == "0.50"
+
+
 def test_tasks_have_their_parameters(tmp_path: Path) -> None:
     goals = [[0.125, -0.5], [1, 2], [3, 4], [5, 6], [7, 8]]
     (tmp_path / "evaluation.json").write_text(json.dumps({"tasks": {"goal": goals}}))
@@ -261,4 +301,6 @@ def test_tasks_have_their_parameters(tmp_path: Path) -> None:
     first = cells.index("goal[0]")
     assert cells[first - 1 : first + 4] == ["task", "goal[0]", "goal[1]", "a", "c"]
     assert cells[first + 4 : first + 7] == ["0", "0.125", "-0.5"]
+    assert "the same for all rows" in make_page(same, make_row("c"))
+    assert "the same for all rows" not in make_page(same, other)
     assert "goal[0]" not in make_page(same, other)  # its tasks may be others

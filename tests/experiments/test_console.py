@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 import metarl
+from metarl.checkpoint import package
 from metarl.envs import ENVS, register
 from metarl.experiments import command
+from metarl.experiments.common.lock import FolderLock
 from metarl.experiments.completion import options_of
 from metarl.outer import OUTER
 from metarl.rl import SURROGATES
@@ -95,9 +97,29 @@ def test_info(trained: Callable[[str], Path], tmp_path: Path) -> None:
     assert runs.call("info", tmp_path).code == 2
 
 
-def test_info_of_a_package_which_has_no_log() -> None:
-    text = runs.call("info", ROOT / "policies" / "grid_world").out
+def test_info_of_a_run_that_is_resumed(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = runs.copy(trained("navigation"), tmp_path / "run")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "iterations": 9}))
+    text = runs.call("info", folder).out
+    assert re.search("3 of 9 iterations, .* stopped\n", text)
+    assert "final evaluation on 40 tasks, iteration 3, after steps 0, 1, 2, 3: " in text
+    with FolderLock(folder):
+        assert re.search("3 of 9 iterations, .* written by this process\n", runs.call("info", folder).out)
+
+
+def test_info_of_packages_which_have_no_log(tmp_path: Path) -> None:
+    folder = ROOT / "policies" / "grid_world"
+    text = runs.call("info", folder).out
     assert "50 of 50 iterations, no log, finished" in text
+    members = package.read(folder)
+    del members[package.MANIFEST]
+    package.write(tmp_path / "policy.zip", members, {})
+    assert runs.call("info", tmp_path / "policy.zip").out == text.replace(str(folder), str(tmp_path / "policy.zip"))
+    (tmp_path / "other.zip").write_bytes(b"no package")
+    outcome = runs.call("info", tmp_path / "other.zip")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "must be a zip file" in outcome.err
 
 
 @pytest.mark.parametrize(

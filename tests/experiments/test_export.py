@@ -18,6 +18,7 @@ import metarl
 from metarl.checkpoint import package
 from metarl.engine import Engine
 from metarl.experiments import train
+from metarl.experiments.common import opening
 from metarl.experiments.common.packages import MEMBERS
 from metarl.files import write_json
 from tests.experiments import runs
@@ -48,6 +49,34 @@ def packed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def same(one: Any, other: Any) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_an_evaluation_of_an_older_version_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = runs.copy(run, tmp_path / "old")
+    path = copy / "evaluation.json"
+    curve = json.loads(path.read_text())
+    write_json(path, {name: value for name, value in curve.items() if name not in ("costs", "tasks", "score")})
+    outcome = runs.call("export", copy, tmp_path / "policy.zip")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert f"run must have two adaptation curves in {path}" in outcome.err
+    assert not (tmp_path / "policy.zip").exists()
+    assert "final evaluation on 3 tasks, iteration 3" in runs.call("info", copy).out
+    # what the message says works
+    path.unlink()
+    runs.resume(copy)
+    assert runs.call("export", copy, tmp_path / "policy.zip").code == 0
+
+
+def test_members_that_the_manifest_does_not_name_are_not_read(packed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "more.zip"
+    shutil.copy(packed, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("../outside.txt", "more.txt"):
+            archive.writestr(name, "more")
+    assert package.read(path) == package.read(packed)
+    opening.unpack(path, tmp_path / "folder", ())
+    assert {found.name for found in tmp_path.iterdir()} == {"more.zip", "folder"}
+    assert not (tmp_path / "folder" / "more.txt").exists()
 
 
 def test_the_learner_comes_back(run: Path, packed: Path, tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ def test_a_run_and_its_result(tmp_path: Path) -> None:
     assert {"adaptation.png", "checkpoint.pt", "config.json"} <= {path.name for path in folder.iterdir()}
     assert list(folder.glob("events.out.tfevents.*"))
 
+    text = runs.call("info", folder).out
+    assert "2 of 2 iterations" in text
+    assert "last evaluation, iteration 2, in episodes 1, 2, 3: " in text
+    assert "final evaluation on 5 tasks, iteration 2, in episodes 1, 2, 3: " in text
+
     result = read_result(folder)
     assert result is not None
     learner = metarl.load(folder)
