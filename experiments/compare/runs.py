@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from metarl import NonFiniteError
+from metarl import AdaptationCurve, NonFiniteError
 from metarl.experiments.baselines import describe, read_result, run_baseline
 from metarl.experiments.common.config import read_config, settings
 from metarl.experiments.common.lock import LOCK_FILE
@@ -40,7 +40,8 @@ class AnyRun(Protocol):
         """Whether nothing is left to do.
 
         Raises:
-            ValueError: when the folder has something else, naming the setting that differs.
+            ValueError: when the folder has something else, naming the setting that differs, or a result that cannot
+                be read.
         """
 
 
@@ -93,7 +94,17 @@ class TrainRun:
         if is_bare(self.folder):
             return False
         read_same(self.folder, settle(self.config))
-        return (self.folder / DIVERGED).exists() or is_finished(self.folder, self.config.iterations)
+        if (self.folder / DIVERGED).exists():
+            return True
+        if not is_finished(self.folder, self.config.iterations):
+            return False
+        try:
+            AdaptationCurve.from_json(self.folder / "evaluation.json")
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; if an older version wrote it, remove it: the same call makes it again"
+            ) from None
+        return True
 
 
 def is_bare(folder: Path) -> bool:

@@ -137,8 +137,12 @@ def test_an_evaluation_of_an_older_version(tmp_path: Path, here: list[str]) -> N
     (path,) = (tmp_path / "out").glob("runs/*/evaluation.json")
     write_json(path, {name: value for name, value in json.loads(path.read_text()).items() if name != "costs"})
     outcome = run_compare(tmp_path / "out", *arguments)
-    assert outcome.code != 0
-    assert f"{path} must be an adaptation curve" in outcome.err.splitlines()[-1]
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert f"{path} must be an adaptation curve" in outcome.err
+    # what the message says works
+    path.unlink()
+    assert run_compare(tmp_path / "out", *arguments).code == 0
+    assert path.exists()
 
 
 def test_what_is_done_is_reused(tmp_path: Path, here: list[str]) -> None:

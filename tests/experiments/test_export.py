@@ -146,7 +146,8 @@ def test_the_card_says_how_good_it_is_and_how_to_load_it(run: Path, packed: Path
 
 def test_only_finished_runs_are_packed(run: Path, tmp_path: Path) -> None:
     unfinished = runs.copy(run, tmp_path / "run")
-    write_json(unfinished / "evaluation.json", {"iterations": 1})
+    curve = json.loads((unfinished / "evaluation.json").read_text())
+    write_json(unfinished / "evaluation.json", {**curve, "iterations": 1})
     with pytest.raises(ValueError, match="run must be evaluated at its last checkpoint, after 3 iterations"):
         metarl.export(unfinished, tmp_path / "policy.zip")
     (unfinished / "evaluation.json").unlink()
