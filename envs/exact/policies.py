@@ -45,6 +45,22 @@ class TabularSoftmax(nn.Module):
         return ((obs[:, None] == states).to(self.logits.dtype) @ self.logits,)
 
 
+class Logits(nn.Module):
+    """The same logits for every observation; for `metarl.envs.exact.pair_bandit.PairBandit`.
+
+    >>> Logits(5)(torch.ones(3, 1))[0].shape
+    torch.Size([3, 5])
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(check_int("size", size)))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor]:
+        """`(logits [B, size],)`."""
+        return (self.logits.expand(len(obs), -1),)
+
+
 class LinearPolicy(nn.Module):
     """u ~ N(gain x + offset, exp(log_std)^2) of one observed number; for `metarl.envs.LinearGaussian`.
 

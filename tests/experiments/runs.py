@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -48,7 +49,11 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", f"metarl.experiments.{script}", *map(str, arguments)]
     environment = with_root(OMP_NUM_THREADS="1")
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def train(folder: Path, *arguments: object, settings: Sequence[str] = TINY) -> Path:

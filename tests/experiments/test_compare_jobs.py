@@ -105,7 +105,7 @@ def test_workers_end_with_their_parent() -> None:
 @pytest.mark.slow
 def test_ctrl_c_and_the_same_call_again(tmp_path: Path) -> None:
     """Interrupted and continued by two workers is bit for bit what one process computes."""
-    steps = ["--env-steps", "20000"]
+    steps = ["--env-steps", "10000"]
     parent = runs.start("compare", *SETTINGS, *steps, "--jobs", 2, "--out", tmp_path / "out")
     folders = [tmp_path / "out" / "runs" / f"maml-{seed}" for seed in (0, 1)]
     deadline = time.monotonic() + 120

@@ -1,4 +1,4 @@
-"""Certify the meta-gradient estimators on two problems whose exact answers are known.
+"""Certify the meta-gradient estimators on problems whose exact answers are known.
 
     metarl certify [--quick] [--json] [--write docs/certificates.md]
     metarl certify --cheetah [--cheetah-run RUN] [--quick] [--json]
@@ -17,7 +17,12 @@ from typing import Any
 from tqdm import tqdm
 
 from metarl.experiments.common import cli
-from metarl.experiments.reports.certify.certificates import certify_discounted, certify_exactly, certify_sampled
+from metarl.experiments.reports.certify.certificates import (
+    certify_discounted,
+    certify_exactly,
+    certify_pairs,
+    certify_sampled,
+)
 from metarl.experiments.reports.certify.cheetah import (
     SEEDS,
     PolicyAt,
@@ -118,6 +123,7 @@ def certify(quick: bool) -> dict[str, Any]:
         "several_steps": [row for steps in ((1, 2) if quick else (1, 2, 3)) for row in certify_exactly(steps)],
         "slopes": certify_slopes(SLOPES_QUICK if quick else SLOPES),
         "discounted": certify_discounted(number["mdp"]),
+        "pairs": certify_pairs(number["mdp"]),
         "credit": certify_credit(CREDIT_QUICK if quick else CREDIT),
         "hessians": certify_hessians(),
         "wrong_formulas": certify_formulas(number["bandit"]),

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from metarl.envs.exact.expected_update import Estimate
 from metarl.experiments.reports.certify.estimators import FIRST_ORDER, LINEARISED, OTHER, PULLED, SAMPLED, Estimator
-from metarl.experiments.reports.certify.problems import DISCOUNT, ExactProblem, Expectation, mdp
+from metarl.experiments.reports.certify.problems import DISCOUNT, ExactProblem, Expectation, mdp, pairs
 from metarl.rl import SURROGATES
 
 LIMIT, SEEN, EXACT = 4.5, 6.0, 1e-8  # standard errors; standard errors; relative
@@ -80,6 +80,19 @@ def certify_discounted(samples: int) -> list[Certificate]:
     return [
         {**certify_sampled(problem, estimator, samples), "discount_weights": problem.discount_weights}
         for problem in (mdp(DISCOUNT), mdp(DISCOUNT, discount_weights=False))
+        for estimator in estimators
+    ]
+
+
+def certify_pairs(samples: int) -> list[Certificate]:
+    """Estimators on the bandits whose action has several numbers."""
+    fresh, reuse = {"hessian_data": "fresh"}, {"hessian_data": "reuse"}
+    estimators = [Estimator("maml", surrogate, fresh) for surrogate in SURROGATES]
+    estimators += [Estimator("maml", "ratio", reuse), Estimator("hf_maml", "ratio", fresh)]
+    estimators += [Estimator("fo_maml", "ratio", {}), Estimator("e_maml", "ratio", {"baseline": "none"})]
+    return [
+        {**certify_sampled(problem, estimator, samples), "problem": problem.name}
+        for problem in (pairs(binary=False), pairs(binary=True))
         for estimator in estimators
     ]
 

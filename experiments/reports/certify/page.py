@@ -16,7 +16,7 @@ def markdown_page(results: Mapping[str, Any]) -> str:
     """All tables, with an explanation of each, as Markdown: `page.md`, filled in."""
     targets = results["bandit"][0]["targets"]
     tables = {
-        section: table(columns, merge_equal(results[section]) if section in ("bandit", "mdp") else results[section])
+        section: table(columns, merge_equal(results[section]) if section in MERGED else results[section])
         for section, columns in SECTIONS.items()
     }
     numbers = {"limit": LIMIT, "exact": EXACT, "seen": SEEN, "samples": results["samples"]}
@@ -25,12 +25,17 @@ def markdown_page(results: Mapping[str, Any]) -> str:
     return page.format(**tables, **numbers, product=product, objective=objective)
 
 
+MERGED = ("bandit", "mdp", "pairs")
+"""Tables in which equal rows share a line."""
+
+
 def merge_equal(rows: Iterable[Certificate]) -> list[Certificate]:
     """Rows that differ only in the surrogate's name, merged into one with all the names."""
     groups: dict[tuple[Any, ...], list[Certificate]] = {}
     for row in rows:
         numbers = (round(x, 7) for x in (*row["expectation"], row["std"]))
-        groups.setdefault((row["label"], row["hessian_data"], *numbers), []).append(row)
+        key = (row.get("problem"), row["label"], row["hessian_data"], *numbers)
+        groups.setdefault(key, []).append(row)
     names = [[row["surrogate"] for row in group] for group in groups.values()]
     joined = ["all" if len(found) == len(SURROGATES) else ", ".join(found) for found in names]
     return [{**group[0], "surrogate": name} for group, name in zip(groups.values(), joined, strict=True)]
@@ -124,6 +129,14 @@ SECTIONS: dict[str, Columns] = {
         **VERDICT,
     },
     "discounted": {**WEIGHTS, **ESTIMATOR, **EXACT_AND_SAMPLED, **ERRORS, **VERDICT},
+    "pairs": {
+        "action": text("problem"),
+        **ESTIMATOR,
+        "off": lambda row: "" if row["claim"] is None else f"{abs(row['bias_in_se'][row['claim']]):.1f} SE",
+        **ERRORS,
+        "std": number("std", ".2f"),
+        **VERDICT,
+    },
     "credit": {
         "credit": text("what"),
         **WEIGHTS,

@@ -1,4 +1,4 @@
-"""Two problems with exact answers: the targets of every estimator, and its expectation where it is known."""
+"""Problems with exact answers: the targets of every estimator, and its expectation where it is known."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,8 @@ from metarl.engine import Engine
 from metarl.envs.exact.enumeration import EnumeratedTaskBatch, sampled_objective, sampled_product
 from metarl.envs.exact.expected_update import Estimate, expected_update, product_form
 from metarl.envs.exact.gaussian_bandit import GaussianBandit
-from metarl.envs.exact.policies import GaussianMean, TabularSoftmax
+from metarl.envs.exact.pair_bandit import PairBandit
+from metarl.envs.exact.policies import GaussianMean, Logits, TabularSoftmax
 from metarl.envs.exact.tabular import two_state_problem
 from metarl.envs.functional_distribution import FunctionalDistribution
 from metarl.experiments.reports.certify.estimators import (
@@ -33,6 +34,7 @@ from metarl.types import Params, TaskParams
 
 CENTRE, MEAN, ALPHA, ACTIONS = 1.5, 0.3, 0.2, 4  # of the bandit
 MDP_ALPHA, DISCOUNT = 0.5, 0.9
+PAIRS_ALPHA, SWITCHES, NUMBERS = 1.5, (0.4, -0.3), (0.3, -0.2, 0.1, 0.5, -0.4)  # logits
 LAMBDA = {"loaded_dice": 0.5}
 
 PRODUCT, OBJECTIVE, PATH_PRODUCT = "product form", "sampled objective", "sampled product"
@@ -179,6 +181,29 @@ def mdp(discount: float = 1.0, discount_weights: bool = True, steps: int = 1) ->
     name = "mdp" if discount == 1 else "discounted"
     known = flat, ("dice",), PATH_PRODUCT, expectation
     return ExactProblem(name, tasks, task, policy, params, alpha, 1, *known, discount, discount_weights)
+
+
+def pairs(binary: bool) -> ExactProblem:
+    """A pull of two switches, or of a number of two and one of three values; one in every batch."""
+    tasks, logits = PairBandit(binary), torch.tensor(SWITCHES if binary else NUMBERS, dtype=torch.float64)
+    policy, params, task = Logits(len(logits)).double(), {"logits": logits}, tasks.example()
+    one, alpha = tensors(task), PAIRS_ALPHA
+    targets = {
+        PRODUCT: product_form(lambda w: -tasks.expected_return(w, one), params, alpha),
+        OBJECTIVE: grad(lambda w: tasks.sampled_objective(w, one, alpha))(params),
+        PATH_PRODUCT: tasks.mean_meta_gradient(params, one, alpha),
+    }
+
+    def expectation(estimator: Estimator) -> Expectation | None:
+        if estimator.update in FIRST_ORDER:
+            return Expectation(tasks.mean_meta_gradient(params, one, alpha, second_order=False)["logits"])
+        return None
+
+    flat = {key: w["logits"] for key, w in targets.items()}
+    good = tuple(name for name in SURROGATES if name != "reinforce")
+    return ExactProblem(
+        str(tasks.action_space), tasks, task, policy, params, alpha, 1, flat, good, PATH_PRODUCT, expectation
+    )
 
 
 def tensors(task: TaskParams) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, MultiBinary, MultiDiscrete
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, jacrev
 
 from metarl import MetaLearner
@@ -20,45 +20,16 @@ from metarl.agents import make_policy
 from metarl.checker import check_task_distribution
 from metarl.derivatives import hessian_vector_products
 from metarl.engine import Engine
-from metarl.envs import FunctionalDistribution, FunctionalEnv, GymDistribution
+from metarl.envs import GymDistribution
 from metarl.envs.exact.expected_update import expected_update
-from metarl.functional_env import TaskTensors
+from metarl.envs.exact.pair_bandit import PairBandit
+from metarl.envs.exact.policies import Logits
 from metarl.outer import make_method
 from metarl.rl import ReinforcementLearning
 from metarl.tree import broadcast
 
 ALPHA, SAMPLES = 1.5, 60_000
-REWARDS = np.array([1.0, -0.5, 0.3, 2.0, -1.0, 0.7], np.float64)
 LOGITS = {"multi_discrete": [0.3, -0.2, 0.1, 0.5, -0.4], "multi_binary": [0.4, -0.3]}
-
-
-class PairBandit(FunctionalEnv):
-    """One step; the reward is `rewards[b a_0 + a_1]` with b values of the second number."""
-
-    def __init__(self, space: Any, second: int) -> None:
-        self.observation_space, self.action_space, self.second = Box(-1, 1, (1,)), space, second
-
-    def initial(self, task: TaskTensors, noise: Tensor) -> Tensor:
-        return torch.ones(len(task["rewards"]), 1)
-
-    def transition(self, state: Tensor, action: Tensor, task: TaskTensors, noise: Tensor) -> Tensor:
-        return state
-
-    def reward(self, state: Tensor, action: Tensor, next_state: Tensor, task: TaskTensors) -> Tensor:
-        pair = self.second * action[:, 0].long() + action[:, 1].long()
-        return task["rewards"].gather(1, pair[:, None])[:, 0].float()
-
-    def observation(self, state: Tensor, task: TaskTensors) -> Tensor:
-        return state
-
-
-class Logits(nn.Module):
-    def __init__(self, values: list[float]) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.tensor(values, dtype=torch.float64))
-
-    def forward(self, obs: Tensor) -> tuple[Tensor]:
-        return (self.logits.expand(len(obs), -1),)
 
 
 def pair_probabilities(kind: str, logits: Tensor) -> Tensor:
@@ -72,16 +43,14 @@ def pair_probabilities(kind: str, logits: Tensor) -> Tensor:
 
 def problem(kind: str, surrogate: str = "ratio") -> tuple[ReinforcementLearning, Any, Callable[[Tensor], Tensor]]:
     """The oracle, its task, and the exact loss -J."""
-    space: Any = MultiDiscrete([2, 3]) if kind == "multi_discrete" else MultiBinary(2)
-    second = 3 if kind == "multi_discrete" else 2
-    rewards = REWARDS[: 2 * second]
-    env = PairBandit(space, second)
-    tasks = FunctionalDistribution(env, Dict({"rewards": Box(-3.0, 3.0, rewards.shape, np.float64)}), horizon=1)
+    tasks, policy = PairBandit(kind == "multi_binary"), Logits(len(LOGITS[kind])).double()
+    policy.load_state_dict({"logits": torch.tensor(LOGITS[kind])})
     source = ReinforcementLearning(
-        tasks, Logits(LOGITS[kind]), episodes=1, surrogate=surrogate, baseline="none", normalize_advantages=False
+        tasks, policy, episodes=1, surrogate=surrogate, baseline="none", normalize_advantages=False
     )
-    table = torch.as_tensor(rewards)
-    return source, {"rewards": rewards}, lambda w: -(pair_probabilities(kind, w) * table).sum()
+    task = tasks.example()
+    table = torch.as_tensor(task["rewards"])
+    return source, task, lambda w: -(pair_probabilities(kind, w) * table).sum()
 
 
 def one_step_meta_gradient(kind: str, loss: Callable[[Tensor], Tensor], rewards: Any, product: bool = True) -> Tensor:
@@ -93,6 +62,35 @@ def one_step_meta_gradient(kind: str, loss: Callable[[Tensor], Tensor], rewards:
         end = grad(loss)(w + ALPHA * reward * score)
         total = total + chance * (end - ALPHA * jacrev(grad(loss))(w) @ end if product else end)
     return total
+
+
+@pytest.mark.parametrize("kind", LOGITS)
+def test_exact_answers(kind: str) -> None:
+    source, task, loss = problem(kind)
+    tasks, w = source.distribution, torch.tensor(LOGITS[kind], dtype=torch.float64)
+    assert isinstance(tasks, PairBandit)
+    one = {"rewards": torch.as_tensor(task["rewards"])}
+    assert tasks.probabilities(w) == pytest.approx(pair_probabilities(kind, w))
+    assert -tasks.expected_return({"logits": w}, one) == pytest.approx(loss(w))
+    for product in (True, False):
+        found = tasks.mean_meta_gradient({"logits": w}, one, ALPHA, product)["logits"]
+        assert found == pytest.approx(one_step_meta_gradient(kind, loss, task["rewards"], product))
+    # the sampled objective, by its definition
+    total = 0.0
+    for pair, chance in enumerate(pair_probabilities(kind, w)):
+        step = grad(lambda v, pair=pair: pair_probabilities(kind, v)[pair].log())(w)
+        total += chance * loss(w + ALPHA * task["rewards"][pair] * step)
+    assert tasks.sampled_objective({"logits": w}, one, ALPHA) == pytest.approx(total)
+
+
+def test_the_reward_is_that_of_the_pair() -> None:
+    for binary in (False, True):
+        tasks = PairBandit(binary)
+        env = tasks.make(tasks.example())
+        second = tasks.num_pairs // 2
+        for pair, reward in enumerate(tasks.example()["rewards"]):
+            env.reset(seed=0)
+            assert env.step(np.array([pair // second, pair % second]))[1] == pytest.approx(reward)
 
 
 @pytest.mark.parametrize("kind", LOGITS)
