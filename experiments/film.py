@@ -1,9 +1,11 @@
 """Draw what a trained policy does before and after adaptation: a strip of pictures and a film, on held-out tasks.
 
     metarl film runs/cheetah --steps 0 3 --tasks 2
+    metarl film runs/cheetah --tasks-from speeds.csv --mp4
 
 Writes `film.png`, with a row per task and number of gradient steps, and `film.gif`, with all of them side by side, to
-the run folder. The policy adapts as in `metarl evaluate`; in the film it takes the mean, or most likely, action.
+the run folder; with `--mp4` also `film.mp4`. TensorBoard shows the film among the run's images. The policy adapts as in
+`metarl evaluate`; in the film it takes the mean, or most likely, action.
 """
 
 import contextlib
@@ -16,7 +18,6 @@ from typing import Annotated, Any, NamedTuple
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
 import torch
 import tyro
 from gymnasium import spaces
@@ -31,18 +32,21 @@ from metarl.experiments import evaluate
 from metarl.experiments.common import cli
 from metarl.experiments.common.evaluation import step_sizes
 from metarl.experiments.common.figures import new_figure
+from metarl.experiments.common.videos import Frame, gif, import_imageio, mp4, with_caption
 from metarl.files import write_atomically
 from metarl.functional_call import call
 from metarl.inner import adapt_stepwise
+from metarl.logging import RunLog
 from metarl.random import Stream, stream_generator
 from metarl.rl import ReinforcementLearning
 from metarl.rl.actions import make_clipper
 from metarl.rl.distributions import distribution_for
+from metarl.rl.oracle import RLTaskBatch
 from metarl.tree import float_leaf, take
 from metarl.types import Params, TaskParams
 
-Frame = npt.NDArray[np.uint8]
 MAX_PIXELS = 240  # largest side of a picture
+SPEED = 20.0  # environment steps in a second, where an environment does not say
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,10 @@ class Arguments:
     """Folder of a training run."""
     steps: tuple[int, ...] = (0, 3)
     """Numbers of gradient steps to show."""
-    tasks: int = 2
-    """Held-out tasks."""
+    tasks: int | None = None
+    """Held-out tasks to sample. Default: 2."""
+    tasks_from: Path | None = None
+    """CSV file with the tasks instead: a line for each, the columns are its parameters, such as goal[0],goal[1]."""
     episodes: int = 40
     """Episodes per gradient step."""
     seed: int = 1000
@@ -62,7 +68,9 @@ class Arguments:
     frames: int = 8
     """Pictures per row of the strip."""
     every: int = 2
-    """Environment steps between two pictures of the film."""
+    """Environment steps between two pictures of the film, which plays at the environment's own speed."""
+    mp4: bool = False
+    """Write an MP4, too (needs the extra: pip install "metarl-torch[video]")."""
     out: Path | None = None
     """Output folder. Default: the run's."""
     plugins: tuple[str, ...] = ()
@@ -72,26 +80,44 @@ class Arguments:
 class Scene(NamedTuple):
     """One episode: its pictures, before each step and at the end, and the body's place, if it is known."""
 
-    title: str
+    task: str
+    text: str  # the gradient steps and the return
     frames: list[Frame]
     places: list[float | None]
+    speed: float  # environment steps in a second
+
+    @property
+    def title(self) -> str:
+        """Task, steps and return."""
+        return f"{self.task}, {self.text}"
 
 
 @cli.one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     given = cli.parse(Arguments, arguments, "metarl film", __doc__)
-    learner, source = cli.prepare(lambda: prepare(given))
-    scenes = shoot(learner, source, given)
+    learner, source, tasks = cli.prepare(lambda: prepare(given))
+    scenes = shoot(learner, source, tasks, given)
     folder = given.out or given.run
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "film.png", strip(scenes, given.frames).savefig)
-    write_atomically(folder / "film.gif", lambda file: film(scenes, given.every, file))
-    print(f"{folder / 'film.png'}, {folder / 'film.gif'}: {'; '.join(scene.title for scene in scenes)}")
+    frames, speed = film(scenes, given.every), scenes[0].speed / given.every
+    moving = gif(frames, speed)
+    write_atomically(folder / "film.gif", lambda file: file.write(moving))
+    written = [folder / "film.png", folder / "film.gif"]
+    if given.mp4:
+        encoded = mp4(frames, speed)
+        write_atomically(folder / "film.mp4", lambda file: file.write(encoded))
+        written.append(folder / "film.mp4")
+    if given.out is None:
+        log = RunLog(given.run)
+        log.animation("figures/film", moving, frames[0].shape, learner.iterations)
+        log.close()
+    print(f"{', '.join(map(str, written))}: {'; '.join(scene.title for scene in scenes)}")
 
 
-def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
-    """The trained learner and the source of held-out tasks.
+def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning, RLTaskBatch]:
+    """The trained learner, the source of held-out tasks, and the tasks.
 
     Raises:
         ValueError: naming what cannot work.
@@ -102,14 +128,27 @@ def prepare(given: Arguments) -> tuple[MetaLearner, ReinforcementLearning]:
         raise ValueError("steps must name at least one number of gradient steps")
     for name in ("frames", "every"):
         check_int(name, getattr(given, name))
+    if given.mp4:
+        import_imageio()
     cli.check_output_folder("run" if given.out is None else "out", given.out or given.run)
+    sampled = 2 if given.tasks is None and given.tasks_from is None else given.tasks
     setup = evaluate.prepare(
         evaluate.Arguments(
-            given.run, tasks=given.tasks, episodes=given.episodes, seed=given.seed, plugins=given.plugins, device="cpu"
+            given.run,
+            tasks=sampled,
+            tasks_from=given.tasks_from,
+            episodes=given.episodes,
+            seed=given.seed,
+            plugins=given.plugins,
+            device="cpu",
         )
     )
     check_renders(setup.source, given.run)
-    return setup.learner, setup.source
+    rng = stream_generator(given.seed, Stream.FILM)
+    if setup.tasks is not None:
+        return setup.learner, setup.source, setup.source.tasks(setup.tasks, rng)
+    assert sampled is not None
+    return setup.learner, setup.source, setup.source.sample(sampled, rng)
 
 
 def check_renders(source: ReinforcementLearning, run: Path) -> None:
@@ -135,21 +174,19 @@ def check_renders(source: ReinforcementLearning, run: Path) -> None:
         ) from error
 
 
-def shoot(learner: MetaLearner, source: ReinforcementLearning, given: Arguments) -> list[Scene]:
+def shoot(learner: MetaLearner, source: ReinforcementLearning, oracle: RLTaskBatch, given: Arguments) -> list[Scene]:
     """An episode of every task after every number of steps; task by task."""
     tasks = source.distribution
     assert isinstance(tasks, EnvDistribution)
-    oracle = source.sample(given.tasks, stream_generator(given.seed, Stream.FILM))
     rules = learner.rules(step_sizes(learner, max(given.steps)))
     with learner.engine.current():
         after = list(adapt_stepwise(learner.params, oracle, rules))
     scenes = []
-    for t in range(given.tasks):
+    for t in range(oracle.num_tasks):
         task = {name: value[t] for name, value in oracle.task.items()}
         for step in given.steps:
             act = actor(source.policy, take(after[step], t), tasks.action_space, source.actions)
-            title = f"{describe_task(task)}, step {step}"
-            scenes.append(episode(tasks, task, act, given.seed, title))
+            scenes.append(episode(tasks, task, act, given.seed, step))
     return scenes
 
 
@@ -170,8 +207,8 @@ def actor(
     return act
 
 
-def episode(tasks: EnvDistribution, task: TaskParams, act: Callable[[Any], Any], seed: int, title: str) -> Scene:
-    """Act in one environment to the end of an episode; the title gets its return."""
+def episode(tasks: EnvDistribution, task: TaskParams, act: Callable[[Any], Any], seed: int, step: int) -> Scene:
+    """Act in one environment to the end of an episode, with the policy after `step` gradient steps."""
     env = tasks.make(task, render_mode="rgb_array")
     observation, info = env.reset(seed=seed)
     frames, places, total, ended = [picture(env)], [info.get("x_position")], 0.0, False
@@ -181,7 +218,8 @@ def episode(tasks: EnvDistribution, task: TaskParams, act: Callable[[Any], Any],
         places.append(info.get("x_position"))
         total, ended = total + float(reward), terminated or truncated
     env.close()
-    return Scene(f"{title}: return {total:.1f}", frames, places)
+    speed = float(env.metadata.get("render_fps") or SPEED)
+    return Scene(describe_task(task), f"step {step}: return {total:.1f}", frames, places, speed)
 
 
 def picture(env: gymnasium.Env[Any, Any]) -> Frame:
@@ -209,14 +247,16 @@ def strip(scenes: Sequence[Scene], number: int) -> Figure:
     return figure
 
 
-def film(scenes: Sequence[Scene], every: int, file: Any) -> None:
-    """All scenes side by side as an animated GIF; a scene that ends early stands still."""
+def film(scenes: Sequence[Scene], every: int) -> list[Frame]:
+    """The pictures of the film: all scenes side by side; a scene that ends early stands still."""
     length = max(len(scene.frames) for scene in scenes)
-    pictures = []
-    for k in range(0, length, every):
-        side_by_side = np.concatenate([scene.frames[min(k, len(scene.frames) - 1)] for scene in scenes], axis=1)
-        pictures.append(Image.fromarray(side_by_side).quantize(64))
-    pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:], duration=50 * every, loop=0)
+    return [
+        np.concatenate(
+            [with_caption(scene.frames[min(k, len(scene.frames) - 1)], (scene.task, scene.text)) for scene in scenes],
+            axis=1,
+        )
+        for k in range(0, length, every)
+    ]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -127,6 +128,13 @@ class RunLog(Callback):
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Add a figure to TensorBoard."""
         self.writer().add_figure(tag, figure, step, close=False)
+
+    def animation(self, tag: str, gif: bytes, shape: tuple[int, ...], step: int) -> None:
+        """Add an animated GIF to TensorBoard's images; `shape` is that of its pictures, `[height, width, 3]`."""
+        image = Summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=gif)
+        events = self.writer().file_writer
+        assert events is not None
+        events.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def hyperparameters(self, settings: Mapping[str, Any], finals: Mapping[str, float], step: int) -> None:
         """Add the run to TensorBoard's HParams tab: its settings, and the numbers to sort runs by."""

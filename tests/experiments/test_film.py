@@ -1,14 +1,19 @@
 """`metarl film`: pictures of the policy before adaptation and after, and nothing else changes."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarl.experiments import film
+from metarl.experiments.common.videos import CAPTION
 from metarl.experiments.film import actor
 from metarl.random import Stream, stream_generator
 from metarl.tree import take
@@ -37,9 +42,52 @@ def test_strip_and_film(run: Path, tmp_path: Path) -> None:
     assert titles[0].split(",")[0] == titles[1].split(",")[0] != titles[2].split(",")[0]  # the goals
     moving = pictures(out / "film.gif")
     assert len(moving) == 6  # 5 steps, and before the first
-    assert moving[0].shape == (240, 4 * 240, 3)
-    assert (moving[0] != moving[-1]).any()
+    assert moving[0].shape == (240 + CAPTION, 4 * 240, 3)
+    assert (moving[0][CAPTION:] != moving[-1][CAPTION:]).any()
+    assert [(moving[0][:CAPTION, 240 * k : 240 * (k + 1)] < 128).any() for k in range(4)] == [True] * 4  # captions
     assert len(pictures(out / "film.png")) == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_film_in_the_run_is_in_tensorboard_and_as_mp4(run: Path, tmp_path: Path) -> None:
+    folder = runs.copy(run, tmp_path / "run")
+    outcome = runs.call("film", folder, "--steps", 0, 2, "--tasks", 1, "--every", 1, "--frames", 2, "--mp4")
+    assert (outcome.code, outcome.err) == (0, "")
+    events = EventAccumulator(str(folder), {"images": 0}).Reload()
+    (image,) = events.Images("figures/film")
+    assert image.encoded_image_string == (folder / "film.gif").read_bytes()
+    assert (image.step, image.height, image.width) == (3, 240 + CAPTION, 480)
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    decode = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(folder / "film.mp4"), *raw]
+    decoded = subprocess.run(decode, check=True, capture_output=True).stdout
+    shown = np.frombuffer(decoded, np.uint8).reshape(-1, 288, 480, 3)
+    for one, other in zip(shown, pictures(folder / "film.gif"), strict=True):  # codecs change colours a little
+        assert np.abs(one[: 240 + CAPTION].astype(int) - other).mean() < 4
+    with Image.open(folder / "film.gif") as image:
+        assert image.info["duration"] == 50  # navigation has no speed: 20 steps in a second
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_chosen_tasks(run: Path, tmp_path: Path) -> None:
+    goals = tmp_path / "goals.csv"
+    goals.write_text("goal[0],goal[1]\n0.5,0.25\n-0.5,0\n")
+    outcome = runs.call("film", run, "--tasks-from", goals, "--steps", 0, "--frames", 2, "--out", tmp_path / "out")
+    assert (outcome.code, outcome.err) == (0, "")
+    titles = outcome.out.split("film.gif: ", 1)[1].split("; ")
+    assert [title.split(", step")[0] for title in titles] == ["goal 0.5 0.25", "goal -0.5 0"]
+    outcome = runs.call("film", run, "--tasks-from", goals, "--tasks", 3, "--out", tmp_path / "none")
+    assert outcome.code == 2
+    assert "tasks does not apply to the tasks of tasks_from" in outcome.err
+    assert not (tmp_path / "none").exists()
+
+
+def test_mp4_without_its_package(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    before = runs.files(run)
+    outcome = runs.call("film", run, "--mp4")
+    assert outcome.code == 2
+    assert 'mp4 needs the extra video: pip install "metarl-torch[video]"' in outcome.err
+    assert runs.files(run) == before
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -52,7 +100,7 @@ def test_the_same_call_writes_the_same(run: Path, tmp_path: Path) -> None:
 def test_the_policy_on_film_is_the_adapted_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it does in a task after its steps is the mean action at the parameters that `adapt` gives."""
     given = film.Arguments(run, steps=(0, 1), tasks=2, episodes=4)
-    learner, source = film.prepare(given)
+    learner, source, tasks = film.prepare(given)
     oracle = source.sample(2, stream_generator(given.seed, Stream.FILM))
     adapted = learner.adapt(oracle, steps=1)
     observation = np.array([0.1, -0.2], np.float32)
@@ -64,7 +112,7 @@ def test_the_policy_on_film_is_the_adapted_one(run: Path, monkeypatch: pytest.Mo
         return original(tasks, task, act, *rest)
 
     monkeypatch.setattr(film, "episode", watched)
-    film.shoot(learner, source, given)
+    film.shoot(learner, source, tasks, given)
     expected = [
         actor(source.policy, params, source.distribution.action_space)(observation)
         for t in range(2)
