@@ -138,7 +138,7 @@ def known_options(script: str, problem: str | None) -> set[str]:
     with redirect_stdout(said), pytest.raises(SystemExit) as end:
         import_module(f"metarl.experiments.{SCRIPTS[script][0]}").main([*([problem] if problem else []), "--help"])
     assert end.value.code == 0
-    return set(re.findall(r"--[a-z][a-z-]*", said.getvalue()))
+    return set(re.findall(r"--[a-z][a-z0-9-]*", said.getvalue()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -150,7 +150,7 @@ def test_commands_exist(page: Path) -> None:
         for option in (word.partition("=")[0] for word in words if word.startswith("--")):
             assert option in known_options(script, problem), f"metarl {script} {problem or ''} {option}"
         for option in (
-            part for word in words if " " in word for part in re.findall(r"(?<![\w-])--[a-z-]+(?!=)\b", word)
+            part for word in words if " " in word for part in re.findall(r"(?<![\w-])--[a-z0-9-]+(?!=)\b", word)
         ):
             assert option in known_options("train", None) | known_options(script, problem), f"metarl train {option}"
 
