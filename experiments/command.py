@@ -19,6 +19,7 @@ SCRIPTS = {
     "few-shot": ("few_shot", "few-shot classification against a strong baseline"),
     "theory": ("reports.theory", "check the papers' claims"),
     "certify": ("reports.certify", "check meta-gradients against exact answers"),
+    "reproduce": ("reports.reproduce", "train the reference runs again and compare with the committed results"),
     "tuning": ("reports.tuning", "map the score over both step sizes"),
     "robustness": ("reports.robustness", "train from step sizes of four decades, fixed and adapted"),
     "benchmark": ("reports.benchmark", "measure the speed of the parts"),

@@ -15,6 +15,7 @@ from importlib import import_module
 from metarl.envs import ENVS
 from metarl.errors import check_choice
 from metarl.experiments.catalogue import describe_all
+from metarl.experiments.reports.reproduce.table import REFERENCES
 from metarl.outer import OUTER
 from metarl.rl import SURROGATES
 
@@ -73,4 +74,6 @@ def options_of(module: str) -> list[str]:
     found = re.findall(r"^[│ ]*(?:-\w, )?(--[a-z][\w-]*)", out.getvalue(), re.MULTILINE)
     if module == "catalogue":
         found += ["envs", "updates", "steps", "surrogates"]
+    if module == "reports.reproduce":
+        found += REFERENCES
     return list(dict.fromkeys(found))

@@ -245,17 +245,21 @@ def build_source(config: TrainConfig) -> ReinforcementLearning:
 
 def train(run: Run[TrainConfig], progress: Callback | None = None) -> None:
     """Train to the end with a progress bar, or `progress` instead; then evaluate and draw."""
-    config = run.config
-    sizes = step_sizes(run.learner, EVALUATION_STEPS)
-    tasks, latest = config.eval_tasks, run.folder / "held_out.json"
-    evaluation = HeldOutEvaluation(config.eval_every, None, tasks, sizes, config.eval_seed, latest)
-    callbacks: list[Callback] = [evaluation]
-    folder = run.folder
+    config, folder = run.config, run.folder
+    callbacks: list[Callback] = [make_evaluation(run)]
     if config.picture_every is not None:
+        sizes = step_sizes(run.learner, EVALUATION_STEPS)
         callbacks.append(TrajectoryPictures(folder, config.picture_every, sizes, config.eval_seed))
     train_run(run, callbacks, progress=progress)
     report(run)
     print(f"curves, pictures and the checkpoint are in {folder}; watch them with: tensorboard --logdir {folder.parent}")
+
+
+def make_evaluation(run: Run[TrainConfig]) -> HeldOutEvaluation:
+    """The evaluation during training."""
+    config, sizes = run.config, step_sizes(run.learner, EVALUATION_STEPS)
+    latest = run.folder / "held_out.json"
+    return HeldOutEvaluation(config.eval_every, None, config.eval_tasks, sizes, config.eval_seed, latest)
 
 
 def report(run: Run[TrainConfig]) -> None:

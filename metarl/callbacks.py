@@ -13,6 +13,7 @@ from metarl import checkpoint, tree
 from metarl.adaptation_curve import AdaptationCurve
 from metarl.errors import check_int, check_source, check_step_sizes, check_type, shorten
 from metarl.files import write_json
+from metarl.statistics import Interval
 from metarl.step import Stepped
 from metarl.types import TaskSource
 
@@ -173,7 +174,8 @@ class Checkpointing(Callback):
 class HeldOutEvaluation(Callback):
     """Adds `eval/<score>_step_k` to the metrics every `every` iterations, always on the same held-out tasks.
 
-    It also evaluates before the first iteration and after the last planned one, whatever `every` is.
+    `eval_ci95/<score>_step_k` is half the width of its 95 % interval over the tasks, if there are several. It also
+    evaluates before the first iteration and after the last planned one, whatever `every` is.
 
     Args:
         every: iterations between two evaluations.
@@ -227,5 +229,14 @@ class HeldOutEvaluation(Callback):
             self.curve = curve
             if self.path is not None and learner.processes.is_first:
                 write_json(self.path, {"iteration": learner.iterations, **curve.to_dict()})
-            for step, value in enumerate(curve.mean):
-                metrics[f"eval/{learner.source.score_name}_step_{step}"] = value
+            add_scores(metrics, f"{learner.source.score_name}_step", range(curve.steps + 1), curve.mean, curve.ci95)
+
+
+def add_scores(
+    metrics: Metrics, name: str, points: Iterable[int], means: Iterable[float], ci95: Iterable[Interval | None]
+) -> None:
+    """Add `eval/<name>_<point>`, and in `eval_ci95/...` half the width of its interval, if it is known."""
+    for point, mean, interval in zip(points, means, ci95, strict=True):
+        metrics[f"eval/{name}_{point}"] = mean
+        if interval is not None:
+            metrics[f"eval_ci95/{name}_{point}"] = (interval[1] - interval[0]) / 2

@@ -87,9 +87,13 @@ def run_multitask(config: TrainConfig, folder: Path, env_steps: int) -> Baseline
 
 def run_oracle(config: TrainConfig, folder: Path, env_steps: int) -> BaselineResult:
     """Train a policy that sees the task for `env_steps` in the run folder `folder`; it does not adapt."""
-    observing = dataclasses.replace(config, observe_task=True)
-    whole = result_of_run("oracle", train_in(folder, pretraining(observing, env_steps), train.train))
+    whole = result_of_run("oracle", train_in(folder, observing(config, env_steps), train.train))
     return whole._replace(points=(0,), scores=whole.scores[:, :1], env_steps=whole.env_steps[:1])
+
+
+def observing(config: TrainConfig, env_steps: int) -> TrainConfig:
+    """The configuration of `run_oracle`."""
+    return pretraining(dataclasses.replace(config, observe_task=True), env_steps)
 
 
 def pretraining(config: TrainConfig, env_steps: int) -> TrainConfig:

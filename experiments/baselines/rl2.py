@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from metarl import MetaLearner, make_method
 from metarl.agents.rl2 import RecurrentPolicy, RecurrentPPO, RecurrentTrials
 from metarl.agents.rl2.ppo import episode_returns
-from metarl.callbacks import Callback, Metrics
+from metarl.callbacks import Callback, Metrics, add_scores
 from metarl.devices import pick_device
 from metarl.engine import Engine
 from metarl.errors import check_choice, check_int
@@ -196,20 +196,27 @@ def run_rl2(config: TrainConfig, folder: Path, env_steps: int, **options: Any) -
     Raises:
         ValueError: for an option that it does not have.
     """
-    own = {field.name for field in dataclasses.fields(RL2Config)} - {*SHARED, "env_steps", "iterations", "resume"}
-    for name in options:
-        check_choice("options of rl2", name, sorted(own))
-    given = {name: getattr(config, name) for name in SHARED}
-    made = RL2Config(**{**given, "env_steps": env_steps, **options})
-    found = read_result(train_in(folder, made, learn))
+    found = read_result(train_in(folder, make_config(config, env_steps, **options), learn))
     assert found is not None
     return found
 
 
+def make_config(config: TrainConfig, env_steps: int, **options: Any) -> RL2Config:
+    """The settings of `run_rl2`.
+
+    Raises:
+        ValueError: for an option that it does not have.
+    """
+    own = {field.name for field in dataclasses.fields(RL2Config)} - {*SHARED, "env_steps", "iterations", "resume"}
+    for name in options:
+        check_choice("options of rl2", name, sorted(own))
+    given = {name: getattr(config, name) for name in SHARED}
+    return RL2Config(**{**given, "env_steps": env_steps, **options})
+
+
 def learn(run: Run[RL2Config]) -> None:
     """Train to the end, then evaluate."""
-    config = run.config
-    train_run(run, [TrialEvaluation(config.eval_every, config.eval_tasks, config.eval_seed)])
+    train_run(run, [make_evaluation(run.config)])
     report(run)
     print(f"the curve and the checkpoint are in {run.folder}; watch them: tensorboard --logdir {run.folder.parent}")
 
@@ -247,7 +254,10 @@ def held_out_returns(
 
 
 class TrialEvaluation(Callback):
-    """Adds `eval/return_episode_k` to the metrics every `every` iterations, always on the same held-out tasks."""
+    """Adds `eval/return_episode_k` to the metrics every `every` iterations, always on the same held-out tasks.
+
+    `eval_ci95/return_episode_k` is half the width of its 95 % interval over the tasks.
+    """
 
     def __init__(self, every: int, num_tasks: int, seed: int) -> None:
         self.every, self.num_tasks, self.seed = every, num_tasks, seed
@@ -258,8 +268,13 @@ class TrialEvaluation(Callback):
             source = learner.source
             assert isinstance(source, RecurrentTrials)
             returns, _ = held_out_returns(source, learner.params, self.num_tasks, source.trials, self.seed)
-            for k, value in enumerate(returns.mean(0).tolist(), 1):
-                metrics[f"eval/return_episode_{k}"] = value
+            ci95 = [confidence_interval(column) for column in returns.T]
+            add_scores(metrics, "return_episode", range(1, source.episodes + 1), returns.mean(0).tolist(), ci95)
+
+
+def make_evaluation(config: RL2Config) -> TrialEvaluation:
+    """The evaluation during training."""
+    return TrialEvaluation(config.eval_every, config.eval_tasks, config.eval_seed)
 
 
 def episode_figure(result: BaselineResult, env: str) -> Figure:

@@ -1,4 +1,4 @@
-"""Jobs side by side in worker processes of one thread each; what a job computes does not depend on their number.
+"""Jobs side by side in worker processes; with one thread each, a job's numbers do not depend on how many there are.
 
     run_all([Job("maml-0", 100, partial(train_one, config)), ...], workers=2)
 
@@ -31,8 +31,8 @@ from metarl.experiments.common import cli
 
 Pipe = connection.Connection
 
-ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TQDM_DISABLE"), "1")
-"""The environment of a worker: one thread for each numerical library, and no progress bar but the parent's."""
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Environment variables with the number of threads of the numerical libraries."""
 
 
 class Progress(Callback):
@@ -67,8 +67,10 @@ class Message(NamedTuple):
 # In the parent.
 
 
-def run_all(jobs: Sequence[Job], workers: int, done: int = 0) -> None:
+def run_all(jobs: Sequence[Job], workers: int, done: int = 0, threads: int = 1) -> None:
     """Run all jobs, `workers` at a time, with one progress bar; `done` iterations of other jobs count as done.
+
+    Each worker has `threads` threads.
 
     An error that a job reports, as in `cli.fail`, ends the program in the same way, after the others have been stopped.
 
@@ -77,7 +79,7 @@ def run_all(jobs: Sequence[Job], workers: int, done: int = 0) -> None:
     """
     total = done + sum(job.iterations for job in jobs)
     bar = tqdm(total=total, initial=done, unit="it", dynamic_ncols=True, mininterval=0.5, disable=not jobs)
-    with bar, crew(min(workers, len(jobs))) as processes:
+    with bar, crew(min(workers, len(jobs)), threads) as processes:
         _hand_out(list(jobs), processes, bar)
 
 
@@ -130,7 +132,7 @@ def receive(pipe: Pipe, process: SpawnProcess, job: Job) -> Message:
 
 
 @contextlib.contextmanager
-def crew(number: int) -> Iterator[dict[Pipe, SpawnProcess]]:
+def crew(number: int, threads: int = 1) -> Iterator[dict[Pipe, SpawnProcess]]:
     """`number` workers by their pipes. At an error or a signal they finish their iteration, save and end.
 
     A second Ctrl-C kills them.
@@ -138,10 +140,11 @@ def crew(number: int) -> Iterator[dict[Pipe, SpawnProcess]]:
     context = multiprocessing.get_context("spawn")
     processes: dict[Pipe, SpawnProcess] = {}
     try:
-        with environment(ENVIRONMENT):
+        # no progress bar but the parent's
+        with environment({**dict.fromkeys(THREADS, str(threads)), "TQDM_DISABLE": "1"}):
             for _ in range(number):
                 here, there = context.Pipe()
-                process = context.Process(target=serve, args=(there,))
+                process = context.Process(target=serve, args=(there, threads))
                 process.start()
                 there.close()
                 processes[here] = process
@@ -179,12 +182,12 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 # In a worker.
 
 
-def serve(pipe: Pipe) -> None:
+def serve(pipe: Pipe, threads: int = 1) -> None:
     """Do one job after another until the parent closes the pipe, or a signal stops one."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     while True:
         try:
             job: Job = pipe.recv()

@@ -134,6 +134,11 @@ def count_jobs(given: Arguments) -> int:
     """The number of runs at a time."""
     if given.jobs is not None:
         return check_int("jobs", given.jobs)
+    return count_cores()
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -148,11 +153,16 @@ def check_out(folder: Path) -> None:
 
 def make_row(given: Arguments, label: str, group: str, config: TrainConfig, cell: Mapping[str, str]) -> Row:
     """The row with its iterations and seeds. A learner is built, so that every setting is checked."""
-    iterations, stem = iterations_for(config, given.env_steps), re.sub(r"[^\w.,+()=-]", "_", label)
+    iterations, stem = iterations_for(config, given.env_steps), file_stem(label)
     whole = dataclasses.replace(config, iterations=iterations, log_dir=given.out / RUNS)
     runs = [TrainRun(dataclasses.replace(whole, seed=seed, name=f"{stem}-{seed}")) for seed in given.seeds]
     runs[0].config.build_learner()
     return Row(label, tuple(runs), group, cell)
+
+
+def file_stem(label: str) -> str:
+    """The label as the beginning of a file's name."""
+    return re.sub(r"[^\w.,+()=-]", "_", label)
 
 
 def make_baseline(given: Arguments, name: str, config: TrainConfig) -> Row:

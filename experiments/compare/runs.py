@@ -144,7 +144,7 @@ def read_same(folder: Path, given: TrainConfig) -> TrainConfig:
     for name, value in now.items():
         if name not in FREE and before[name] != value:
             raise ValueError(
-                f"{name} must be that of the run in {folder}, {before[name]!r}, got {value!r}; choose another --out,"
+                f"{name} must be that of the run in {folder}, {before[name]!r}, got {value!r}; choose another folder,"
                 f" or remove that run"
             )
     return dataclasses.replace(saved, **{name: now[name] for name in FREE})

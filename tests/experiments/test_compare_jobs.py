@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from metarl.experiments.common import cli
-from metarl.experiments.compare.jobs import ENVIRONMENT, Job, Progress, crew, run_all
+from metarl.experiments.compare.jobs import THREADS, Job, Progress, crew, run_all
 from tests.experiments import runs
 from tests.experiments.test_compare import run_here
 
@@ -23,7 +23,7 @@ SETTINGS += ["--options=--hidden 6 --eval-tasks 2 --eval-every 100"]
 def note(path: Path, progress: Progress) -> None:
     """Write this process, its threads and its environment to a file."""
     progress.tell(1)
-    threads = [os.environ[name] for name in ENVIRONMENT]
+    threads = [os.environ[name] for name in (*THREADS, "TQDM_DISABLE")]
     path.write_text(f"{os.getpid()} {torch.get_num_threads()} {' '.join(threads)}")
     print("dropped")
     print(f"a warning of {path.name}", file=sys.stderr)
@@ -63,6 +63,11 @@ def test_jobs_share_workers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     captured = capfd.readouterr()
     assert "dropped" not in captured.out
     assert "job 3: a warning of 3" in captured.err
+
+
+def test_threads_of_a_worker(tmp_path: Path) -> None:
+    run_all([Job("job", 1, partial(note, tmp_path / "note"))], workers=1, threads=2)
+    assert (tmp_path / "note").read_text().split()[1:] == ["2", "2", "2", "2", "1"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tests.experiments import runs
 
 ENVS = ("navigation", "point_velocity")
 BEFORE_AND_AFTER = ("rollout/return", "rollout/episode_length", "policy/entropy", "policy/std")
-HELD_OUT = {f"eval/return_step_{k}" for k in range(4)}
+HELD_OUT = {f"{tag}/return_step_{k}" for tag in ("eval", "eval_ci95") for k in range(4)}
 SCALARS = {
     *(f"{tag}_{when}" for tag in (*BEFORE_AND_AFTER, "baseline/explained_variance") for when in ("before", "after")),
     *("rollout/return_gain", "policy/kl", "train/inner_loss_change", "train/inner_lr"),

@@ -126,7 +126,7 @@ def test_every_problem(tmp_path: Path, problem: str, pictures: str) -> None:
         *("theory/L", "theory/alpha_L"),  # also in the first iteration
     }
     looked_at = {
-        *(f"eval/{score}_step_{k}" for k in range(3)),
+        *(f"{tag}/{score}_step_{k}" for tag in ("eval", "eval_ci95") for k in range(3)),
         *("theory/grad_norm", "theory/loss_after", f"theory/{score}_after"),
         *(f"theory/distance_{name}" for name in ("maml", "fo_maml", "moreau") if "quadratics" in problem),
     }

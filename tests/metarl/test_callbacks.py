@@ -125,9 +125,9 @@ def test_run_log(tmp_path: Path) -> None:
         wanted = [(line["iteration"], line[tag]) for line in logged if tag in line]
         assert [step for step, _ in points] == [step for step, _ in wanted]
         assert [value for _, value in points] == pytest.approx([value for _, value in wanted], rel=1e-6)
-    held_out = [f"eval/minus_loss_step_{k}" for k in range(4)]
+    held_out = [f"{tag}/minus_loss_step_{k}" for tag in ("eval", "eval_ci95") for k in range(4)]
     # before the first iteration, every second one, and after the last one
-    assert [[tag in line for tag in held_out] for line in logged] == [[True] * 4, [False] * 4, [True] * 4, [True] * 4]
+    assert [[tag in line for tag in held_out] for line in logged] == [[True] * 8, [False] * 8, [True] * 8, [True] * 8]
     assert set(logged[0]) == {"iteration", *held_out}
     assert [line["iteration"] for line in read_metrics(tmp_path)] == [1, 2, 3]
     assert read_metrics(tmp_path, untrained=True) == logged
@@ -141,6 +141,9 @@ def test_held_out_evaluation_is_the_learners(tmp_path: Path) -> None:
     first = make().evaluate(other, num_tasks=3, steps=2, step_sizes=[0.2, 0.1])
     assert [untrained[f"eval/minus_loss_step_{k}"] for k in range(3)] == pytest.approx(first.mean)
     assert [logged[f"eval/minus_loss_step_{k}"] for k in range(3)] == pytest.approx(curve.mean)
+    t = 4.302653  # the 97.5 % quantile of Student's t with two degrees of freedom: three tasks
+    halves = t * curve.scores[0].std(0, ddof=1) / 3**0.5
+    assert [logged[f"eval_ci95/minus_loss_step_{k}"] for k in range(3)] == pytest.approx(halves.tolist())
 
 
 def test_a_resumed_run_logs_every_iteration_once(tmp_path: Path) -> None:

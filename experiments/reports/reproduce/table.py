@@ -1,0 +1,143 @@
+"""The reference runs: for each name its environment, its rows, and what is published beside them.
+
+A row is options of `metarl train`, or a baseline, at a budget of environment steps. Change a row here, then run
+`metarl reproduce NAME --rows LABEL --update`.
+"""
+
+from typing import NamedTuple
+
+SEEDS = (0, 1, 2)
+
+
+class ReferenceRow(NamedTuple):
+    """A row: a run for each seed."""
+
+    label: str
+    options: str = ""  # of metarl train; the horizon is 100 unless it is given
+    baseline: str | None = None  # of metarl compare --baselines, with the network and the sizes in `options`
+    env_steps: int = 3_000_000
+    seeds: tuple[int, ...] = SEEDS
+
+
+class Published(NamedTuple):
+    """A published row: returns as they stand there."""
+
+    label: str
+    source: str
+    returns: tuple[str, ...]  # after 0, 1, 2, 3 steps; or one: after adaptation
+
+
+class Reference(NamedTuple):
+    """What belongs to a name."""
+
+    env: str
+    rows: tuple[ReferenceRow, ...]
+    published: tuple[Published, ...] = ()
+    remark: str = ""  # on the published rows
+
+
+def usual(shared: str, env_steps: int, seeds: tuple[int, ...], anil: str) -> tuple[ReferenceRow, ...]:
+    """The rows of most tasks; `shared` are the options of all, `anil` those of ANIL beside `--adapt head`."""
+
+    def train(label: str, options: str) -> ReferenceRow:
+        return ReferenceRow(label, f"{shared} {options}".strip(), None, env_steps, seeds)
+
+    def baseline(name: str) -> ReferenceRow:
+        return ReferenceRow(name, shared, name, env_steps, seeds)
+
+    return (
+        train("maml", ""),
+        train("fo_maml", "--outer fo_maml"),
+        train("proximal", "--outer-step proximal"),
+        train("trust region", "--outer-step trust_region"),
+        train("ANIL", f"--adapt head {anil}"),
+        baseline("multitask"),
+        baseline("oracle"),
+        baseline("rl2"),
+    )
+
+
+FINN = "Finn et al. (2017); ± is a 95 % interval over tasks"
+FINN_STORED = "Finn et al. (2017), results stored in their repository"
+RAGHU = "Raghu et al. (2020); ± is the standard deviation of three initialisations"
+
+OTHER_SIMULATOR = (
+    "Published returns come from other simulators and control steps, for 200 steps of an episode: compare the order of"
+    " the rows, not the returns."
+)
+
+# The sizes and inner step sizes of the MuJoCo rows are first values.
+DIRECTION = "--inner-lr 1 --meta-batch-size 40"
+VELOCITY = "--inner-lr 0.5 --meta-batch-size 40"
+
+REFERENCES: dict[str, Reference] = {
+    "navigation": Reference(
+        "navigation",
+        (
+            *usual("", 3_000_000, SEEDS, "--inner-lr 1"),
+            ReferenceRow("sign_maml", "--outer sign_maml"),
+        ),
+        (
+            Published("MAML", FINN, ("-40.4 ± 4.0", "-11.7 ± 2.2", "-3.3 ± 0.6", "-3.2 ± 0.6")),
+            Published("random initialisation", FINN_STORED, ("-82.7", "-58.0", "-53.8", "-46.8")),
+            Published("oracle", FINN_STORED, ("-2.3 ± 0.1", "", "", "")),
+            Published("MAML", RAGHU, ("-20.3 ± 3.2",)),
+            Published("ANIL", RAGHU, ("-20.1 ± 2.3",)),
+        ),
+        "Finn et al.'s policies begin with a larger standard deviation of the actions, 1 instead of 0.6.",
+    ),
+    "point_velocity": Reference("point_velocity", usual("", 3_000_000, SEEDS, "--inner-lr 1")),
+    "grid_world": Reference(
+        "grid_world",
+        usual("--inner-lr 0.5 --horizon 20", 1_200_000, SEEDS, ""),
+        remark="The best return is about -0.3.",
+    ),
+    "half_cheetah_direction": Reference(
+        "half_cheetah_direction",
+        usual(DIRECTION, 32_000_000, (0,), ""),
+        (
+            Published("MAML", FINN, ("-50.7 ± 5.7", "293.2 ± 17.0", "313.5 ± 15.8", "315.7 ± 13.9")),
+            Published("pretrained", FINN_STORED, ("-43.0", "-24.8", "-12.9", "19.6")),
+            Published("random initialisation", FINN_STORED, ("-35.7", "21.8", "62.3", "86.2")),
+            Published("oracle", FINN_STORED, ("442.7 ± 8.4", "", "", "")),
+            Published("MAML", RAGHU, ("170.4 ± 21.0",)),
+            Published("ANIL", RAGHU, ("363.2 ± 14.8",)),
+        ),
+        OTHER_SIMULATOR,
+    ),
+    "half_cheetah_velocity": Reference(
+        "half_cheetah_velocity",
+        usual(VELOCITY, 32_000_000, (0,), ""),
+        (
+            Published("MAML", FINN_STORED, ("-129.5 ± 16.5", "-78.6 ± 9.9", "-66.6 ± 8.9", "-60.8 ± 8.6")),
+            Published("pretrained", FINN_STORED, ("-158.0", "-135.4", "-128.5", "-133.6")),
+            Published("random initialisation", FINN_STORED, ("-254.8", "-254.3", "-246.8", "-230.8")),
+            Published("oracle", FINN_STORED, ("-54.5 ± 6.9", "", "", "")),
+            Published("MAML", RAGHU, ("-139.0 ± 18.9",)),
+            Published("ANIL", RAGHU, ("-120.9 ± 6.3",)),
+        ),
+        OTHER_SIMULATOR,
+    ),
+    "ant_direction": Reference(
+        "ant_direction",
+        usual(DIRECTION, 32_000_000, (0,), ""),
+        (
+            Published("MAML", FINN_STORED, ("8.7 ± 14.2", "499.2 ± 32.1", "500.7", "499.1")),
+            Published("pretrained", FINN_STORED, ("3.2", "1.3", "6.5", "6.9")),
+            Published("random initialisation", FINN_STORED, ("3.1", "9.3", "16.0", "26.1")),
+            Published("oracle", FINN_STORED, ("524.8 ± 12.4", "", "", "")),
+        ),
+        OTHER_SIMULATOR,
+    ),
+    "ant_velocity": Reference(
+        "ant_velocity",
+        usual(VELOCITY, 32_000_000, (0,), ""),
+        (
+            Published("MAML", FINN_STORED, ("30.6 ± 30.0", "96.7 ± 20.7", "100.1", "101.4 ± 21.0")),
+            Published("pretrained", FINN_STORED, ("-1.8", "6.1", "8.5", "9.5")),
+            Published("random initialisation", FINN_STORED, ("-78.6", "-62.8", "-48.6", "-35.6")),
+            Published("oracle", FINN_STORED, ("107.9 ± 20.0", "", "", "")),
+        ),
+        OTHER_SIMULATOR,
+    ),
+}
