@@ -17,12 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from metarl import MetaLearner
 from metarl.derivatives import gradients, hessian_vector_products
 from metarl.engine import Engine
+from metarl.experiments.common.evaluation import evaluate_on
 from metarl.experiments.reports import benchmark
 from metarl.experiments.reports.benchmark import workloads
 from metarl.experiments.reports.benchmark.growth import group_by_size
 from metarl.experiments.reports.benchmark.limits import Flops, Product, Tallied, TalliedSource, Tally, network_flops
 from metarl.experiments.reports.benchmark.page import markdown_page
 from metarl.experiments.reports.benchmark.profile import WATCHED
+from metarl.experiments.reports.benchmark.reach import GOALS
 from metarl.experiments.train import TrainConfig, build_source
 from metarl.functional_call import call
 from metarl.outer import without_particles
@@ -54,7 +56,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_all_parts(quick: dict[str, Any]) -> None:
     found = quick["devices"]["cpu"]
-    assert set(found) == {"name", *benchmark.PARTS}
+    assert set(found) == {"name", *benchmark.PARTS} - {"reach"}
     names = [row["name"] for row in found["navigation"]]
     assert names == [*(f"navigation {outer}" for outer in UPDATES), "navigation maml, inner batch reused"]
     assert [row["inner_steps"] for row in found["sinusoid"]] == [1, 5]
@@ -153,9 +155,28 @@ def test_some_parts_as_a_table_in_processes_of_their_own() -> None:
     assert "maml" not in outcome.out
 
 
+def test_training_stops_where_the_return_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "call_in_new_process", lambda call: call())
+    outcome = runs.call("reports.benchmark", "--quick", "--json", "--only", "reach")
+    assert (outcome.code, outcome.err) == (0, "")
+    easy, impossible = json.loads(outcome.out)["devices"]["cpu"]["reach"]
+    # an iteration draws D_in, D_h and D_o, each of 3 x 2 x 5 steps
+    assert [(row["iterations"], row["env_steps"], row["reached"]) for row in (easy, impossible)] == [
+        (1, 90, True),
+        (2, 180, False),
+    ]
+    config = TrainConfig(meta_batch_size=3, episodes=2, horizon=5, hidden=(8,), eval_tasks=2)
+    learner = config.build_learner().learn(1)
+    assert easy["found"] == pytest.approx(evaluate_on(learner, learner.params, learner.source, 2, [None], 1000).mean[1])
+    assert 0 < easy["seconds"] < 100
+    for goal in GOALS:
+        goal.config.build_learner()
+
+
 def test_mujoco_is_left_out_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
-    assert benchmark.prepare(benchmark.Arguments())[0] == [name for name in benchmark.PARTS if name != "mujoco"]
+    others = [name for name in benchmark.PARTS if name not in ("mujoco", "reach")]
+    assert benchmark.prepare(benchmark.Arguments())[0] == others
     with pytest.raises(ValueError, match="'mujoco', which needs the extra"):
         benchmark.prepare(benchmark.Arguments(only=("mujoco",)))
 

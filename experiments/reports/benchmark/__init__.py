@@ -12,7 +12,8 @@ environment steps at the rate of physics alone. Elementwise work is not included
 - sinusoid: exact MAML, 32 tasks of 10 + 10 points, 2 x 40 units, 1 and 5 steps;
 - conv4: exact MAML, 8 tasks of 20 ways, 28 x 28 images, 5 steps: all tasks in one vmap, and as in the scripts;
 - growth: how time and memory of exact MAML on navigation grow with each size;
-- profile: the seconds of each part of a meta-iteration of exact MAML on navigation.
+- profile: the seconds of each part of a meta-iteration of exact MAML on navigation;
+- reach: seconds and environment steps to a stated return on standard tasks (only if named; ten minutes).
 
 Each row is measured in a new process, so that its peak memory is not that of another row.
 """
@@ -35,10 +36,13 @@ from metarl.experiments.reports.benchmark.growth import growth_figure
 from metarl.experiments.reports.benchmark.measure import Call, call_in_new_process
 from metarl.experiments.reports.benchmark.page import markdown_page
 from metarl.experiments.reports.benchmark.profile import plan_profile
+from metarl.experiments.reports.benchmark.reach import plan_reach
 from metarl.experiments.reports.benchmark.workloads import PLANS, Scale, full_scale, quick_scale
 from metarl.files import write_atomically
 
-PARTS = {**PLANS, "profile": plan_profile}
+PARTS = {**PLANS, "profile": plan_profile, "reach": plan_reach}
+LONG = ("reach",)
+"""Parts that run only if they are named."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Arguments:
     json: bool = False
     """Print one JSON object instead of tables."""
     only: tuple[str, ...] = ()
-    """Parts to run: rollouts, navigation, mujoco, sinusoid, conv4, growth, profile; default: all."""
+    """Parts to run: rollouts, navigation, mujoco, sinusoid, conv4, growth, profile (default: all of these), reach."""
     repetitions: int = 5
     """Timed repetitions of each row, after two that are not timed."""
     device: str = "cpu"
@@ -83,7 +87,8 @@ def prepare(given: Arguments) -> tuple[list[str], list[Scale]]:
     has_mujoco = find_spec("mujoco") is not None
     if "mujoco" in given.only and not has_mujoco:
         raise ValueError("only must name parts that can run, got 'mujoco', which needs the extra of that name")
-    parts = [name for name in PARTS if name in (given.only or PARTS) and (has_mujoco or name != "mujoco")]
+    chosen = given.only or [name for name in PARTS if name not in LONG]
+    parts = [name for name in PARTS if name in chosen and (has_mujoco or name != "mujoco")]
     if given.picture is not None:
         if "growth" not in parts or not given.picture.absolute().parent.is_dir():
             raise ValueError(f"picture must be a file in an existing folder, with the part growth, got {given.picture}")

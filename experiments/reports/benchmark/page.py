@@ -27,7 +27,7 @@ WORKLOAD: Columns = {
 STEPPING: Columns = {
     "environment steps / s": text("env"),
     "environments": text("environments"),
-    **{name: number(name, ",.0f") for name in ("whole", "physics", "Sync", "Async", "envpool")},
+    **{name: number(name, ",.0f") for name in ("whole", "physics", "Sync", "Async", "envpool", "mjbatch")},
     "whole / physics": number("whole / physics", ".2f"),
 }
 GROWTH: Columns = {
@@ -38,6 +38,15 @@ GROWTH: Columns = {
     "seconds / limit": number("ratio", ".1f"),
     "peak MB": number("memory_mb", ".0f"),
     "peak / first peak": number("memory_ratio", ".2f"),
+}
+REACH: Columns = {
+    "task": text("env"),
+    "setting": text("setting"),
+    "return wanted": number("score", "g"),
+    "return after one step": number("found", ".1f"),
+    "iterations": text("iterations"),
+    "million steps": number("env_steps", ".2f", unit=1e6),
+    "seconds": number("seconds", ".1f"),
 }
 COSTS: Columns = {"ms": number("seconds", ".1f", unit=1e-3), "share": number("share", ".0%")}
 
@@ -73,4 +82,5 @@ TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
     "mujoco": mujoco_tables,
     "growth": lambda rows: table(GROWTH, [row for of_size in group_by_size(rows).values() for row in of_size]),
     "profile": profile_tables,
+    "reach": partial(table, REACH),
 }

@@ -7,6 +7,7 @@ Random actions; the contenders take turns, so that a change of the machine's spe
 - Sync, Async: Gymnasium's vector environments over the same single environments; Async only for few, because it
   starts a process for each.
 - envpool: if that package is installed, with its own version of MuJoCo.
+- mjbatch: if that package is installed, the physics alone by its threads. It needs one version of MuJoCo.
 """
 
 import statistics
@@ -49,6 +50,8 @@ def measure_stepping(name: str, number: int, size: SteppingSize) -> dict[str, An
         }
         runs = {contender: partial(step_all, env) for contender, env in envs.items()}
         runs["physics"] = partial(step_physics, envs["whole"])
+        if find_spec("mjbatch") is not None:
+            runs["mjbatch"] = partial(step_mjbatch, envs["whole"])
         measured: dict[str, list[float]] = {contender: [] for contender in runs}
         for _ in range(size.rounds):
             for contender, run in runs.items():
@@ -104,6 +107,22 @@ def step_physics(env: Any, actions: Actions) -> float:
             rollout.rollout([model] * n, datas, states, control, nstep=frame_skip, state=out, skip_checks=True)
             states = np.ascontiguousarray(out[:, -1])
         return 1.0 / (time.perf_counter() - start)
+
+
+def step_mjbatch(env: Any, actions: Actions) -> float:
+    """The same steps by `mjbatch` alone."""
+    from mjbatch import Batch
+
+    env.reset()
+    batch = Batch(env.physics.model, env.num_envs)
+    qpos, qvel, control = (batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+    batch.reset()
+    qpos[:], qvel[:] = env.physics.qpos, env.physics.qvel
+    start = time.perf_counter()
+    for action in actions:
+        control[:] = action
+        batch.step(nstep=env.physics.frame_skip)
+    return 1.0 / (time.perf_counter() - start)
 
 
 def physics_rate(name: str, number: int) -> float:
