@@ -34,6 +34,9 @@ Pipe = connection.Connection
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Environment variables with the number of threads of the numerical libraries."""
 
+WORKER = {"TQDM_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+"""No progress bar but the parent's; threads that wait sleep, since spinning is very slow on a busy machine."""
+
 
 class Progress(Callback):
     """Tells the parent how many iterations of the job are done."""
@@ -140,8 +143,7 @@ def crew(number: int, threads: int = 1) -> Iterator[dict[Pipe, SpawnProcess]]:
     context = multiprocessing.get_context("spawn")
     processes: dict[Pipe, SpawnProcess] = {}
     try:
-        # no progress bar but the parent's
-        with environment({**dict.fromkeys(THREADS, str(threads)), "TQDM_DISABLE": "1"}):
+        with environment({**dict.fromkeys(THREADS, str(threads)), **WORKER}):
             for _ in range(number):
                 here, there = context.Pipe()
                 process = context.Process(target=serve, args=(there, threads))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from metarl.experiments.common import cli
-from metarl.experiments.compare.jobs import THREADS, Job, Progress, crew, run_all
+from metarl.experiments.compare.jobs import THREADS, WORKER, Job, Progress, crew, run_all
 from tests.experiments import runs
 from tests.experiments.test_compare import run_here
 
@@ -23,7 +23,7 @@ SETTINGS += ["--options=--hidden 6 --eval-tasks 2 --eval-every 100"]
 def note(path: Path, progress: Progress) -> None:
     """Write this process, its threads and its environment to a file."""
     progress.tell(1)
-    threads = [os.environ[name] for name in (*THREADS, "TQDM_DISABLE")]
+    threads = [os.environ[name] for name in (*THREADS, *WORKER)]
     path.write_text(f"{os.getpid()} {torch.get_num_threads()} {' '.join(threads)}")
     print("dropped")
     print(f"a warning of {path.name}", file=sys.stderr)
@@ -58,7 +58,7 @@ def test_jobs_share_workers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert len(notes) == 5
     assert {number for number, _ in notes} - {str(os.getpid())} == {number for number, _ in notes}
     assert len({number for number, _ in notes}) <= 2
-    assert {threads for _, threads in notes} == {"1 1 1 1 1"}
+    assert {threads for _, threads in notes} == {"1 1 1 1 1 PASSIVE"}
     assert dict(os.environ) == before
     captured = capfd.readouterr()
     assert "dropped" not in captured.out
@@ -67,7 +67,7 @@ def test_jobs_share_workers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 
 def test_threads_of_a_worker(tmp_path: Path) -> None:
     run_all([Job("job", 1, partial(note, tmp_path / "note"))], workers=1, threads=2)
-    assert (tmp_path / "note").read_text().split()[1:] == ["2", "2", "2", "2", "1"]
+    assert (tmp_path / "note").read_text().split()[1:] == ["2", "2", "2", "2", "1", "PASSIVE"]
 
 
 @pytest.mark.parametrize(
