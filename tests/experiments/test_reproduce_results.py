@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 
 from metarl import AdaptationCurve
+from metarl.experiments.compare.plan import Arguments
+from metarl.experiments.compare.plan import read_rows as parse_rows
 from metarl.experiments.reports.reproduce import drift, page, table
+from metarl.experiments.reports.reproduce.plan import build, choose
 from metarl.experiments.reports.reproduce.result import Evaluation, Result, read_result, to_text, write_result
 from metarl.experiments.reports.reproduce.rows import CommittedRow, compare_with_multitask, read_rows
 from metarl.experiments.reports.reproduce.table import Published, Reference, ReferenceRow
@@ -272,8 +275,18 @@ def labels(rows: Sequence[ReferenceRow]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", table.REFERENCES)
-def test_the_table(name: str) -> None:
+def test_the_table(name: str, tmp_path: Path) -> None:
     reference = table.REFERENCES[name]
     assert len(set(labels(reference.rows))) == len(reference.rows)
     assert not any(":" in label for label in labels(reference.rows))
     assert all(len(published.returns) in (1, 4) and published.source for published in reference.published)
+    given = Arguments(rows=tuple(f"{row.label}: {row.options}" for row in reference.rows), env=reference.env)
+    assert list(parse_rows(given)) == labels(reference.rows)  # every option exists
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", table.REFERENCES)
+def test_every_row_can_be_trained(name: str, tmp_path: Path) -> None:
+    runs_of_name = choose([name], (), (), tmp_path, tmp_path)
+    assert len(build(runs_of_name)) == sum(len(row.seeds) for row in table.REFERENCES[name].rows)
+    assert not list(tmp_path.iterdir())
