@@ -1,7 +1,7 @@
 """The chosen reference runs: their folders, their committed results, and how they are trained."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -130,8 +130,3 @@ def _build_row(first: ReferenceRun, seeds: Sequence[int]) -> list[AnyRun]:
         for run, folder in zip(runs, folders, strict=True)
         if isinstance(run, BaselineRun)
     ]
-
-
-def by_name(runs: Sequence[ReferenceRun]) -> Mapping[str, list[ReferenceRun]]:
-    """The runs of each name."""
-    return {name: [run for run in runs if run.name == name] for name in dict.fromkeys(run.name for run in runs)}
