@@ -21,6 +21,7 @@ SCRIPTS = {
     "certify": ("reports.certify", "check meta-gradients against exact answers"),
     "reproduce": ("reports.reproduce", "train the reference runs again and compare with the committed results"),
     "tuning": ("reports.tuning", "map the score over both step sizes"),
+    "signal": ("reports.signal", "say how much of an inner gradient is signal, for ways to give credit"),
     "robustness": ("reports.robustness", "train from step sizes of four decades, fixed and adapted"),
     "benchmark": ("reports.benchmark", "measure the speed of the parts"),
 }

@@ -36,6 +36,7 @@ class Stream(IntEnum):
     ADAPTATION = 10
     ADAPTED_ACTIONS = 11
     MINIBATCHES = 12
+    SIGNAL = 13
 
 
 def stream_generator(seed: int, stream: Stream) -> np.random.Generator:
