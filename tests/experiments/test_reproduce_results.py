@@ -79,6 +79,11 @@ def test_several_seeds_have_the_interval_of_the_row() -> None:
     assert drift.compare(new, row[0], row[:1]).drifted
     assert not drift.compare(new, row[0], row).drifted
     assert drift.compare(make(seed=9, mean=crossed[0] - 0.1), row[0], row).drifted
+    # three means with standard deviation 2.0817, and t of two degrees of freedom
+    half = 4.302653 * 2.081666 * (4 / 3) ** 0.5
+    another = f"[{-37 / 3 - half:.2f}, {-37 / 3 + half:.2f}]"
+    assert f"95 % of other seeds on the same tasks at step 1: {another}" in drift.compare(new, row[0], row).text
+    assert "other seeds" not in drift.compare(new, row[0], row[:1]).text
     # an interval of other tasks is not used
     others = [row[0], *(make(seed=seed, scores=make_scores(-13.0, seed)[:10]) for seed in (1, 2))]
     assert drift.compare(new, row[0], others).drifted

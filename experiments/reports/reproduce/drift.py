@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from metarl.experiments.common.tables import with_interval
-from metarl.experiments.reports.reproduce.result import Evaluation, Result
-from metarl.statistics import Estimate, Interval, confidence_interval, paired_difference
+from metarl.experiments.reports.reproduce.result import Array, Evaluation, Result
+from metarl.statistics import Estimate, Interval, confidence_interval, paired_difference, t_quantile
 
 ROUNDING = 1e-6
 """Of a mean whose scores are rounded in the file, relative to its size."""
@@ -39,11 +39,13 @@ def compare(new: Result, committed: Result, row: Sequence[Result]) -> Verdict:
     difference = paired_difference(new.scores[:, at], committed.scores[:, at])
     where = f"at {committed.axis} {committed.points[at]:g}"
     of_row = "" if crossed is None else f" (all seeds: [{crossed[0]:.2f}, {crossed[1]:.2f}])"
-    lines = (
+    lines = [
         f"{where}: new {found:.2f}, committed {with_interval(before, own, 2)}{of_row}",
         f"at every {committed.axis}: new {means(new)}, committed {means(committed)}",
         f"difference on the same tasks {where}: {with_interval(*difference, 2)}",
-    )
+    ]
+    if (another := interval_of_another_seed(committed, row)) is not None:
+        lines.append(f"95 % of other seeds on the same tasks {where}: [{another[0]:.2f}, {another[1]:.2f}]")
     return Verdict(drifted, "\n    ".join(lines))
 
 
@@ -68,8 +70,28 @@ def is_inside(found: float, before: float, interval: Interval | None) -> bool:
 
 def interval_of_row(committed: Result, row: Sequence[Result]) -> Interval | None:
     """The interval over seeds and tasks at the trained step; `None` with a single seed."""
-    scores = [result.scores for result in row if result.diverged is None and is_comparable(result, committed)]
-    return None if len(scores) < 2 else confidence_interval(np.stack(scores)[:, :, committed.trained])
+    scores = scores_of_seeds(committed, row)
+    return None if len(scores) < 2 else confidence_interval(np.stack(scores))
+
+
+def interval_of_another_seed(committed: Result, row: Sequence[Result]) -> Interval | None:
+    """Student's t prediction interval of the mean over these tasks with another seed; `None` with a single seed.
+
+    mean -+ t s sqrt(1 + 1 / n), with the standard deviation s of the means of n seeds and n - 1 degrees of freedom.
+    """
+    means_of_seeds = [float(scores.mean()) for scores in scores_of_seeds(committed, row)]
+    n = len(means_of_seeds)
+    if n < 2:
+        return None
+    middle = float(np.mean(means_of_seeds))
+    half = t_quantile(0.975, n - 1) * float(np.std(means_of_seeds, ddof=1)) * (1 + 1 / n) ** 0.5
+    return middle - half, middle + half
+
+
+def scores_of_seeds(committed: Result, row: Sequence[Result]) -> list[Array]:
+    """The scores at the trained step of every seed with the same tasks, `[tasks]` each."""
+    same = [result for result in row if result.diverged is None and is_comparable(result, committed)]
+    return [result.scores[:, committed.trained] for result in same]
 
 
 def is_comparable(one: Result, other: Result) -> bool:
