@@ -79,21 +79,32 @@ def test_several_seeds_have_the_interval_of_the_row() -> None:
     assert drift.compare(new, row[0], row[:1]).drifted
     assert not drift.compare(new, row[0], row).drifted
     assert drift.compare(make(seed=9, mean=crossed[0] - 0.1), row[0], row).drifted
-    # three means with standard deviation 2.0817, and t of two degrees of freedom
-    half = 4.302653 * 2.081666 * (4 / 3) ** 0.5
-    another = f"[{-37 / 3 - half:.2f}, {-37 / 3 + half:.2f}]"
-    assert f"95 % of other seeds on the same tasks at step 1: {another}" in drift.compare(new, row[0], row).text
-    assert "other seeds" not in drift.compare(new, row[0], row[:1]).text
     # an interval of other tasks is not used
     others = [row[0], *(make(seed=seed, scores=make_scores(-13.0, seed)[:10]) for seed in (1, 2))]
     assert drift.compare(new, row[0], others).drifted
+
+
+def test_seeds_that_agree_show_a_small_drift() -> None:
+    """Although tasks differ by much more: standard deviation 8, and 0.2 between the means of seeds."""
+    row = [make(seed=seed, scores=make_scores(mean, 0, 8.0)) for seed, mean in enumerate((-10.0, -10.2, -10.4))]
+    half = 9.924843 * 0.2 * (4 / 3) ** 0.5  # Student's t with two degrees of freedom
+    ends = f"99 % of other seeds on these tasks [{-10.2 - half:.2f}, {-10.2 + half:.2f}]"
+    for shift, drifted in ((half - 0.01, False), (half + 0.01, True), (-half + 0.01, False), (-half - 0.01, True)):
+        new = make(scores=make_scores(-10.2 + shift, 0, 8.0))
+        assert not drift.compare(new, row[0], row[:1]).drifted
+        verdict = drift.compare(new, row[0], row)
+        assert verdict.drifted == drifted
+        assert ends in verdict.text
 
 
 def test_the_same_result_is_within_its_interval(tmp_path: Path) -> None:
     """Also that of a seed far from the others, and also after the file has rounded it."""
     row = [make(seed=seed, mean=-10.0) for seed in range(8)]
     row.append(make(seed=8, mean=-30.0))
-    assert not drift.is_inside(-30.0, -30.0, drift.interval_of_row(row[8], row))
+    assert not drift.is_inside(-30.0, 0.0, confidence_interval(np.stack([result.scores[:, 1] for result in row])))
+    row += [make(seed=seed, mean=-10.0) for seed in range(9, 30)]
+    another = drift.interval_of_another_seed([float(result.scores[:, 1].mean()) for result in row])
+    assert not drift.is_inside(-30.0, 0.0, another)
     for result in row:
         write_result(tmp_path / "file.json", result)
         assert not drift.compare(result, read_result(tmp_path / "file.json"), row).drifted
@@ -121,10 +132,17 @@ def test_runs_that_diverge() -> None:
 
 def test_evaluations_of_quick_runs() -> None:
     result = make()
-    (committed,) = (found for found in result.evaluations if found.iteration == 2)
+    (committed,) = (found for found in result.evaluations if found.iteration == 2)  # mean -8, interval -9 to -7
+    half = 9.924843 * 0.1 * (4 / 3) ** 0.5
+    row = [make(seed=seed, mean=mean) for seed, mean in enumerate((-10.0, -10.1, -9.9))]
     for shift, drifted in ((0.99, False), (1.01, True), (-1.01, True)):
         new = committed._replace(mean=tuple(mean + shift for mean in committed.mean))
-        assert drift.compare_beginning(new, committed, result).drifted == drifted
+        assert drift.compare_beginning(new, committed, result, row[:1]).drifted == drifted
+    wide = committed._replace(ci95=((-20.0, 0.0),) * POINTS)
+    for shift, drifted in ((half - 0.01, False), (half + 0.01, True), (-half - 0.01, True)):
+        new = committed._replace(mean=tuple(mean + shift for mean in committed.mean))
+        assert drift.compare_beginning(new, wide, result, row).drifted == drifted
+        assert not drift.compare_beginning(new, wide, result, row[:1]).drifted
 
 
 # Files.

@@ -214,8 +214,7 @@ def run_whole(
     for run in runs:
         result = write_missing(run, trainings[run])
         if run in committed:
-            row = [found for other, found in committed.items() if other[:2] == run[:2]]
-            verdicts[run] = drift.compare(result, committed[run], row)
+            verdicts[run] = drift.compare(result, committed[run], row_of(run, committed))
             if given.update:
                 write_result(run.result, result)
         else:
@@ -223,6 +222,11 @@ def run_whole(
             print(f"{run.title}: written to {run.result}\n    {said}")
     again.end(to_compare)
     return verdicts
+
+
+def row_of(run: ReferenceRun, committed: Committed) -> list[Result]:
+    """The committed results of all seeds of the run's row."""
+    return [result for other, result in committed.items() if other[:2] == run[:2]]
 
 
 def run_quick(
@@ -244,7 +248,9 @@ def run_quick(
     for run, found in quick.items():
         first = first_evaluation(committed[run])
         assert first is not None
-        verdicts[run] = drift.compare_beginning(found.read(committed[run]), first, committed[run])
+        verdicts[run] = drift.compare_beginning(
+            found.read(committed[run]), first, committed[run], row_of(run, committed)
+        )
     return verdicts
 
 

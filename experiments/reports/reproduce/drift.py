@@ -1,8 +1,10 @@
-"""Whether new results agree with the committed ones.
+"""Whether new results agree with the committed ones, on the same tasks.
 
 A run agrees if its mean score at the trained step lies in the 95 % interval of the committed run over its tasks, or,
 where several seeds of the row are committed, in the row's interval over seeds and tasks. Both are intervals of
-`metarl.statistics.confidence_interval`. The tasks are the same.
+`metarl.statistics.confidence_interval`. They are wide where tasks differ much. So with several committed seeds it must
+also lie where another seed would lie on the same tasks, in 99 % of the cases (`interval_of_another_seed`). The same
+scores always agree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,9 @@ from metarl.statistics import Estimate, Interval, confidence_interval, paired_di
 
 ROUNDING = 1e-6
 """Of a mean whose scores are rounded in the file, relative to its size."""
+
+OF_SEEDS = 0.995
+"""The quantile of `interval_of_another_seed`, which holds 99 % of other seeds."""
 
 
 class Verdict(NamedTuple):
@@ -34,58 +39,68 @@ def compare(new: Result, committed: Result, row: Sequence[Result]) -> Verdict:
         return Verdict(True, f"other held-out tasks or points: new {means(new)}, committed {means(committed)}")
     at = committed.trained
     found, before = float(new.scores[:, at].mean()), float(committed.scores[:, at].mean())
-    own, crossed = confidence_interval(committed.scores[:, at]), interval_of_row(committed, row)
-    drifted = not (is_inside(found, before, own) or (crossed is not None and is_inside(found, before, crossed)))
+    seeds = scores_of_seeds(committed, row)
+    own, crossed = confidence_interval(committed.scores[:, at]), confidence_interval(np.stack(seeds))
+    another = interval_of_another_seed([float(scores.mean()) for scores in seeds])
+    over_tasks = is_inside(found, before, own) or (len(seeds) > 1 and is_inside(found, before, crossed))
+    over_seeds = another is None or is_inside(found, before, another)
     difference = paired_difference(new.scores[:, at], committed.scores[:, at])
     where = f"at {committed.axis} {committed.points[at]:g}"
-    of_row = "" if crossed is None else f" (all seeds: [{crossed[0]:.2f}, {crossed[1]:.2f}])"
-    lines = [
-        f"{where}: new {found:.2f}, committed {with_interval(before, own, 2)}{of_row}",
+    lines = (
+        f"{where}: new {found:.2f}, committed {with_interval(before, own, 2)}{describe_seeds(another, crossed)}",
         f"at every {committed.axis}: new {means(new)}, committed {means(committed)}",
         f"difference on the same tasks {where}: {with_interval(*difference, 2)}",
-    ]
-    if (another := interval_of_another_seed(committed, row)) is not None:
-        lines.append(f"95 % of other seeds on the same tasks {where}: [{another[0]:.2f}, {another[1]:.2f}]")
-    return Verdict(drifted, "\n    ".join(lines))
+    )
+    return Verdict(not (over_tasks and over_seeds), "\n    ".join(lines))
 
 
-def compare_beginning(new: Evaluation, committed: Evaluation, result: Result) -> Verdict:
-    """An evaluation early in training beside the committed one, whose interval is over its tasks."""
+def compare_beginning(new: Evaluation, committed: Evaluation, result: Result, row: Sequence[Result]) -> Verdict:
+    """An evaluation early in training beside the committed one; `row` has the committed results of all seeds."""
     at = result.trained
-    drifted = not is_inside(new.mean[at], committed.mean[at], committed.ci95[at])
+    others = [entry for other in row for entry in other.evaluations if entry.iteration == committed.iteration]
+    another = interval_of_another_seed([entry.mean[at] for entry in others if len(entry.mean) == len(new.mean)])
+    over_tasks = is_inside(new.mean[at], committed.mean[at], committed.ci95[at])
+    over_seeds = another is None or is_inside(new.mean[at], committed.mean[at], another)
     where = f"iteration {committed.iteration}, at {result.axis} {result.points[at]:g}"
+    before = with_interval(committed.mean[at], committed.ci95[at], 2)
     lines = (
-        f"{where}: new {new.mean[at]:.2f}, committed {with_interval(committed.mean[at], committed.ci95[at], 2)}",
+        f"{where}: new {new.mean[at]:.2f}, committed {before}{describe_seeds(another)}",
         f"at every {result.axis}: new {in_words(new.mean)}, committed {in_words(committed.mean)}",
     )
-    return Verdict(drifted, "\n    ".join(lines))
+    return Verdict(not (over_tasks and over_seeds), "\n    ".join(lines))
 
 
 def is_inside(found: float, before: float, interval: Interval | None) -> bool:
-    """Whether the new mean is inside the interval; without one, whether it equals the mean before."""
+    """Whether the new mean is inside the interval, or equal to the mean before."""
     low, high = (before, before) if interval is None else interval
     space = ROUNDING * max(abs(before), abs(low), abs(high))
-    return low - space <= found <= high + space
+    return low - space <= found <= high + space or abs(found - before) <= space
 
 
-def interval_of_row(committed: Result, row: Sequence[Result]) -> Interval | None:
-    """The interval over seeds and tasks at the trained step; `None` with a single seed."""
-    scores = scores_of_seeds(committed, row)
-    return None if len(scores) < 2 else confidence_interval(np.stack(scores))
-
-
-def interval_of_another_seed(committed: Result, row: Sequence[Result]) -> Interval | None:
+def interval_of_another_seed(means_of_seeds: Sequence[float]) -> Interval | None:
     """Student's t prediction interval of the mean over these tasks with another seed; `None` with a single seed.
 
-    mean -+ t s sqrt(1 + 1 / n), with the standard deviation s of the means of n seeds and n - 1 degrees of freedom.
+    mean -+ t s sqrt(1 + 1 / n), with the standard deviation s of the means of n seeds and n - 1 degrees of freedom. Two
+    runs that are equal but for rounding errors do not differ more than two seeds.
+
+    Example:
+        >>> [round(end, 1) for end in interval_of_another_seed([-10.0, -11.0, -9.0])]
+        [-21.5, 1.5]
     """
-    means_of_seeds = [float(scores.mean()) for scores in scores_of_seeds(committed, row)]
     n = len(means_of_seeds)
     if n < 2:
         return None
     middle = float(np.mean(means_of_seeds))
-    half = t_quantile(0.975, n - 1) * float(np.std(means_of_seeds, ddof=1)) * (1 + 1 / n) ** 0.5
+    half = t_quantile(OF_SEEDS, n - 1) * float(np.std(means_of_seeds, ddof=1)) * (1 + 1 / n) ** 0.5
     return middle - half, middle + half
+
+
+def describe_seeds(another: Interval | None, crossed: Interval | None = None) -> str:
+    """The intervals of several seeds."""
+    if another is None:
+        return ""
+    row = "" if crossed is None else f"over seeds and tasks [{crossed[0]:.2f}, {crossed[1]:.2f}], "
+    return f", {row}99 % of other seeds on these tasks [{another[0]:.2f}, {another[1]:.2f}]"
 
 
 def scores_of_seeds(committed: Result, row: Sequence[Result]) -> list[Array]:
