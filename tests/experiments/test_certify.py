@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from metarl.envs.exact.expected_update import Estimate
+from metarl.experiments import train
 from metarl.experiments.reports import certify
 from metarl.experiments.reports.certify import cheetah, problems, slopes
 from metarl.experiments.reports.certify.certificates import certify_sampled, judge
@@ -241,11 +242,13 @@ def test_the_relative_deviation_of_dice_and_lvc(monkeypatch: pytest.MonkeyPatch)
     assert "alpha 5.0: DiCE / LVC, standard deviations: " in printed
 
 
-def test_the_policy_of_a_run(tmp_path: Path) -> None:
+def test_the_policy_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mujoco")
-    small = ("--iterations", 1, "--horizon", 5, "--episodes", 2, "--meta-batch-size", 2, "--log-dir", tmp_path)
+    for name, number in {"FINAL_TASKS": 3, "FINAL_EPISODES": 2, "EVALUATION_STEPS": 1}.items():
+        monkeypatch.setattr(train, name, number)
+    small = ("--iterations", 1, "--horizon", 5, "--episodes", 2, "--meta-batch-size", 2, "--eval-tasks", 2)
     for env in ("half_cheetah_direction", "navigation"):
-        assert runs.call("train", "--env", env, "--name", env, "--hidden", 8, *small).code == 0
+        assert runs.call("train", "--env", env, "--name", env, "--hidden", 8, "--log-dir", tmp_path, *small).code == 0
     source, params = cheetah.trained(tmp_path / "half_cheetah_direction")
     assert source.episodes == cheetah.EPISODES
     start = source.initial_params()

@@ -29,20 +29,20 @@ def test_the_ratio_is_that_of_the_moments(episodes: int) -> None:
     """One pull has the gradient e (e - d)^2, with mean -2 d and variance 15 + 14 d^2 + d^4."""
     source = bandit(episodes)
     params = source.initial_params()
-    found = measure(source, params, {"centre": CENTRES}, 4000, seed=0)
+    found = measure(source, params, {"centre": CENTRES}, 1000, seed=0)
     d = CENTRES.astype(np.float64)
     square, variance = (4 * d**2).mean(), ((15 + 14 * d**2 + d**4) / episodes).mean()
-    assert found.ratio == pytest.approx(square / variance, rel=0.1)
-    assert found.length == pytest.approx(np.sqrt(square), rel=0.05)
+    assert found.ratio == pytest.approx(square / variance, rel=0.15)
+    assert found.length == pytest.approx(np.sqrt(square), rel=0.07)
 
 
 def test_few_draws_do_not_count_their_noise_as_signal() -> None:
     """The mean of few noisy draws is long; corrected, its square is right in expectation."""
     source = bandit(4)
-    found = [measure(source, source.initial_params(), {"centre": CENTRES}, 4, seed).ratio for seed in range(300)]
+    found = [measure(source, source.initial_params(), {"centre": CENTRES}, 4, seed).ratio for seed in range(150)]
     d = CENTRES.astype(np.float64)
     wanted = (4 * d**2).mean() / ((15 + 14 * d**2 + d**4) / 4).mean()
-    assert np.median(found) == pytest.approx(wanted, abs=0.15)
+    assert np.median(found) == pytest.approx(wanted, abs=0.12)
     assert wanted + 1 / 4 > np.median(found) + 0.1  # the mean's own variance would add 1 / draws
 
 

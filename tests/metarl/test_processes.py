@@ -199,7 +199,7 @@ def by_one(pool: Pool) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def by_several(pool: Pool, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return pool.join(request.param, train_all, 8, 4)
 
