@@ -47,7 +47,8 @@ def report(
     links = "".join(f'<a href="#{name}">{title}</a>' for name, (title, _) in parts.items())
     body = "".join(f'<h2 id="{name}">{title}</h2>{text}' for name, (title, text) in parts.items())
     seeds = ", ".join(map(str, given.seeds))
-    same = ", the same for all rows" if all(row.tasks == rows[0].tasks for row in rows) else ""
+    kinds = {(row.tasks, row.scores.shape[1]) for row in rows if row.scores is not None}
+    same = ", the same for all rows" if len(kinds) <= 1 else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -265,6 +265,7 @@ def test_rows_with_fewer_tasks_are_not_compared_with_the_oracle() -> None:
     assert gaps["ppo"] is gaps["oracle"] is None
     assert {frozenset(pair[:2]) for pair in compare_rows(rows)} == {frozenset(("maml", "oracle"))}
     assert "ppo" in make_page(*rows)
+    assert "the same for all rows" not in make_page(*rows)
 
 
 def test_each_seed_has_its_own_environment_steps() -> None:
