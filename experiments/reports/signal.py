@@ -6,7 +6,8 @@
 For each way the policy gradient of some held-out tasks is drawn again and again at the run's parameters. Signal / noise
 is |E g|^2 / tr Cov(g) of one draw, both averaged over tasks: draws needed in proportion to its inverse. Direction is
 the cosine between E g and that of the run's own settings: less variance is worth little if the gradient points
-elsewhere. Both are corrected for the number of draws, so a direction may come out a little above 1.
+elsewhere. Both are corrected for the number of draws, so a direction may come out a little above 1, and the signal
+below 0. The direction is left out where the draws are too few to know it.
 """
 
 import dataclasses
@@ -82,12 +83,23 @@ def main(arguments: list[str] | None = None) -> None:
             found[name] = measure(source, learner.params, task, given.draws, given.seed, own)
             own = own or found[name]
     if given.json:
-        rows = {name: dict(zip(one._fields[:3], one[:3], strict=True)) for name, one in found.items()}
+        rows = {
+            name: {"ratio": one.ratio, "length": one.length, "direction": known(one.direction)}
+            for name, one in found.items()
+        }
         print(json.dumps({"run": str(given.run), "tasks": given.tasks, "draws": given.draws, "tries": rows}))
         return
-    cells = [[name, f"{one.ratio:.3f}", f"{one.length:.3g}", f"{one.direction:.3f}"] for name, one in found.items()]
+    cells = [
+        [name, f"{one.ratio:.3f}", f"{one.length:.3g}", "" if math.isnan(one.direction) else f"{one.direction:.3f}"]
+        for name, one in found.items()
+    ]
     print(f"policy gradients of {given.tasks} held-out tasks, {given.draws} draws each")
     print(markdown_table(["credit", "signal / noise", "length of the mean", "direction"], cells, align=True))
+
+
+def known(value: float) -> float | None:
+    """The number, or `None` for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
 
 
 def prepare(given: Arguments) -> tuple[MetaLearner, dict[str, ReinforcementLearning]]:
@@ -137,12 +149,18 @@ def measure(
 
 
 def cosine(ours: Tensor, theirs: Tensor) -> float:
-    """The cosine between means, averaged over tasks, from products of independent halves `[2, T, P]` alone."""
+    """The cosine between means, averaged over tasks, from products of independent halves `[2, T, P]` alone.
+
+    NaN where the estimate of a mean's squared length is not positive.
+    """
 
     def across(one: Tensor, other: Tensor) -> Tensor:
         return ((one[0] * other[1]).sum(-1) + (one[1] * other[0]).sum(-1)).mean() / 2
 
-    return float(across(ours, theirs) / (across(ours, ours) * across(theirs, theirs)).clamp(min=1e-300).sqrt())
+    mine, others = float(across(ours, ours)), float(across(theirs, theirs))
+    if mine <= 0 or others <= 0:  # too few draws: two halves of the same draws do not even agree on the direction
+        return math.nan
+    return float(across(ours, theirs)) / math.sqrt(mine * others)
 
 
 if __name__ == "__main__":

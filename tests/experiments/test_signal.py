@@ -1,6 +1,7 @@
 """`metarl signal`: its numbers on a bandit with known moments, and what it refuses."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,15 @@ def test_directions_are_those_of_the_means() -> None:
     assert cosine(halves(one), halves(one)) == pytest.approx(1.0, abs=0.04)
     # with the noise of both halves in it the cosine would be 0.24
     assert 0.6 / (1 + 3 / 2) < 0.25
+
+
+def test_a_direction_that_draws_do_not_show_is_not_a_number() -> None:
+    """Halves that point in opposite directions: two negative squares would give a cosine of 1."""
+    noise = torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]])
+    assert math.isnan(cosine(noise, noise))
+    assert math.isnan(cosine(torch.ones(2, 1, 2), noise))
+    assert signal.known(cosine(noise, noise)) is None
+    assert cosine(torch.ones(2, 1, 2), torch.ones(2, 1, 2)) == pytest.approx(1.0)
 
 
 def test_the_table(trained: Callable[[str], Path]) -> None:

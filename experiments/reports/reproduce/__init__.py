@@ -255,7 +255,7 @@ def run_quick(
 
 
 def train(given: Arguments, runs: Sequence[ReferenceRun], jobs: Sequence[Job]) -> None:
-    """Run the jobs, with the cores shared by those that run at a time."""
+    """Run the jobs. Jobs that run at the same time share the cores."""
     threads = max(1, count_cores() // given.jobs)
     print(f"{given.log_dir}: {len(runs)} runs, {len(jobs)} to train, {given.jobs} at a time", flush=True)
     run_all(jobs, given.jobs, threads=threads)
@@ -276,7 +276,7 @@ def conclude(verdicts: Mapping[ReferenceRun, Verdict], update: bool) -> None:
 
 
 def list_runs(runs: Sequence[ReferenceRun]) -> str:
-    """The table with what there is of each run."""
+    """The table of the runs and their states: committed, begun or missing."""
     rows = [
         [run.name, run.row.label, str(run.seed), f"{run.row.env_steps / 1e6:g} M", run.describe_state(), what(run)]
         for run in runs

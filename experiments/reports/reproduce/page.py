@@ -31,7 +31,7 @@ def check(path: Path, results: Path, names: Sequence[str]) -> None:
 
 
 def write(path: Path, results: Path, names: Sequence[str]) -> None:
-    """Write the blocks of these names, and the pictures of those that have results."""
+    """Write the blocks of these names. A name that has results also gets its picture."""
     text = fill(path.read_text(encoding="utf-8"), results, names)
     for name in names:
         if rows := read_rows(results, name):
@@ -48,9 +48,10 @@ def fill(text: str, results: Path, names: Sequence[str]) -> str:
     blocks = [match[1] for match in BLOCK.finditer(text)]
     if unknown := [name for name in blocks if name not in table.REFERENCES]:
         raise ValueError(f"page must have blocks of {', '.join(table.REFERENCES)}, got {unknown[0]!r}")
-    contents = {name: block(name, read_rows(results, name)) for name in names}
+    rows = {name: read_rows(results, name) for name in names}
+    contents = {name: block(name, rows[name]) for name in names}
     for name in names:
-        if name not in blocks and read_rows(results, name):
+        if name not in blocks and rows[name]:
             raise ValueError(
                 f"page must have a block for the results of {name}: <!-- reproduce {name} -->, <!-- end -->"
             )
