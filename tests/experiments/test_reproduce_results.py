@@ -227,6 +227,27 @@ def test_the_report(committed: Path) -> None:
     assert "No result is committed yet." in path.read_text()
 
 
+def test_tasks_of_two_kinds() -> None:
+    """The means of each direction, over seeds; nothing for goals, for episodes and for runs that diverged."""
+    direction = np.array([1.0, -1.0, -1.0, 1.0, -1.0], np.float32)
+    scores = np.outer(direction, np.arange(POINTS)) + np.arange(5.0)[:, None]
+    results = []
+    for seed in (0, 1):
+        first = make(seed=seed, scores=scores + 10 * seed)
+        assert first.final is not None
+        curve = dataclasses.replace(first.final, tasks={"direction": direction})
+        results.append(dataclasses.replace(first, final=curve))
+    row = CommittedRow("maml", None, tuple(results))
+    assert page.lines_of_kinds([row]) == [
+        ["`maml`", "3 with direction -1", "7.3", "6.3", "5.3", "4.3"],
+        ["`maml`", "2 with direction 1", "6.5", "7.5", "8.5", "9.5"],
+    ]
+    episodes = tuple(dataclasses.replace(result, axis="episode") for result in results)
+    diverged = (*results, make(seed=2, final=None, diverged="a NaN"))
+    for others in (episodes, diverged, (make(),)):
+        assert page.lines_of_kinds([CommittedRow("maml", None, others)]) == []
+
+
 def test_pairs(committed: Path) -> None:
     rows = read_rows(committed / "results", "tiny")
     text = compare_with_multitask(rows)

@@ -75,6 +75,9 @@ def block(name: str, rows: Sequence[CommittedRow]) -> str:
     if rows:
         first = untrained(rows)
         parts += [results_table([*rows, *([first] if first else [])]), notes(rows)]
+        if lines := lines_of_kinds(rows):
+            head = ["row", "tasks", *(f"step {k}" for k in range(len(lines[0]) - 2))]
+            parts += ["Mean returns of each kind of task:", markdown_table(head, lines)]
         if sentence := compare_with_multitask(rows):
             parts.append(sentence)
         parts.append(f"![{name}: held-out return during training, and after each step]({picture(name)})")
@@ -94,6 +97,23 @@ def results_table(rows: Sequence[CommittedRow]) -> str:
     return markdown_table(head, [cells_of(row, most) for row in rows])
 
 
+def lines_of_kinds(rows: Sequence[CommittedRow]) -> list[list[str]]:
+    """For each row of gradient steps whose tasks are of two kinds, a line for each kind."""
+    lines = []
+    for row in rows:
+        if row.finite and row.first.axis == "step":
+            for kind, which in row.kinds.items():
+                means = row.scores[:, which].mean((0, 1))
+                lines.append([quoted(row.label), f"{which.sum()} with {kind}", *(f"{mean:.1f}" for mean in means)])
+    most = max(map(len, lines), default=0)
+    return [line + [""] * (most - len(line)) for line in lines]
+
+
+def quoted(label: str) -> str:
+    """The label of a row; names of updates as code."""
+    return f"`{label}`" if " " not in label else label
+
+
 def cells_of(row: CommittedRow, most: int) -> list[str]:
     """The cells of a row; points that are not gradient steps are named."""
     if not row.finite:
@@ -111,7 +131,7 @@ def cells_of(row: CommittedRow, most: int) -> list[str]:
         if trained
         else [""] * 3
     )
-    return [f"`{row.label}`" if " " not in row.label else row.label, *cells, *cost, str(len(row.results))]
+    return [quoted(row.label), *cells, *cost, str(len(row.results))]
 
 
 def notes(rows: Sequence[CommittedRow]) -> str:

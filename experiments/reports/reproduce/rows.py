@@ -50,6 +50,17 @@ class CommittedRow:
         """The 95 % interval of each mean: over seeds and tasks, or over the tasks of a single seed."""
         return [confidence_interval(self.scores[:, :, k]) for k in range(len(self.first.points))]
 
+    @property
+    def kinds(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Which tasks, `[tasks]`, have which value of a parameter that has two values; `{}` without one."""
+        tasks = self.first.final.tasks if self.first.final is not None else {}
+        found = {}
+        for name, values in tasks.items():
+            known = np.unique(values)
+            if np.ndim(values) == 1 and len(known) == 2:
+                found.update({f"{name} {value:g}": np.asarray(values) == value for value in known})
+        return found
+
     def mean_of(self, name: str) -> float:
         """The mean over seeds of a number of the results."""
         return float(np.mean([getattr(result, name) for result in self.results]))
