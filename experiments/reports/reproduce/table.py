@@ -63,13 +63,15 @@ FINN_STORED = "Finn et al. (2017), results stored in their repository"
 RAGHU = "Raghu et al. (2020); ± is the standard deviation of three initialisations"
 
 OTHER_SIMULATOR = (
-    "Published returns come from other simulators and control steps, for 200 steps of an episode: compare the order of"
-    " the rows, not the returns."
+    "Published returns come from other simulators and control steps, for 200 steps of an episode, ours are for 100:"
+    " compare the order of the rows, not the returns."
 )
 
 
-def mujoco(shared: str, env_steps: int, twice: Sequence[str]) -> tuple[ReferenceRow, ...]:
-    """The rows of MuJoCo tasks, with one seed, or two for the labels `twice`."""
+def mujoco(
+    shared: str, env_steps: int, twice: Sequence[str] = (), labels: Sequence[str] = ()
+) -> tuple[ReferenceRow, ...]:
+    """The rows of MuJoCo tasks with these labels, or all of them; with one seed, or two for the labels `twice`."""
     proximal = f"{shared} --outer-step proximal"
     trained = {
         "proximal": proximal,
@@ -79,20 +81,20 @@ def mujoco(shared: str, env_steps: int, twice: Sequence[str]) -> tuple[Reference
         "trust region": f"{shared} --outer-step trust_region",
         "maml": f"{shared} --max-grad-norm 1",
     }
-    baselines = {"multitask": proximal, "oracle": proximal, "rl2": shared}
+    baselines = {"multitask": proximal, "oracle": proximal, "rl2": shared, "ppo": shared}
 
     def row(label: str, options: str, baseline: str | None) -> ReferenceRow:
         return ReferenceRow(label, options, baseline, env_steps, SEEDS[: 2 if label in twice else 1])
 
-    return (
-        *(row(label, options, None) for label, options in trained.items()),
-        *(row(name, options, name) for name, options in baselines.items()),
-    )
+    rows = [row(label, options, None) for label, options in trained.items()]
+    rows += [row(name, options, name) for name, options in baselines.items()]
+    return tuple(row for row in rows if not labels or row.label in labels)
 
 
 # From docs/mujoco_settings.md, where they were tried on half-cheetahs.
 DIRECTION = "--inner-lr 0.3 --gae-lambda 0.9 --log-std-init -1 --eval-every 20"
 VELOCITY = "--inner-lr 0.1 --gae-lambda 0.9 --log-std-init -1.5 --eval-every 20"
+FEW = ("proximal", "fo_maml, proximal", "multitask", "oracle")
 
 
 REFERENCES: dict[str, Reference] = {
@@ -145,7 +147,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "ant_direction": Reference(
         "ant_direction",
-        mujoco(DIRECTION, 16_000_000, ("proximal", "multitask")),
+        mujoco(DIRECTION, 16_000_000, labels=FEW),
         (
             Published("MAML", FINN_STORED, ("8.7 ± 14.2", "499.2 ± 32.1", "500.7", "499.1")),
             Published("pretrained", FINN_STORED, ("3.2", "1.3", "6.5", "6.9")),
@@ -156,7 +158,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "ant_velocity": Reference(
         "ant_velocity",
-        mujoco(VELOCITY, 16_000_000, ("proximal", "multitask")),
+        mujoco(VELOCITY, 16_000_000, labels=FEW),
         (
             Published("MAML", FINN_STORED, ("30.6 ± 30.0", "96.7 ± 20.7", "100.1", "101.4 ± 21.0")),
             Published("pretrained", FINN_STORED, ("-1.8", "6.1", "8.5", "9.5")),
@@ -164,5 +166,10 @@ REFERENCES: dict[str, Reference] = {
             Published("oracle", FINN_STORED, ("107.9 ± 20.0", "", "", "")),
         ),
         OTHER_SIMULATOR,
+    ),
+    "hopper_random_parameters": Reference(
+        "hopper_random_parameters",
+        mujoco(f"{VELOCITY} --horizon 200", 8_000_000, labels=FEW),
+        remark="ProMP's paper has curves of this task, no table.",
     ),
 }
