@@ -75,6 +75,7 @@ def mujoco(
     proximal = f"{shared} --outer-step proximal"
     trained = {
         "proximal": proximal,
+        "three inner steps, proximal": f"{proximal} --inner-steps 3",
         "fo_maml, proximal": f"{proximal} --outer fo_maml",
         "ANIL, proximal": f"{proximal} --adapt head",
         "learned step sizes, proximal": f"{proximal} --learn-inner-lr layer",
