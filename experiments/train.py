@@ -88,7 +88,7 @@ class TrainConfig(RunConfig):
     """Weight step t by discount^t: the gradient of the discounted return."""
     gae_lambda: float = 1.0
     """Lambda of generalised advantage estimation."""
-    baseline: str | None = None
+    baseline: Literal["linear", "time", "none"] | None = None
     """Baseline, fitted per task and draw: linear (default), time (default for images and wide vectors) or none."""
     cross_fit: bool = False
     """Fit each episode's baseline to the other episodes of its task: an unbiased policy gradient."""

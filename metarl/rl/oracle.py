@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -53,7 +53,9 @@ from metarl.wrappers import unwrap
 
 log = logging.getLogger(__name__)
 
-BASELINES: dict[str, Baseline] = {
+BaselineName = Literal["linear", "time", "none"]
+
+BASELINES: dict[BaselineName, Baseline] = {
     "linear": LinearBaseline(),
     "time": LinearBaseline(observations=False),
     "none": ZeroBaseline(),
@@ -132,7 +134,7 @@ class ReinforcementLearning(FixedSettings):
     discount: float = 0.99
     discount_weights: bool = False
     gae_lambda: float = 1.0
-    baseline: str | None = None
+    baseline: BaselineName | None = None
     cross_fit: bool = False
     normalize_advantages: bool = True
     bootstrap: bool = False
@@ -207,7 +209,7 @@ class ReinforcementLearning(FixedSettings):
         if isinstance(self.policy, NormalizedPolicy):
             self.policy.load_moments(state)
 
-    def _choose_baseline(self) -> str:
+    def _choose_baseline(self) -> BaselineName:
         """The baseline's name."""
         width = math.prod(self.distribution.observation_space.shape or ())
         if self.baseline is None:

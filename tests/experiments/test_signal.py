@@ -104,3 +104,8 @@ def test_bad_input(trained: Callable[[str], Path], options: list[object], messag
 def test_every_default_try_can_be_measured(trained: Callable[[str], Path]) -> None:
     _, sources = signal.prepare(signal.Arguments(trained("navigation")))
     assert len(sources) == 10
+    own = sources.pop("the run's own")
+    for text, source in sources.items():  # each changes the gradient: `none` is a baseline, not the default one
+        name = text.partition("=")[0]
+        assert getattr(source, name) != getattr(own, name), text
+    assert [sources[f"baseline={name}"].chosen_baseline for name in ("time", "none")] == ["time", "none"]

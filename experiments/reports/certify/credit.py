@@ -5,7 +5,7 @@ gradient of the discounted return where the weights gamma^t are used, and what c
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -27,7 +27,7 @@ class Credit(NamedTuple):
     """The baseline, normalisation and weights that give actions their credit."""
 
     episodes: int
-    baseline: str = "none"
+    baseline: Literal["linear", "time", "none"] = "none"
     cross_fit: bool = False
     normalize_advantages: bool = False
     discount_weights: bool = False
