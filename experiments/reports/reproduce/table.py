@@ -74,7 +74,7 @@ def mujoco(
     """The rows of MuJoCo tasks with these labels, or all of them; with one seed, or two for the labels `twice`.
 
     `three` is the inner step size of the row that is trained for three steps. This row and first-order MAML stop the
-    epochs of an iteration early: without that first-order MAML collapsed on half-cheetah direction after 5 million steps.
+    epochs of an iteration early: first-order MAML else collapsed on half-cheetah direction (docs/mujoco_settings.md).
     """
     careful = "--step-options target_kl=0.05"
     proximal = f"{shared} --outer-step proximal"
