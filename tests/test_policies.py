@@ -24,35 +24,47 @@ FEW = 10
 """A quarter of the card's tasks: they draw what they draw among all."""
 
 
-def curve(learner: MetaLearner) -> AdaptationCurve:
+CHAOTIC = 3.0
+"""MuJoCo amplifies the last bits, in which processors differ: to other draws. Those of the same tasks gave means within
+a whole interval after the trained step, and within two after the next."""
+
+
+def is_chaotic(policy: str) -> bool:
+    """Whether it acts in MuJoCo."""
+    return policy.startswith("half_cheetah")
+
+
+def curve(learner: MetaLearner, steps: int = 3) -> AdaptationCurve:
     """The evaluation of the card, of the first tasks."""
     source = learner.source
     assert isinstance(source, ReinforcementLearning)
     many = dataclasses.replace(source, episodes=FINAL_EPISODES)
     tasks = many.sample(FINAL_TASKS, stream_generator(FINAL_SEED, Stream.HELD_OUT_TASKS))
-    return metarl.evaluate(learner.params, tasks.shard(0, FEW), learner.rules(step_sizes(learner, 3)))
+    return metarl.evaluate(learner.params, tasks.shard(0, FEW), learner.rules(step_sizes(learner, steps)))
 
 
 def outside(found: list[float], policy: str) -> list[int]:
     """The gradient steps after which the mean return is farther from the card's on these tasks than its interval."""
     card = json.loads((FOLDER / policy / "evaluation.json").read_text())
     wanted = np.mean(card["scores"][0][:FEW], axis=0)
-    half = [(high - low) / 2 for low, high in card["ci95"]]
-    assert len(found) == len(wanted) == len(half) == 4
-    return [step for step in range(4) if abs(found[step] - wanted[step]) > half[step]]
+    half = [(high - low) / 2 * (CHAOTIC if is_chaotic(policy) else 1.0) for low, high in card["ci95"]]
+    assert len(wanted) == len(half) == 4
+    return [step for step, mean in enumerate(found) if abs(mean - wanted[step]) > half[step]]
 
 
-def test_there_are_three() -> None:
-    assert POLICIES == ["grid_world", "navigation", "point_velocity"]
+def test_which_there_are() -> None:
+    assert POLICIES == ["grid_world", "half_cheetah_direction", "navigation", "point_velocity"]
     size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
-    assert size < 600_000
+    assert size < 1_200_000
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_it_adapts_as_its_card_says(policy: str) -> None:
     with Engine().current():
         learner = metarl.load(FOLDER / policy)
-        assert outside(curve(learner).mean, policy) == []
+        found = curve(learner, steps=1 if is_chaotic(policy) else 3).mean
+        assert len(found) == (2 if is_chaotic(policy) else 4)
+        assert outside(found, policy) == []
 
 
 def test_the_alarm_rings() -> None:
@@ -69,6 +81,9 @@ def test_the_alarm_rings() -> None:
         card = json.loads((FOLDER / "navigation" / "evaluation.json").read_text())
         untrained = np.mean(card["random_init"]["scores"][0][:FEW], axis=0)
         assert outside(untrained.tolist(), "navigation") == [0, 1, 2, 3]
+        card = json.loads((FOLDER / "half_cheetah_direction" / "evaluation.json").read_text())
+        untrained = np.mean(card["random_init"]["scores"][0][:FEW], axis=0)
+        assert outside(untrained.tolist(), "half_cheetah_direction") == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
