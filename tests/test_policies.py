@@ -53,7 +53,13 @@ def outside(found: list[float], policy: str) -> list[int]:
 
 
 def test_which_there_are() -> None:
-    assert POLICIES == ["grid_world", "half_cheetah_direction", "navigation", "point_velocity"]
+    assert POLICIES == [
+        "grid_world",
+        "half_cheetah_direction",
+        "half_cheetah_velocity",
+        "navigation",
+        "point_velocity",
+    ]
     size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
     assert size < 1_200_000
 
