@@ -73,7 +73,7 @@ def mujoco(
 ) -> tuple[ReferenceRow, ...]:
     """The rows of MuJoCo tasks with these labels, or all of them; with one seed, or two for the labels `twice`.
 
-    `three` is the inner step size of the row that is trained for three steps, `tuning` has other options of `multitask`.
+    `three` is the inner step size of the row for three steps, and `tuning` has further options of `multitask`.
     The row for three steps and first-order MAML stop the epochs of an iteration early: first-order MAML else collapsed
     on half-cheetah direction (docs/mujoco_settings.md).
     """
