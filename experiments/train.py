@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
@@ -40,6 +40,7 @@ from metarl.memory import check_fits, space_numbers
 from metarl.outer import options as update_options
 from metarl.processes import ALONE, Processes
 from metarl.rl import ReinforcementLearning
+from metarl.rl.oracle import BaselineName
 
 EVALUATION_STEPS = 3
 LEARNING_RATE = 3e-3
@@ -88,7 +89,7 @@ class TrainConfig(RunConfig):
     """Weight step t by discount^t: the gradient of the discounted return."""
     gae_lambda: float = 1.0
     """Lambda of generalised advantage estimation."""
-    baseline: Literal["linear", "time", "none"] | None = None
+    baseline: str | None = None
     """Baseline, fitted per task and draw: linear (default), time (default for images and wide vectors) or none."""
     cross_fit: bool = False
     """Fit each episode's baseline to the other episodes of its task: an unbiased policy gradient."""
@@ -232,7 +233,7 @@ def build_source(config: TrainConfig) -> ReinforcementLearning:
         discount=config.discount,
         discount_weights=config.discount_weights,
         gae_lambda=config.gae_lambda,
-        baseline=config.baseline,
+        baseline=cast("BaselineName | None", config.baseline),  # checked where it is used
         cross_fit=config.cross_fit,
         actions=config.actions,
         normalize_observations=config.normalize_observations,
