@@ -109,3 +109,5 @@ def test_every_default_try_can_be_measured(trained: Callable[[str], Path]) -> No
         name = text.partition("=")[0]
         assert getattr(source, name) != getattr(own, name), text
     assert [sources[f"baseline={name}"].chosen_baseline for name in ("time", "none")] == ["time", "none"]
+    _, sources = signal.prepare(signal.Arguments(trained("navigation"), tries=("baseline=None", "baseline=null")))
+    assert [source.chosen_baseline for source in sources.values()] == ["linear", "none", "linear"]

@@ -13,7 +13,7 @@ environment steps at the rate of physics alone. Elementwise work is not included
 - conv4: exact MAML, 8 tasks of 20 ways, 28 x 28 images, 5 steps: all tasks in one vmap, and as in the scripts;
 - growth: how time and memory of exact MAML on navigation grow with each size;
 - profile: the seconds of each part of a meta-iteration of exact MAML on navigation;
-- reach: seconds and environment steps to a stated return on standard tasks (only if named; ten minutes).
+- reach: seconds and environment steps to a stated return on standard tasks (only if named: it trains).
 
 Each row is measured in a new process, so that its peak memory is not that of another row.
 """

@@ -5,7 +5,7 @@ gradient of the discounted return where the weights gamma^t are used, and what c
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from metarl.experiments.reports.certify.certificates import LIMIT, SEEN, Certifi
 from metarl.experiments.reports.certify.problems import DISCOUNT, ExactProblem, mdp, tensors
 from metarl.inner import sgd
 from metarl.outer import Method
+from metarl.rl.oracle import BaselineName
 from metarl.types import Inner, MetaGrad, Params, TaskBatch
 
 EPISODES = (2, 5, 20)
@@ -27,7 +28,7 @@ class Credit(NamedTuple):
     """The baseline, normalisation and weights that give actions their credit."""
 
     episodes: int
-    baseline: Literal["linear", "time", "none"] = "none"
+    baseline: BaselineName = "none"
     cross_fit: bool = False
     normalize_advantages: bool = False
     discount_weights: bool = False

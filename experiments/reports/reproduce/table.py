@@ -69,7 +69,13 @@ OTHER_SIMULATOR = (
 
 
 def mujoco(
-    shared: str, three: str, tuning: str, env_steps: int, twice: Sequence[str] = (), labels: Sequence[str] = ()
+    shared: str,
+    env_steps: int,
+    *,
+    three: str,
+    tuning: str = "",
+    twice: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> tuple[ReferenceRow, ...]:
     """The rows of MuJoCo tasks with these labels, or all of them; with one seed, or two for the labels `twice`.
 
@@ -128,7 +134,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "half_cheetah_direction": Reference(
         "half_cheetah_direction",
-        mujoco(DIRECTION, "0.1", "", 16_000_000, ("proximal", "multitask")),
+        mujoco(DIRECTION, 16_000_000, three="0.1", twice=("proximal", "multitask")),
         (
             Published("MAML", FINN, ("-50.7 ± 5.7", "293.2 ± 17.0", "313.5 ± 15.8", "315.7 ± 13.9")),
             Published("pretrained", FINN_STORED, ("-43.0", "-24.8", "-12.9", "19.6")),
@@ -141,7 +147,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "half_cheetah_velocity": Reference(
         "half_cheetah_velocity",
-        mujoco(VELOCITY, "0.03", "--inner-lr 0.003", 16_000_000, ("proximal", "multitask")),
+        mujoco(VELOCITY, 16_000_000, three="0.03", tuning="--inner-lr 0.003", twice=("proximal", "multitask")),
         (
             Published("MAML", FINN_STORED, ("-129.5 ± 16.5", "-78.6 ± 9.9", "-66.6 ± 8.9", "-60.8 ± 8.6")),
             Published("pretrained", FINN_STORED, ("-158.0", "-135.4", "-128.5", "-133.6")),
@@ -154,7 +160,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "ant_direction": Reference(
         "ant_direction",
-        mujoco(DIRECTION, "0.1", "", 16_000_000, labels=FEW),
+        mujoco(DIRECTION, 16_000_000, three="0.1", labels=FEW),
         (
             Published("MAML", FINN_STORED, ("8.7 ± 14.2", "499.2 ± 32.1", "500.7", "499.1")),
             Published("pretrained", FINN_STORED, ("3.2", "1.3", "6.5", "6.9")),
@@ -165,7 +171,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "ant_velocity": Reference(
         "ant_velocity",
-        mujoco(VELOCITY, "0.03", "--inner-lr 0.003", 16_000_000, labels=FEW),
+        mujoco(VELOCITY, 16_000_000, three="0.03", tuning="--inner-lr 0.003", labels=FEW),
         (
             Published("MAML", FINN_STORED, ("30.6 ± 30.0", "96.7 ± 20.7", "100.1", "101.4 ± 21.0")),
             Published("pretrained", FINN_STORED, ("-1.8", "6.1", "8.5", "9.5")),
@@ -176,7 +182,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "hopper_random_parameters": Reference(
         "hopper_random_parameters",
-        mujoco(f"{VELOCITY} --horizon 200", "0.03", "--inner-lr 0.003", 8_000_000, labels=FEW),
+        mujoco(f"{VELOCITY} --horizon 200", 8_000_000, three="0.03", tuning="--inner-lr 0.003", labels=FEW),
         remark="ProMP's paper has curves of this task, no table.",
     ),
 }
