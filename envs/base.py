@@ -14,6 +14,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 from metarl.errors import check_int
 from metarl.settings import FixedSettings
+from metarl.task_params import Ends
 from metarl.types import TaskParams
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ def _sample_entry(name: str, entry: gymnasium.Space[Any], num_tasks: int, rng: n
     if isinstance(entry, Discrete | MultiDiscrete):
         number = entry.n if isinstance(entry, Discrete) else entry.nvec
         return rng.integers(entry.start, entry.start + number, (num_tasks, *(entry.shape or ())), entry.dtype)
+    if isinstance(entry, Ends):
+        return entry.draw(num_tasks, rng)
     if not isinstance(entry, Box) or not entry.is_bounded():
         wanted = f"space[{name!r}] must be a bounded Box, a Discrete or a MultiDiscrete to be drawn uniformly"
         raise ValueError(f"{wanted}, got {entry}; override sample")

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import numpy.typing as npt
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 from metarl.errors import shorten
 from metarl.types import TaskParams
@@ -14,17 +15,45 @@ from metarl.types import TaskParams
 NAME = re.compile(r"(?P<name>.+?)(?P<index>(\[\d+\])*)")
 
 
+class Ends(Box):
+    """A Box of which only the two ends are tasks: `Ends(-1.0, 1.0, ())` has backward (-1) and forward (1).
+
+    Values between or outside them are refused.
+    """
+
+    def sample(self, mask: None = None, probability: None = None) -> npt.NDArray[Any]:
+        """One of the ends for each number, with equal probability."""
+        if mask is not None or probability is not None:
+            raise ValueError("mask and probability must be None: ends are drawn with equal probability")
+        sample: npt.NDArray[Any] = self.draw(1, self.np_random)[0]
+        return sample
+
+    def draw(self, size: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+        """`size` samples, `[size, ...]`."""
+        ends: npt.NDArray[Any] = np.where(rng.integers(2, size=(size, *self.shape)), self.high, self.low)
+        return ends
+
+    def contains(self, x: Any) -> bool:
+        """Whether all numbers of `x` are ends."""
+        return super().contains(x) and not _has_stranger(self, np.asarray(x))
+
+    def __repr__(self) -> str:
+        """As of a Box, with this name."""
+        return super().__repr__().replace("Box", "Ends", 1)
+
+
 def check_task(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskParams:
     """ONE task's parameters as arrays of the space's types and shapes.
 
     Raises:
-        ValueError: other keys, other shapes, or a value that is not a finite number of the space's type. Values outside
-            the space's bounds are allowed.
+        ValueError: other keys, other shapes, a value that is not a finite number of the space's type, or one that an
+            entry of whole numbers or `Ends` does not have. Values outside the bounds of a Box are allowed.
     """
     arrays = _check_finite(space, task)
     for name, array in arrays.items():
         if array.shape != space[name].shape:
             raise ValueError(f"task[{name!r}] must have shape {space[name].shape}, got {array.shape}")
+    _check_members(space, arrays)
     return arrays
 
 
@@ -42,6 +71,7 @@ def check_tasks(space: gymnasium.spaces.Dict, task: Mapping[str, Any]) -> TaskPa
     sizes = {name: len(array) for name, array in arrays.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"task must have one leading size T, got {sizes}")
+    _check_members(space, arrays)
     return arrays
 
 
@@ -90,6 +120,27 @@ def _to_finite_array(name: str, value: Any, entry: gymnasium.Space[Any]) -> npt.
     if array.dtype.kind in "iu" and (array != given).any():  # a type with fewer bits keeps the last ones
         raise ValueError(f"task[{name!r}] must be numbers of type {entry.dtype}, got {value!r}")
     return array
+
+
+def _check_members(space: gymnasium.spaces.Dict, arrays: TaskParams) -> None:
+    """Raises where an entry that has only some values is given another one; arrays as its shape or `[T, ...]`."""
+    for name, entry in space.items():
+        if _has_stranger(entry, arrays[name]):
+            wanted = f"{entry.low.min():g} or {entry.high.max():g}" if isinstance(entry, Ends) else f"in {entry}"
+            raise ValueError(f"task[{name!r}] must be {wanted}, got {shorten(arrays[name].tolist())}")
+
+
+def _has_stranger(entry: gymnasium.Space[Any], array: npt.NDArray[Any]) -> bool:
+    if isinstance(entry, Ends):
+        members = (array == entry.low) | (array == entry.high)
+    elif isinstance(entry, Discrete | MultiDiscrete):
+        size = entry.n if isinstance(entry, Discrete) else entry.nvec
+        members = (array >= entry.start) & (array < entry.start + size)
+    elif isinstance(entry, MultiBinary):
+        members = (array == 0) | (array == 1)
+    else:
+        return False
+    return not members.all()
 
 
 def column_names(name: str, shape: tuple[int, ...]) -> list[str]:

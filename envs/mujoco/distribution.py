@@ -23,7 +23,7 @@ from metarl.envs.mujoco.objectives import Motion, Objective, angle, direction, g
 from metarl.envs.mujoco.vector import MujocoVectorEnv, Rewards
 from metarl.envs.plots import PlanePlots, plot_goal_speed
 from metarl.errors import check_bool, check_choice, check_int, check_real
-from metarl.task_params import check_task, check_tasks
+from metarl.task_params import Ends, check_task, check_tasks
 from metarl.types import TaskParams
 
 if TYPE_CHECKING:
@@ -180,16 +180,11 @@ class Direction(MujocoDistribution):
     """Tasks whose parameter is forward (1) or backward (-1), with equal probability."""
 
     objective = staticmethod(direction)
-    task_space = gymnasium.spaces.Dict({"direction": Box(-1.0, 1.0, (), np.float32)})
+    task_space = gymnasium.spaces.Dict({"direction": Ends(-1.0, 1.0, (), np.float32)})
 
     def example(self) -> TaskParams:
         """Forward."""
         return {"direction": np.array(1.0, np.float32)}
-
-    def sample(self, num_tasks: int, rng: np.random.Generator) -> TaskParams:
-        """`num_tasks` directions, float32 `[T]`."""
-        check_int("num_tasks", num_tasks)
-        return {"direction": (2 * check_rng(rng).integers(2, size=num_tasks) - 1).astype(np.float32)}
 
     def plot_task(self, ax: Axes, task: TaskParams) -> None:
         """A dashed line at rest, and the direction as a label."""

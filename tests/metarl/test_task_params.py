@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 
-from metarl.task_params import check_task, read_tasks
+from metarl.task_params import Ends, check_task, read_tasks
 
 SPACE = Dict(
     {
@@ -15,9 +15,10 @@ SPACE = Dict(
         "cell": MultiDiscrete([2, 4]),
         "open": MultiBinary(2),
         "count": Box(0, 100, (), np.int8),
+        "direction": Ends(-1.0, 1.0, ()),
     }
 )
-TASK: dict[str, Any] = {"goal": [1, 0], "speed": -1, "cell": [1, 3], "open": [0, 1], "count": 7}
+TASK: dict[str, Any] = {"goal": [1, 0], "speed": -1, "cell": [1, 3], "open": [0, 1], "count": 7, "direction": -1}
 
 
 def test_numbers_get_the_types_of_the_space() -> None:
@@ -33,10 +34,26 @@ def test_numbers_get_the_types_of_the_space() -> None:
     [
         ("open", [256, 0], "must be numbers of type int8"),  # the last 8 bits are zero
         ("count", 300, "must be numbers of type int8"),
+        ("speed", 2, r"task\['speed'\] must be in Discrete\(3, start=-1\), got "),
+        ("speed", -2, "must be in Discrete"),
+        ("cell", [0, 4], r"must be in MultiDiscrete\(\[2 4\]\), got .*\[0, 4\]"),
+        ("open", [2, 0], "must be in MultiBinary"),
+        ("direction", 0.5, "must be -1 or 1, got .*0.5"),
+        ("direction", -3, "must be -1 or 1, got .*-3"),
     ],
 )
-def test_whole_numbers_that_the_type_does_not_have_are_refused(name: str, value: Any, message: str) -> None:
+def test_values_that_the_type_or_the_entry_does_not_have_are_refused(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_task(SPACE, {**TASK, name: value})
     with pytest.raises(ValueError, match=message):
         read_tasks(SPACE, {k: np.array([v, value if k == name else v]) for k, v in TASK.items()})
+
+
+def test_only_the_ends_are_drawn() -> None:
+    space = Ends(np.array([-1.0, 0.0], np.float32), np.array([1.0, 3.0], np.float32), seed=0)
+    draws = np.array([space.sample() for _ in range(200)])
+    assert [np.unique(column).tolist() for column in draws.T] == [[-1.0, 1.0], [0.0, 3.0]]
+    assert all(draw in space for draw in draws)
+    assert np.array([0.0, 3.0], np.float32) not in space
+    with pytest.raises(ValueError, match="must be None"):
+        space.sample(probability=0.5)  # type: ignore[arg-type]
