@@ -254,16 +254,26 @@ def test_pairs(committed: Path) -> None:
     assert text is not None
     ours, theirs = rows[0].scores[:, :, 1], rows[1].scores[:, :, 1]
     value, (low, high) = paired_difference(ours, theirs)  # type: ignore[misc]
-    assert f"{value:+.1f} [{low:+.1f}, {high:+.1f}], clearly better after step 1" in text
+    assert f"after step 1 `{rows[0].label}`, {value:+.1f} [{low:+.1f}, {high:+.1f}], clearly better" in text
     worse = [
         CommittedRow("maml", None, (make(mean=-20.0),)),
         CommittedRow("multitask", "multitask", (make(mean=-13.0),)),
     ]
-    assert "clearly worse after step 1" in (compare_with_multitask(worse) or "")
+    assert (compare_with_multitask(worse) or "").count("clearly worse") == 2
     assert "seed 0 alone" in (compare_with_multitask(worse) or "")
     equal = [CommittedRow("maml", None, (make(seed=0),)), CommittedRow("multitask", "multitask", (make(seed=0),))]
     assert "not clearly different" in (compare_with_multitask(equal) or "")
     assert compare_with_multitask(rows[:1]) is None
+
+
+def test_each_step_has_its_own_best_row() -> None:
+    early, late = (np.full((TASKS, POINTS), -10.0) for _ in range(2))
+    early[:, 1], late[:, 3] = -1.0, -2.0
+    rows = [CommittedRow(label, None, (make(scores=scores),)) for label, scores in (("a", early), ("b", late))]
+    text = compare_with_multitask([*rows, CommittedRow("multitask", "multitask", (make(mean=-13.0),))])
+    assert text is not None
+    assert "after step 1 `a`, +" in text
+    assert "after step 3 `b`, +" in text
 
 
 @pytest.mark.parametrize(

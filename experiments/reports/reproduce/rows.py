@@ -132,23 +132,27 @@ def untrained(rows: Sequence[CommittedRow]) -> CommittedRow | None:
 
 
 def compare_with_multitask(rows: Sequence[CommittedRow]) -> str | None:
-    """A sentence on the best meta-trained row and `multitask`; `None` if one of them is missing."""
+    """A sentence on `multitask` and the row that is best after the first and after the last step.
+
+    `None` if there is nothing to compare.
+    """
     other = next((row for row in rows if row.baseline == "multitask" and row.finite), None)
     trained = [row for row in rows if row.baseline is None and row.finite]
     if other is None or not trained:
         return None
-    best = max(trained, key=lambda row: row.means[row.first.trained])
-    pairs = pair_seeds(best, other)
-    if not pairs or not same_tasks(best.first, other.first):
-        return None
-    ours, theirs = zip(*pairs, strict=True)
-    last = len(best.first.points) - 1
-    at = list(dict.fromkeys((best.first.trained, last)))
-    parts = [f"{describe_difference(difference_at(ours, theirs, k))} after step {best.first.points[k]:g}" for k in at]
-    seeds = f"{len(pairs)} seeds" if len(pairs) > 1 else f"seed {ours[0].seed} alone"
+    parts = []
+    for k in dict.fromkeys((1, len(other.first.points) - 1)):
+        best = max(trained, key=lambda row: row.means[k])
+        pairs = pair_seeds(best, other)
+        if not pairs or not same_tasks(best.first, other.first):
+            return None
+        ours, theirs = zip(*pairs, strict=True)
+        difference = describe_difference(difference_at(ours, theirs, k))
+        seeds = f"{len(pairs)} seeds" if len(pairs) > 1 else f"seed {pairs[0][0].seed} alone"
+        parts.append(f"after step {best.first.points[k]:g} `{best.label}`, {difference} ({steps(best)}, {seeds})")
     return (
-        f"The best row after the trained step, `{best.label}`, against `multitask` ({steps(best)} and {steps(other)}"
-        f" environment steps), difference on the same tasks, {seeds}: {'; '.join(parts)}."
+        f"The best row against `multitask` ({steps(other)} environment steps), difference on the same tasks:"
+        f" {'; '.join(parts)}."
     )
 
 
