@@ -56,7 +56,7 @@ gymnasium.register(
     max_episode_steps=4,
     additional_wrappers=(gymnasium.wrappers.RecordEpisodeStatistics.wrapper_spec(),),  # outside the TimeLimit
 )
-LENGTH = Dict({"length": Discrete(4, start=1)})
+LENGTH = Dict({"length": Box(1, 4, (), np.int64)})
 
 
 def set_length(env: Countdown, task: dict[str, Any]) -> None:

@@ -241,6 +241,7 @@ def test_they_leave_alone_what_is_not_theirs(pool: Pool, shared: Path, tmp_path:
     assert runs.files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_kill_9_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "fatal_plugin.py").write_text(FATAL)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

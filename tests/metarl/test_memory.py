@@ -92,7 +92,9 @@ def growth_in_training(make: Callable[[], TaskSource], outer: str, iterations: i
     return {"grown": peak_mb() - before}
 
 
-@pytest.mark.parametrize(("name", "outer"), [("supervised", "maml"), ("navigation", "fo_maml")])
+@pytest.mark.parametrize(
+    ("name", "outer"), [("supervised", "maml"), pytest.param("navigation", "fo_maml", marks=pytest.mark.slow)]
+)
 def test_training_does_not_grow_the_process(name: str, outer: str) -> None:
     assert call_in_new_process(partial(growth_in_training, SMALL[name], outer, 500, False))["grown"] < NOTHING
 
@@ -175,7 +177,7 @@ def peaks(run: Callable[[int], object]) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(LARGE))
+@pytest.mark.parametrize("name", ["supervised", pytest.param("navigation", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("measured", [peaks_of_evaluation, peaks_of_training])
 def test_memory_is_flat_in_inner_steps(measured: Callable[..., dict[str, float]], name: str) -> None:
     found = call_in_new_process(partial(measured, LARGE[name]))

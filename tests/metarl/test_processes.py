@@ -221,6 +221,7 @@ def test_the_runs_are_worth_comparing(by_one: dict[str, Any]) -> None:
         assert found["evaluation"]["costs"]["samples"][0][2] > 0
 
 
+@pytest.mark.slow
 def test_three_processes_and_a_remainder(pool: Pool, by_one: dict[str, Any]) -> None:
     """Eight tasks are 2 + 3 + 3: equal to rounding, and in whole numbers exactly."""
     everywhere = pool.join(3, train_all, 8, 4)

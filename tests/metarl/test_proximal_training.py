@@ -292,7 +292,7 @@ def pool() -> Iterator[Pool]:
         yield pool
 
 
-@pytest.mark.parametrize("name", ["maml", "maml_plus_plus"])
+@pytest.mark.parametrize("name", [pytest.param("maml", marks=pytest.mark.slow), "maml_plus_plus"])
 def test_two_processes_give_the_same_numbers(name: str, pool: Pool) -> None:
     params, metrics = pool.join(1, train, name)[0]
     for found, logged in pool.join(2, train, name):
