@@ -107,7 +107,7 @@ def mujoco(
 # From docs/mujoco_settings.md, where they were tried on half-cheetahs.
 DIRECTION = "--inner-lr 0.3 --gae-lambda 0.9 --log-std-init -1 --eval-every 20"
 VELOCITY = "--inner-lr 0.1 --gae-lambda 0.9 --log-std-init -1.5 --eval-every 20"
-FEW = ("proximal", "fo_maml, proximal", "multitask", "oracle")
+FEW = ("proximal", "ANIL, proximal", "multitask", "oracle")
 
 
 REFERENCES: dict[str, Reference] = {
@@ -134,7 +134,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "half_cheetah_direction": Reference(
         "half_cheetah_direction",
-        mujoco(DIRECTION, 16_000_000, three="0.1", twice=("proximal", "multitask")),
+        mujoco(DIRECTION, 16_000_000, three="0.1", twice=("proximal", "ANIL, proximal", "multitask")),
         (
             Published("MAML", FINN, ("-50.7 ± 5.7", "293.2 ± 17.0", "313.5 ± 15.8", "315.7 ± 13.9")),
             Published("pretrained", FINN_STORED, ("-43.0", "-24.8", "-12.9", "19.6")),
@@ -147,7 +147,13 @@ REFERENCES: dict[str, Reference] = {
     ),
     "half_cheetah_velocity": Reference(
         "half_cheetah_velocity",
-        mujoco(VELOCITY, 16_000_000, three="0.03", tuning="--inner-lr 0.003", twice=("proximal", "multitask")),
+        mujoco(
+            VELOCITY,
+            16_000_000,
+            three="0.03",
+            tuning="--inner-lr 0.003",
+            twice=("three inner steps, proximal", "ANIL, proximal", "multitask"),
+        ),
         (
             Published("MAML", FINN_STORED, ("-129.5 ± 16.5", "-78.6 ± 9.9", "-66.6 ± 8.9", "-60.8 ± 8.6")),
             Published("pretrained", FINN_STORED, ("-158.0", "-135.4", "-128.5", "-133.6")),
