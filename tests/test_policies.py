@@ -26,8 +26,8 @@ FEW = 10
 
 CHAOTIC = 3.0
 """How many times wider the interval is for policies in MuJoCo. Processors differ in the last bits, and MuJoCo amplifies
-them: another processor may give what other draws give. With four other draws on the same tasks the direction policy's
-mean stayed within one interval after one step, and within two after the second."""
+them: another processor may give what other draws give. With four other draws on the same tasks the means stayed within
+one and a half intervals after every step."""
 
 
 def is_chaotic(policy: str) -> bool:
