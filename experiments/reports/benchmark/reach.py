@@ -47,8 +47,8 @@ GOALS = (
     Goal("proximal, new settings", 20.0, replace(LATER, env=DIRECTION)),
     Goal("proximal, new settings", 150.0, replace(LATER, env=DIRECTION)),
     Goal("proximal, lambda 1, inner_lr 0.5, 40 tasks", -80.0, replace(EARLIER, env=VELOCITY, inner_lr=0.5)),
-    Goal("proximal, new settings", -80.0, replace(LATER, env=VELOCITY)),
-    Goal("proximal, new settings", -50.0, replace(LATER, env=VELOCITY)),
+    Goal("proximal, new settings", -80.0, replace(LATER, env=VELOCITY, inner_lr=0.1, log_std_init=-1.5)),
+    Goal("proximal, new settings", -50.0, replace(LATER, env=VELOCITY, inner_lr=0.1, log_std_init=-1.5)),
 )
 """What is trained to what."""
 
