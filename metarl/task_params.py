@@ -126,7 +126,7 @@ def _check_members(space: gymnasium.spaces.Dict, arrays: TaskParams) -> None:
     """Raises where an entry that has only some values is given another one; arrays as its shape or `[T, ...]`."""
     for name, entry in space.items():
         if _has_stranger(entry, arrays[name]):
-            wanted = f"{entry.low.min():g} or {entry.high.max():g}" if isinstance(entry, Ends) else f"in {entry}"
+            wanted = f"{entry.low} or {entry.high}" if isinstance(entry, Ends) else f"in {entry}"
             raise ValueError(f"task[{name!r}] must be {wanted}, got {shorten(arrays[name].tolist())}")
 
 

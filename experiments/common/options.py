@@ -91,9 +91,8 @@ def read_value(text: str, wanted: Any) -> Any:
     if origin is typing.Annotated:
         return read_value(text, members[0])
     if origin is Literal:
-        choices = {
-            str(choice): choice for choice in members
-        }  # before None: `None` is the choice `none`, if there is one
+        choices = {str(choice): choice for choice in members}
+        # tried before None: `None` is the choice `none`, if there is one
         return choices[check_choice("value", text if text in choices else text.lower(), list(choices))]
     if wanted in READERS:
         return READERS[wanted](text)

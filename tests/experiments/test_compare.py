@@ -274,7 +274,10 @@ def test_jobs_default_to_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compare.count_jobs(Arguments(jobs=7)) == 7
 
 
-@pytest.mark.parametrize(("first_order", "several"), [(0, 3), (2, 0), (3, 2)])
+@pytest.mark.parametrize(
+    ("first_order", "several"),
+    [(0, 3), (2, 0), (3, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 0), (2, 3), (9, 9)))],
+)
 def test_the_budget_of_an_update_whose_cost_is_annealed(first_order: int, several: int) -> None:
     """Two inner steps: draws of D_in and D_o at each point, or one D_o, and two D_h unless it is first-order."""
     options = (f"second_order_from={first_order}", f"multi_step_iterations={several}")

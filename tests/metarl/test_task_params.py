@@ -38,8 +38,8 @@ def test_numbers_get_the_types_of_the_space() -> None:
         ("speed", -2, "must be in Discrete"),
         ("cell", [0, 4], r"must be in MultiDiscrete\(\[2 4\]\), got .*\[0, 4\]"),
         ("open", [2, 0], "must be in MultiBinary"),
-        ("direction", 0.5, "must be -1 or 1, got .*0.5"),
-        ("direction", -3, "must be -1 or 1, got .*-3"),
+        ("direction", 0.5, r"must be -1\.0 or 1\.0, got .*0\.5"),
+        ("direction", -3, r"must be -1\.0 or 1\.0, got .*-3"),
     ],
 )
 def test_values_that_the_type_or_the_entry_does_not_have_are_refused(name: str, value: Any, message: str) -> None:
@@ -57,3 +57,5 @@ def test_only_the_ends_are_drawn() -> None:
     assert np.array([0.0, 3.0], np.float32) not in space
     with pytest.raises(ValueError, match="must be None"):
         space.sample(probability=0.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"must be \[-1\.  0\.\] or \[1\. 3\.\]"):
+        check_task(Dict({"both": space}), {"both": [-1.0, 1.0]})

@@ -11,9 +11,11 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from metarl.experiments.common.evaluation import evaluate_on, step_sizes
+from metarl.experiments.compare.plan import read_options
 from metarl.experiments.reports.benchmark.limits import synchronize
 from metarl.experiments.reports.benchmark.measure import Call
 from metarl.experiments.reports.benchmark.workloads import Scale
+from metarl.experiments.reports.reproduce import table
 from metarl.experiments.train import TrainConfig
 
 
@@ -30,10 +32,13 @@ class Goal(NamedTuple):
 NAVIGATION = TrainConfig(horizon=100)
 POINT = replace(NAVIGATION, env="point_velocity")
 GRID = replace(NAVIGATION, env="grid_world", horizon=None, inner_lr=0.5)
-# Half-cheetahs before docs/mujoco_settings.md was measured, and with its settings.
+# Half-cheetahs before docs/mujoco_settings.md was measured, and with the reference rows' settings.
 EARLIER = replace(NAVIGATION, meta_batch_size=40, outer_step="proximal", learning_rate=1e-3)
-LATER = replace(NAVIGATION, outer_step="proximal", inner_lr=0.3, gae_lambda=0.9, log_std_init=-1.0)
 DIRECTION, VELOCITY = "half_cheetah_direction", "half_cheetah_velocity"
+LATER_DIRECTION, LATER_VELOCITY = (
+    read_options("options", f"{shared} --outer-step proximal", replace(NAVIGATION, env=env))
+    for env, shared in ((DIRECTION, table.DIRECTION), (VELOCITY, table.VELOCITY))
+)
 
 GOALS = (
     Goal("adam", -16.0, NAVIGATION),
@@ -44,11 +49,11 @@ GOALS = (
     Goal("adam", -3.0, GRID),
     Goal("proximal", -3.0, replace(GRID, outer_step="proximal")),
     Goal("proximal, lambda 1, inner_lr 1, 40 tasks", 20.0, replace(EARLIER, env=DIRECTION, inner_lr=1.0)),
-    Goal("proximal, new settings", 20.0, replace(LATER, env=DIRECTION)),
-    Goal("proximal, new settings", 150.0, replace(LATER, env=DIRECTION)),
+    Goal("proximal, new settings", 20.0, LATER_DIRECTION),
+    Goal("proximal, new settings", 150.0, LATER_DIRECTION),
     Goal("proximal, lambda 1, inner_lr 0.5, 40 tasks", -80.0, replace(EARLIER, env=VELOCITY, inner_lr=0.5)),
-    Goal("proximal, new settings", -80.0, replace(LATER, env=VELOCITY, inner_lr=0.1, log_std_init=-1.5)),
-    Goal("proximal, new settings", -50.0, replace(LATER, env=VELOCITY, inner_lr=0.1, log_std_init=-1.5)),
+    Goal("proximal, new settings", -80.0, LATER_VELOCITY),
+    Goal("proximal, new settings", -50.0, LATER_VELOCITY),
 )
 """What is trained to what."""
 

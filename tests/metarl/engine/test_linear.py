@@ -50,7 +50,10 @@ def fixed(multiply: Callable[..., Any]) -> FixedFunction:
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize(("chunk_size", "threads"), [(None, 1), (1, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("chunk_size", "threads"),
+    [(None, 1), (1, 2), (4, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((None, 2), (1, 1), (4, 2)))],
+)
 def test_products_of_several_points_at_the_same_time(chunk_size: int | None, threads: int) -> None:
     """Each keeps its own numbers, also after another one has ended and its memory is used again."""
     before = torch.get_num_threads()
