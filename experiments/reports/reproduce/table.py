@@ -73,32 +73,27 @@ def mujoco(
     env_steps: int,
     *,
     three: str,
-    anil_three: str = "",
     tuning: str = "",
     twice: Sequence[str] = (),
     labels: Sequence[str] = (),
 ) -> tuple[ReferenceRow, ...]:
     """The rows of MuJoCo tasks with these labels, or all of them; with one seed, or two for the labels `twice`.
 
-    `three` is the inner step size of the row for three steps, `anil_three` that of ANIL, which has such a row only with
-    it, and `tuning` has further options of `multitask`. The rows for three steps and first-order MAML stop the epochs
-    of an iteration early: first-order MAML else collapsed on half-cheetah direction (docs/mujoco_settings.md).
+    `three` is the inner step size of the row for three steps, and `tuning` has further options of `multitask`.
+    The row for three steps and first-order MAML stop the epochs of an iteration early: first-order MAML else collapsed
+    on half-cheetah direction (docs/mujoco_settings.md).
     """
-    steps = "--inner-steps 3"
     careful = "--step-options target_kl=0.05"
     proximal = f"{shared} --outer-step proximal"
     trained = {
         "proximal": proximal,
-        "three inner steps, proximal": f"{proximal} {steps} --inner-lr {three} --learning-rate 1e-3 {careful}",
+        "three inner steps, proximal": f"{proximal} --inner-steps 3 --inner-lr {three} --learning-rate 1e-3 {careful}",
         "fo_maml, proximal": f"{proximal} --outer fo_maml {careful}",
         "ANIL, proximal": f"{proximal} --adapt head",
-        "ANIL, three inner steps, proximal": f"{proximal} --adapt head {steps} --inner-lr {anil_three} {careful}",
         "learned step sizes, proximal": f"{proximal} --learn-inner-lr layer",
         "trust region": f"{shared} --outer-step trust_region",
         "maml": f"{shared} --max-grad-norm 1",
     }
-    if not anil_three:
-        del trained["ANIL, three inner steps, proximal"]
     baselines = {"multitask": f"{proximal} {tuning}".strip(), "oracle": proximal, "rl2": shared, "ppo": shared}
 
     def row(label: str, options: str, baseline: str | None) -> ReferenceRow:
@@ -156,9 +151,8 @@ REFERENCES: dict[str, Reference] = {
             VELOCITY,
             16_000_000,
             three="0.03",
-            anil_three="0.05",
             tuning="--inner-lr 0.003",
-            twice=("ANIL, three inner steps, proximal", "ANIL, proximal", "multitask"),
+            twice=("three inner steps, proximal", "ANIL, proximal", "multitask"),
         ),
         (
             Published("MAML", FINN_STORED, ("-129.5 ± 16.5", "-78.6 ± 9.9", "-66.6 ± 8.9", "-60.8 ± 8.6")),
