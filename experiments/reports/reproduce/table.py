@@ -166,7 +166,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "ant_direction": Reference(
         "ant_direction",
-        mujoco(DIRECTION, 16_000_000, three="0.1", labels=FEW),
+        mujoco(DIRECTION, 8_000_000, three="0.1", labels=FEW),
         (
             Published("MAML", FINN_STORED, ("8.7 ± 14.2", "499.2 ± 32.1", "500.7", "499.1")),
             Published("pretrained", FINN_STORED, ("3.2", "1.3", "6.5", "6.9")),
@@ -177,7 +177,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "ant_velocity": Reference(
         "ant_velocity",
-        mujoco(VELOCITY, 16_000_000, three="0.03", tuning="--inner-lr 0.003", labels=FEW),
+        mujoco(VELOCITY, 8_000_000, three="0.03", tuning="--inner-lr 0.003", labels=FEW),
         (
             Published("MAML", FINN_STORED, ("30.6 ± 30.0", "96.7 ± 20.7", "100.1", "101.4 ± 21.0")),
             Published("pretrained", FINN_STORED, ("-1.8", "6.1", "8.5", "9.5")),
