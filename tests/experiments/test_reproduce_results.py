@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from metarl import AdaptationCurve
 from metarl.experiments.compare.plan import Arguments
 from metarl.experiments.compare.plan import read_rows as parse_rows
 from metarl.experiments.reports.reproduce import drift, page, table
+from metarl.experiments.reports.reproduce.pictures import draw_adaptation
 from metarl.experiments.reports.reproduce.plan import build, choose
 from metarl.experiments.reports.reproduce.result import Evaluation, Result, read_result, to_text, write_result
 from metarl.experiments.reports.reproduce.rows import CommittedRow, compare_with_multitask, read_rows
@@ -225,6 +227,18 @@ def test_the_report(committed: Path) -> None:
     assert report(committed).code == 0
     assert "kept" not in path.read_text()
     assert "No result is committed yet." in path.read_text()
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_the_picture_of_two_seeds_has_their_lines(seeds: int) -> None:
+    """Their interval, with a t quantile of 12.7, would hide all other rows."""
+    ax = Figure().subplots()
+    results = tuple(make("maml", seed, -10.0 - seed) for seed in range(seeds))
+    draw_adaptation(ax, CommittedRow("maml", None, results), "C0", "-")
+    drawn = [line.get_ydata() for line in ax.lines]
+    expected = [result.scores.mean(0) for result in results]
+    np.testing.assert_allclose(drawn, [np.mean(expected, 0), *(expected if seeds == 2 else [])])
+    assert len(ax.collections) == (0 if seeds == 2 else 1)
 
 
 def test_tasks_of_two_kinds() -> None:
