@@ -143,7 +143,7 @@ def notes(rows: Sequence[CommittedRow]) -> str:
     machines = sorted({f"{about['hardware']['cpu']}, {about['hardware']['cores']} cores" for about in abouts})
     versions = sorted({f"torch {about['versions']['torch']}" for about in abouts})
     tasks = max((len(row.first.scores) for row in rows if row.finite), default=0)
-    lines = " Thin lines are single seeds." if max(counts) > 1 else ""
+    lines = " Thin lines in the picture are single seeds." if max(counts) > 1 else ""
     return (
         f"Mean return on {tasks} held-out tasks with 95 % intervals over {', or over '.join(over)}. Steps and hours are"
         f" those of one run; hours depend on what else the machine does. Made on {'; '.join(machines)}, with"
