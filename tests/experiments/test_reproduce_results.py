@@ -241,6 +241,18 @@ def test_the_picture_of_two_seeds_has_their_lines(seeds: int) -> None:
     assert len(ax.collections) == (0 if seeds == 2 else 1)
 
 
+def test_budgets_are_in_the_table_alone() -> None:
+    """They are no gradient steps; the 100 steps of all 20 tasks are a budget of 0.5."""
+    first = dataclasses.replace(make("ppo"), axis="budget", points=(0.0, 0.5, 5.0, 10.0))
+    row = CommittedRow("ppo", "ppo", (first,))
+    ax = Figure().subplots()
+    draw_adaptation(ax, row, "C0", "-")
+    assert not ax.has_data()
+    assert "`ppo` learns each of the first 20 tasks alone" in page.notes([row])
+    assert page.notes([row]).endswith(": a budget of 1 is 10 environment steps of the task.")
+    assert "budget" not in page.notes([CommittedRow("maml", None, (make(),))])
+
+
 def test_tasks_of_two_kinds() -> None:
     """The means of each direction, over seeds; nothing for goals, for episodes and for runs that diverged."""
     direction = np.array([1.0, -1.0, -1.0, 1.0, -1.0], np.float32)

@@ -147,7 +147,20 @@ def notes(rows: Sequence[CommittedRow]) -> str:
     return (
         f"Mean return on {tasks} held-out tasks with 95 % intervals over {', or over '.join(over)}. Steps and hours are"
         f" those of one run; hours depend on what else the machine does. Made on {'; '.join(machines)}, with"
-        f" {', '.join(versions)}.{lines}"
+        f" {', '.join(versions)}.{lines}{''.join(budgets(row) for row in rows if row.first.axis == 'budget')}"
+    )
+
+
+def budgets(row: CommittedRow) -> str:
+    """What a budget is, and on how many tasks."""
+    final = row.first.final
+    if final is None:
+        return ""
+    tasks = final.scores.shape[1]
+    steps = float(final.costs["env_steps"][0, 1]) / tasks / row.first.points[1]
+    return (
+        f" {quoted(row.label)} learns each of the first {tasks} tasks alone, and is not in the picture:"
+        f" a budget of 1 is {steps:,.0f} environment steps of the task."
     )
 
 

@@ -26,20 +26,23 @@ def draw_rows(name: str, rows: Sequence[CommittedRow]) -> Figure:
     if first := untrained(rows):
         draw_adaptation(adaptation, first, "0.6", "-")
     training.set(xlabel="environment steps of training", ylabel="return after the trained steps")
-    adaptation.set(xlabel="gradient steps (rl2: episodes)", ylabel="return")
+    episodes = " (rl2: episodes)" if any(row.first.axis == "episode" for row in rows) else ""
+    adaptation.set(xlabel=f"gradient steps{episodes}", ylabel="return")
     adaptation.xaxis.get_major_locator().set_params(integer=True)
     for ax in (training, adaptation):
         ax.grid(alpha=0.3)
-    figure.legend(*adaptation.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    labels = adaptation.get_legend_handles_labels()
+    figure.legend(*labels, loc="outside right center", fontsize=8, handlelength=3)
     return figure
 
 
 def draw_adaptation(ax: Axes, row: CommittedRow, color: str, dashes: str) -> None:
     """The mean return at every point with its interval, or with the lines of both seeds if there are two.
 
-    The interval over two seeds has a t quantile of 12.7 and would hide all other rows; the table has it.
+    The interval over two seeds has a t quantile of 12.7 and would hide all other rows; the table has it. Budgets of PPO
+    are no gradient steps, and are in the table alone.
     """
-    if not row.finite:
+    if not row.finite or row.first.axis == "budget":
         return
     points = row.first.points
     ax.plot(points, row.means, color=color, linestyle=dashes, marker="o", markersize=4, label=row.label)
