@@ -329,7 +329,10 @@ def change(path: Path, **changes: object) -> None:
         ({"label": "old"}, "has the label 'old', which the table of tiny lacks"),
         ({"seed": 5}, "must be the result of tiny/maml-5"),
         ({"row": {"options": "--x", "baseline": None, "env_steps": 1}}, "was made with"),
-        ({"points": [0.0, 1.0, 2.0, 4.0]}, "the seeds of maml must have the same points and tasks"),
+        ({"points": [0.0, 1.0, 2.0, 4.0]}, "points must be the steps [0.0, 1.0, 2.0, 3.0], got [0.0, 1.0, 2.0, 4.0]"),
+        ({"axis": "episode"}, "points must be the episodes [1.0, 2.0, 3.0, 4.0], got [0.0, 1.0, 2.0, 3.0]"),
+        ({"axis": "epoch"}, "axis must be step, episode or budget, got 'epoch'"),
+        ({"axis": "episode", "points": [1.0, 2.0, 3.0, 4.0]}, "the seeds of maml must have the same points and tasks"),
     ],
 )
 def test_results_that_do_not_fit_the_table(changes: dict[str, object], line: str, committed: Path) -> None:
@@ -339,6 +342,18 @@ def test_results_that_do_not_fit_the_table(changes: dict[str, object], line: str
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert line in outcome.err
     assert (committed / "page.md").read_text() == PAGE
+
+
+@pytest.mark.parametrize("points", [[0.0, 2.0, 20.0], [0.0, 0.5, 10.0], [0.0, 1.0, 10.1], [1.0, 1.0, 10.0]])
+def test_budgets_are_what_was_spent(points: list[float], tmp_path: Path) -> None:
+    """Budgets multiplied by one number, or one of them changed, would make the table say what was not run."""
+    kept = ROOT / "results" / "half_cheetah_direction" / "ppo-0.json"
+    assert read_result(kept).points == (0.0, 1.0, 10.0)
+    path = tmp_path / "ppo-0.json"
+    path.write_text(kept.read_text())
+    change(path, points=points)
+    with pytest.raises(ValueError, match=r"points must be the budgets \[0.0, 1.0, 10.0\], got"):
+        read_result(path)
 
 
 # What is committed.

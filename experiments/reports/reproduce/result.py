@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from metarl import AdaptationCurve
 from metarl.experiments.baselines import describe
-from metarl.experiments.baselines.ppo import first_tasks
+from metarl.experiments.baselines.ppo import adaptation_steps, first_tasks
 from metarl.experiments.common import config as configs
 from metarl.experiments.common.run import settle
 from metarl.experiments.compare.plan import Row
@@ -249,6 +249,7 @@ def from_dict(found: Mapping[str, Any]) -> Result:
         raise ValueError(f"final must have finite scores [1, tasks, {len(points)}], got {final.scores.shape}")
     if (final is None) == (found["diverged"] is None) or not 0 <= found["trained"] < len(points):
         raise ValueError("final, diverged, trained and points do not fit each other")
+    _check_points(found, points, final)
     plain: dict[str, Any] = {
         **{name: str(found[name]) for name in ("name", "label", "axis")},
         **{name: int(found[name]) for name in ("seed", "trained", "iterations", "env_steps", "gradients")},
@@ -263,6 +264,24 @@ def from_dict(found: Mapping[str, Any]) -> Result:
         random_init=untrained,
         diverged=None if found["diverged"] is None else str(found["diverged"]),
     )
+
+
+def _check_points(found: Mapping[str, Any], points: tuple[float, ...], final: AdaptationCurve | None) -> None:
+    """Raise a `ValueError` unless the points are those of their axis; budgets are checked against what was spent."""
+    axis, count = found["axis"], len(points)
+    if axis == "step":
+        wanted = [float(k) for k in range(count)]
+    elif axis == "episode":
+        wanted = [float(k + 1) for k in range(count)]
+    elif axis != "budget":
+        raise ValueError(f"axis must be step, episode or budget, got {axis!r}")
+    elif final is None:
+        return
+    else:
+        spent = np.asarray(final.costs["env_steps"][0], np.float64) / final.scores.shape[1]
+        wanted = (spent / adaptation_steps(found["about"]["settings"]["horizon"])).tolist()
+    if not np.allclose(points, wanted, rtol=10.0 ** (1 - DIGITS), atol=0.0):
+        raise ValueError(f"points must be the {axis}s {wanted}, got {list(points)}")
 
 
 def _read_evaluation(entry: Mapping[str, Any], points: int) -> Evaluation:
