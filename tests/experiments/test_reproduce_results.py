@@ -302,6 +302,17 @@ def test_each_step_has_its_own_best_row() -> None:
     assert "after step 3 `b`, +" in text
 
 
+def test_only_rows_of_the_same_budget_are_compared_with_multitask() -> None:
+    longer = make("longer", mean=-1.0, row={"options": "", "baseline": None, "env_steps": 6_000_000})
+    multitask = CommittedRow("multitask", "multitask", (make(mean=-13.0),))
+    rows = [CommittedRow("longer", None, (longer,)), CommittedRow("shorter", None, (make(mean=-13.0),)), multitask]
+    text = compare_with_multitask(rows)
+    assert text is not None
+    assert "after step 1 `shorter`" in text
+    assert "longer" not in text
+    assert compare_with_multitask([rows[0], multitask]) is None
+
+
 @pytest.mark.parametrize(
     ("page_text", "line"),
     [

@@ -132,13 +132,16 @@ def untrained(rows: Sequence[CommittedRow]) -> CommittedRow | None:
 
 
 def compare_with_multitask(rows: Sequence[CommittedRow]) -> str | None:
-    """A sentence on `multitask` and the row that is best after the first and after the last step.
+    """A sentence on `multitask` and the row of the same budget that is best after the first and after the last step.
 
     `None` if there is nothing to compare.
     """
     other = next((row for row in rows if row.baseline == "multitask" and row.finite), None)
-    trained = [row for row in rows if row.baseline is None and row.finite]
-    if other is None or not trained:
+    if other is None:
+        return None
+    budget = other.first.row["env_steps"]
+    trained = [row for row in rows if row.baseline is None and row.finite and row.first.row["env_steps"] == budget]
+    if not trained:
         return None
     parts = []
     for k in dict.fromkeys((1, len(other.first.points) - 1)):

@@ -133,7 +133,13 @@ REFERENCES: dict[str, Reference] = {
     ),
     "half_cheetah_direction": Reference(
         "half_cheetah_direction",
-        mujoco(DIRECTION, 16_000_000, three="0.1", twice=("proximal", "ANIL, proximal", "multitask")),
+        (
+            *mujoco(DIRECTION, 16_000_000, three="0.1", twice=("proximal", "ANIL, proximal", "multitask", "rl2")),
+            # whether curves are flat at 16 M
+            ReferenceRow(
+                "ANIL, proximal, 32 M steps", f"{DIRECTION} --outer-step proximal --adapt head", None, 32_000_000, (0,)
+            ),
+        ),
         (
             Published("MAML", FINN, ("-50.7 ± 5.7", "293.2 ± 17.0", "313.5 ± 15.8", "315.7 ± 13.9")),
             Published("pretrained", FINN_STORED, ("-43.0", "-24.8", "-12.9", "19.6")),
@@ -151,7 +157,7 @@ REFERENCES: dict[str, Reference] = {
             16_000_000,
             three="0.03",
             tuning="--inner-lr 0.003",
-            twice=("three inner steps, proximal", "ANIL, proximal", "multitask"),
+            twice=("three inner steps, proximal", "ANIL, proximal", "multitask", "rl2"),
         ),
         (
             Published("MAML", FINN_STORED, ("-129.5 ± 16.5", "-78.6 ± 9.9", "-66.6 ± 8.9", "-60.8 ± 8.6")),
