@@ -3,7 +3,7 @@
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -20,6 +20,12 @@ COUNTS = ("meta_batch_size", "episodes", "horizon", "hidden", "eval_tasks", "inn
 SEEDS = ("seed", "eval_seed")
 PROBLEM_COUNTS = ("meta_batch_size", "eval_tasks", "inner_steps", "shots", "queries", "eval_steps", "final_tasks")
 SCRIPTS = {"train": (), "train_supervised": ("sinusoid",)}
+LITTLE: dict[str, Sequence[Any]] = {
+    "train": runs.TINY,
+    "workers": (*runs.TINY, *WORLDS, "--env-options", "workers=2"),
+    "resume": runs.TINY,
+    "train_supervised": ("six_logistic",),
+}
 NAMES = {
     "300 letters": "x" * 300,
     "300 letters of two bytes": "ж" * 150,
@@ -114,25 +120,21 @@ def odd_path(run: Path, own: Path, case: str) -> None:
 def limit_of(folder: Path, what: str) -> Iterator[Result]:
     run = folder / "run"
     shutil.copytree(undisturbed("rl")[0], run)
-    amounts = (0, 2, 8, 24) if what == "files" else (0, 16, 100, 500)
-    scripts = ("train", "workers", "resume", "train_supervised")
-    for case in [f"{what} {script} {amount}" for script in scripts for amount in amounts]:
+    amounts = (0, 2, 8, 24) if what == "files" else (0, 4, 16, 100)
+    for case in [f"{what} {script} {amount}" for script in LITTLE for amount in amounts]:
         yield from cases_in_child("limits", "little", run, [case])  # a limit cannot be taken back
 
 
 def little(whole: Path, own: Path, case: str) -> None:
-    """`ulimit -n` and `ulimit -v` a little above what the imports took."""
+    """`ulimit -n` and `ulimit -v` a little above what a first run took."""
     what, script, amount = case.split()
-    line: list[Any] = [*runs.TINY, "--iterations", "3", "--log-dir", own, "--name", "run"]
-    if script == "workers":
-        line += [*WORLDS, "--env-options", "workers=2"]
-    if script == "train_supervised":
-        line = ["six_logistic", "--iterations", "3", "--log-dir", own, "--name", "run"]
+    line = [*LITTLE[script], "--iterations", "3", "--log-dir", own, "--name", "run"]
     if script == "resume":
         shutil.copytree(whole, own / "run")
         line = ["--resume", own / "run", "--iterations", 62]
     name = "train_supervised" if script == "train_supervised" else "train"
-    runs.call(name, "--help")  # what is imported when it is needed is there
+    first = [*LITTLE[script], "--iterations", "1", "--log-dir", own, "--name", "first"]
+    assert runs.call(name, *first).code == 0  # what is imported or allocated at the first use is there
     set_limit(what, int(amount))
     outcome = runs.call(name, *line)
     if outcome.code == 0:
