@@ -24,7 +24,7 @@ FEW = 10
 """A quarter of the card's tasks: they draw what they draw among all."""
 
 
-CHAOTIC = 4.0
+CHAOTIC = 3.0
 """How many times wider the interval is for policies in MuJoCo. Processors differ in the last bits, and MuJoCo amplifies
 them: another processor may give what other draws give. With four other draws on the same tasks the means stayed within
 1.8 intervals after every step."""

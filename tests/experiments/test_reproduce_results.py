@@ -343,7 +343,9 @@ def change(path: Path, **changes: object) -> None:
         ({"points": [0.0, 1.0, 2.0, 4.0]}, "points must be the steps [0.0, 1.0, 2.0, 3.0], got [0.0, 1.0, 2.0, 4.0]"),
         ({"axis": "episode"}, "points must be the episodes [1.0, 2.0, 3.0, 4.0], got [0.0, 1.0, 2.0, 3.0]"),
         ({"axis": "epoch"}, "axis must be step, episode or budget, got 'epoch'"),
-        ({"axis": "episode", "points": [1.0, 2.0, 3.0, 4.0]}, "the seeds of maml must have the same points and tasks"),
+        ({"axis": "episode", "points": [1.0, 2.0, 3.0, 4.0]}, "must have the same points, trained point and tasks"),
+        ({"env_steps": 3_000_001}, "used 3000001 environment steps, and its budget is 3000000"),
+        ({"trained": 3}, "the seeds of maml must have the same points, trained point and tasks"),
     ],
 )
 def test_results_that_do_not_fit_the_table(changes: dict[str, object], line: str, committed: Path) -> None:

@@ -20,7 +20,7 @@ COUNTS = ("meta_batch_size", "episodes", "horizon", "hidden", "eval_tasks", "inn
 SEEDS = ("seed", "eval_seed")
 PROBLEM_COUNTS = ("meta_batch_size", "eval_tasks", "inner_steps", "shots", "queries", "eval_steps", "final_tasks")
 SCRIPTS = {"train": (), "train_supervised": ("sinusoid",)}
-LITTLE: dict[str, Sequence[Any]] = {
+LIMITED: dict[str, Sequence[Any]] = {
     "train": runs.TINY,
     "workers": (*runs.TINY, *WORLDS, "--env-options", "workers=2"),
     "resume": runs.TINY,
@@ -121,19 +121,19 @@ def limit_of(folder: Path, what: str) -> Iterator[Result]:
     run = folder / "run"
     shutil.copytree(undisturbed("rl")[0], run)
     amounts = (0, 2, 8, 24) if what == "files" else (0, 4, 16, 100)
-    for case in [f"{what} {script} {amount}" for script in LITTLE for amount in amounts]:
+    for case in [f"{what} {script} {amount}" for script in LIMITED for amount in amounts]:
         yield from cases_in_child("limits", "little", run, [case])  # a limit cannot be taken back
 
 
 def little(whole: Path, own: Path, case: str) -> None:
     """`ulimit -n` and `ulimit -v` a little above what a first run took."""
     what, script, amount = case.split()
-    line = [*LITTLE[script], "--iterations", "3", "--log-dir", own, "--name", "run"]
+    line = [*LIMITED[script], "--iterations", "3", "--log-dir", own, "--name", "run"]
     if script == "resume":
         shutil.copytree(whole, own / "run")
         line = ["--resume", own / "run", "--iterations", 62]
     name = "train_supervised" if script == "train_supervised" else "train"
-    first = [*LITTLE[script], "--iterations", "1", "--log-dir", own, "--name", "first"]
+    first = [*LIMITED[script], "--iterations", "1", "--log-dir", own, "--name", "first"]
     assert runs.call(name, *first).code == 0  # what is imported or allocated at the first use is there
     set_limit(what, int(amount))
     outcome = runs.call(name, *line)

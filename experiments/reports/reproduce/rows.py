@@ -96,6 +96,8 @@ def read_rows(results: Path, name: str) -> list[CommittedRow]:
             raise ValueError(f"{path} must be the result of {run.title}, got that of {result.title}")
         if dict(result.row) != describe_row(run):
             raise ValueError(f"{path} was made with {dict(result.row)}, and the table has {describe_row(run)}")
+        if result.env_steps > row.env_steps:
+            raise ValueError(f"{path} used {result.env_steps} environment steps, and its budget is {row.env_steps}")
     found = []
     for label, row in rows.items():
         own = sorted((result for result in files.values() if result.label == label), key=lambda result: result.seed)
@@ -106,16 +108,12 @@ def read_rows(results: Path, name: str) -> list[CommittedRow]:
 
 
 def check_seeds(row: CommittedRow, name: str) -> None:
-    """Raise a `ValueError` unless all seeds that did not diverge have the same points and tasks."""
+    """Raise a `ValueError` unless all seeds that did not diverge have the same points, trained point and tasks."""
     finite = [result for result in row.results if result.final is not None]
     for result in finite[1:]:
-        same = (result.axis, result.points, result.scores.shape) == (
-            finite[0].axis,
-            finite[0].points,
-            finite[0].scores.shape,
-        )
-        if not same or not same_tasks(result, finite[0]):
-            raise ValueError(f"{name}: the seeds of {row.label} must have the same points and tasks")
+        one, other = ((each.axis, each.points, each.trained, each.scores.shape) for each in (result, finite[0]))
+        if one != other or not same_tasks(result, finite[0]):
+            raise ValueError(f"{name}: the seeds of {row.label} must have the same points, trained point and tasks")
 
 
 def untrained(rows: Sequence[CommittedRow]) -> CommittedRow | None:

@@ -135,7 +135,7 @@ REFERENCES: dict[str, Reference] = {
         "half_cheetah_direction",
         (
             *mujoco(DIRECTION, 16_000_000, three="0.1", twice=("proximal", "ANIL, proximal", "multitask", "rl2")),
-            # 16 million steps are not all: returns still rise
+            # returns still rise at 16 million steps
             ReferenceRow(
                 "ANIL, proximal, 32 M steps", f"{DIRECTION} --outer-step proximal --adapt head", None, 32_000_000, (0,)
             ),
