@@ -32,7 +32,7 @@ from metarl.engine import Engine
 from metarl.envs.base import EnvDistribution
 from metarl.errors import check_choice, check_int, check_real
 from metarl.experiments import train
-from metarl.experiments.baselines.result import BaselineResult, make_result
+from metarl.experiments.baselines.result import AXES, BaselineResult, make_result
 from metarl.experiments.baselines.runs import fingerprint
 from metarl.experiments.common.config import settings
 from metarl.experiments.common.options import check_distinct, read
@@ -140,7 +140,7 @@ def run_ppo(
     unit = adaptation_steps(distribution.horizon)
     points = [0.0, *(target / unit for target in targets)]
     spent = [0, *(target * tasks for target in targets)]
-    return make_result("ppo", "budget", points, columns.T, spent, begin.train_env_steps)
+    return make_result("ppo", AXES["ppo"], points, columns.T, spent, begin.train_env_steps)
 
 
 def adaptation_steps(horizon: int) -> int:

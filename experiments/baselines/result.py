@@ -21,6 +21,9 @@ FILE = "baseline.json"
 Axis = Literal["step", "episode", "budget"]
 """What a result's points are: gradient steps done, episodes of a trial, or multiples of the adaptation budget spent."""
 
+AXES: Mapping[str, Axis] = {"rl2": "episode", "ppo": "budget"}
+"""The axis of a baseline; of others, as of runs of `metarl train`, it is `step`."""
+
 
 class BaselineResult(NamedTuple):
     """Scores of held-out tasks at a few points of their adaptation."""

@@ -25,7 +25,7 @@ from metarl.devices import pick_device
 from metarl.engine import Engine
 from metarl.errors import check_choice, check_int
 from metarl.experiments import train
-from metarl.experiments.baselines.result import BaselineResult, describe, make_result, read_result, write_result
+from metarl.experiments.baselines.result import AXES, BaselineResult, describe, make_result, read_result, write_result
 from metarl.experiments.baselines.runs import train_in
 from metarl.experiments.common import cli
 from metarl.experiments.common.config import LoopConfig, settings
@@ -241,7 +241,7 @@ def evaluate(learner: MetaLearner, num_tasks: int, trials: int, seed: int) -> Ba
     returns, lengths = held_out_returns(source, learner.params, num_tasks, trials, seed)
     before = [float(lengths[:, :k].sum()) for k in range(source.episodes)]
     points = range(1, source.episodes + 1)
-    return make_result("rl2", "episode", points, returns, [round(b) for b in before], learner.counts["env_steps"])
+    return make_result("rl2", AXES["rl2"], points, returns, [round(b) for b in before], learner.counts["env_steps"])
 
 
 def held_out_returns(

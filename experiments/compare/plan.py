@@ -22,7 +22,7 @@ from metarl.experiments.common.options import check_each, check_seeds
 from metarl.experiments.common.outer_steps import APPLY
 from metarl.experiments.compare.runs import AnyRun, BaselineRun, TrainRun
 from metarl.experiments.train import TrainConfig
-from metarl.outer import OUTER, inner_defaults, without_particles
+from metarl.outer import OUTER, without_particles
 
 Grid = tuple[tuple[str, ...], ...]
 
@@ -93,12 +93,6 @@ class Row(NamedTuple):
     def config(self) -> TrainConfig:
         """The settings of its first run."""
         return self.runs[0].config
-
-    @property
-    def trained_steps(self) -> int:
-        """The inner steps that it is trained for."""
-        given = self.config.inner_steps
-        return inner_defaults(self.config.outer)[1] if given is None else given
 
 
 def plan(given: Arguments) -> list[Row]:

@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from metarl.experiments.baselines import make_result, read_result
 from metarl.experiments.baselines.policy_gradient import result_of_run
+from metarl.experiments.baselines.result import Axis
 from metarl.experiments.common.config import read_if_whole, read_object
 from metarl.experiments.compare.plan import Row
 from metarl.experiments.compare.runs import DIVERGED
 from metarl.experiments.train import TrainConfig
 from metarl.logging import Line, read_metrics
+from metarl.outer import inner_defaults
 from metarl.statistics import Interval, confidence_interval
 
 Array = npt.NDArray[np.float64]
@@ -113,14 +115,13 @@ def read_row(row: Row) -> RowResult:
     ]
     found = [result for result in whole if result is not None]
     first = found[0] if found else make_result("", "step", [0], [[0.0]], [0], 0)
-    is_step = first.axis == "step"
     return RowResult(
         label=row.label,
         group=row.group,
         cell=row.cell,
         seeds=tuple(run.config.seed for run in row.runs),
         scores=None if diverged else np.asarray([result.scores for result in found]),
-        trained=min(row.trained_steps, len(first.points) - 1) if is_step else len(first.points) - 1,
+        trained=trained_point(first.axis, len(first.points), row.config.outer, row.config.inner_steps),
         axis=first.axis,
         points=first.points,
         spent=np.asarray([result.env_steps / len(result.scores) for result in found or [first]]),
@@ -130,6 +131,19 @@ def read_row(row: Row) -> RowResult:
         configs=tuple(read_if_whole(folder / "config.json") or {} for folder in folders),
         folders=tuple(folders),
     )
+
+
+def trained_point(axis: Axis, points: int, outer: str, inner_steps: int | None) -> int:
+    """The index of the point that a run is trained for: after its inner steps, or the last one on another axis.
+
+    Example:
+        >>> trained_point("step", 4, "maml", None), trained_point("step", 4, "maml", 3)
+        (1, 3)
+        >>> trained_point("budget", 3, "maml", None)
+        2
+    """
+    steps = inner_defaults(outer)[1] if inner_steps is None else inner_steps
+    return min(steps, points - 1) if axis == "step" else points - 1
 
 
 def is_diverged(folder: Path) -> bool:

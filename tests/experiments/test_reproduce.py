@@ -277,7 +277,7 @@ def test_results_that_do_not_fit(tmp_path: Path, here: Here, monkeypatch: pytest
         "[]": "it must be a JSON object",
         json.dumps({**whole, "format": 0}): "its format is 0, not 1",
         json.dumps(lacking): "it lacks 'points'",
-        json.dumps({**whole, "trained": 9}): "do not fit each other",
+        json.dumps({**whole, "trained": 9}): "trained must be 1 with the settings",
         json.dumps({**whole, "evaluations": [{**whole["evaluations"][0], "mean": [0.0]}]}): "evaluations must have 4",
         json.dumps(
             {**whole, "final": {**whole["final"], "scores": [[[1.0]] * 5], "step_sizes": [], "costs": {}}}

@@ -44,7 +44,7 @@ def make(label: str = "maml", seed: int = 0, mean: float = -10.0, scores: Any = 
         Evaluation(k, 50 * k, (mean + k,) * POINTS, ((mean + k - 1, mean + k + 1),) * POINTS) for k in (0, 2, 4)
     )
     about = {
-        "settings": {"inner_lr": 0.1},
+        "settings": {"inner_lr": 0.1, "outer": "maml", "inner_steps": None},
         "versions": {"torch": "2.13.0"},
         "commit": "abc",
         "hardware": {"cpu": "a CPU", "cores": 2, "device": "cpu"},
@@ -341,11 +341,16 @@ def change(path: Path, **changes: object) -> None:
         ({"seed": 5}, "must be the result of tiny/maml-5"),
         ({"row": {"options": "--x", "baseline": None, "env_steps": 1}}, "was made with"),
         ({"points": [0.0, 1.0, 2.0, 4.0]}, "points must be the steps [0.0, 1.0, 2.0, 3.0], got [0.0, 1.0, 2.0, 4.0]"),
-        ({"axis": "episode"}, "points must be the episodes [1.0, 2.0, 3.0, 4.0], got [0.0, 1.0, 2.0, 3.0]"),
-        ({"axis": "epoch"}, "axis must be step, episode or budget, got 'epoch'"),
-        ({"axis": "episode", "points": [1.0, 2.0, 3.0, 4.0]}, "must have the same points, trained point and tasks"),
+        (
+            {"axis": "episode", "points": [1.0, 2.0, 3.0, 4.0]},
+            "axis must be step with the baseline of the row",
+        ),
         ({"env_steps": 3_000_001}, "used 3000001 environment steps, and its budget is 3000000"),
-        ({"trained": 3}, "the seeds of maml must have the same points, trained point and tasks"),
+        ({"trained": 3}, "trained must be 1 with the settings of the run, got 3"),
+        (
+            {"trained": 3, "about": {"settings": {"outer": "maml", "inner_steps": 3}}},
+            "the seeds of maml must have the same points, trained point and tasks",
+        ),
     ],
 )
 def test_results_that_do_not_fit_the_table(changes: dict[str, object], line: str, committed: Path) -> None:
@@ -366,6 +371,31 @@ def test_budgets_are_what_was_spent(points: list[float], tmp_path: Path) -> None
     path.write_text(kept.read_text())
     change(path, points=points)
     with pytest.raises(ValueError, match=r"points must be the budgets \[0.0, 1.0, 10.0\], got"):
+        read_result(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "line"),
+    [
+        ("grid_world/ANIL", {"trained": 0}, "trained must be 1"),
+        ("half_cheetah_velocity/three_inner_steps,_proximal", {"trained": 1}, "trained must be 3"),
+        ("half_cheetah_velocity/oracle", {"trained": 1}, "trained must be 0"),
+        ("half_cheetah_velocity/rl2", {"trained": 0}, "trained must be 3"),
+        ("half_cheetah_velocity/rl2", {"points": [0.0, 1.0, 2.0, 3.0]}, r"must be the episodes \[1.0, 2.0, 3.0, 4.0\]"),
+        ("half_cheetah_velocity/rl2", {"axis": "step", "trained": 1}, "axis must be episode with the baseline"),
+        ("half_cheetah_velocity/ppo", {"axis": "step", "points": [0.0, 1.0, 2.0]}, "axis must be budget"),
+    ],
+)
+def test_axis_and_trained_point_follow_from_the_run(
+    name: str, changes: dict[str, object], line: str, tmp_path: Path
+) -> None:
+    """Another trained point or axis would compare what no run was trained for; so would it in a row of one seed."""
+    kept = ROOT / "results" / f"{name}-0.json"
+    read_result(kept)
+    path = tmp_path / "changed.json"
+    path.write_text(kept.read_text())
+    change(path, **changes)
+    with pytest.raises(ValueError, match=line):
         read_result(path)
 
 

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from metarl import AdaptationCurve
 from metarl.experiments.baselines import describe
 from metarl.experiments.baselines.ppo import adaptation_steps, first_tasks
+from metarl.experiments.baselines.result import AXES
 from metarl.experiments.common import config as configs
 from metarl.experiments.common.run import settle
 from metarl.experiments.compare.plan import Row
-from metarl.experiments.compare.results import RowResult, read_row
+from metarl.experiments.compare.results import RowResult, read_row, trained_point
 from metarl.experiments.compare.runs import FREE, AnyRun, BaselineRun
 from metarl.experiments.reports.reproduce.plan import ReferenceRun
 from metarl.experiments.train import build_distribution
@@ -247,8 +248,8 @@ def from_dict(found: Mapping[str, Any]) -> Result:
     points = tuple(float(point) for point in found["points"])
     if final is not None and (final.scores.shape[::2] != (1, len(points)) or not np.isfinite(final.scores).all()):
         raise ValueError(f"final must have finite scores [1, tasks, {len(points)}], got {final.scores.shape}")
-    if (final is None) == (found["diverged"] is None) or not 0 <= found["trained"] < len(points):
-        raise ValueError("final, diverged, trained and points do not fit each other")
+    if (final is None) == (found["diverged"] is None) or not points:
+        raise ValueError("final, diverged and points do not fit each other")
     _check_points(found, points, final)
     plain: dict[str, Any] = {
         **{name: str(found[name]) for name in ("name", "label", "axis")},
@@ -267,19 +268,23 @@ def from_dict(found: Mapping[str, Any]) -> Result:
 
 
 def _check_points(found: Mapping[str, Any], points: tuple[float, ...], final: AdaptationCurve | None) -> None:
-    """Raise a `ValueError` unless the points are those of their axis; budgets are checked against what was spent."""
-    axis, count = found["axis"], len(points)
+    """Raise a `ValueError` unless axis, points and trained point follow from the settings and from what was spent."""
+    count, made_with = len(points), found["about"]["settings"]
+    axis = "step" if final is None else AXES.get(found["row"]["baseline"], "step")
+    if found["axis"] != axis:
+        raise ValueError(f"axis must be {axis} with the baseline of the row, got {found['axis']!r}")
+    trained = trained_point(axis, count, made_with["outer"], made_with["inner_steps"])
+    if found["trained"] != trained:
+        raise ValueError(f"trained must be {trained} with the settings of the run, got {found['trained']!r}")
     if axis == "step":
         wanted = [float(k) for k in range(count)]
     elif axis == "episode":
         wanted = [float(k + 1) for k in range(count)]
-    elif axis != "budget":
-        raise ValueError(f"axis must be step, episode or budget, got {axis!r}")
     elif final is None:
         return
     else:
         spent = np.asarray(final.costs["env_steps"][0], np.float64) / final.scores.shape[1]
-        wanted = (spent / adaptation_steps(found["about"]["settings"]["horizon"])).tolist()
+        wanted = (spent / adaptation_steps(made_with["horizon"])).tolist()
     if not np.allclose(points, wanted, rtol=10.0 ** (1 - DIGITS), atol=0.0):
         raise ValueError(f"points must be the {axis}s {wanted}, got {list(points)}")
 
