@@ -313,6 +313,25 @@ def test_only_rows_of_the_same_budget_are_compared_with_multitask() -> None:
     assert compare_with_multitask([rows[0], multitask]) is None
 
 
+def test_the_best_row_of_fine_tuning_is_the_rival() -> None:
+    """A weaker `multitask` beside a stronger one would make every method look better."""
+    early, late = (np.full((TASKS, POINTS), -10.0) for _ in range(2))
+    early[:, 1], late[:, 3] = -4.0, -5.0
+    trained = CommittedRow("maml", None, (make(scores=np.full((TASKS, POINTS), -1.0)),))
+    rivals = [
+        CommittedRow(label, "multitask", (make(scores=scores),))
+        for label, scores in (("plain", early), ("careful", late))
+    ]
+    for order in (rivals, rivals[::-1]):
+        text = compare_with_multitask([trained, *order])
+        assert text is not None
+        assert "after step 1 `maml` against `plain`, +3.0 " in text
+        assert "after step 3 `maml` against `careful`, +4.0 " in text
+    longer = {"options": "", "baseline": "multitask", "env_steps": 6_000_000}
+    other = CommittedRow("longer", "multitask", (make(scores=np.full((TASKS, POINTS), -0.5), row=longer),))
+    assert "longer" not in (compare_with_multitask([trained, *rivals, other]) or "")
+
+
 @pytest.mark.parametrize(
     ("page_text", "line"),
     [

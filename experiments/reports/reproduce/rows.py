@@ -130,29 +130,34 @@ def untrained(rows: Sequence[CommittedRow]) -> CommittedRow | None:
 
 
 def compare_with_multitask(rows: Sequence[CommittedRow]) -> str | None:
-    """A sentence on `multitask` and the row of the same budget that is best after the first and after the last step.
+    """A sentence on `multitask` and the rows of the same budget, the best of each after the first and the last step.
 
     `None` if there is nothing to compare.
     """
-    other = next((row for row in rows if row.baseline == "multitask" and row.finite), None)
-    if other is None:
+    multitask = [row for row in rows if row.baseline == "multitask" and row.finite]
+    if not multitask:
         return None
-    budget = other.first.row["env_steps"]
+    budget = multitask[0].first.row["env_steps"]
+    rivals = [row for row in multitask if row.first.row["env_steps"] == budget]
     trained = [row for row in rows if row.baseline is None and row.finite and row.first.row["env_steps"] == budget]
     if not trained:
         return None
     parts = []
-    for k in dict.fromkeys((1, len(other.first.points) - 1)):
-        best = max(trained, key=lambda row: row.means[k])
+    for k in dict.fromkeys((1, len(rivals[0].first.points) - 1)):
+        best, other = (max(those, key=lambda row: row.means[k]) for those in (trained, rivals))
         pairs = pair_seeds(best, other)
         if not pairs or not same_tasks(best.first, other.first):
             return None
         ours, theirs = zip(*pairs, strict=True)
         difference = describe_difference(difference_at(ours, theirs, k))
         seeds = f"{len(pairs)} seeds" if len(pairs) > 1 else f"seed {pairs[0][0].seed} alone"
-        parts.append(f"after step {best.first.points[k]:g} `{best.label}`, {difference} ({steps(best)}, {seeds})")
+        against = f" against `{other.label}`" if len(rivals) > 1 else ""
+        parts.append(
+            f"after step {best.first.points[k]:g} `{best.label}`{against}, {difference} ({steps(best)}, {seeds})"
+        )
+    which = "the best row of fine-tuning" if len(rivals) > 1 else "`multitask`"
     return (
-        f"The best row against `multitask` ({steps(other)} environment steps), difference on the same tasks:"
+        f"The best row against {which} ({steps(rivals[0])} environment steps), difference on the same tasks:"
         f" {'; '.join(parts)}."
     )
 

@@ -67,6 +67,8 @@ OTHER_SIMULATOR = (
     " compare the order of the rows, not the returns."
 )
 
+CAREFUL = "--step-options target_kl=0.05"
+
 
 def mujoco(
     shared: str,
@@ -83,12 +85,11 @@ def mujoco(
     The row for three steps and first-order MAML stop the epochs of an iteration early: first-order MAML else collapsed
     on half-cheetah direction (docs/mujoco_settings.md).
     """
-    careful = "--step-options target_kl=0.05"
     proximal = f"{shared} --outer-step proximal"
     trained = {
         "proximal": proximal,
-        "three inner steps, proximal": f"{proximal} --inner-steps 3 --inner-lr {three} --learning-rate 1e-3 {careful}",
-        "fo_maml, proximal": f"{proximal} --outer fo_maml {careful}",
+        "three inner steps, proximal": f"{proximal} --inner-steps 3 --inner-lr {three} --learning-rate 1e-3 {CAREFUL}",
+        "fo_maml, proximal": f"{proximal} --outer fo_maml {CAREFUL}",
         "ANIL, proximal": f"{proximal} --adapt head",
         "learned step sizes, proximal": f"{proximal} --learn-inner-lr layer",
         "trust region": f"{shared} --outer-step trust_region",
@@ -107,6 +108,12 @@ def mujoco(
 DIRECTION = "--inner-lr 0.3 --gae-lambda 0.9 --log-std-init -1 --eval-every 20"
 VELOCITY = "--inner-lr 0.1 --gae-lambda 0.9 --log-std-init -1.5 --eval-every 20"
 ANT = "--inner-lr 0.03 --gae-lambda 0.9 --log-std-init -2 --eval-every 20"
+
+
+def normalized(label: str, options: str, seeds: tuple[int, ...], baseline: str | None = None) -> ReferenceRow:
+    """A row of half-cheetahs with normalised observations, with the settings of velocity."""
+    shared = f"{VELOCITY} --outer-step proximal --normalize-observations"
+    return ReferenceRow(f"{label}, normalised", f"{shared} {options}", baseline, 16_000_000, seeds)
 
 
 REFERENCES: dict[str, Reference] = {
@@ -139,6 +146,7 @@ REFERENCES: dict[str, Reference] = {
             ReferenceRow(
                 "ANIL, proximal, 32 M steps", f"{DIRECTION} --outer-step proximal --adapt head", None, 32_000_000, (0,)
             ),
+            normalized("ANIL", "--adapt head", (0, 1)),
         ),
         (
             Published("MAML", FINN, ("-50.7 ± 5.7", "293.2 ± 17.0", "313.5 ± 15.8", "315.7 ± 13.9")),
@@ -152,12 +160,17 @@ REFERENCES: dict[str, Reference] = {
     ),
     "half_cheetah_velocity": Reference(
         "half_cheetah_velocity",
-        mujoco(
-            VELOCITY,
-            16_000_000,
-            three="0.03",
-            tuning="--inner-lr 0.003",
-            twice=("three inner steps, proximal", "ANIL, proximal", "multitask", "rl2"),
+        (
+            *mujoco(
+                VELOCITY,
+                16_000_000,
+                three="0.03",
+                tuning="--inner-lr 0.003",
+                twice=("three inner steps, proximal", "ANIL, proximal", "multitask", "rl2"),
+            ),
+            normalized("ANIL", "--adapt head", (0,)),
+            normalized("three inner steps", f"--inner-steps 3 --inner-lr 0.03 --learning-rate 1e-3 {CAREFUL}", (0, 1)),
+            normalized("multitask", "--inner-lr 0.003", (0, 1), "multitask"),
         ),
         (
             Published("MAML", FINN_STORED, ("-129.5 ± 16.5", "-78.6 ± 9.9", "-66.6 ± 8.9", "-60.8 ± 8.6")),
