@@ -70,6 +70,11 @@ OTHER_SIMULATOR = (
 CAREFUL = "--step-options target_kl=0.05"
 
 
+def three_steps(inner_lr: str) -> str:
+    """Options of rows that are trained for three inner steps."""
+    return f"--inner-steps 3 --inner-lr {inner_lr} --learning-rate 1e-3 {CAREFUL}"
+
+
 def mujoco(
     shared: str,
     env_steps: int,
@@ -88,7 +93,7 @@ def mujoco(
     proximal = f"{shared} --outer-step proximal"
     trained = {
         "proximal": proximal,
-        "three inner steps, proximal": f"{proximal} --inner-steps 3 --inner-lr {three} --learning-rate 1e-3 {CAREFUL}",
+        "three inner steps, proximal": f"{proximal} {three_steps(three)}",
         "fo_maml, proximal": f"{proximal} --outer fo_maml {CAREFUL}",
         "ANIL, proximal": f"{proximal} --adapt head",
         "learned step sizes, proximal": f"{proximal} --learn-inner-lr layer",
@@ -110,10 +115,12 @@ VELOCITY = "--inner-lr 0.1 --gae-lambda 0.9 --log-std-init -1.5 --eval-every 20"
 ANT = "--inner-lr 0.03 --gae-lambda 0.9 --log-std-init -2 --eval-every 20"
 
 
-def normalized(label: str, options: str, seeds: tuple[int, ...], baseline: str | None = None) -> ReferenceRow:
-    """A row of half-cheetahs with normalised observations, with the settings of velocity."""
-    shared = f"{VELOCITY} --outer-step proximal --normalize-observations"
-    return ReferenceRow(f"{label}, normalised", f"{shared} {options}", baseline, 16_000_000, seeds)
+def normalized(
+    label: str, shared: str, options: str, env_steps: int, seeds: Sequence[int] = (0,), baseline: str | None = None
+) -> ReferenceRow:
+    """A row with `proximal` and normalised observations."""
+    proximal = f"{shared} --outer-step proximal --normalize-observations"
+    return ReferenceRow(f"{label}, normalised", f"{proximal} {options}", baseline, env_steps, tuple(seeds))
 
 
 REFERENCES: dict[str, Reference] = {
@@ -146,7 +153,7 @@ REFERENCES: dict[str, Reference] = {
             ReferenceRow(
                 "ANIL, proximal, 32 M steps", f"{DIRECTION} --outer-step proximal --adapt head", None, 32_000_000, (0,)
             ),
-            normalized("ANIL", "--adapt head", (0, 1)),
+            normalized("ANIL", VELOCITY, "--adapt head", 16_000_000, (0, 1)),
         ),
         (
             Published("MAML", FINN, ("-50.7 ± 5.7", "293.2 ± 17.0", "313.5 ± 15.8", "315.7 ± 13.9")),
@@ -168,9 +175,9 @@ REFERENCES: dict[str, Reference] = {
                 tuning="--inner-lr 0.003",
                 twice=("three inner steps, proximal", "ANIL, proximal", "multitask", "rl2"),
             ),
-            normalized("ANIL", "--adapt head", (0,)),
-            normalized("three inner steps", f"--inner-steps 3 --inner-lr 0.03 --learning-rate 1e-3 {CAREFUL}", (0, 1)),
-            normalized("multitask", "--inner-lr 0.003", (0, 1), "multitask"),
+            normalized("ANIL", VELOCITY, "--adapt head", 16_000_000),
+            normalized("three inner steps", VELOCITY, three_steps("0.03"), 16_000_000),
+            normalized("multitask", VELOCITY, "--inner-lr 0.003", 16_000_000, baseline="multitask"),
         ),
         (
             Published("MAML", FINN_STORED, ("-129.5 ± 16.5", "-78.6 ± 9.9", "-66.6 ± 8.9", "-60.8 ± 8.6")),
@@ -184,7 +191,10 @@ REFERENCES: dict[str, Reference] = {
     ),
     "ant_direction": Reference(
         "ant_direction",
-        mujoco(ANT, 8_000_000, labels=("proximal", "ANIL, proximal")),
+        (
+            *mujoco(ANT, 8_000_000, labels=("proximal", "ANIL, proximal")),
+            normalized("ANIL", ANT, "--adapt head", 8_000_000),
+        ),
         (
             Published("MAML", FINN_STORED, ("8.7 ± 14.2", "499.2 ± 32.1", "500.7", "499.1")),
             Published("pretrained", FINN_STORED, ("3.2", "1.3", "6.5", "6.9")),
