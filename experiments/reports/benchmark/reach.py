@@ -39,6 +39,7 @@ LATER_DIRECTION, LATER_VELOCITY = (
     read_options("options", f"{shared} --outer-step proximal", replace(NAVIGATION, env=env))
     for env, shared in ((DIRECTION, table.DIRECTION), (VELOCITY, table.VELOCITY))
 )
+NORMALIZED_DIRECTION = replace(LATER_VELOCITY, env=DIRECTION, normalize_observations=True)
 
 GOALS = (
     Goal("adam", -16.0, NAVIGATION),
@@ -51,6 +52,8 @@ GOALS = (
     Goal("proximal, lambda 1, inner_lr 1, 40 tasks", 20.0, replace(EARLIER, env=DIRECTION, inner_lr=1.0)),
     Goal("proximal, new settings", 20.0, LATER_DIRECTION),
     Goal("proximal, new settings", 150.0, LATER_DIRECTION),
+    Goal("proximal, normalised observations", 150.0, NORMALIZED_DIRECTION),
+    Goal("proximal, normalised observations", 250.0, NORMALIZED_DIRECTION),
     Goal("proximal, lambda 1, inner_lr 0.5, 40 tasks", -80.0, replace(EARLIER, env=VELOCITY, inner_lr=0.5)),
     Goal("proximal, new settings", -80.0, LATER_VELOCITY),
     Goal("proximal, new settings", -50.0, LATER_VELOCITY),
