@@ -280,9 +280,8 @@ def _check_points(found: Mapping[str, Any], points: tuple[float, ...], final: Ad
         wanted = [float(k) for k in range(count)]
     elif axis == "episode":
         wanted = [float(k + 1) for k in range(count)]
-    elif final is None:
-        return
     else:
+        assert final is not None  # the axis of a run that diverged is step
         spent = np.asarray(final.costs["env_steps"][0], np.float64) / final.scores.shape[1]
         wanted = (spent / adaptation_steps(made_with["horizon"])).tolist()
     if not np.allclose(points, wanted, rtol=10.0 ** (1 - DIGITS), atol=0.0):
