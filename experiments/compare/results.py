@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from metarl.experiments.baselines import make_result, read_result
 from metarl.experiments.baselines.policy_gradient import result_of_run
-from metarl.experiments.baselines.result import Axis
 from metarl.experiments.common.config import read_if_whole, read_object
 from metarl.experiments.compare.plan import Row
 from metarl.experiments.compare.runs import DIVERGED
@@ -133,7 +132,7 @@ def read_row(row: Row) -> RowResult:
     )
 
 
-def trained_point(axis: Axis, points: int, outer: str, inner_steps: int | None) -> int:
+def trained_point(axis: str, points: int, outer: str, inner_steps: int | None) -> int:
     """The index of the point that a run is trained for: after its inner steps, or the last one on another axis.
 
     Example:

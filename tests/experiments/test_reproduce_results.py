@@ -368,7 +368,7 @@ def change(path: Path, **changes: object) -> None:
         ({"trained": 3}, "trained must be 1 with the settings of the run, got 3"),
         (
             {"trained": 3, "about": {"settings": {"outer": "maml", "inner_steps": 3}}},
-            "the seeds of maml must have the same points, trained point and tasks",
+            "has the trained point 3, and with its row it is 1",
         ),
     ],
 )
@@ -379,6 +379,17 @@ def test_results_that_do_not_fit_the_table(changes: dict[str, object], line: str
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert line in outcome.err
     assert (committed / "page.md").read_text() == PAGE
+
+
+def test_seeds_with_other_tasks(committed: Path) -> None:
+    (committed / "page.md").write_text(PAGE)
+    path = committed / "results" / "tiny" / "maml-1.json"
+    final = json.loads(path.read_text())["final"]
+    final["tasks"]["goal"][0][0] += 1.0
+    change(path, final=final)
+    outcome = report(committed, "tiny")
+    assert outcome.code == 2
+    assert "the seeds of maml must have the same points and tasks" in outcome.err
 
 
 @pytest.mark.parametrize("points", [[0.0, 2.0, 20.0], [0.0, 0.5, 10.0], [0.0, 1.0, 10.1], [1.0, 1.0, 10.0]])

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from metarl.experiments.compare.plan import read_options
+from metarl.experiments.compare.results import trained_point
 from metarl.experiments.reports.reproduce import table
 from metarl.experiments.reports.reproduce.drift import difference_at, same_tasks
 from metarl.experiments.reports.reproduce.plan import ReferenceRun
 from metarl.experiments.reports.reproduce.result import Result, describe_row, read_result
+from metarl.experiments.train import TrainConfig
 from metarl.statistics import Estimate, Interval, confidence_interval
 
 Array = npt.NDArray[np.float64]
@@ -98,6 +101,10 @@ def read_rows(results: Path, name: str) -> list[CommittedRow]:
             raise ValueError(f"{path} was made with {dict(result.row)}, and the table has {describe_row(run)}")
         if result.env_steps > row.env_steps:
             raise ValueError(f"{path} used {result.env_steps} environment steps, and its budget is {row.env_steps}")
+        given = read_options("options", row.options, TrainConfig())
+        trained = trained_point(result.axis, len(result.points), given.outer, given.inner_steps)
+        if result.trained != trained:  # the file's own settings may have been changed with it
+            raise ValueError(f"{path} has the trained point {result.trained}, and with its row it is {trained}")
     found = []
     for label, row in rows.items():
         own = sorted((result for result in files.values() if result.label == label), key=lambda result: result.seed)
@@ -108,12 +115,12 @@ def read_rows(results: Path, name: str) -> list[CommittedRow]:
 
 
 def check_seeds(row: CommittedRow, name: str) -> None:
-    """Raise a `ValueError` unless all seeds that did not diverge have the same points, trained point and tasks."""
+    """Raise a `ValueError` unless all seeds that did not diverge have the same points and tasks."""
     finite = [result for result in row.results if result.final is not None]
     for result in finite[1:]:
-        one, other = ((each.axis, each.points, each.trained, each.scores.shape) for each in (result, finite[0]))
+        one, other = ((each.axis, each.points, each.scores.shape) for each in (result, finite[0]))
         if one != other or not same_tasks(result, finite[0]):
-            raise ValueError(f"{name}: the seeds of {row.label} must have the same points, trained point and tasks")
+            raise ValueError(f"{name}: the seeds of {row.label} must have the same points and tasks")
 
 
 def untrained(rows: Sequence[CommittedRow]) -> CommittedRow | None:

@@ -116,11 +116,11 @@ ANT = "--inner-lr 0.03 --gae-lambda 0.9 --log-std-init -2 --eval-every 20"
 
 
 def normalized(
-    label: str, shared: str, options: str, env_steps: int, seeds: Sequence[int] = (0,), baseline: str | None = None
+    label: str, shared: str, options: str, env_steps: int, seeds: tuple[int, ...] = (0,), baseline: str | None = None
 ) -> ReferenceRow:
     """A row with `proximal` and normalised observations."""
     proximal = f"{shared} --outer-step proximal --normalize-observations"
-    return ReferenceRow(f"{label}, normalised", f"{proximal} {options}", baseline, env_steps, tuple(seeds))
+    return ReferenceRow(f"{label}, normalised", f"{proximal} {options}", baseline, env_steps, seeds)
 
 
 REFERENCES: dict[str, Reference] = {
