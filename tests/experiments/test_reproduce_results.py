@@ -381,6 +381,20 @@ def test_results_that_do_not_fit_the_table(changes: dict[str, object], line: str
     assert (committed / "page.md").read_text() == PAGE
 
 
+@pytest.mark.parametrize(("at", "value"), [(-1, 99_000_000), (1, 15_000_001), (2, 1)])
+@pytest.mark.parametrize("name", ["iteration", "env_steps"])
+def test_evaluations_are_in_order_and_within_the_run(name: str, at: int, value: int, tmp_path: Path) -> None:
+    """Another number of steps would move a point of the curve of training."""
+    kept = ROOT / "results" / "half_cheetah_velocity" / "proximal-0.json"
+    evaluations = json.loads(kept.read_text())["evaluations"]
+    evaluations[at][name] = value
+    path = tmp_path / "changed.json"
+    path.write_text(kept.read_text())
+    change(path, evaluations=evaluations)
+    with pytest.raises(ValueError, match=f"{name} of the evaluations must rise to"):
+        read_result(path)
+
+
 def test_seeds_with_other_tasks(committed: Path) -> None:
     (committed / "page.md").write_text(PAGE)
     path = committed / "results" / "tiny" / "maml-1.json"

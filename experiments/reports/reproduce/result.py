@@ -251,6 +251,11 @@ def from_dict(found: Mapping[str, Any]) -> Result:
     if (final is None) == (found["diverged"] is None) or not points:
         raise ValueError("final, diverged and points do not fit each other")
     _check_points(found, points, final)
+    evaluations = tuple(_read_evaluation(entry, len(points)) for entry in found["evaluations"])
+    for name, total in (("iteration", "iterations"), ("env_steps", "env_steps")):
+        values = [getattr(evaluation, name) for evaluation in evaluations]
+        if values != sorted(values) or values[-1:] > [found[total]]:
+            raise ValueError(f"{name} of the evaluations must rise to {found[total]} at most, got {values}")
     plain: dict[str, Any] = {
         **{name: str(found[name]) for name in ("name", "label", "axis")},
         **{name: int(found[name]) for name in ("seed", "trained", "iterations", "env_steps", "gradients")},
@@ -260,7 +265,7 @@ def from_dict(found: Mapping[str, Any]) -> Result:
     return Result(
         **plain,
         points=points,
-        evaluations=tuple(_read_evaluation(entry, len(points)) for entry in found["evaluations"]),
+        evaluations=evaluations,
         final=final,
         random_init=untrained,
         diverged=None if found["diverged"] is None else str(found["diverged"]),
